@@ -1,0 +1,65 @@
+"""Aliases, the user error, and the shape check that the whole core shares."""
+
+from collections.abc import Iterable, Mapping, Sequence
+import difflib
+from typing import Any
+
+import jax
+
+Array = jax.Array
+PyTree = Any
+Batch = Mapping[str, Array]
+
+
+class InputError(ValueError):
+  """Something the user gave is wrong.
+
+  The message is one line that names the value, where it came from and what
+  would be right. Entry points print it to stderr and exit with code 2.
+  """
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+  """Returns '; did you mean 'x' or 'y'?' for the known names next to `name`.
+
+  Args:
+    name: the unknown name.
+    known: the names that exist.
+
+  Returns:
+    A clause to append to an error message, empty when nothing is near.
+
+  Examples:
+    >>> nearest('BATCHSIZE', ['BATCH_SIZE', 'MODEL_DIR'])
+    "; did you mean 'BATCH_SIZE'?"
+  """
+  close = difflib.get_close_matches(name, list(known), n=2, cutoff=0.6)
+  if not close:
+    return ''
+  return '; did you mean ' + ' or '.join(repr(c) for c in close) + '?'
+
+
+def check_shape(
+    name: str, array: Any, expected: Sequence[int | None]
+) -> tuple[int, ...]:
+  """Checks an array's shape and returns it.
+
+  Args:
+    name: what the array is, for the message.
+    array: anything with a `shape`.
+    expected: one entry per axis; None stands for any size.
+
+  Returns:
+    The array's shape.
+
+  Raises:
+    ValueError: if the rank or a fixed size differs; both shapes are named.
+  """
+  shape = tuple(array.shape)
+  fits = len(shape) == len(expected) and all(
+      want is None or got == want for got, want in zip(shape, expected)
+  )
+  if not fits:
+    want = ', '.join('?' if e is None else str(e) for e in expected)
+    raise ValueError(f'{name} has shape {shape}, expected ({want})')
+  return shape
