@@ -40,7 +40,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def check_shape(
-    name: str, array: Any, expected: Sequence[int | None]
+  name: str, array: Any, expected: Sequence[int | None]
 ) -> tuple[int, ...]:
   """Checks an array's shape and returns it.
 
@@ -57,7 +57,8 @@ def check_shape(
   """
   shape = tuple(array.shape)
   fits = len(shape) == len(expected) and all(
-      want is None or got == want for got, want in zip(shape, expected)
+    want is None or got == want
+    for got, want in zip(shape, expected, strict=True)
   )
   if not fits:
     want = ', '.join('?' if e is None else str(e) for e in expected)

@@ -1,0 +1,63 @@
+# Each target makes the virtual environment first, if it is missing or older
+# than what it is made of. Only Python (3.11 or newer) and pip are needed.
+
+SHELL := /bin/bash
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PYTHONS ?= python3.11 python3.12 python3.13 python3
+
+.PHONY: help demo demo-full test test-fast lint clean
+
+help:
+	@echo 'make demo       the method end to end on the embedded benchmark'
+	@echo '                (one seed, under 10 minutes on 2 cores) -> demo/'
+	@echo 'make demo-full  the same with 3 seeds, full and few-shot -> demo-full/'
+	@echo 'make test       every test'
+	@echo 'make test-fast  the tests that take less than about five seconds'
+	@echo 'make lint       ruff and mypy'
+	@echo 'make clean      remove build leftovers and caches (keeps results)'
+
+demo: $(STAMP)
+	$(BIN)/python -m mpt_jax.pipeline --gin_file=gin_configs/runs/demo.gin \
+	  --gin.MODEL_DIR="'demo'"
+
+demo-full: $(STAMP)
+	$(BIN)/python -m mpt_jax.pipeline \
+	  --gin_file=gin_configs/runs/demo_full.gin --gin.MODEL_DIR="'demo-full'"
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+test-fast: $(STAMP)
+	$(BIN)/python -m pytest -m 'not slow'
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d \
+	  -exec rm -rf {} +
+
+$(STAMP): setup.py constraints.txt
+	@if ! $(BIN)/python -m pip --version > /dev/null 2>&1; then \
+	  found=; \
+	  for python in $(PYTHONS); do \
+	    if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	        > /dev/null 2>&1; then \
+	      found=$$python; break; \
+	    fi; \
+	  done; \
+	  if [ -z "$$found" ]; then \
+	    echo 'mpt_jax needs Python 3.11 or newer, and none of' \
+	      '$(PYTHONS) is; give yours as: make PYTHONS=/path/to/python' >&2; \
+	    exit 2; \
+	  fi; \
+	  echo "making $(VENV) with $$found"; \
+	  $$found -m venv $(VENV) || exit 2; \
+	fi
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test]'
+	@touch $@

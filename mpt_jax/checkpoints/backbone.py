@@ -1,0 +1,159 @@
+"""The frozen backbone: reads it from whatever layout it is stored in."""
+
+from collections.abc import Mapping
+import dataclasses
+import hashlib
+import json
+import os
+from typing import Any
+
+from flax import traverse_util
+import numpy as np
+
+from mpt_jax import t5
+from mpt_jax.checkpoints import huggingface, t5x_format, tensors
+from mpt_jax.types import InputError, PyTree
+
+# How a backbone is run, not which one it is.
+_RUNTIME_FIELDS = ('dtype', 'dropout_rate', 'float32_attention_logits')
+
+
+@dataclasses.dataclass(frozen=True)
+class Backbone:
+  """A frozen T5.
+
+  Attributes:
+    config: its architecture.
+    params: nested dict of float32 numpy arrays, named as T5X names them.
+    fingerprint: digest of config and parameters, 'sha256:…'.
+    name: what to call it.
+    path: where it was read.
+    vocabulary_file: the SentencePiece model beside it, or None.
+    report: names of the tensors 'restored', 'new' and 'ignored'. None is
+      ever new: a backbone with a random tensor is an error.
+  """
+
+  config: t5.T5Config
+  params: dict[str, Any]
+  fingerprint: str
+  name: str
+  path: str
+  vocabulary_file: str | None
+  report: dict[str, list[str]]
+
+
+def load_backbone(
+  path: str, config: t5.T5Config | str | None = None
+) -> Backbone:
+  """Loads a backbone.
+
+  Args:
+    path: an HF folder (`config.json` and safetensors), or a T5X checkpoint, in
+      its legacy or its orbax layout: the folder of one step or the one above,
+      of which the last step is taken.
+    config: the architecture or the name of a published one. An HF folder says
+      it itself, a T5X checkpoint implies it by its shapes; when given, it must
+      agree, and decides how the model runs (dtype, dropout).
+
+  Returns:
+    The backbone, complete.
+
+  Raises:
+    InputError: if there is no backbone at `path`, a part of it is missing or
+      damaged, or it is not of the config's sizes.
+  """
+  if isinstance(config, str):
+    config = t5.get_config(config)
+  if '://' in path:
+    raise InputError(
+      f'{path} is not a local path; copy the checkpoint to a local folder'
+    )
+  path = os.path.abspath(os.path.expanduser(path))
+  if not os.path.exists(path):
+    raise InputError(f'there is no backbone at {path}: no such folder')
+  if not os.path.isdir(path):
+    raise InputError(f'{path} is a file; give the folder that it lies in')
+  step_folder = t5x_format.find_checkpoint(path)
+  if step_folder is not None:
+    source = t5x_format.open_checkpoint(step_folder)
+    config = config or t5x_format.infer_config(source)
+    name = f'{os.path.basename(os.path.dirname(step_folder))}/'
+    name += os.path.basename(step_folder)
+  elif huggingface.is_model_folder(path):
+    source, stored_config, name = huggingface.open_folder(path)
+    config = _same_architecture(path, stored_config, config)
+  else:
+    raise InputError(
+      f'there is no backbone in {path}; expected config.json with'
+      ' model.safetensors, or a T5X checkpoint (checkpoint_<step>)'
+    )
+  ignored = tensors.check_tensors(source, config)
+  names = list(tensors.expected_shapes(config))
+  arrays = source.read(names)
+  params = traverse_util.unflatten_dict(arrays, sep='/')
+  vocabulary = os.path.join(path, huggingface.VOCABULARY)
+  return Backbone(
+    config=config,
+    params=params,
+    fingerprint=fingerprint(config, params),
+    name=name,
+    path=path,
+    vocabulary_file=vocabulary if os.path.isfile(vocabulary) else None,
+    report={'restored': names, 'new': [], 'ignored': ignored},
+  )
+
+
+def fingerprint(config: t5.T5Config, params: PyTree) -> str:
+  """Returns a digest that tells one backbone from another.
+
+  It covers the architecture and every parameter's name, shape and float32
+  value; not how the model is run (dtype, dropout rate) and not the order of
+  the tree.
+
+  Args:
+    config: the architecture.
+    params: the backbone's parameter tree.
+
+  Returns:
+    'sha256:' and 64 hexadecimal digits.
+  """
+  fields = config.to_dict()
+  for name in _RUNTIME_FIELDS:
+    del fields[name]
+  digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode())
+  flat: Mapping[str, Any] = traverse_util.flatten_dict(params, sep='/')
+  for name, leaf in sorted(flat.items()):
+    array = np.ascontiguousarray(np.asarray(leaf), dtype='<f4')
+    digest.update(f'\n{name} {list(array.shape)}\n'.encode())
+    digest.update(array.reshape(-1).view(np.uint8).data)
+  return f'sha256:{digest.hexdigest()}'
+
+
+def digest_vocabulary(file: str) -> str:
+  """Returns 'sha256:…' of a SentencePiece file.
+
+  Raises:
+    InputError: if the file cannot be read.
+  """
+  try:
+    with open(file, 'rb') as f:
+      return f'sha256:{hashlib.file_digest(f, "sha256").hexdigest()}'
+  except OSError as e:
+    raise InputError(
+      f'cannot read the vocabulary {file}: {e.strerror or e}'
+    ) from e
+
+
+def _same_architecture(
+  path: str, stored: t5.T5Config, given: t5.T5Config | None
+) -> t5.T5Config:
+  """Returns the given config if it describes the stored model."""
+  if given is None:
+    return stored
+  for field in dataclasses.fields(stored):
+    want, got = getattr(given, field.name), getattr(stored, field.name)
+    if want != got and field.name not in _RUNTIME_FIELDS:
+      raise InputError(
+        f'{path} has {field.name} {got}, but the config given asks for {want}'
+      )
+  return given

@@ -1,0 +1,350 @@
+"""Reads and writes T5 as transformers stores it, without transformers.
+
+A folder holds `config.json`, the weights as safetensors (one file, or shards
+with an index) and often the vocabulary, `spiece.model`. Names and transposes:
+transformers keeps linear weights as (out, in), T5X kernels as (in, out), and
+both join heads and head size, heads major.
+"""
+
+from collections.abc import Mapping, Sequence
+import os
+from typing import Any
+
+from flax import traverse_util
+import numpy as np
+from safetensors import safe_open
+
+from mpt_jax.checkpoints import files
+from mpt_jax.checkpoints.tensors import TensorSource, expected_shapes
+from mpt_jax.t5 import T5Config
+from mpt_jax.types import InputError, PyTree
+
+CONFIG = 'config.json'
+WEIGHTS = 'model.safetensors'
+INDEX = 'model.safetensors.index.json'
+VOCABULARY = 'spiece.model'
+
+_EMBEDDING = 'shared.weight'
+# Other names of the same array; a file may hold any of them.
+_EMBEDDING_ALIASES = (
+  'encoder.embed_tokens.weight',
+  'decoder.embed_tokens.weight',
+)
+_HEAD = 'lm_head.weight'
+_HEAD_PARAMETER = 'decoder/logits_dense/kernel'
+_FLOATS = ('F32', 'F16', 'BF16', 'F64')
+
+_FIELDS = {
+  'vocab_size': 'vocab_size',
+  'd_model': 'emb_dim',
+  'num_heads': 'num_heads',
+  'num_layers': 'num_encoder_layers',
+  'num_decoder_layers': 'num_decoder_layers',
+  'd_kv': 'head_dim',
+  'd_ff': 'mlp_dim',
+  'dropout_rate': 'dropout_rate',
+  'layer_norm_epsilon': 'layer_norm_epsilon',
+  'relative_attention_num_buckets': 'relpos_num_buckets',
+  'relative_attention_max_distance': 'relpos_max_distance',
+}
+_OPTIONAL_FIELDS = (
+  'dropout_rate',
+  'layer_norm_epsilon',
+  'relative_attention_num_buckets',
+  'relative_attention_max_distance',
+)
+_ACTIVATIONS = {
+  'relu': ('relu',),
+  'gated-relu': ('relu', 'linear'),
+  'gated-gelu': ('gelu', 'linear'),
+  'gated-silu': ('silu', 'linear'),
+}
+# Sublayer of a block by T5X's name: its index and transformers' name.
+_SUBLAYERS = {
+  'encoder': {
+    'pre_attention_layer_norm': (0, 'layer_norm'),
+    'attention': (0, 'SelfAttention'),
+    'pre_mlp_layer_norm': (1, 'layer_norm'),
+    'mlp': (1, 'DenseReluDense'),
+  },
+  'decoder': {
+    'pre_self_attention_layer_norm': (0, 'layer_norm'),
+    'self_attention': (0, 'SelfAttention'),
+    'pre_cross_attention_layer_norm': (1, 'layer_norm'),
+    'encoder_decoder_attention': (1, 'EncDecAttention'),
+    'pre_mlp_layer_norm': (2, 'layer_norm'),
+    'mlp': (2, 'DenseReluDense'),
+  },
+}
+_PROJECTIONS = {'query': 'q', 'key': 'k', 'value': 'v', 'out': 'o'}
+
+
+def is_model_folder(path: str) -> bool:
+  """Returns whether the folder claims to be a model of transformers."""
+  return os.path.isfile(os.path.join(path, CONFIG))
+
+
+def open_folder(path: str) -> tuple[TensorSource, T5Config, str]:
+  """Opens a folder of transformers.
+
+  Returns:
+    The tensors, the architecture and the model's name.
+
+  Raises:
+    InputError: if config or weights are missing, damaged or not a T5's.
+  """
+  stored_config = files.read_json(os.path.join(path, CONFIG), follow_links=True)
+  stored = _open_weights(path)
+  embedding = next(
+    (n for n in (_EMBEDDING, *_EMBEDDING_ALIASES) if n in stored), _EMBEDDING
+  )
+  tied, head = _read_head(stored_config, stored, embedding)
+  config = _read_config(os.path.join(path, CONFIG), stored_config, tied)
+
+  def stored_name(parameter: str) -> tuple[str, bool]:
+    name, transposed = name_of(parameter)
+    renamed = {_EMBEDDING: embedding, _HEAD: head}
+    return renamed.get(name, name), transposed
+
+  shapes = {}
+  for parameter in expected_shapes(config):
+    name, transposed = stored_name(parameter)
+    if name in stored:
+      shape = stored[name].shape
+      shapes[parameter] = shape[::-1] if transposed else shape
+
+  def read(parameters: Sequence[str]) -> dict[str, np.ndarray]:
+    arrays = {}
+    for parameter in parameters:
+      name, transposed = stored_name(parameter)
+      array = stored[name].read()
+      arrays[parameter] = np.ascontiguousarray(
+        array.T if transposed else array, dtype=np.float32
+      )
+    return arrays
+
+  used = {stored_name(parameter)[0] for parameter in shapes}
+  others = tuple(sorted(set(stored) - used))
+  source = TensorSource(path, shapes, read, others)
+  return source, config, _model_name(path, stored_config)
+
+
+def name_of(parameter: str) -> tuple[str, bool]:
+  """Returns transformers' name of a T5X parameter, and whether to transpose.
+
+  Examples:
+    >>> name_of('encoder/layers_0/attention/query/kernel')
+    ('encoder.block.0.layer.0.SelfAttention.q.weight', True)
+    >>> name_of('decoder/decoder_norm/scale')
+    ('decoder.final_layer_norm.weight', False)
+  """
+  if parameter == 'token_embedder/embedding':
+    return _EMBEDDING, False
+  if parameter == _HEAD_PARAMETER:
+    return _HEAD, True
+  stack, part, *rest = parameter.split('/')
+  if part == f'{stack}_norm':
+    return f'{stack}.final_layer_norm.weight', False
+  if part == 'relpos_bias':
+    bias = 'layer.0.SelfAttention.relative_attention_bias'
+    return f'{stack}.block.0.{bias}.weight', True
+  index, name = _SUBLAYERS[stack][rest[0]]
+  prefix = f'{stack}.block.{part.removeprefix("layers_")}.layer.{index}.{name}'
+  if name == 'layer_norm':
+    return f'{prefix}.weight', False
+  return f'{prefix}.{_PROJECTIONS.get(rest[1], rest[1])}.weight', True
+
+
+def save_huggingface(
+  path: str,
+  config: T5Config,
+  params: PyTree,
+  vocabulary_file: str | None = None,
+  dtype: str = 'float32',
+  name: str = '',
+) -> None:
+  """Writes a folder that transformers and `load_backbone` read.
+
+  The folder appears whole or not at all.
+
+  Args:
+    path: the folder.
+    config: the architecture.
+    params: the parameter tree; what does not belong to the backbone is left
+      out.
+    vocabulary_file: a SentencePiece file to put beside it.
+    dtype: 'float32' or 'float16', the type of the stored weights.
+    name: the model's name, as `load_backbone` will call it.
+
+  Raises:
+    InputError: if transformers has no such architecture, a weight does not
+      fit into float16, or the place cannot be written.
+  """
+  if dtype not in ('float32', 'float16'):
+    raise InputError(f'dtype is {dtype!r}, expected float32 or float16')
+  kinds = {v: k for k, v in _ACTIVATIONS.items()}
+  if config.mlp_activations not in kinds:
+    raise InputError(
+      f'mlp_activations {config.mlp_activations} have no name in transformers,'
+      f' expected one of {", ".join(map(str, kinds))}'
+    )
+  flat: Mapping[str, Any] = traverse_util.flatten_dict(params, sep='/')
+  arrays = {}
+  for parameter in expected_shapes(config):
+    stored_name, transposed = name_of(parameter)
+    array = np.asarray(flat[parameter], np.float32)
+    if dtype == 'float16' and np.abs(array).max() > np.finfo(dtype).max:
+      raise InputError(
+        f'{parameter} has values beyond the range of float16; save as float32'
+      )
+    arrays[stored_name] = (array.T if transposed else array).astype(dtype)
+  fields = {hf: getattr(config, ours) for hf, ours in _FIELDS.items()}
+  stored_config = {
+    **fields,
+    'model_type': 't5',
+    'architectures': ['T5ForConditionalGeneration'],
+    'is_encoder_decoder': True,
+    'feed_forward_proj': kinds[config.mlp_activations],
+    'tie_word_embeddings': config.logits_via_embedding,
+    # Transformers >= 5 asks this instead of tie_word_embeddings.
+    'scale_decoder_outputs': config.logits_via_embedding,
+    'pad_token_id': 0,
+    'eos_token_id': 1,
+    'decoder_start_token_id': 0,
+    'torch_dtype': dtype,
+  }
+  if name:
+    stored_config['_name_or_path'] = name
+  contents = {
+    CONFIG: files.json_bytes(stored_config),
+    WEIGHTS: files.tensor_bytes(arrays, {'format': 'pt'}),
+  }
+  if vocabulary_file is not None:
+    try:
+      with open(vocabulary_file, 'rb') as f:
+        contents[VOCABULARY] = f.read()
+    except OSError as e:
+      raise InputError(
+        f'cannot read the vocabulary {vocabulary_file}: {e.strerror or e}'
+      ) from e
+  files.write_folder(path, contents)
+
+
+class _Stored:
+  """One tensor of a safetensors file; read when asked for."""
+
+  def __init__(self, file: Any, path: str, name: str):
+    view = file.get_slice(name)
+    if view.get_dtype() not in _FLOATS:
+      raise InputError(
+        f'{path}: {name} has type {view.get_dtype()}, expected one of'
+        f' {", ".join(_FLOATS)}'
+      )
+    self.shape = tuple(view.get_shape())
+    self._file, self._name = file, name
+
+  def read(self) -> np.ndarray:
+    return self._file.get_tensor(self._name)
+
+
+def _open_weights(path: str) -> dict[str, _Stored]:
+  """Opens one file, or the shards that an index lists."""
+  single, index = os.path.join(path, WEIGHTS), os.path.join(path, INDEX)
+  if os.path.isfile(single):
+    return _open_file(single)
+  if not os.path.isfile(index):
+    pickled = sorted(n for n in os.listdir(path) if n.endswith('.bin'))
+    if pickled:
+      raise InputError(
+        f'{path} has its weights as a pickle ({pickled[0]}), which is not read'
+        ' because it can run code; save the model as safetensors'
+      )
+    raise InputError(f'{path} has no weights: {WEIGHTS} is missing')
+  weight_map = files.read_json(index, follow_links=True).get('weight_map')
+  if not isinstance(weight_map, dict) or not weight_map:
+    raise InputError(f'{index} has no weight_map')
+  stored: dict[str, _Stored] = {}
+  for shard in sorted(set(map(str, weight_map.values()))):
+    if os.path.basename(shard) != shard or not shard.endswith('.safetensors'):
+      raise InputError(
+        f'{index} names the shard {shard!r}, expected the name of a'
+        ' .safetensors file in the same folder'
+      )
+    stored |= _open_file(os.path.join(path, shard))
+  for name in weight_map:
+    if name not in stored:
+      raise InputError(f'{index} lists {name!r}, but no shard holds it')
+  return stored
+
+
+def _open_file(path: str) -> dict[str, _Stored]:
+  files.require_file(path, follow_links=True)
+  try:
+    file: Any = safe_open(path, framework='np')
+    return {name: _Stored(file, path, name) for name in file.keys()}
+  except InputError:
+    raise
+  except Exception as e:  # safetensors raises several unrelated types.
+    raise InputError(f'{path} is not a readable safetensors file: {e}') from e
+
+
+def _read_head(
+  config: Mapping[str, Any], stored: Mapping[str, _Stored], embedding: str
+) -> tuple[bool, str]:
+  """Decides how the logits are made, from the weights first.
+
+  Transformers writes `tie_word_embeddings: true` for untied models too (since
+  5.0), so that a head of its own counts, and after it the scaling.
+
+  Returns:
+    Whether they come from the scaled embedding, as in v1.0; and if not, from
+    which tensor.
+  """
+  tie = config.get('tie_word_embeddings', True)
+  scaled = config.get('scale_decoder_outputs', tie)
+  if _HEAD not in stored:
+    # If not tied, the head will be found missing.
+    return bool(scaled and tie), embedding if tie else _HEAD
+  if scaled and embedding in stored:
+    same = np.array_equal(stored[_HEAD].read(), stored[embedding].read())
+    return same, _HEAD
+  return False, _HEAD
+
+
+def _read_config(file: str, stored: Mapping[str, Any], tied: bool) -> T5Config:
+  model_type = stored.get('model_type', 't5')
+  if model_type not in ('t5', 'mt5'):
+    raise InputError(
+      f'{file}: model_type is {model_type!r}, expected t5 or mt5'
+    )
+  kind = stored.get('feed_forward_proj', 'relu')
+  if kind not in _ACTIVATIONS:
+    raise InputError(
+      f'{file}: feed_forward_proj is {kind!r}, expected one of'
+      f' {", ".join(_ACTIVATIONS)}'
+    )
+  fields: dict[str, Any] = {}
+  for theirs, ours in _FIELDS.items():
+    if stored.get(theirs) is not None:
+      fields[ours] = stored[theirs]
+    elif theirs == 'num_decoder_layers':
+      fields[ours] = stored.get('num_layers')
+    elif theirs not in _OPTIONAL_FIELDS:
+      raise InputError(f'{file} lacks the key {theirs!r}')
+  try:
+    return T5Config(
+      **fields,
+      mlp_activations=_ACTIVATIONS[kind],
+      logits_via_embedding=tied,
+    )
+  except (InputError, TypeError) as e:
+    raise InputError(f'{file}: {e}') from e
+
+
+def _model_name(path: str, config: Mapping[str, Any]) -> str:
+  name = config.get('_name_or_path')
+  # Transformers may have put a path of somebody's machine there.
+  if isinstance(name, str) and name and not os.path.isabs(name):
+    if name.count('/') <= 1 and '\\' not in name and name[0] not in '.~':
+      return name
+  return os.path.basename(path)

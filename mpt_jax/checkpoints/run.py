@@ -1,0 +1,169 @@
+"""Save and resume a run with orbax: prompts, optimizer, position in the data.
+
+A MODEL_DIR holds `run_config.json` (what the run is), `checkpoints/<step>/`
+(orbax) and, when it has finished, the prompt bundle. The backbone is never in
+it; its fingerprint is.
+"""
+
+from collections.abc import Mapping
+import json
+import os
+import pathlib
+from typing import Any
+
+from flax import serialization
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from mpt_jax import params as params_lib
+from mpt_jax.checkpoints import files
+from mpt_jax.types import InputError
+
+RUN_CONFIG = 'run_config.json'
+
+
+class RunCheckpointer:
+  """Writes and reads the checkpoints of one MODEL_DIR."""
+
+  def __init__(
+    self, model_dir: str, *, max_to_keep: int | None = 3, keep_period=None
+  ):
+    path = pathlib.Path(model_dir).absolute() / 'checkpoints'
+    path.mkdir(parents=True, exist_ok=True)
+    self._manager = ocp.CheckpointManager(
+      path,
+      options=ocp.CheckpointManagerOptions(
+        max_to_keep=max_to_keep,
+        keep_period=keep_period,
+        enable_async_checkpointing=False,
+      ),
+      item_handlers={
+        'state': ocp.StandardCheckpointHandler(),
+        'iterator': ocp.JsonCheckpointHandler(),
+      },
+    )
+    self._path = path
+
+  def latest_step(self) -> int | None:
+    """The newest finished checkpoint's step, or None."""
+    return self._manager.latest_step()
+
+  def save(self, state: Any, iterator_state: Mapping[str, Any] | None) -> None:
+    """Saves a train state, replacing nothing until it is complete."""
+    step = int(state.step)
+    if self._manager.latest_step() == step:
+      return
+    self._manager.save(
+      step,
+      args=ocp.args.Composite(
+        state=ocp.args.StandardSave(_to_flat(state)),
+        iterator=ocp.args.JsonSave({'state': iterator_state}),
+      ),
+    )
+
+  def restore(self, state: Any, step: int | None = None) -> tuple[Any, Any]:
+    """Reads a checkpoint into the form of a given state.
+
+    Args:
+      state: a train state of the run's shapes; its values are replaced.
+      step: which checkpoint; None is the newest.
+
+    Returns:
+      (train state, the data iterator's state or None).
+
+    Raises:
+      InputError: if the checkpoint's names or shapes are not the run's.
+    """
+    step = self.latest_step() if step is None else step
+    if step is None:
+      raise InputError(f'there is no checkpoint in {self._path}')
+    want = _to_flat(state)
+    saved = self._manager.item_metadata(step)['state']
+    saved = {k: tuple(v.shape) for k, v in saved.items()}
+    # Parameters first: they say most about what is different.
+    names = sorted(want.keys() | saved.keys())
+    for name in sorted(names, key=lambda n: not n.startswith('params/')):
+      ours = tuple(want[name].shape) if name in want else 'absent'
+      theirs = saved.get(name, 'absent')
+      if ours != theirs:
+        raise InputError(
+          f'checkpoint {step} in {self._path} does not fit this run: {name}'
+          f' is {theirs} there and {ours} here; use another MODEL_DIR'
+        )
+    out = self._manager.restore(
+      step,
+      args=ocp.args.Composite(
+        state=ocp.args.StandardRestore(want),
+        iterator=ocp.args.JsonRestore(),
+      ),
+    )
+    return _from_flat(state, out['state']), out['iterator']['state']
+
+  def close(self) -> None:
+    """Waits for and releases the manager."""
+    self._manager.close()
+
+
+def _to_flat(state: Any) -> dict[str, Any]:
+  """Train state -> {'params/prompts/task_u': array}, no empty nodes."""
+  return params_lib.flatten(serialization.to_state_dict(state))
+
+
+def _from_flat(template: Any, flat: Mapping[str, Any]) -> Any:
+  """The inverse of `_to_flat`, keeping the template's structure."""
+  leaves, treedef = jax.tree_util.tree_flatten(template)
+  names = params_lib.flatten(
+    serialization.to_state_dict(
+      jax.tree_util.tree_unflatten(treedef, list(range(len(leaves))))
+    )
+  )
+  restored = list(leaves)
+  for name, index in names.items():
+    restored[index] = flat[name]
+  return jax.tree_util.tree_unflatten(treedef, restored)
+
+
+def check_run_config(model_dir: str, config: Mapping[str, Any]) -> bool:
+  """Compares a run's settings with those its MODEL_DIR was made with.
+
+  Args:
+    model_dir: the run's folder; need not exist.
+    config: JSON-able settings of this run.
+
+  Returns:
+    Whether the folder already holds this run (otherwise it is new, and
+    `config` is written there).
+
+  Raises:
+    InputError: if it holds a run with other settings; the first one that
+      differs is named with both values.
+  """
+  path = os.path.join(model_dir, RUN_CONFIG)
+  now = json.loads(json.dumps(config, default=_plain))
+  if not os.path.exists(path):
+    if os.path.isdir(os.path.join(model_dir, 'checkpoints')):
+      raise InputError(
+        f'MODEL_DIR {model_dir!r} holds checkpoints but no {RUN_CONFIG}: it is'
+        ' not one of our runs; use another MODEL_DIR'
+      )
+    os.makedirs(model_dir, exist_ok=True)
+    files.write_file(path, files.json_bytes(now))
+    return False
+  before = files.read_json(path)
+  for name in sorted(now.keys() | before.keys()):
+    if now.get(name) != before.get(name):
+      raise InputError(
+        f'MODEL_DIR {model_dir!r} holds a run with {name} ='
+        f' {before.get(name)!r}, this one has {now.get(name)!r}; use another'
+        ' MODEL_DIR or the same settings'
+      )
+  return True
+
+
+def _plain(value: Any) -> Any:
+  if isinstance(value, (np.integer, np.floating)):
+    return value.item()
+  if hasattr(value, '__dataclass_fields__'):
+    return {k: getattr(value, k) for k in value.__dataclass_fields__}
+  return str(value)

@@ -1,0 +1,245 @@
+"""Reads T5X checkpoints without T5X.
+
+Two layouts hold a folder `checkpoint_<step>`: the legacy one (a msgpack file
+`checkpoint` and a zarr folder per array) and orbax's (`state/`, one OCDBT
+database or, older, a zarr folder per array). Only the parameters are read,
+never the optimizer's state.
+"""
+
+from collections.abc import Mapping, Sequence
+import os
+import re
+from typing import Any
+
+from flax import serialization
+import jax.numpy as jnp
+import numpy as np
+
+from mpt_jax.checkpoints.tensors import TensorSource
+from mpt_jax.t5 import T5Config
+from mpt_jax.types import InputError
+
+_STEP_FOLDER = re.compile(r'checkpoint_(\d+)')
+_PREFIX = 'target.'
+# Reading many arrays at once hides the latency of the file system; reading
+# all would hold every compressed one in memory besides.
+_READS_AT_ONCE = 32
+
+
+def find_checkpoint(path: str) -> str | None:
+  """Returns the folder of one step, or None if there is no checkpoint.
+
+  Args:
+    path: the folder of a step, or one with such folders, of which the last
+      step is taken.
+  """
+  if _is_legacy(path) or _is_orbax(path):
+    return path
+  steps = {}
+  for name in os.listdir(path):
+    match = _STEP_FOLDER.fullmatch(name)
+    folder = os.path.join(path, name)
+    if match and (_is_legacy(folder) or _is_orbax(folder)):
+      steps[int(match[1])] = folder
+  return steps[max(steps)] if steps else None
+
+
+def open_checkpoint(folder: str) -> TensorSource:
+  """Opens what `find_checkpoint` found.
+
+  Raises:
+    InputError: if the checkpoint is damaged.
+  """
+  if _is_orbax(folder):
+    return _open_orbax(folder)
+  return _open_legacy(folder)
+
+
+def infer_config(source: TensorSource) -> T5Config:
+  """Returns the architecture that a checkpoint's shapes imply.
+
+  What shapes cannot tell is as in all published models: relu in plain, tanh
+  gelu in gated MLPs, a largest distance of 128.
+
+  Raises:
+    InputError: if a tensor that tells is missing.
+  """
+  shapes = source.shapes
+
+  def shape(name: str, rank: int) -> tuple[int, ...]:
+    if len(shapes.get(name, ())) != rank:
+      raise InputError(
+        f'{source.path} is no T5: it has no tensor {name!r} of rank {rank}'
+      )
+    return shapes[name]
+
+  def layers(stack: str) -> int:
+    return len(
+      {n.split('/')[1] for n in shapes if n.startswith(f'{stack}/layers_')}
+    )
+
+  gated = 'encoder/layers_0/mlp/wi_0/kernel' in shapes
+  vocab_size, emb_dim = shape('token_embedder/embedding', 2)
+  num_heads, buckets = shape('encoder/relpos_bias/rel_embedding', 2)
+  _, joined = shape('encoder/layers_0/attention/query/kernel', 2)
+  wi = 'wi_0' if gated else 'wi'
+  _, mlp_dim = shape(f'encoder/layers_0/mlp/{wi}/kernel', 2)
+  return T5Config(
+    vocab_size=vocab_size,
+    emb_dim=emb_dim,
+    num_heads=num_heads,
+    num_encoder_layers=layers('encoder'),
+    num_decoder_layers=layers('decoder'),
+    head_dim=joined // max(num_heads, 1),
+    mlp_dim=mlp_dim,
+    mlp_activations=('gelu', 'linear') if gated else ('relu',),
+    logits_via_embedding='decoder/logits_dense/kernel' not in shapes,
+    relpos_num_buckets=buckets,
+  )
+
+
+def _is_legacy(folder: str) -> bool:
+  return os.path.isfile(os.path.join(folder, 'checkpoint'))
+
+
+def _is_orbax(folder: str) -> bool:
+  return os.path.isfile(os.path.join(folder, 'state', '_METADATA'))
+
+
+def _open_orbax(folder: str) -> TensorSource:
+  import tensorstore as ts
+
+  state = os.path.join(folder, 'state', '')
+  kvstore: dict[str, Any] = {'driver': 'file', 'path': state}
+  if os.path.isfile(os.path.join(state, 'manifest.ocdbt')):
+    kvstore = {'driver': 'ocdbt', 'base': kvstore}
+    try:
+      stored = ts.KvStore.open(kvstore).result()
+      # '/' follows '.': all keys that start with the prefix.
+      keys = stored.list(ts.KvStore.KeyRange('target.', 'target/')).result()
+    except Exception as e:  # Tensorstore raises several unrelated types.
+      raise InputError(f'{state} cannot be read: {_first_line(e)}') from e
+    names = sorted(
+      key.decode().removesuffix('/.zarray')
+      for key in keys
+      if key.endswith(b'/.zarray')
+    )
+  else:
+    names = sorted(n for n in os.listdir(state) if n.startswith(_PREFIX))
+  if not names:
+    raise InputError(f'{state} holds no parameters (names {_PREFIX}…)')
+  base = kvstore.get('path', '')
+  specs = {
+    _parameter(name): {**kvstore, 'path': f'{base}{name}/'} for name in names
+  }
+  return _source(folder, specs, {})
+
+
+def _open_legacy(folder: str) -> TensorSource:
+  file = os.path.join(folder, 'checkpoint')
+  try:
+    with open(file, 'rb') as f:
+      content = serialization.msgpack_restore(f.read())
+    target = content['optimizer']['target']
+  except Exception as e:  # Damaged msgpack raises several unrelated types.
+    raise InputError(f'{file} is no T5X checkpoint: {_first_line(e)}') from e
+  specs: dict[str, Any] = {}
+  inlined: dict[str, np.ndarray] = {}
+
+  def walk(tree: Any, path: str) -> None:
+    if isinstance(tree, np.ndarray) and jnp.issubdtype(
+      tree.dtype, jnp.floating
+    ):
+      inlined[path] = tree
+    elif isinstance(tree, Mapping) and 'kvstore' in tree:
+      specs[path] = _zarr_folder(folder, file, path, tree)
+    elif isinstance(tree, Mapping):
+      for name, child in tree.items():
+        walk(child, f'{path}/{name}' if path else str(name))
+    else:
+      raise InputError(
+        f'{file}: {path or "target"} is a {type(tree).__name__}, expected an'
+        ' array of floats'
+      )
+
+  walk(target, '')
+  return _source(folder, specs, inlined)
+
+
+def _zarr_folder(
+  folder: str, file: str, parameter: str, leaf: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Returns where an array lies, which must be inside the checkpoint.
+
+  Of what the file says only the last name counts: driver and bucket are those
+  of the place that the checkpoint was first written to.
+  """
+  stored = leaf['kvstore']
+  name = stored.get('path') if isinstance(stored, Mapping) else None
+  name = name.rstrip('/') if isinstance(name, str) else ''
+  inside = name not in ('', '.', '..') and not re.search(r'[/\\\0]', name)
+  path = os.path.join(folder, name)
+  if inside:
+    root = os.path.join(os.path.realpath(folder), '')
+    inside = os.path.realpath(path).startswith(root)
+  if not inside:
+    raise InputError(
+      f'{file}: the array {parameter} is said to lie at {name!r}, expected the'
+      f' name of a folder in {folder}'
+    )
+  return {'driver': 'file', 'path': os.path.join(path, '')}
+
+
+def _source(
+  folder: str, specs: Mapping[str, Any], inlined: Mapping[str, np.ndarray]
+) -> TensorSource:
+  """Opens zarr arrays, of which only shapes are read for now."""
+  import tensorstore as ts
+
+  opening = {
+    name: ts.open(
+      {
+        'driver': 'zarr',
+        'kvstore': kvstore,
+        # A lost chunk must not be read as zeros.
+        'fill_missing_data_reads': False,
+      },
+      open=True,
+      read=True,
+    )
+    for name, kvstore in specs.items()
+  }
+  arrays = {n: _result(folder, n, future) for n, future in opening.items()}
+  shapes = {name: tuple(array.shape) for name, array in arrays.items()}
+  shapes |= {name: array.shape for name, array in inlined.items()}
+
+  def read(names: Sequence[str]) -> dict[str, np.ndarray]:
+    values = {n: np.asarray(inlined[n]) for n in names if n in inlined}
+    stored = [n for n in names if n not in inlined]
+    for start in range(0, len(stored), _READS_AT_ONCE):
+      some = stored[start : start + _READS_AT_ONCE]
+      reading = {n: arrays[n].read() for n in some}
+      for name, future in reading.items():
+        values[name] = _result(folder, name, future)
+    return {n: values[n].astype(np.float32, copy=False) for n in names}
+
+  return TensorSource(folder, shapes, read)
+
+
+def _result(folder: str, name: str, future: Any) -> Any:
+  try:
+    return future.result()
+  except Exception as e:  # Tensorstore raises several unrelated types.
+    raise InputError(
+      f'{folder}: {name} cannot be read: {_first_line(e)}'
+    ) from e
+
+
+def _parameter(name: str) -> str:
+  """'target.encoder.encoder_norm.scale' -> 'encoder/encoder_norm/scale'."""
+  return name.removeprefix(_PREFIX).replace('.', '/')
+
+
+def _first_line(error: Exception) -> str:
+  lines = str(error).splitlines()
+  return lines[0] if lines else type(error).__name__

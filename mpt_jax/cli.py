@@ -1,0 +1,225 @@
+"""What the gin-driven entry points share: flags, gin files, error manners.
+
+`python -m mpt_jax.X --gin_file=… --gin.MACRO=…`: wrong input ends with one
+line on stderr and exit code 2, a bug with a traceback and exit code 1.
+"""
+
+import argparse
+from collections.abc import Callable, Sequence
+import importlib
+import importlib.util
+import logging
+import os
+import re
+import sys
+from typing import Any
+
+import gin
+
+from mpt_jax.types import InputError, nearest
+
+_MACRO = r'[A-Za-z_][A-Za-z0-9_]*'
+# '%gin.REQUIRED' is a constant, not a macro.
+_REFERENCE = re.compile(rf'%({_MACRO})\b(?!\.)')
+
+
+def main(module: str, function: str, argv: Sequence[str] | None = None) -> None:
+  """Runs `module.function` with its parameters bound by gin.
+
+  Args:
+    module: 'mpt_jax.train'. Imported by name, so that gin sees the same
+      functions when the module also runs as `__main__`.
+    function: the function to call; it is given no arguments but gin's.
+    argv: the command line; None is `sys.argv[1:]`.
+  """
+  argv = sys.argv[1:] if argv is None else list(argv)
+  debug = '--debug' in argv
+  logging.basicConfig(
+    level=logging.INFO,
+    format='%(asctime)s %(message)s',
+    datefmt='%H:%M:%S',
+    stream=sys.stderr,
+    force=True,
+  )
+  for noisy in ('jax', 'orbax', 'absl', 'tensorflow', 'h5py', 'matplotlib'):
+    logging.getLogger(noisy).setLevel(logging.WARNING)
+  try:
+    target = getattr(importlib.import_module(module), function)
+    flags, bindings = _parse_flags(module, target, argv)
+    _configure(flags, bindings)
+    gin.get_configurable(target)()
+  except InputError as e:
+    if debug:
+      raise
+    # Gin appends the call it was in; the first line is ours.
+    print(f'error: {str(e).splitlines()[0]}', file=sys.stderr)
+    sys.exit(2)
+  except KeyboardInterrupt:
+    print('interrupted; the same command resumes', file=sys.stderr)
+    sys.exit(130)
+
+
+def _parse_flags(
+  module: str, target: Callable, argv: Sequence[str]
+) -> tuple[argparse.Namespace, list[str]]:
+  parser = argparse.ArgumentParser(
+    prog=f'python -m {module}',
+    description=importlib.import_module(module).__doc__,
+    epilog='--gin.NAME=VALUE sets a macro (--gin.BATCH_SIZE=32) or a parameter'
+    ' (--gin.train.train.log_period=50); strings need quotes:'
+    ' --gin.MODEL_DIR="\'runs/rte\'". Each shipped gin file names its macros'
+    ' at its top: gin_configs/runs/*.gin',
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+  parser.add_argument(
+    '--gin_file',
+    action='append',
+    default=[],
+    help='gin file; may be repeated, later ones win. Looked for as given, in'
+    ' --gin_search_paths, then among the installed gin_configs',
+  )
+  parser.add_argument(
+    '--gin_search_paths', default='', help='comma-separated folders'
+  )
+  parser.add_argument(
+    '--tfds_data_dir', default=None, help='folder of prepared TFDS data'
+  )
+  parser.add_argument(
+    '--debug', action='store_true', help='show the traceback of wrong input'
+  )
+  flags, rest = parser.parse_known_args(argv)
+  bindings = []
+  for argument in rest:
+    if not argument.startswith('--gin.') or '=' not in argument:
+      known = ['--gin_file', '--gin_search_paths', '--tfds_data_dir', '--debug']
+      hint = nearest(argument.split('=')[0], known)
+      raise InputError(f'unknown argument {argument!r}{hint or "; see --help"}')
+    bindings.append(argument.removeprefix('--gin.'))
+  if not flags.gin_file:
+    raise InputError('no --gin_file given; see --help')
+  return flags, bindings
+
+
+def search_paths(extra: str = '') -> list[str]:
+  """Folders in which gin files are looked for, in order."""
+  paths = ['', *[p for p in extra.split(',') if p]]
+  spec = importlib.util.find_spec('gin_configs')
+  for location in (spec.submodule_search_locations or []) if spec else []:
+    # The folder itself, and its parent for 'gin_configs/runs/teacher.gin'.
+    paths += [os.path.dirname(location), location]
+  return paths
+
+
+def _find(name: str, paths: Sequence[str]) -> str:
+  for path in paths:
+    candidate = os.path.join(path, name)
+    if os.path.isfile(candidate):
+      return candidate
+  known = []
+  for path in paths[1:]:
+    for folder, _, names in os.walk(path):
+      known += [
+        os.path.relpath(os.path.join(folder, n), path)
+        for n in names
+        if n.endswith('.gin')
+      ]
+  raise InputError(
+    f'gin file {name!r} does not exist{nearest(name, sorted(set(known)))}'
+  )
+
+
+def _configure(flags: argparse.Namespace, bindings: Sequence[str]) -> None:
+  """Parses the gin files and bindings, and checks every macro."""
+  if flags.tfds_data_dir is not None:
+    if not os.path.isdir(flags.tfds_data_dir):
+      raise InputError(
+        f'--tfds_data_dir={flags.tfds_data_dir} does not exist; `python -m'
+        ' tasks.offline --data_dir=…` writes synthetic data'
+      )
+    importlib.import_module('mpt_jax.data').set_data_dir(flags.tfds_data_dir)
+  paths = search_paths(flags.gin_search_paths)
+  for path in paths[1:]:
+    gin.add_config_file_search_path(path)
+  gin_files = [_find(name, paths) for name in flags.gin_file]
+  _check_macros(*_definitions(gin_files, paths), bindings)
+  try:
+    gin.parse_config_files_and_bindings(gin_files, list(bindings))
+  except InputError:
+    raise
+  except (ValueError, TypeError, SyntaxError, OSError, ImportError) as e:
+    raise InputError(f'gin: {" ".join(str(e).split())}') from e
+
+
+def _definitions(
+  gin_files: Sequence[str], paths: Sequence[str]
+) -> tuple[list[tuple[str, str, str]], str]:
+  """All macro definitions in gin's own order, and the text without comments.
+
+  Returns:
+    ([(name, value, file)], text of all files); a later definition wins.
+  """
+  found: list[tuple[str, str, str]] = []
+  texts = []
+
+  def read(path: str) -> None:
+    with open(path, encoding='utf-8') as f:
+      text = re.sub(r'(?m)^\s*#.*$|\s#.*$', '', f.read())
+    texts.append(text)
+    for line in text.splitlines():
+      if include := re.match(r'include\s+[\'"](.+?)[\'"]', line):
+        read(_find(include.group(1), paths))
+      elif macro := re.match(rf'({_MACRO})[ \t]*=[ \t]*(.*)$', line):
+        found.append((macro.group(1), macro.group(2).strip(), path))
+
+  for path in gin_files:
+    read(path)
+  return found, '\n'.join(texts)
+
+
+def _check_macros(
+  definitions: Sequence[tuple[str, str, str]],
+  text: str,
+  bindings: Sequence[str],
+) -> None:
+  """Every macro that is set must be used, every required one must be set.
+
+  Gin itself accepts a misspelt macro in silence.
+  """
+  used = set(_REFERENCE.findall(text))
+  values: dict[str, str] = {}
+  for binding in bindings:
+    used.update(_REFERENCE.findall(binding.partition('=')[2]))
+  for name, value, path in definitions:
+    if name not in used:
+      raise InputError(
+        f'macro {name} in {path} is used nowhere{nearest(name, used)}'
+      )
+    values[name] = value
+  for binding in bindings:
+    name, _, value = binding.partition('=')
+    if re.fullmatch(_MACRO, name):
+      if name not in used:
+        raise InputError(
+          f'--gin.{name} sets a macro that no gin file uses'
+          f'{nearest(name, used)}'
+        )
+      values[name] = value
+  missing = [n for n, v in values.items() if v == '%gin.REQUIRED']
+  missing += sorted(used - values.keys())
+  if missing:
+    others = f' (also missing: {", ".join(missing[1:])})' if missing[1:] else ''
+    raise InputError(
+      f'required macro {missing[0]} is not set: give'
+      f' --gin.{missing[0]}=…{others}'
+    )
+
+
+def operative_config() -> str:
+  """The gin configuration in force, for the run's folder."""
+  return gin.operative_config_str() or gin.config_str()
+
+
+def as_list(value: Any) -> list[Any]:
+  """A gin value that may be one item or several."""
+  return list(value) if isinstance(value, (list, tuple)) else [value]

@@ -1,0 +1,49 @@
+"""The SeqIO side: tasks and mixtures become batches of model features.
+
+Importing this package imports TensorFlow and SeqIO (some seconds), so entry
+points import it late and the core never does. TensorFlow is for reading and
+tokenising only: it is kept off the accelerators, which belong to JAX.
+"""
+
+from mpt_jax.data import quiet
+
+with quiet.silence_native_logs():
+  import seqio  # noqa: F401
+  import tensorflow as tf
+
+  tf.config.set_visible_devices([], 'GPU')
+
+# Only now: what follows imports TensorFlow too, which must be quiet.
+# ruff: noqa: E402
+from mpt_jax.data.dataset import (
+  BatchIterator,
+  DatasetConfig,
+  check_data,
+  get_train_iterator,
+)
+from mpt_jax.data.evaluation import evaluate, predict
+from mpt_jax.data.feature_converter import PromptFeatureConverter
+from mpt_jax.data.provenance import is_synthetic
+from mpt_jax.data.register import register_task
+from mpt_jax.data.rows import task_identity, task_rows
+from mpt_jax.data.sources import TfdsSource, get_data_dir, set_data_dir
+from mpt_jax.data.vocabulary import get_vocabulary, use_vocabulary
+
+__all__ = [
+  'BatchIterator',
+  'DatasetConfig',
+  'PromptFeatureConverter',
+  'TfdsSource',
+  'check_data',
+  'evaluate',
+  'get_data_dir',
+  'get_train_iterator',
+  'get_vocabulary',
+  'is_synthetic',
+  'predict',
+  'register_task',
+  'set_data_dir',
+  'task_identity',
+  'task_rows',
+  'use_vocabulary',
+]

@@ -1,0 +1,168 @@
+"""Tokenised examples to a batch of model features, in NumPy.
+
+The same features as `PromptFeatureConverter` makes in tf.data (a test holds
+them equal). Training uses this one: without a graph to trace, a run starts at
+once, any batch can be made anew from the examples it holds, and the two cores
+of a laptop are left to the model.
+"""
+
+from collections.abc import Iterable, Sequence
+import dataclasses
+
+import numpy as np
+
+from mpt_jax.data.feature_converter import EOS, SLOT_TOKEN
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+  """A tokenised example.
+
+  Attributes:
+    inputs: [<= S - P] int32, ends with the end-of-sequence mark.
+    targets: [<= T] int32, likewise.
+    row: the row of its task in the prompt table.
+  """
+
+  inputs: np.ndarray
+  targets: np.ndarray
+  row: int
+
+
+def cut(tokens: np.ndarray, limit: int) -> np.ndarray:
+  """Cuts tokens to a length; a final end-of-sequence mark stays final.
+
+  Args:
+    tokens: [length] int32.
+    limit: the length to cut to.
+
+  Returns:
+    [min(length, limit)] int32.
+  """
+  if len(tokens) <= limit:
+    return tokens
+  short = tokens[:limit].copy()
+  if tokens[-1] == EOS:
+    short[-1] = EOS
+  return short
+
+
+class Packer:
+  """Puts examples into the rows of one batch as long as there is room."""
+
+  def __init__(
+    self,
+    batch_size: int,
+    input_length: int,
+    target_length: int,
+    prompt_length: int,
+    pack: bool,
+  ):
+    """Opens an empty batch.
+
+    Args:
+      batch_size: B, the number of rows.
+      input_length: S, prompt slots included.
+      target_length: T.
+      prompt_length: P.
+      pack: whether a row takes more than one example.
+    """
+    self._pack = pack
+    self._prompt_length = prompt_length
+    self._room = np.tile([input_length, target_length], (batch_size, 1))
+    self._shape = (batch_size, input_length, target_length)
+    self._rows: list[list[Example]] = [[] for _ in range(batch_size)]
+
+  def add(self, example: Example) -> bool:
+    """Puts an example into the first row with room for it.
+
+    Args:
+      example: the example.
+
+    Returns:
+      Whether there was room; if not, the batch is complete without it.
+    """
+    need = np.array(
+      [self._prompt_length + len(example.inputs), len(example.targets)]
+    )
+    fits = np.flatnonzero((self._room >= need).all(axis=1))
+    if not len(fits):
+      return False
+    self._rows[fits[0]].append(example)
+    self._room[fits[0]] = self._room[fits[0]] - need if self._pack else 0
+    return True
+
+  def finish(self) -> dict[str, np.ndarray]:
+    """Returns the batch: the features of design.md, [B, S] or [B, T] int32."""
+    return lay_out(
+      self._rows, self._shape, self._prompt_length, packed=self._pack
+    )
+
+
+def lay_out(
+  rows: Iterable[Sequence[Example]],
+  shape: tuple[int, int, int],
+  prompt_length: int,
+  packed: bool,
+) -> dict[str, np.ndarray]:
+  """Writes examples into the arrays of a batch.
+
+  Args:
+    rows: the examples of each row, one after the other.
+    shape: (B, S, T).
+    prompt_length: P.
+    packed: whether to tell the examples of a row apart by segments.
+
+  Returns:
+    The model features, [B, S] or [B, T] int32.
+  """
+  batch, source, target = shape
+  encoder = {
+    name: np.zeros((batch, source), np.int32)
+    for name in (
+      'input_tokens',
+      'prompt_slots',
+      'task_ids',
+      'segment_ids',
+      'positions',
+    )
+  }
+  decoder = {
+    name: np.zeros((batch, target), np.int32)
+    for name in ('target_tokens', 'segment_ids', 'positions')
+  }
+  slots = np.arange(1, prompt_length + 1)
+  for b, examples in enumerate(rows):
+    s = t = 0
+    for segment, example in enumerate(examples, start=1):
+      own = s + prompt_length
+      end = own + len(example.inputs)
+      encoder['input_tokens'][b, s:own] = SLOT_TOKEN
+      encoder['input_tokens'][b, own:end] = example.inputs
+      encoder['prompt_slots'][b, s:own] = slots
+      encoder['task_ids'][b, s:end] = example.row
+      encoder['segment_ids'][b, s:end] = segment
+      encoder['positions'][b, s:end] = np.arange(end - s)
+      s = end
+      end = t + len(example.targets)
+      decoder['target_tokens'][b, t:end] = example.targets
+      decoder['segment_ids'][b, t:end] = segment
+      decoder['positions'][b, t:end] = np.arange(end - t)
+      t = end
+  shifted = np.zeros_like(decoder['target_tokens'])
+  shifted[:, 1:] = decoder['target_tokens'][:, :-1]
+  if packed:
+    shifted[decoder['positions'] == 0] = 0
+  features = {
+    'encoder_input_tokens': encoder['input_tokens'],
+    'encoder_prompt_slots': encoder['prompt_slots'],
+    'encoder_task_ids': encoder['task_ids'],
+    'decoder_target_tokens': decoder['target_tokens'],
+    'decoder_input_tokens': shifted,
+    'decoder_loss_weights': (decoder['target_tokens'] > 0).astype(np.int32),
+  }
+  if packed:
+    for name in ('segment_ids', 'positions'):
+      features[f'encoder_{name}'] = encoder[name]
+      features[f'decoder_{name}'] = decoder[name]
+  return features

@@ -1,0 +1,360 @@
+"""Evaluation with the tasks' own postprocessors and SeqIO metrics.
+
+What `seqio.Evaluator` computes, without its tf.data pipelines (a test holds
+the two equal): examples are tokenised once, kept in memory for the next
+evaluation of the same process, and laid out one per row in the data's order.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import dataclasses
+import functools
+import os
+from typing import Any
+
+from absl import logging
+import numpy as np
+import seqio
+import tqdm
+
+from mpt_jax.data import batching, rows, sources
+from mpt_jax.data.dataset import check_data
+from mpt_jax.data.feature_converter import check_lengths
+from mpt_jax.data.quiet import only_errors
+from mpt_jax.data.vocabulary import get_vocabulary
+from mpt_jax.types import InputError
+
+# [B, ...] features -> one output per row: [B, T] tokens or [B] scores.
+ModelFn = Callable[[Mapping[str, np.ndarray]], Any]
+_Output = seqio.metrics.ModelOutputType
+
+
+@dataclasses.dataclass
+class _Split:
+  """A split in memory.
+
+  Attributes:
+    examples: every feature of every example, as NumPy.
+    targets: the postprocessed targets, once they have been asked for.
+  """
+
+  examples: list[dict[str, Any]]
+  targets: list[Any] | None = None
+
+
+@functools.lru_cache(maxsize=64)
+def _load(
+  task: seqio.Task,
+  split: str,
+  input_limit: int,
+  target_limit: int,
+  num_examples: int | None,
+  use_cached: bool,
+  data_dir: str,
+  vocabulary_file: str,
+) -> _Split:
+  """Tokenises a split; the last two arguments only tell the results apart."""
+  del data_dir, vocabulary_file
+  with only_errors():
+    ds = task.get_dataset(
+      sequence_length={'inputs': input_limit, 'targets': target_limit},
+      split=split,
+      use_cached=use_cached,
+      shuffle=False,
+      trim_output_features=False,
+      try_in_mem_cache=False,
+    )
+  if num_examples is not None:
+    ds = ds.take(num_examples)
+  examples = list(ds.as_numpy_iterator())
+  if not examples:
+    raise InputError(f'task {task.name!r}: split {split!r} has no examples')
+  for example in examples:
+    for key, limit in (('inputs', input_limit), ('targets', target_limit)):
+      example[key] = batching.cut(example[key], limit)
+  logging.info('%s/%s: %d examples', task.name, split, len(examples))
+  return _Split(examples)
+
+
+def _run(
+  model_fn: ModelFn,
+  split: _Split,
+  row: int,
+  shape: tuple[int, int, int],
+  prompt_length: int,
+  description: str,
+  progress: bool,
+) -> list[Any]:
+  """Returns the model's output for every example, in order.
+
+  The last batch is filled up with its last example, which is as harmless to
+  the model as any.
+  """
+  outputs: list[Any] = []
+  bar = tqdm.tqdm(
+    total=len(split.examples),
+    desc=description,
+    unit='ex',
+    leave=False,
+    disable=not progress,
+  )
+  with bar:
+    for start in range(0, len(split.examples), shape[0]):
+      part = split.examples[start : start + shape[0]]
+      full = part + part[-1:] * (shape[0] - len(part))
+      batch = batching.lay_out(
+        [[batching.Example(e['inputs'], e['targets'], row)] for e in full],
+        shape,
+        prompt_length,
+        packed=False,
+      )
+      outputs.extend(np.asarray(model_fn(batch))[: len(part)])
+      bar.update(len(part))
+  return outputs
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reader:
+  """The arguments that `evaluate` and `predict` share, checked."""
+
+  tasks: list[seqio.Task]
+  split: str
+  row_of: Mapping[str, int]
+  shape: tuple[int, int, int]
+  prompt_length: int
+  num_examples: int | None
+  use_cached: bool
+  progress: bool
+
+  @classmethod
+  def create(
+    cls,
+    mixture_or_task_name: str,
+    split: str,
+    task_feature_lengths: Mapping[str, int],
+    prompt_length: int,
+    task_names: Sequence[str],
+    batch_size: int,
+    num_examples: int | None,
+    module: str | None,
+    use_cached: bool,
+    progress: bool,
+  ) -> '_Reader':
+    source, target = check_lengths(task_feature_lengths, prompt_length)
+    if batch_size < 1:
+      raise InputError(f'BATCH_SIZE={batch_size} must be positive')
+    if num_examples is not None and num_examples < 1:
+      raise InputError(f'{num_examples} examples are too few to evaluate')
+    provider = check_data(mixture_or_task_name, split, module, use_cached)
+    return cls(
+      list(seqio.get_subtasks(provider)),
+      split,
+      rows.task_rows(task_names, mixture_or_task_name),
+      (batch_size, source, target),
+      prompt_length,
+      num_examples,
+      use_cached,
+      progress,
+    )
+
+  def load(self, task: seqio.Task) -> _Split:
+    return _load(
+      task,
+      self.split,
+      self.shape[1] - self.prompt_length,
+      self.shape[2],
+      self.num_examples,
+      self.use_cached,
+      os.path.abspath(sources.get_data_dir()),
+      get_vocabulary().sentencepiece_model_file,
+    )
+
+  def run(self, task: seqio.Task, model_fn: ModelFn) -> list[Any]:
+    return _run(
+      model_fn,
+      self.load(task),
+      self.row_of[task.name],
+      self.shape,
+      self.prompt_length,
+      task.name,
+      self.progress,
+    )
+
+
+def evaluate(
+  mixture_or_task_name: str,
+  split: str,
+  task_feature_lengths: Mapping[str, int],
+  prompt_length: int,
+  task_names: Sequence[str],
+  predict_fn: ModelFn,
+  batch_size: int,
+  num_examples: int | None = None,
+  *,
+  score_fn: ModelFn | None = None,
+  module: str | None = None,
+  use_cached: bool = False,
+  progress: bool = True,
+) -> dict[str, dict[str, float]]:
+  """Evaluates a model on every task of a mixture that has metrics.
+
+  Args:
+    mixture_or_task_name: a registered mixture or task.
+    split: the split.
+    task_feature_lengths: S (prompt slots included) as `inputs`, T as
+      `targets`.
+    prompt_length: P; 0 for no prompt slots.
+    task_names: the model's tasks in row order (PROMPT_TASKS).
+    predict_fn: makes [B, T] tokens of a batch of [B, ...] NumPy features,
+      always `batch_size` rows.
+    batch_size: B.
+    num_examples: how many examples of each task to use; None for all.
+    score_fn: makes [B] log likelihoods of a batch; only for tasks whose
+      metrics ask for them.
+    module: a module to import first (MIXTURE_OR_TASK_MODULE).
+    use_cached: whether to read SeqIO's offline cache.
+    progress: whether to show a progress bar with the time left.
+
+  Returns:
+    Task name -> metric name -> value.
+
+  Raises:
+    InputError: as `get_train_iterator`; also if a metric asks for a kind of
+      output that is not offered.
+  """
+  reader = _Reader.create(
+    mixture_or_task_name,
+    split,
+    task_feature_lengths,
+    prompt_length,
+    task_names,
+    batch_size,
+    num_examples,
+    module,
+    use_cached,
+    progress,
+  )
+  model_fns = {_Output.PREDICTION: predict_fn}
+  if score_fn is not None:
+    model_fns[_Output.SCORE] = score_fn
+  results = {}
+  for task in reader.tasks:
+    if not task.metric_objs:
+      logging.info('task %r has no metrics: not evaluated', task.name)
+      continue
+    wanted = {metric.model_output_type for metric in task.metric_objs}
+    if not wanted <= set(model_fns):
+      kinds = sorted(kind.name for kind in wanted - set(model_fns))
+      raise InputError(f'a metric of task {task.name!r} asks for {kinds}')
+    outputs = {
+      kind: np.array(reader.run(task, model_fns[kind])) for kind in wanted
+    }
+    results[task.name] = _compute(task, reader.load(task), outputs)
+  return results
+
+
+def _compute(
+  task: seqio.Task, split: _Split, outputs: Mapping[Any, np.ndarray]
+) -> dict[str, float]:
+  """Computes a task's metrics.
+
+  Args:
+    task: the task.
+    split: its examples.
+    outputs: kind of output -> [examples, ...].
+
+  Returns:
+    Metric name -> value; what is no number (a text, a plot) is left out.
+  """
+  values: dict[str, float] = {}
+  for metric in task.metric_objs:
+    output = outputs[metric.model_output_type]
+    collecting = isinstance(metric, seqio.metrics.CollectingMetric)
+    order = {}
+    if collecting:
+      # The defaults are the same, as JAX arrays, and so cost a compilation.
+      count = np.arange(len(output), dtype=np.int32)
+      order['mask'] = np.ones_like(count)
+      order['indices_2d'] = np.stack([np.zeros_like(count), count], axis=1)
+    result = metric.from_model_output(
+      split.examples, output, task.output_features, **order
+    )
+    if collecting:
+      named, used = result.actual_compute(
+        split.examples, task.output_features, cached_targets=split.targets
+      )
+      split.targets = used['targets']
+    else:
+      named = result.compute()
+    for name, value in named.items():
+      value = getattr(value, 'value', value)
+      if np.ndim(value) == 0 and not isinstance(value, str):
+        values[name] = float(value)
+  return values
+
+
+def predict(
+  mixture_or_task_name: str,
+  split: str,
+  task_feature_lengths: Mapping[str, int],
+  prompt_length: int,
+  task_names: Sequence[str],
+  predict_fn: ModelFn,
+  batch_size: int,
+  num_examples: int | None = None,
+  *,
+  module: str | None = None,
+  use_cached: bool = False,
+  progress: bool = True,
+) -> Iterator[dict[str, Any]]:
+  """Yields the model's answer to every example, in the data's order.
+
+  Args:
+    mixture_or_task_name: as in `evaluate`, like all other arguments.
+    split: the split.
+    task_feature_lengths: S and T.
+    prompt_length: P.
+    task_names: the model's tasks in row order.
+    predict_fn: makes tokens of a batch.
+    batch_size: B.
+    num_examples: how many examples of each task to use; None for all.
+    module: a module to import first.
+    use_cached: whether to read SeqIO's offline cache.
+    progress: whether to show a progress bar with the time left.
+
+  Yields:
+    A dict with `task`, `index`, `inputs`, `targets` and `prediction`.
+
+  Raises:
+    InputError: as `evaluate`.
+  """
+  reader = _Reader.create(
+    mixture_or_task_name,
+    split,
+    task_feature_lengths,
+    prompt_length,
+    task_names,
+    batch_size,
+    num_examples,
+    module,
+    use_cached,
+    progress,
+  )
+  for task in reader.tasks:
+    outputs = reader.run(task, predict_fn)
+    vocabulary = task.output_features['targets'].vocabulary
+    pairs = zip(reader.load(task).examples, outputs, strict=True)
+    for index, (example, tokens) in enumerate(pairs):
+      yield {
+        'task': task.name,
+        'index': index,
+        'inputs': _text(task, example, 'inputs'),
+        'targets': _text(task, example, 'targets'),
+        'prediction': vocabulary.decode(tokens.tolist()),
+      }
+
+
+def _text(task: seqio.Task, example: Mapping[str, Any], key: str) -> str:
+  text = example.get(f'{key}_pretokenized')
+  if isinstance(text, bytes):
+    return text.decode()
+  return task.output_features[key].vocabulary.decode(example[key].tolist())

@@ -1,0 +1,25 @@
+"""Whether data are real: synthetic data say so in their DatasetInfo."""
+
+import seqio
+
+from mpt_jax.data.rows import get_provider
+
+# How the description of a synthetic data set begins.
+SYNTHETIC = 'SYNTHETIC DATA'
+
+
+def is_synthetic(mixture_or_task_name: str) -> bool:
+  """Whether any task of a mixture reads data that declare themselves made up.
+
+  Args:
+    mixture_or_task_name: a registered mixture or task whose data are there.
+
+  Returns:
+    True if the description of one task's DatasetInfo says so.
+  """
+  for task in seqio.get_subtasks(get_provider(mixture_or_task_name)):
+    if isinstance(task.source, seqio.TfdsDataSource):
+      info = task.source.tfds_dataset.info
+      if (info.description or '').startswith(SYNTHETIC):
+        return True
+  return False

@@ -1,0 +1,121 @@
+r"""Scores prompts on a task, a mixture, or several of them.
+
+  python -m mpt_jax.eval --gin_file=gin_configs/runs/eval.gin \
+    --tfds_data_dir=DATA --gin.INITIAL_CHECKPOINT_PATH="'t5-base'" \
+    --gin.PROMPTS="'runs/target/rte/prompts'" \
+    --gin.MIXTURE_OR_TASK_NAME="'rte'" --gin.MODEL_DIR="'runs/eval/rte'"
+
+Decodes with the trained prompts, applies the tasks' own postprocessing and
+metrics (SeqIO's Evaluator) and writes `results.json`.
+"""
+
+from collections.abc import Mapping, Sequence
+import logging
+import os
+
+import numpy as np
+
+from mpt_jax import cli, partitioning, t5, trainer
+from mpt_jax.checkpoints import files
+from mpt_jax.checkpoints.backbone import Backbone
+from mpt_jax.runs import (
+  RESULTS,
+  finite_scores,
+  format_scores,
+  load_backbone,
+  prompted_model,
+)
+
+log = logging.getLogger(__name__)
+
+
+def evaluate(
+  *,
+  model_dir: str,
+  backbone: str | Backbone,
+  mixture_or_task_name: str | Sequence[str],
+  task_feature_lengths: Mapping[str, int],
+  prompts: str | None = None,
+  prompt_task: str | None = None,
+  split: str = 'test',
+  batch_size: int = 128,
+  num_examples: int | None = None,
+  module: str | None = 'tasks',
+  backbone_config: t5.T5Config | str | None = None,
+  vocabulary: str | None = None,
+  num_beams: int = 1,
+  num_partitions: int = 1,
+) -> dict[str, dict[str, float]]:
+  """Scores a backbone with or without prompts.
+
+  Args:
+    model_dir: folder for `results.json`.
+    backbone: path of an HF folder or T5X checkpoint, or a loaded backbone.
+    mixture_or_task_name: what to score; may be a list.
+    task_feature_lengths: {'inputs': S with prompt slots, 'targets': T}.
+    prompts: path of a prompt bundle, PEFT folder or `.npy`; None is the
+      backbone alone.
+    prompt_task: score with this task's prompt whatever the example's task
+      (zero-shot transfer); None takes each example's own.
+    split: split to score.
+    batch_size: rows per batch.
+    num_examples: examples per task; None is all.
+    module: module that registers the tasks.
+    backbone_config: sizes or their name, where the checkpoint has none.
+    vocabulary: SentencePiece file; None is the backbone's own.
+    num_beams: 1 is greedy.
+    num_partitions: size of the mesh's `model` axis.
+
+  Returns:
+    {task: {metric: value}}.
+
+  Raises:
+    InputError: if something given is wrong.
+  """
+  loaded = load_backbone(backbone, backbone_config, vocabulary)
+  model, params, task_names = prompted_model(loaded, prompts, prompt_task)
+  mesh = partitioning.make_mesh(num_partitions)
+  partitioning.check_batch_size(batch_size, mesh)
+  params = partitioning.shard_params(params, mesh)
+  predict = trainer.make_predict_step(model, num_beams=num_beams)
+
+  log.info('reading the tasks (TensorFlow takes a few seconds) …')
+  from mpt_jax import data
+
+  scores: dict[str, dict[str, float]] = {}
+  for name in cli.as_list(mixture_or_task_name):
+    scores.update(
+      data.evaluate(
+        name,
+        split,
+        task_feature_lengths,
+        prompt_length=model.prompts.length if model.prompts else 0,
+        task_names=(name,) if prompt_task else task_names,
+        predict_fn=lambda batch: np.asarray(
+          predict(params, trainer.put_batch(batch, mesh))
+        ),
+        batch_size=batch_size,
+        num_examples=num_examples,
+        module=module,
+      )
+    )
+  for task, values in scores.items():
+    log.info('%s %s: %s', task, split, format_scores(values))
+  os.makedirs(model_dir, exist_ok=True)
+  files.write_file(
+    os.path.join(model_dir, RESULTS),
+    files.json_bytes(
+      {
+        'scores': finite_scores(scores),
+        'split': split,
+        'prompts': prompts,
+        'prompt_task': prompt_task,
+        'backbone': loaded.name,
+      }
+    ),
+  )
+  return scores
+
+
+if __name__ == '__main__':
+  cli.main('mpt_jax.eval', 'evaluate')

@@ -1,0 +1,149 @@
+"""The losses of MPT as pure functions.
+
+Functions named `*_per_token` and `*_per_position` return one value per place;
+`weighted` turns them into (sum, weight), so that averaging over uneven
+batches, micro-batches and devices is exact.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from mpt_jax.types import Array, check_shape
+
+SumAndWeight = tuple[Array, Array]
+
+
+def cross_entropy_per_token(
+  logits: Array,
+  targets: Array,
+  label_smoothing: float = 0.0,
+  z_loss: float = 0.0,
+) -> tuple[Array, Array]:
+  """Cross entropy of the target ids, and the z-loss beside it.
+
+  Smoothing spreads `label_smoothing` evenly over the other V - 1 ids and
+  subtracts the entropy of that target distribution, so that a perfect
+  prediction has loss 0. The z-loss `z_loss * log(Z)**2` keeps the softmax
+  normaliser near one (both as in T5X).
+
+  Args:
+    logits: [..., V] float.
+    targets: [...] int.
+    label_smoothing: share taken from the target, in [0, 1).
+    z_loss: weight of log(Z)**2.
+
+  Returns:
+    (cross entropy [...], z-loss [...]), float32, in nats.
+  """
+  check_shape('targets', targets, logits.shape[:-1])
+  logits = logits.astype(jnp.float32)
+  log_z = jax.nn.logsumexp(logits, axis=-1)
+  target = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+  loss = log_z - target
+  if label_smoothing:
+    others = logits.shape[-1] - 1
+    high, low = 1.0 - label_smoothing, label_smoothing / others
+    entropy = -(high * jnp.log(high) + others * low * jnp.log(low))
+    all_ids = (log_z[..., None] - logits).sum(axis=-1)
+    loss = (high - low) * loss + low * all_ids - entropy
+  return loss, z_loss * jnp.square(log_z)
+
+
+def kl_per_token(
+  teacher_logits: Array, student_logits: Array, temperature: float = 1.0
+) -> Array:
+  """KL(teacher || student) over the vocabulary, times temperature squared.
+
+  The factor keeps the size of the gradient independent of the temperature
+  (Hinton et al., "Distilling the Knowledge in a Neural Network", 2015).
+
+  Args:
+    teacher_logits: [..., V] float.
+    student_logits: [..., V] float.
+    temperature: both softmaxes are taken of logits / temperature.
+
+  Returns:
+    [...] float32, in nats, never negative but for rounding.
+  """
+  check_shape('student_logits', student_logits, teacher_logits.shape)
+  teacher = jax.nn.log_softmax(
+    teacher_logits.astype(jnp.float32) / temperature, axis=-1
+  )
+  student = jax.nn.log_softmax(
+    student_logits.astype(jnp.float32) / temperature, axis=-1
+  )
+  kl = jnp.sum(jnp.exp(teacher) * (teacher - student), axis=-1)
+  return temperature**2 * kl
+
+
+def squared_error_per_position(teacher: Array, student: Array) -> Array:
+  """Mean over the features of (teacher - student)**2.
+
+  Args:
+    teacher: [..., D] float.
+    student: [..., D] float.
+
+  Returns:
+    [...] float32.
+  """
+  check_shape('student states', student, teacher.shape)
+  difference = teacher.astype(jnp.float32) - student.astype(jnp.float32)
+  return jnp.mean(jnp.square(difference), axis=-1)
+
+
+def select_states(states: Sequence[Array], layers: str) -> Sequence[Array]:
+  """Picks the hidden states that are compared.
+
+  Args:
+    states: embeddings, the residual stream after block 1..L, and the state
+      after the final norm; each [B, S, D] or [B, T, D].
+    layers: 'last' for the final norm's output alone; 'all' for embeddings,
+      blocks 1..L-1 and the final norm's output (what Hugging Face calls
+      `hidden_states`: the un-normed output of the last block is left out).
+
+  Returns:
+    The chosen states.
+
+  Raises:
+    ValueError: if `layers` is neither.
+  """
+  if layers == 'last':
+    return states[-1:]
+  if layers == 'all':
+    return [*states[:-2], states[-1]]
+  raise ValueError(f"hidden_layers is {layers!r}, expected 'last' or 'all'")
+
+
+def weighted(values: Array, weights: Array) -> SumAndWeight:
+  """(sum of values * weights, sum of weights); zero weight hides NaN too."""
+  weights = weights.astype(jnp.float32)
+  kept = jnp.where(weights > 0, values, 0.0)
+  return jnp.sum(kept * weights), jnp.sum(weights)
+
+
+def weighted_by_task(
+  values: Array, weights: Array, rows: Array, num_tasks: int
+) -> SumAndWeight:
+  """`weighted`, apart for every task.
+
+  Args:
+    values: [B, N] float.
+    weights: [B, N] float, 0 where a place does not count.
+    rows: [B, N] int, the prompt table row of the example at that place.
+    num_tasks: K.
+
+  Returns:
+    (sums [K], weights [K]), float32. A row outside of 0..K-1 counts nowhere.
+  """
+  weights = weights.astype(jnp.float32)
+  member = (rows[..., None] == jnp.arange(num_tasks)[None, None]) & (
+    weights[..., None] > 0
+  )  # [B, N, K]
+  # Selected, not multiplied: NaN * 0 would blame every task.
+  chosen = jnp.where(member, values[..., None], 0.0)
+  return (
+    jnp.sum(chosen * weights[..., None], axis=(0, 1)),
+    jnp.sum(member * weights[..., None], axis=(0, 1)),
+  )

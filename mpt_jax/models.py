@@ -1,0 +1,485 @@
+"""Prompted T5: from parameters and a batch to losses, scores and decodes.
+
+The model classes know no engine (the native trainer and T5X call the same
+methods) and no task. They hold no arrays, only static settings, so that they
+are hashable and a jitted step is compiled once per model.
+
+A parameter tree is the T5 tree with two more branches at the top:
+`prompts/...` (what a prompt module owns) and, for distillation,
+`teacher_prompts/prompt_table` [K, P, D].
+"""
+
+from collections.abc import Mapping
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mpt_jax import losses, t5
+from mpt_jax import prompts as prompts_lib
+from mpt_jax.t5 import decoding
+from mpt_jax.types import Array, Batch, PyTree, check_shape
+
+# One loss term or metric: (sums [K], weights [K]), a row per task.
+Metrics = dict[str, losses.SumAndWeight]
+
+NORMALIZERS = (
+  'NUM_REAL_TARGET_TOKENS',
+  'NUM_TOTAL_TARGET_TOKENS',
+  'AVERAGE_PER_SEQUENCE',
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptedT5:
+  """T5 steered by soft prompts, or T5 alone when `prompts` is None.
+
+  Attributes:
+    config: sizes of the backbone.
+    prompts: the prompt module, or None (pretraining, full fine-tuning).
+    loss_normalizing_factor: what the summed loss is divided by: a number,
+      None (nothing), 'NUM_REAL_TARGET_TOKENS' (the default: mean per token),
+      'NUM_TOTAL_TARGET_TOKENS' (padding counts too) or
+      'AVERAGE_PER_SEQUENCE' (mean over tokens, then over examples), as in T5X.
+    label_smoothing: see `losses.cross_entropy_per_token`.
+    z_loss: see `losses.cross_entropy_per_token`.
+    eos_id: id at which decoding stops.
+  """
+
+  config: t5.T5Config
+  prompts: prompts_lib.PromptModule | None = None
+  loss_normalizing_factor: float | str | None = 'NUM_REAL_TARGET_TOKENS'
+  label_smoothing: float = 0.0
+  z_loss: float = 0.0
+  eos_id: int = 1
+
+  def __post_init__(self):
+    factor = self.loss_normalizing_factor
+    if isinstance(factor, str) and factor not in NORMALIZERS:
+      raise ValueError(
+        f'loss_normalizing_factor is {factor!r}, expected None, a number or'
+        f' one of {", ".join(NORMALIZERS)}'
+      )
+
+  @property
+  def module(self) -> t5.Transformer:
+    """The backbone's Flax module."""
+    return t5.Transformer(self.config)
+
+  @property
+  def num_tasks(self) -> int:
+    """K, the rows of the prompt table (1 without prompts)."""
+    return 1 if self.prompts is None else self.prompts.num_tasks
+
+  @property
+  def term_names(self) -> tuple[str, ...]:
+    """The names that `loss_terms` returns."""
+    return 'cross_entropy', 'z_loss', 'token_accuracy'
+
+  def get_initial_variables(
+    self,
+    rng: Array,
+    input_shapes: Mapping[str, tuple[int, ...]] | None = None,
+    input_types: Mapping[str, Any] | None = None,
+  ) -> dict[str, PyTree]:
+    """Draws every parameter afresh.
+
+    Args:
+      rng: random key.
+      input_shapes: accepted as T5X gives them; parameters don't depend on it.
+      input_types: likewise.
+
+    Returns:
+      {'params': tree}; prompts start uniform in [-0.5, 0.5].
+    """
+    del input_shapes, input_types
+    backbone_key, prompt_key = jax.random.split(rng)
+    tokens = jnp.ones((1, 2), jnp.int32)
+    params = dict(
+      self.module.init(
+        backbone_key, tokens, tokens, tokens, enable_dropout=False
+      )['params']
+    )
+    if self.prompts is not None:
+      params['prompts'] = prompts_lib.initial_prompts(
+        self.prompts, prompt_key, prompts_lib.Uniform()
+      )
+    return {'params': params}
+
+  def prompt_table(self, params: PyTree) -> Array | None:
+    """[K, P, D] float32, or None without prompts."""
+    if self.prompts is None:
+      return None
+    return self.prompts.apply({'params': params['prompts']})
+
+  def loss_terms(
+    self, params: PyTree, batch: Batch, dropout_rng: Array | None
+  ) -> Metrics:
+    """Every term of the loss and the token accuracy, apart for every task.
+
+    Args:
+      params: the parameter tree (see the module's header).
+      batch: model features, see docs/architecture.md.
+      dropout_rng: key for dropout, or None for none.
+
+    Returns:
+      {name: (sums [K], weights [K])}; a term is sum / weight.
+    """
+    logits, _ = self._forward(
+      params, self.prompt_table(params), batch, dropout_rng
+    )
+    return self._target_terms(logits, batch)
+
+  def loss_fn(
+    self, params: PyTree, batch: Batch, dropout_rng: Array | None
+  ) -> tuple[Array, Metrics]:
+    """The training loss of a batch.
+
+    Args:
+      params: the parameter tree.
+      batch: model features.
+      dropout_rng: key for dropout, or None for none.
+
+    Returns:
+      (scalar float32 loss, the terms of `loss_terms`).
+    """
+    terms = self.loss_terms(params, batch, dropout_rng)
+    return self.combine(terms, batch), terms
+
+  def eval_fn(self, params: PyTree, batch: Batch) -> tuple[Array, Metrics]:
+    """`loss_fn` without dropout."""
+    return self.loss_fn(params, batch, dropout_rng=None)
+
+  def combine(self, terms: Metrics, batch: Batch) -> Array:
+    """The scalar loss that these terms of this batch make."""
+    total = sum(terms[n][0].sum() for n in ('cross_entropy', 'z_loss'))
+    return total / self._normalizer(terms, batch)
+
+  def predict_batch(
+    self,
+    params: PyTree,
+    batch: Batch,
+    rng: Array | None = None,
+    *,
+    max_decode_length: int | None = None,
+    num_beams: int = 1,
+    beam_alpha: float = 0.6,
+    temperature: float = 0.0,
+    topk: int = 0,
+    topp: float = 0.0,
+  ) -> Array:
+    """Decodes an unpacked batch.
+
+    Args:
+      params: the parameter tree.
+      batch: `encoder_input_tokens` [B, S] and, with prompts, the two prompt
+        features; `decoder_input_tokens` [B, T] gives the length if
+        `max_decode_length` does not.
+      rng: key for sampling; needed when `temperature` > 0.
+      max_decode_length: longest output.
+      num_beams: beams; the best one is returned. 1 is greedy or sampling.
+      beam_alpha: exponent of the length penalty ((5 + n) / 6)**alpha.
+      temperature: 0 is greedy.
+      topk: sample among the k likeliest ids; 0 is all.
+      topp: sample among the likeliest ids of this total probability; 0 is all.
+
+    Returns:
+      [B, T] int32: ids with EOS, then 0.
+    """
+    length = max_decode_length or batch['decoder_input_tokens'].shape[1]
+    table = self.prompt_table(params)
+    backbone = {k: params[k] for k in _BACKBONE if k in params}
+    encoded = self.module.apply(
+      {'params': backbone},
+      batch['encoder_input_tokens'],
+      enable_dropout=False,
+      method='encode',
+      **self._prompt_inputs(table, batch),
+    )
+    cache, step = decoding.make_decode_step(
+      self.module, backbone, encoded, batch['encoder_input_tokens'], length
+    )
+    size = encoded.shape[0]
+    if num_beams > 1:
+      tokens, _ = decoding.beam_search(
+        step,
+        cache,
+        batch_size=size,
+        max_decode_length=length,
+        num_beams=num_beams,
+        alpha=beam_alpha,
+        eos_id=self.eos_id,
+      )
+      return tokens[:, -1]
+    if temperature > 0.0:
+      tokens, _ = decoding.temperature_sample(
+        step,
+        cache,
+        rng,
+        batch_size=size,
+        max_decode_length=length,
+        temperature=temperature,
+        topk=topk,
+        topp=topp,
+        eos_id=self.eos_id,
+      )
+      return tokens
+    tokens, _ = decoding.greedy(
+      step,
+      cache,
+      batch_size=size,
+      max_decode_length=length,
+      eos_id=self.eos_id,
+    )
+    return tokens
+
+  def score_batch(self, params: PyTree, batch: Batch) -> Array:
+    """Log probability of each row's target tokens.
+
+    Args:
+      params: the parameter tree.
+      batch: unpacked model features.
+
+    Returns:
+      [B] float32, sum over the row's tokens, in nats.
+    """
+    logits, _ = self._forward(params, self.prompt_table(params), batch, None)
+    loss, _ = losses.cross_entropy_per_token(
+      logits, batch['decoder_target_tokens']
+    )
+    return -jnp.sum(loss * _token_weights(batch), axis=-1)
+
+  # -- parts ----------------------------------------------------------------
+
+  def _prompt_inputs(
+    self, table: Array | None, batch: Batch
+  ) -> dict[str, Array | None]:
+    if table is None:
+      return {}
+    slots = batch['encoder_prompt_slots']
+    rows = batch['encoder_task_ids']
+    check_shape('encoder_prompt_slots', slots, rows.shape)
+    return {
+      'prompt_table': table,
+      'encoder_prompt_slots': slots,
+      'encoder_task_ids': rows,
+    }
+
+  def _forward(
+    self,
+    params: PyTree,
+    table: Array | None,
+    batch: Batch,
+    dropout_rng: Array | None,
+    hidden_states: bool = False,
+  ) -> tuple[Array, dict[str, tuple[Array, ...]]]:
+    """Logits [B, T, V] and, on request, the hidden states of each side."""
+    out = self.module.apply(
+      {'params': {k: params[k] for k in _BACKBONE if k in params}},
+      batch['encoder_input_tokens'],
+      batch['decoder_input_tokens'],
+      batch['decoder_target_tokens'],
+      encoder_segment_ids=batch.get('encoder_segment_ids'),
+      decoder_segment_ids=batch.get('decoder_segment_ids'),
+      encoder_positions=batch.get('encoder_positions'),
+      decoder_positions=batch.get('decoder_positions'),
+      enable_dropout=dropout_rng is not None,
+      return_hidden_states=hidden_states,
+      rngs=None if dropout_rng is None else {'dropout': dropout_rng},
+      **self._prompt_inputs(table, batch),
+    )
+    return out if hidden_states else (out, {})
+
+  def _target_terms(self, logits: Array, batch: Batch) -> Metrics:
+    targets = batch['decoder_target_tokens']
+    loss, z_loss = losses.cross_entropy_per_token(
+      logits, targets, self.label_smoothing, self.z_loss
+    )
+    right = (jnp.argmax(logits, axis=-1) == targets).astype(jnp.float32)
+    rows, weights = self._decoder_rows(batch), _token_weights(batch)
+    if self.loss_normalizing_factor == 'AVERAGE_PER_SEQUENCE':
+      loss_weights = weights / jnp.maximum(_sequence_sums(weights, batch), 1.0)
+    else:
+      loss_weights = weights
+
+    def by_task(values: Array, weights: Array) -> losses.SumAndWeight:
+      return losses.weighted_by_task(values, weights, rows, self.num_tasks)
+
+    return {
+      'cross_entropy': by_task(loss, loss_weights),
+      'z_loss': by_task(z_loss, loss_weights),
+      'token_accuracy': by_task(right, weights),
+    }
+
+  def _decoder_rows(self, batch: Batch) -> Array:
+    """[B, T] int32: the prompt table row of the example at each target."""
+    targets = batch['decoder_target_tokens']
+    if self.prompts is None:
+      return jnp.zeros_like(targets)
+    rows = batch['encoder_task_ids']
+    if 'encoder_segment_ids' in batch:
+      # An example has the same segment number on both sides of its row.
+      same = (
+        batch['decoder_segment_ids'][:, :, None]
+        == batch['encoder_segment_ids'][:, None, :]
+      )  # [B, T, S]
+      return jnp.max(jnp.where(same, rows[:, None, :], 0), axis=-1)
+    per_example = jnp.max(
+      jnp.where(batch['encoder_input_tokens'] > 0, rows, 0), axis=-1
+    )
+    return jnp.broadcast_to(per_example[:, None], targets.shape)
+
+  def _normalizer(self, terms: Metrics, batch: Batch) -> Array:
+    factor = self.loss_normalizing_factor
+    if factor is None:
+      return jnp.float32(1.0)
+    if factor == 'NUM_TOTAL_TARGET_TOKENS':
+      return jnp.float32(batch['decoder_target_tokens'].size)
+    if isinstance(factor, str):
+      # Tokens, or with AVERAGE_PER_SEQUENCE examples: see `_target_terms`.
+      return jnp.maximum(terms['cross_entropy'][1].sum(), 1.0)
+    return jnp.float32(factor)
+
+
+@dataclasses.dataclass(frozen=True)
+class DistilledPromptedT5(PromptedT5):
+  """A student taught by its tasks' finished prompts (MPT, source stage).
+
+  total = L_PLM + logits_weight * L_logits + hidden_weight * L_hidden; both
+  weights are the paper's lambda unless set apart (Wang et al., ICLR 2023).
+  Teacher and student are the same frozen backbone on the same batch; only the
+  prompts differ. The teacher runs without dropout and takes no gradient.
+
+  Attributes:
+    distill_weight: lambda.
+    logits_weight: weight of KL(teacher || student); None is lambda.
+    hidden_weight: weight of the hidden-state error; None is lambda.
+    temperature: of both softmaxes in L_logits.
+    hidden_layers: 'last' compares the output of both final norms, encoder's
+      plus decoder's; 'all' takes the mean over the embeddings, blocks and
+      final norms of both.
+  """
+
+  distill_weight: float = 0.9
+  logits_weight: float | None = None
+  hidden_weight: float | None = None
+  temperature: float = 1.0
+  hidden_layers: str = 'last'
+
+  def __post_init__(self):
+    super().__post_init__()
+    if self.prompts is None:
+      raise ValueError('distillation needs prompts to distill into')
+    losses.select_states([None] * 3, self.hidden_layers)
+
+  @property
+  def term_names(self) -> tuple[str, ...]:
+    """The names that `loss_terms` returns."""
+    hidden = 'hidden_loss_encoder', 'hidden_loss_decoder'
+    return (*super().term_names, 'logits_loss', *hidden)
+
+  def get_initial_variables(
+    self,
+    rng: Array,
+    input_shapes: Mapping[str, tuple[int, ...]] | None = None,
+    input_types: Mapping[str, Any] | None = None,
+  ) -> dict[str, PyTree]:
+    """As `PromptedT5`, with a teacher table of zeros to be filled."""
+    variables = super().get_initial_variables(rng, input_shapes, input_types)
+    shape = (self.num_tasks, self.prompts.length, self.prompts.features)
+    variables['params']['teacher_prompts'] = {
+      'prompt_table': jnp.zeros(shape, jnp.float32)
+    }
+    return variables
+
+  def loss_terms(
+    self, params: PyTree, batch: Batch, dropout_rng: Array | None
+  ) -> Metrics:
+    """As `PromptedT5`, with 'logits_loss' and 'hidden_loss'."""
+    student_logits, student = self._forward(
+      params, self.prompt_table(params), batch, dropout_rng, True
+    )
+    teacher_logits, teacher = jax.lax.stop_gradient(
+      self._forward(
+        params, params['teacher_prompts']['prompt_table'], batch, None, True
+      )
+    )
+    terms = self._target_terms(student_logits, batch)
+    kl = losses.kl_per_token(teacher_logits, student_logits, self.temperature)
+    real = (batch['decoder_target_tokens'] > 0).astype(jnp.float32)
+    rows = self._decoder_rows(batch)
+    terms['logits_loss'] = losses.weighted_by_task(
+      kl, real, rows, self.num_tasks
+    )
+    places = {
+      'encoder': (
+        (batch['encoder_input_tokens'] > 0).astype(jnp.float32),
+        batch['encoder_task_ids'],
+      ),
+      'decoder': (real, rows),
+    }
+    for side, (weights, side_rows) in places.items():
+      pairs = zip(
+        losses.select_states(teacher[side], self.hidden_layers),
+        losses.select_states(student[side], self.hidden_layers),
+        strict=True,
+      )
+      errors = [losses.squared_error_per_position(t, s) for t, s in pairs]
+      terms[f'hidden_loss_{side}'] = losses.weighted_by_task(
+        self._state_scale * sum(errors[1:], errors[0]),
+        weights,
+        side_rows,
+        self.num_tasks,
+      )
+    return terms
+
+  @property
+  def _state_scale(self) -> float:
+    """'last': one state a side, summed. 'all': the mean over all states."""
+    if self.hidden_layers == 'last':
+      return 1.0
+    # Embeddings, blocks 1..L-1 and the final norm: L + 1 states a side.
+    return 1.0 / (
+      self.config.num_encoder_layers + self.config.num_decoder_layers + 2
+    )
+
+  def combine(self, terms: Metrics, batch: Batch) -> Array:
+    """The scalar loss that these terms of this batch make."""
+
+    def mean(name: str) -> Array:
+      sums, weights = terms[name]
+      return sums.sum() / jnp.maximum(weights.sum(), 1.0)
+
+    logits_weight = (
+      self.distill_weight if self.logits_weight is None else self.logits_weight
+    )
+    hidden_weight = (
+      self.distill_weight if self.hidden_weight is None else self.hidden_weight
+    )
+    hidden = mean('hidden_loss_encoder') + mean('hidden_loss_decoder')
+    return (
+      super().combine(terms, batch)
+      + logits_weight * mean('logits_loss')
+      + hidden_weight * hidden
+    )
+
+
+_BACKBONE = ('token_embedder', 'encoder', 'decoder')
+
+
+def _token_weights(batch: Batch) -> Array:
+  """[B, T] float32: 1 at a real target, 0 at padding, or as the batch says."""
+  if 'decoder_loss_weights' in batch:
+    return batch['decoder_loss_weights'].astype(jnp.float32)
+  return (batch['decoder_target_tokens'] > 0).astype(jnp.float32)
+
+
+def _sequence_sums(weights: Array, batch: Batch) -> Array:
+  """[B, T]: at each target, the sum of the weights of its own example."""
+  if 'decoder_segment_ids' not in batch:
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    return jnp.broadcast_to(total, weights.shape)
+  segments = batch['decoder_segment_ids']
+  same = segments[:, :, None] == segments[:, None, :]
+  return jnp.einsum('btu,bu->bt', same.astype(jnp.float32), weights)

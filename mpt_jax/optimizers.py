@@ -1,0 +1,170 @@
+"""Optimizers: parameter groups with their own learning rate, one schedule.
+
+MPT trains P* and the task factors with two learning rates; pretraining the
+demo backbone needs three groups. Both are a list of `Group`s, chosen by name.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import re
+
+import jax.numpy as jnp
+import optax
+
+from mpt_jax import params as params_lib
+from mpt_jax.types import Array, InputError, PyTree, nearest
+
+OPTIMIZERS = ('adamw', 'adafactor', 'muon')
+SCHEDULES = ('linear', 'constant')
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+  """Parameters that share a learning rate.
+
+  Attributes:
+    pattern: regular expression for the whole name ('prompts/task_u').
+    learning_rate: peak learning rate.
+    optimizer: 'adamw', 'adafactor' or 'muon'; None is the run's own.
+  """
+
+  pattern: str
+  learning_rate: float
+  optimizer: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+  """An optimizer's settings; `make` turns them into an optax transformation.
+
+  Attributes:
+    groups: first match wins; every trainable parameter must be matched and
+      every group must match one.
+    name: 'adamw' or 'adafactor' ('muon': orthogonalised momentum for hidden
+      matrices, used to pretrain the demo backbone).
+    schedule: after the warm-up 'linear' falls to 0 at `total_steps`,
+      'constant' stays.
+    total_steps: steps of the run, warm-up included; for 'linear'.
+    warmup_steps: steps of the linear rise from 0.
+    weight_decay: decoupled, times the learning rate for AdamW and Muon.
+    clip_norm: largest global norm of the gradient; None does not clip.
+  """
+
+  groups: tuple[Group, ...]
+  name: str = 'adamw'
+  schedule: str = 'linear'
+  total_steps: int | None = None
+  warmup_steps: int = 0
+  weight_decay: float = 1e-5
+  clip_norm: float | None = None
+
+  def __post_init__(self):
+    names = {self.name, *(g.optimizer or self.name for g in self.groups)}
+    for name in sorted(names):
+      if name not in OPTIMIZERS:
+        raise InputError(
+          f'optimizer is {name!r}, expected one of {", ".join(OPTIMIZERS)}'
+          f'{nearest(name, OPTIMIZERS)}'
+        )
+    if self.schedule not in SCHEDULES:
+      raise InputError(
+        f'schedule is {self.schedule!r}, expected one of'
+        f' {", ".join(SCHEDULES)}{nearest(self.schedule, SCHEDULES)}'
+      )
+    if self.schedule == 'linear' and not self.total_steps:
+      raise InputError("schedule 'linear' needs total_steps")
+
+  def rate(self, peak: float) -> optax.Schedule:
+    """The schedule of a group: step -> learning rate."""
+    if self.schedule == 'constant':
+      after = optax.constant_schedule(peak)
+    else:
+      assert self.total_steps is not None
+      after = optax.linear_schedule(
+        peak, 0.0, max(1, self.total_steps - self.warmup_steps)
+      )
+    if not self.warmup_steps:
+      return after
+    rise = optax.linear_schedule(0.0, peak, self.warmup_steps)
+    return optax.join_schedules([rise, after], [self.warmup_steps])
+
+  def make(self, trainable: PyTree) -> optax.GradientTransformation:
+    """Builds the transformation for a tree of trainable parameters.
+
+    Args:
+      trainable: nested dict of arrays (or shapes).
+
+    Returns:
+      An optax transformation whose state covers `trainable` and nothing else.
+
+    Raises:
+      InputError: if a parameter has no group or a group no parameter.
+    """
+    labels = {}
+    for name in params_lib.flatten(trainable):
+      hits = [
+        i for i, g in enumerate(self.groups) if re.fullmatch(g.pattern, name)
+      ]
+      if not hits:
+        raise InputError(
+          f'no optimizer group matches the trainable parameter {name!r};'
+          f' there are {[g.pattern for g in self.groups]}'
+        )
+      labels[name] = str(hits[0])
+    for i, group in enumerate(self.groups):
+      if str(i) not in labels.values():
+        raise InputError(
+          f'optimizer group {group.pattern!r} matches no trainable parameter;'
+          f' there are {sorted(labels)}'
+        )
+    transforms = {
+      str(i): self._transform(group) for i, group in enumerate(self.groups)
+    }
+    update = optax.partition(transforms, params_lib.unflatten(labels))
+    if self.clip_norm is None:
+      return update
+    return optax.chain(optax.clip_by_global_norm(self.clip_norm), update)
+
+  def _transform(self, group: Group) -> optax.GradientTransformation:
+    rate = self.rate(group.learning_rate)
+    name = group.optimizer or self.name
+    if name == 'adamw':
+      return optax.adamw(rate, weight_decay=self.weight_decay)
+    if name == 'muon':
+      return optax.contrib.muon(rate, weight_decay=self.weight_decay)
+    # As Lester et al. set it: no parameter scaling, nothing factored.
+    return optax.adafactor(
+      rate,
+      multiply_by_parameter_scale=False,
+      factored=False,
+      decay_rate=0.8,
+      clipping_threshold=1.0,
+      weight_decay_rate=self.weight_decay or None,
+    )
+
+
+def prompt_groups(
+  multitask: bool, shared_learning_rate: float, task_learning_rate: float
+) -> tuple[Group, ...]:
+  """The groups of a prompt run: P* (or the plain prompt), and u and v."""
+  if not multitask:
+    return (Group('prompts/prompt', shared_learning_rate),)
+  return (
+    Group('prompts/shared_prompt', shared_learning_rate),
+    Group('prompts/task_[uv]', task_learning_rate),
+  )
+
+
+def global_norm(tree: PyTree) -> Array:
+  """Euclidean norm over all leaves, float32."""
+  return optax.tree.norm(tree).astype(jnp.float32)
+
+
+def learning_rates(
+  optimizer: Optimizer, step: int, groups: Sequence[Group] | None = None
+) -> dict[str, float]:
+  """{pattern: learning rate at this step}, for the metrics."""
+  return {
+    g.pattern: float(optimizer.rate(g.learning_rate)(step))
+    for g in groups or optimizer.groups
+  }

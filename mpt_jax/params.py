@@ -1,0 +1,83 @@
+"""Which parameters train: names, patterns, the split into two trees.
+
+Trainable and frozen parameters are two trees from the start, so that
+gradients, optimizer state and checkpoints see only the trainable one.
+"""
+
+from collections.abc import Mapping, Sequence
+import re
+from typing import Any
+
+from flax import traverse_util
+import numpy as np
+
+from mpt_jax.types import InputError, PyTree
+
+PROMPTS = (r'prompts/.*',)
+
+
+def flatten(tree: PyTree) -> dict[str, Any]:
+  """Nested dict -> {'a/b/c': leaf}, sorted by name."""
+  flat = traverse_util.flatten_dict(tree, sep='/')
+  return {name: flat[name] for name in sorted(flat)}
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+  """{'a/b/c': leaf} -> nested dict."""
+  return traverse_util.unflatten_dict(dict(flat), sep='/')
+
+
+def split(
+  params: PyTree, trainable: Sequence[str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Splits a parameter tree by name.
+
+  Args:
+    params: nested dict of arrays.
+    trainable: regular expressions; a parameter whose whole name ('a/b/c')
+      matches one of them trains.
+
+  Returns:
+    (trainable tree, frozen tree); together they hold every parameter once.
+
+  Raises:
+    InputError: if a pattern matches no parameter at all. (A pattern that
+      silently misses its parameter is how a prompt never trains.)
+  """
+  flat = flatten(params)
+  for pattern in trainable:
+    if not any(re.fullmatch(pattern, name) for name in flat):
+      raise InputError(
+        f'trainable pattern {pattern!r} matches no parameter; there are'
+        f' {len(flat)}, the first is {next(iter(flat), "none")!r}'
+      )
+  chosen = {
+    n for n in flat if any(re.fullmatch(pattern, n) for pattern in trainable)
+  }
+  return (
+    unflatten({n: v for n, v in flat.items() if n in chosen}),
+    unflatten({n: v for n, v in flat.items() if n not in chosen}),
+  )
+
+
+def merge(first: PyTree, second: PyTree) -> dict[str, Any]:
+  """Joins two disjoint trees that `split` made."""
+  return unflatten({**flatten(first), **flatten(second)})
+
+
+def count(tree: PyTree) -> int:
+  """Number of scalars in a tree of arrays or shapes."""
+  return sum(int(np.prod(v.shape)) for v in flatten(tree).values())
+
+
+def describe(trainable: PyTree, frozen: PyTree) -> list[str]:
+  """Lines for the start of a run: what trains, and how much is frozen."""
+  lines = ['trainable parameters:']
+  for name, value in flatten(trainable).items():
+    shape = ' x '.join(str(s) for s in value.shape)
+    lines.append(f'  {name:<40} {shape:<20} {value.dtype}')
+  lines.append(
+    f'  {count(trainable):,} train, {count(frozen):,} are frozen'
+    f' ({100 * count(trainable) / max(1, count(frozen)):.3f} %)'
+  )
+  return lines

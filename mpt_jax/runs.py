@@ -1,0 +1,173 @@
+"""What the entry points share: backbone, vocabulary, model, scores."""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import logging
+import os
+from typing import Any
+
+import jax
+import numpy as np
+
+from mpt_jax import models, t5
+from mpt_jax import prompts as prompts_lib
+from mpt_jax.checkpoints import backbone as backbone_lib
+from mpt_jax.checkpoints import bundle as bundle_lib
+from mpt_jax.checkpoints.backbone import Backbone
+from mpt_jax.types import InputError
+
+log = logging.getLogger(__name__)
+
+RESULTS = 'results.json'
+
+Scores = Mapping[str, Mapping[str, float]]
+
+
+def load_backbone(
+  backbone: str | Backbone | None,
+  config: t5.T5Config | str | None = None,
+  vocabulary: str | None = None,
+  seed: int = 0,
+  fresh: bool = False,
+) -> Backbone:
+  """Loads a run's backbone and makes its vocabulary that of the tasks.
+
+  Args:
+    backbone: path of an HF folder or a T5X checkpoint, or a loaded backbone,
+      or None for one with random parameters.
+    config: sizes or the name of a published size, where the path has none.
+    vocabulary: SentencePiece file; None is the one beside the backbone, else
+      the data layer's default.
+    seed: seeds random parameters.
+    fresh: whether None is allowed.
+
+  Returns:
+    The backbone.
+
+  Raises:
+    InputError: if something is missing or does not fit.
+  """
+  if isinstance(config, str):
+    config = t5.get_config(config)
+  if backbone is None:
+    if not fresh or config is None:
+      raise InputError(
+        'no INITIAL_CHECKPOINT_PATH given: prompts need a trained backbone'
+        if not fresh
+        else 'a backbone from scratch needs a model configuration'
+      )
+    loaded = _fresh_backbone(config, seed)
+  elif isinstance(backbone, str):
+    log.info('loading the backbone from %s …', backbone)
+    loaded = backbone_lib.load_backbone(backbone, config)
+    report = loaded.report
+    log.info(
+      'backbone %s: %d tensors restored, %d new, %d ignored%s',
+      loaded.name,
+      len(report['restored']),
+      len(report['new']),
+      len(report['ignored']),
+      f' ({", ".join(report["ignored"][:5])})' if report['ignored'] else '',
+    )
+  else:
+    loaded = backbone
+  if vocabulary is not None:
+    if not os.path.isfile(vocabulary) and '://' not in vocabulary:
+      raise InputError(f'VOCABULARY = {vocabulary!r} does not exist')
+    loaded = dataclasses.replace(loaded, vocabulary_file=vocabulary)
+  if loaded.vocabulary_file:
+    # Imported here: the data layer brings TensorFlow.
+    from mpt_jax import data
+
+    data.use_vocabulary(loaded.vocabulary_file)
+  return loaded
+
+
+def _fresh_backbone(config: t5.T5Config, seed: int) -> Backbone:
+  variables = models.PromptedT5(config).get_initial_variables(
+    jax.random.PRNGKey(seed)
+  )
+  params = jax.tree.map(np.asarray, variables['params'])
+  return Backbone(
+    config=config,
+    params=params,
+    fingerprint=backbone_lib.fingerprint(config, params),
+    name='scratch',
+    path='',
+    vocabulary_file=None,
+    report={'restored': [], 'new': [], 'ignored': []},
+  )
+
+
+def tokenizer(backbone: Backbone) -> Callable[[str], Sequence[int]] | None:
+  """Returns text -> ids without EOS, or None without a vocabulary file."""
+  path = backbone.vocabulary_file
+  if not path or not os.path.isfile(path):
+    return None
+  import sentencepiece
+
+  processor = sentencepiece.SentencePieceProcessor(model_file=path)
+  return processor.encode
+
+
+def vocabulary_digest(backbone: Backbone) -> str:
+  """Digest of the backbone's SentencePiece file, '' when not known."""
+  path = backbone.vocabulary_file
+  if not path or not os.path.isfile(path):
+    return ''
+  return backbone_lib.digest_vocabulary(path)
+
+
+def prompted_model(
+  backbone: Backbone, prompts: str | None, prompt_task: str | None = None
+) -> tuple[models.PromptedT5, dict[str, Any], tuple[str, ...]]:
+  """Builds the model that serves a bundle.
+
+  Args:
+    backbone: the backbone.
+    prompts: path of the prompts, or None.
+    prompt_task: if given, only this task's composed prompt.
+
+  Returns:
+    (model, its whole parameter tree, task names in row order).
+
+  Raises:
+    InputError: if the prompts don't fit the backbone or lack the task.
+  """
+  params = dict(backbone.params)
+  if prompts is None:
+    return models.PromptedT5(backbone.config), params, ()
+  bundle = bundle_lib.load_prompts(prompts)
+  bundle_lib.check_backbone(bundle, backbone)
+  if prompt_task is not None:
+    bundle = bundle.with_tasks([prompt_task])
+  module = prompts_lib.PromptConfig(
+    length=bundle.prompt_length,
+    task_names=bundle.task_names,
+    method=bundle.method,
+    rank=max(1, bundle.rank),
+  ).make_module(bundle.emb_dim)
+  params['prompts'] = dict(bundle.arrays)
+  return models.PromptedT5(backbone.config, module), params, bundle.task_names
+
+
+def format_scores(values: Mapping[str, float]) -> str:
+  """'accuracy 87.5, f1 80.1'."""
+  return ', '.join(f'{name} {value:.1f}' for name, value in values.items())
+
+
+def flat_scores(scores: Scores) -> dict[str, float]:
+  """{'eval/task/metric': value}, for metric writers."""
+  return {
+    f'eval/{task}/{name}': value
+    for task, values in scores.items()
+    for name, value in values.items()
+  }
+
+
+def finite_scores(scores: Scores) -> dict[str, dict[str, float | None]]:
+  """JSON knows no NaN (a constant output has no correlation): None."""
+  return {
+    task: {n: v if np.isfinite(v) else None for n, v in values.items()}
+    for task, values in scores.items()
+  }

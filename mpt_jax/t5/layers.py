@@ -1,0 +1,316 @@
+"""The layers of T5: norm, projections, attention, position bias, MLP.
+
+Parameters are named and shaped as in T5X's `examples/t5`; each also records
+the logical axis names that T5X's partitioner reads (collection `params_axes`).
+Letters in shapes: B batch, S source, T target, D width, H heads, K head size.
+"""
+
+import functools
+import operator
+
+from flax import linen as nn
+from flax.linen import partitioning as nn_partitioning
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mpt_jax.t5.config import T5Config
+from mpt_jax.types import Array
+
+_ACTIVATIONS = {
+  'relu': nn.relu,
+  'gelu': nn.gelu,  # the tanh approximation, as T5 1.1 was trained
+  'silu': nn.silu,
+  'swish': nn.swish,
+  'linear': lambda x: x,
+}
+
+
+def _kernel_init(scale: float = 1.0) -> nn.initializers.Initializer:
+  return nn.initializers.variance_scaling(scale, 'fan_in', 'truncated_normal')
+
+
+class LayerNorm(nn.Module):
+  """T5's norm: divides by the root mean square; no mean, no bias."""
+
+  dtype: str
+  epsilon: float = 1e-6
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    """Normalises the last axis in float32; [..., D] -> [..., D]."""
+    scale = nn_partitioning.param_with_axes(
+      'scale', nn.initializers.ones, (x.shape[-1],), axes=('embed',)
+    )
+    x = x.astype(jnp.float32)
+    mean_square = jnp.mean(jax.lax.square(x), axis=-1, keepdims=True)
+    x = x * jax.lax.rsqrt(mean_square + self.epsilon)
+    scale = scale.reshape((1,) * (x.ndim - 1) + scale.shape)
+    return x.astype(self.dtype) * scale.astype(self.dtype)
+
+
+class Dense(nn.Module):
+  """A linear map without bias, `x @ kernel`."""
+
+  features: int
+  dtype: str
+  axes: tuple[str, str]
+  kernel_init: nn.initializers.Initializer = _kernel_init()
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    """Maps [..., in] to [..., features]."""
+    kernel = nn_partitioning.param_with_axes(
+      'kernel',
+      self.kernel_init,
+      (x.shape[-1], self.features),
+      axes=self.axes,
+    )
+    return jnp.dot(x.astype(self.dtype), kernel.astype(self.dtype))
+
+
+class Embed(nn.Module):
+  """The token embedding, looked up by gather."""
+
+  config: T5Config
+
+  def setup(self):
+    """Declares the table [V, D]."""
+    self.embedding = nn_partitioning.param_with_axes(
+      'embedding',
+      nn.initializers.normal(stddev=1.0),
+      (self.config.vocab_size, self.config.emb_dim),
+      axes=('vocab', 'embed'),
+      module=self,
+    )
+
+  def __call__(self, tokens: Array) -> Array:
+    """Looks up [B, S] int32 tokens; returns [B, S, D]."""
+    return jnp.take(self.embedding, tokens, axis=0).astype(self.config.dtype)
+
+  def attend(self, x: Array) -> Array:
+    """Returns float32 logits [..., V] of x [..., D], as T5 v1.0 scales them."""
+    logits = jnp.dot(x.astype(jnp.float32), self.embedding.T)
+    return logits / np.sqrt(self.config.emb_dim).astype(np.float32)
+
+
+class MlpBlock(nn.Module):
+  """Feed-forward block; with two activations, the gated one of v1.1."""
+
+  config: T5Config
+
+  @nn.compact
+  def __call__(self, x: Array, deterministic: bool) -> Array:
+    """Maps [B, T, D] to [B, T, D]."""
+    cfg = self.config
+    branches = []
+    for i, activation in enumerate(cfg.mlp_activations):
+      name = 'wi' if len(cfg.mlp_activations) == 1 else f'wi_{i}'
+      wi = Dense(cfg.mlp_dim, cfg.dtype, ('embed', 'mlp'), name=name)
+      branches.append(_ACTIVATIONS[activation](wi(x)))
+    hidden = functools.reduce(operator.mul, branches)
+    hidden = dropout(cfg)(hidden, deterministic)
+    return Dense(cfg.emb_dim, cfg.dtype, ('mlp', 'embed'), name='wo')(hidden)
+
+
+def dropout(config: T5Config) -> nn.Dropout:
+  """T5's dropout: one mask for all positions of a row, as in T5X."""
+  return nn.Dropout(config.dropout_rate, broadcast_dims=(-2,))
+
+
+@functools.cache
+def _distance_buckets(
+  bidirectional: bool, num_buckets: int, max_distance: int
+) -> np.ndarray:
+  """Buckets of the distances -max_distance .. max_distance, int32.
+
+  A distance is key index minus query index. Half of a direction's buckets
+  hold one distance each, the others grow logarithmically.
+  """
+  distance = np.arange(-max_distance, max_distance + 1)
+  if bidirectional:
+    num_buckets //= 2
+    offset = np.where(distance > 0, num_buckets, 0)
+    distance = np.abs(distance)
+  else:
+    offset = np.zeros_like(distance)
+    distance = np.maximum(-distance, 0)
+  exact = num_buckets // 2
+  # Done in float64 and nudged up, so that powers of two, which sit on the
+  # border of two buckets, fall on the same side on every device.
+  ratio = np.log(np.maximum(distance, 1) / exact) / np.log(max_distance / exact)
+  grown = exact + np.floor(ratio * (num_buckets - exact) + 1e-7).astype(int)
+  bucket = np.where(distance < exact, distance, grown)
+  return (offset + np.minimum(bucket, num_buckets - 1)).astype(np.int32)
+
+
+class RelativePositionBias(nn.Module):
+  """Learned bias per head and distance, shared by the layers of a stack."""
+
+  config: T5Config
+  bidirectional: bool
+
+  @nn.compact
+  def __call__(self, query_positions: Array, key_positions: Array) -> Array:
+    """Returns the bias [1, H, T, S] for positions [T] and [S] (int32)."""
+    cfg = self.config
+    embedding = nn_partitioning.param_with_axes(
+      'rel_embedding',
+      nn.initializers.variance_scaling(1.0, 'fan_avg', 'uniform'),
+      (cfg.num_heads, cfg.relpos_num_buckets),
+      axes=('heads', 'relpos_buckets'),
+    )
+    limit = cfg.relpos_max_distance
+    buckets = jnp.asarray(
+      _distance_buckets(self.bidirectional, cfg.relpos_num_buckets, limit)
+    )
+    distance = key_positions[None, :] - query_positions[:, None]  # [T, S]
+    bucket = buckets[jnp.clip(distance, -limit, limit) + limit]
+    return jnp.take(embedding, bucket, axis=1)[None].astype(cfg.dtype)
+
+
+class _Attention(nn.Module):
+  """What self- and cross-attention share."""
+
+  config: T5Config
+
+  def _heads(self, name: str, x: Array) -> Array:
+    """Projects [B, T, D] to heads [B, H, T, K]."""
+    cfg = self.config
+    # T5 does not scale the logits; the start value of the query does.
+    scale = 1.0 / cfg.head_dim if name == 'query' else 1.0
+    dense = Dense(
+      cfg.num_heads * cfg.head_dim,
+      cfg.dtype,
+      ('embed', 'joined_kv'),
+      _kernel_init(scale),
+      name=name,
+    )
+    joined = dense(x)  # [B, T, H * K], heads major
+    split = joined.reshape(*x.shape[:2], cfg.num_heads, cfg.head_dim)
+    return split.transpose(0, 2, 1, 3)
+
+  def _attend(
+    self,
+    query: Array,
+    key: Array,
+    value: Array,
+    mask: Array | None,
+    bias: Array | None,
+    deterministic: bool,
+  ) -> Array:
+    """Attends and projects back; query [B, H, T, K] -> [B, T, D]."""
+    cfg = self.config
+    dtype = 'float32' if cfg.float32_attention_logits else cfg.dtype
+    logits = jnp.einsum(
+      'bhtk,bhsk->bhts', query, key, preferred_element_type=dtype
+    )
+    if bias is not None:
+      logits += bias.astype(dtype)
+    if mask is not None:
+      # Finite, so that a row with nothing to attend to stays finite too.
+      logits = jnp.where(mask, logits, jnp.finfo(dtype).min / 2)
+    weights = jax.nn.softmax(logits, axis=-1).astype(cfg.dtype)
+    weights = dropout(cfg)(weights, deterministic)
+    context = jnp.einsum('bhts,bhsk->bhtk', weights, value)
+    joined = context.transpose(0, 2, 1, 3).reshape(
+      query.shape[0], query.shape[2], cfg.num_heads * cfg.head_dim
+    )
+    return Dense(cfg.emb_dim, cfg.dtype, ('joined_kv', 'embed'), name='out')(
+      joined
+    )
+
+
+class SelfAttention(_Attention):
+  """Self-attention, with a key and value cache for decoding."""
+
+  @nn.compact
+  def __call__(
+    self,
+    x: Array,
+    mask: Array | None,
+    bias: Array | None,
+    deterministic: bool,
+    cache_length: int | None = None,
+    cache_index: Array | None = None,
+  ) -> Array:
+    """Attends over x itself.
+
+    Args:
+      x: [B, T, D]; in a decoding step T is 1.
+      mask: bool, broadcastable to [B, H, T, S]; True attends.
+      bias: [1, H, T, S] position bias, or None.
+      deterministic: True switches dropout off.
+      cache_length: when given, a cache of that many positions is made.
+      cache_index: when given, x is the position of this index (int32 scalar):
+        its key and value are put in the cache and all of that is attended to.
+
+    Returns:
+      [B, T, D].
+    """
+    cfg = self.config
+    query = self._heads('query', x)
+    key = self._heads('key', x)
+    value = self._heads('value', x)
+    if cache_length is not None:
+      shape = (x.shape[0], cfg.num_heads, cache_length, cfg.head_dim)
+      cached_key = self.variable(
+        'cache', 'cached_key', jnp.zeros, shape, key.dtype
+      )
+      cached_value = self.variable(
+        'cache', 'cached_value', jnp.zeros, shape, value.dtype
+      )
+      if cache_index is not None:
+        start = (0, 0, cache_index, 0)
+        key = jax.lax.dynamic_update_slice(cached_key.value, key, start)
+        value = jax.lax.dynamic_update_slice(cached_value.value, value, start)
+        cached_key.value, cached_value.value = key, value
+    return self._attend(query, key, value, mask, bias, deterministic)
+
+
+class CrossAttention(_Attention):
+  """Attention from the decoder to the encoder's output."""
+
+  @nn.compact
+  def __call__(
+    self,
+    x: Array,
+    encoded: Array,
+    mask: Array | None,
+    deterministic: bool,
+    decode: bool = False,
+  ) -> Array:
+    """Attends over the encoder's output.
+
+    Args:
+      x: [B, T, D]; when decoding [N, 1, D] with N a multiple of B, the rows of
+        one example (its beams) next to one another.
+      encoded: [B, S, D].
+      mask: bool, broadcastable to [B, H, T, S]; True attends.
+      deterministic: True switches dropout off.
+      decode: reads keys and values from the collection `encoder_cache` if
+        it is there, writes them there if it is mutable.
+
+    Returns:
+      x's shape.
+    """
+    shape = x.shape
+    if decode:
+      # An example's beams see the same keys: they become query positions
+      # instead of copies of the keys.
+      x = x.reshape(encoded.shape[0], -1, shape[-1])
+    query = self._heads('query', x)
+    name = 'encoder_cache'
+    key: Array
+    value: Array
+    if decode and self.has_variable(name, 'key'):
+      key = self.get_variable(name, 'key')
+      value = self.get_variable(name, 'value')
+    else:
+      key = self._heads('key', encoded)
+      value = self._heads('value', encoded)
+      if decode and self.is_mutable_collection(name):
+        self.put_variable(name, 'key', key)
+        self.put_variable(name, 'value', value)
+    y = self._attend(query, key, value, mask, None, deterministic)
+    return y.reshape(shape)

@@ -1,0 +1,426 @@
+"""T5 in Flax linen, parameter tree and call as T5X's `examples/t5`.
+
+Prompts enter the encoder by one rule for packed and unpacked rows alike:
+`x = where(slot > 0, prompt_table[task_id, slot - 1], embedding[token])`.
+Only positions that hold a token (id > 0) mean something in the outputs.
+"""
+
+from typing import Any
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from mpt_jax.t5 import layers
+from mpt_jax.t5.config import T5Config
+from mpt_jax.types import Array, check_shape
+
+HiddenStates = dict[str, tuple[Array, ...]]
+
+
+def attention_mask(
+  key_tokens: Array,
+  query_segment_ids: Array | None = None,
+  key_segment_ids: Array | None = None,
+) -> Array:
+  """Returns which keys a query may see: tokens of its own segment.
+
+  Args:
+    key_tokens: [B, S] int32, 0 is padding.
+    query_segment_ids: [B, T] int32, or None in unpacked rows.
+    key_segment_ids: [B, S] int32, or None in unpacked rows.
+
+  Returns:
+    bool [B, 1, 1, S], or [B, 1, T, S] with segments.
+  """
+  mask = (key_tokens > 0)[:, None, None, :]
+  if query_segment_ids is not None and key_segment_ids is not None:
+    same = query_segment_ids[:, :, None] == key_segment_ids[:, None, :]
+    mask = mask & same[:, None]
+  return mask
+
+
+def insert_prompts(
+  embedded: Array, prompt_table: Array, slots: Array, task_ids: Array
+) -> Array:
+  """Puts prompt vectors where a slot says so.
+
+  Args:
+    embedded: [B, S, D], the embedded tokens.
+    prompt_table: [K, P, D], one prompt per task.
+    slots: [B, S] int32, j in 1..P where vector j - 1 goes, else 0.
+    task_ids: [B, S] int32, rows of the table.
+
+  Returns:
+    [B, S, D] in embedded's dtype.
+  """
+  check_shape('prompt_table', prompt_table, (None, None, embedded.shape[-1]))
+  check_shape('encoder_prompt_slots', slots, embedded.shape[:2])
+  check_shape('encoder_task_ids', task_ids, embedded.shape[:2])
+  prompts = jnp.asarray(prompt_table)[task_ids, jnp.maximum(slots - 1, 0)]
+  chosen = (slots > 0)[:, :, None]
+  return jnp.where(chosen, prompts.astype(embedded.dtype), embedded)
+
+
+class EncoderLayer(nn.Module):
+  """Self-attention and MLP, each behind a norm and a residual sum."""
+
+  config: T5Config
+
+  @nn.compact
+  def __call__(
+    self, x: Array, mask: Array, bias: Array, deterministic: bool
+  ) -> Array:
+    """Maps [B, S, D] to [B, S, D]."""
+    cfg = self.config
+    y = _norm(cfg, 'pre_attention_layer_norm')(x)
+    y = layers.SelfAttention(cfg, name='attention')(
+      y, mask, bias, deterministic
+    )
+    x += layers.dropout(cfg)(y, deterministic)
+    y = _norm(cfg, 'pre_mlp_layer_norm')(x)
+    y = layers.MlpBlock(cfg, name='mlp')(y, deterministic)
+    return x + layers.dropout(cfg)(y, deterministic)
+
+
+class DecoderLayer(nn.Module):
+  """Self-attention, cross-attention and MLP."""
+
+  config: T5Config
+
+  @nn.compact
+  def __call__(
+    self,
+    x: Array,
+    encoded: Array,
+    mask: Array,
+    cross_mask: Array,
+    bias: Array,
+    deterministic: bool,
+    cache_length: int | None = None,
+    cache_index: Array | None = None,
+  ) -> Array:
+    """Maps [B, T, D] to [B, T, D]; the cache as in `layers`."""
+    cfg = self.config
+    y = _norm(cfg, 'pre_self_attention_layer_norm')(x)
+    y = layers.SelfAttention(cfg, name='self_attention')(
+      y, mask, bias, deterministic, cache_length, cache_index
+    )
+    x += layers.dropout(cfg)(y, deterministic)
+    y = _norm(cfg, 'pre_cross_attention_layer_norm')(x)
+    y = layers.CrossAttention(cfg, name='encoder_decoder_attention')(
+      y, encoded, cross_mask, deterministic, decode=cache_length is not None
+    )
+    x += layers.dropout(cfg)(y, deterministic)
+    y = _norm(cfg, 'pre_mlp_layer_norm')(x)
+    y = layers.MlpBlock(cfg, name='mlp')(y, deterministic)
+    return x + layers.dropout(cfg)(y, deterministic)
+
+
+class Encoder(nn.Module):
+  """The encoder stack."""
+
+  config: T5Config
+
+  @nn.compact
+  def __call__(
+    self, x: Array, mask: Array, deterministic: bool
+  ) -> tuple[Array, tuple[Array, ...]]:
+    """Encodes embedded inputs.
+
+    Args:
+      x: [B, S, D], the embedded tokens and prompts.
+      mask: bool [B, 1, S or 1, S].
+      deterministic: True switches dropout off.
+
+    Returns:
+      The output [B, S, D] and the hidden states: the input, each block's
+      output, and the final norm's (before its dropout).
+    """
+    cfg = self.config
+    positions = jnp.arange(x.shape[1], dtype=jnp.int32)
+    bias = layers.RelativePositionBias(cfg, True, name='relpos_bias')(
+      positions, positions
+    )
+    x = layers.dropout(cfg)(x, deterministic)
+    states = [x]
+    for i in range(cfg.num_encoder_layers):
+      x = EncoderLayer(cfg, name=f'layers_{i}')(x, mask, bias, deterministic)
+      states.append(x)
+    x = _norm(cfg, 'encoder_norm')(x)
+    states.append(x)
+    x = nn.Dropout(cfg.dropout_rate)(x, deterministic)
+    return x, tuple(states)
+
+
+class Decoder(nn.Module):
+  """The decoder stack and the logits."""
+
+  config: T5Config
+  shared_embedding: nn.Module
+
+  @nn.compact
+  def __call__(
+    self,
+    encoded: Array,
+    tokens: Array,
+    mask: Array | None,
+    cross_mask: Array,
+    deterministic: bool,
+    decode: bool = False,
+    max_decode_length: int | None = None,
+  ) -> tuple[Array, tuple[Array, ...]]:
+    """Returns logits [B, T, V] float32 and the hidden states.
+
+    Args:
+      encoded: [B, S, D], the encoder's output.
+      tokens: [B, T] int32, the decoder's inputs.
+      mask: bool [B, 1, T or 1, T], to which causality is added.
+      cross_mask: bool [B, 1, T or 1, S].
+      deterministic: True switches dropout off.
+      decode: without a `cache` collection makes one (the logits then mean
+        nothing), with one does the step of one token, `tokens` [B, 1].
+      max_decode_length: positions of the cache, default T.
+    """
+    cfg = self.config
+    length = tokens.shape[1]
+    positions = keys = jnp.arange(length, dtype=jnp.int32)
+    cache_length = index = None
+    if decode:
+      is_step = self.has_variable('cache', 'cache_index')
+      cached = self.variable('cache', 'cache_index', jnp.zeros, (), jnp.int32)
+      cache_length = max_decode_length or length
+      if is_step:
+        check_shape('tokens of a decoding step', tokens, (None, 1))
+        first: Any = self.get_variable('cache', 'layers_0')
+        cache_length = first['self_attention']['cached_key'].shape[2]
+        index = cached.value
+        cached.value = index + 1
+        positions = index[None]
+        keys = jnp.arange(cache_length, dtype=jnp.int32)
+    causal = (keys[None, :] <= positions[:, None])[None, None]
+    mask = causal if mask is None else mask & causal
+    bias = layers.RelativePositionBias(cfg, False, name='relpos_bias')(
+      positions, keys
+    )
+    y = self.shared_embedding(tokens)
+    y = layers.dropout(cfg)(y, deterministic)
+    states = [y]
+    for i in range(cfg.num_decoder_layers):
+      y = DecoderLayer(cfg, name=f'layers_{i}')(
+        y,
+        encoded,
+        mask,
+        cross_mask,
+        bias,
+        deterministic,
+        cache_length,
+        index,
+      )
+      states.append(y)
+    y = _norm(cfg, 'decoder_norm')(y)
+    states.append(y)
+    y = layers.dropout(cfg)(y, deterministic)
+    if cfg.logits_via_embedding:
+      logits = self.shared_embedding.attend(y)
+    else:
+      logits = layers.Dense(
+        cfg.vocab_size, 'float32', ('embed', 'vocab'), name='logits_dense'
+      )(y)
+    return logits, tuple(states)
+
+
+class Transformer(nn.Module):
+  """Encoder-decoder T5, called as T5X's `examples/t5` network is."""
+
+  config: T5Config
+
+  def setup(self):
+    """Declares the parts; both stacks share the embedding."""
+    self.token_embedder = layers.Embed(self.config)
+    self.encoder = Encoder(self.config)
+    self.decoder = Decoder(self.config, self.token_embedder)
+
+  def __call__(
+    self,
+    encoder_input_tokens: Array,
+    decoder_input_tokens: Array,
+    decoder_target_tokens: Array,
+    encoder_segment_ids: Array | None = None,
+    decoder_segment_ids: Array | None = None,
+    encoder_positions: Array | None = None,
+    decoder_positions: Array | None = None,
+    *,
+    enable_dropout: bool = True,
+    decode: bool = False,
+    prompt_table: Array | None = None,
+    encoder_prompt_slots: Array | None = None,
+    encoder_task_ids: Array | None = None,
+    return_hidden_states: bool = False,
+  ) -> Any:
+    """Runs encoder and decoder.
+
+    Args:
+      encoder_input_tokens: [B, S] int32, 0 is padding; a prompt slot holds any
+        other id.
+      decoder_input_tokens: [B, T] int32, the targets shifted right.
+      decoder_target_tokens: [B, T] int32, 0 is padding.
+      encoder_segment_ids: [B, S] int32, the example of each position in a
+        packed row; None when not packed.
+      decoder_segment_ids: [B, T] int32, likewise.
+      encoder_positions: accepted for T5X's callers; positions act through
+        differences of indices alone, which packing leaves as they are.
+      decoder_positions: likewise.
+      enable_dropout: needs a `dropout` rng unless the rate is 0.
+      decode: makes the decoding cache; see `Decoder`.
+      prompt_table: [K, P, D] float, the prompt of every task; None for none.
+      encoder_prompt_slots: [B, S] int32, j in 1..P where prompt vector j - 1
+        goes, else 0.
+      encoder_task_ids: [B, S] int32, rows of the table; None for row 0.
+      return_hidden_states: returns them beside the logits.
+
+    Returns:
+      logits [B, T, V] float32, or with hidden states (logits, states): a dict
+      of `encoder`, L + 2 arrays [B, S, D], and `decoder`, L + 2 arrays
+      [B, T, D]: the embeddings with prompts, each block's output, the final
+      norm's.
+    """
+    encoded, encoder_states = self._encode(
+      encoder_input_tokens,
+      encoder_segment_ids,
+      enable_dropout,
+      prompt_table,
+      encoder_prompt_slots,
+      encoder_task_ids,
+    )
+    logits, decoder_states = self._decode(
+      encoded,
+      encoder_input_tokens,
+      decoder_input_tokens,
+      decoder_target_tokens,
+      encoder_segment_ids,
+      decoder_segment_ids,
+      enable_dropout,
+      decode,
+    )
+    if not return_hidden_states:
+      return logits
+    return logits, {'encoder': encoder_states, 'decoder': decoder_states}
+
+  def encode(
+    self,
+    encoder_input_tokens: Array,
+    encoder_segment_ids: Array | None = None,
+    *,
+    enable_dropout: bool = True,
+    prompt_table: Array | None = None,
+    encoder_prompt_slots: Array | None = None,
+    encoder_task_ids: Array | None = None,
+  ) -> Array:
+    """Returns the encoder's output [B, S, D]; arguments as `__call__`."""
+    encoded, _ = self._encode(
+      encoder_input_tokens,
+      encoder_segment_ids,
+      enable_dropout,
+      prompt_table,
+      encoder_prompt_slots,
+      encoder_task_ids,
+    )
+    return encoded
+
+  def decode(
+    self,
+    encoded: Array,
+    encoder_input_tokens: Array,
+    decoder_input_tokens: Array,
+    decoder_target_tokens: Array,
+    encoder_segment_ids: Array | None = None,
+    decoder_segment_ids: Array | None = None,
+    decoder_positions: Array | None = None,
+    *,
+    enable_dropout: bool = True,
+    decode: bool = False,
+    max_decode_length: int | None = None,
+  ) -> Array:
+    """Returns logits [B, T, V] of given encodings; arguments as `__call__`.
+
+    A decoding step (`decode=True` with a `cache` collection) takes tokens
+    [N, 1], N a multiple of B, the rows of one example next to one another.
+    """
+    logits, _ = self._decode(
+      encoded,
+      encoder_input_tokens,
+      decoder_input_tokens,
+      decoder_target_tokens,
+      encoder_segment_ids,
+      decoder_segment_ids,
+      enable_dropout,
+      decode,
+      max_decode_length,
+    )
+    return logits
+
+  def _encode(
+    self, tokens, segment_ids, enable_dropout, prompt_table, slots, task_ids
+  ):
+    check_shape('encoder_input_tokens', tokens, (None, None))
+    x = self.token_embedder(tokens)
+    if prompt_table is not None:
+      if slots is None:
+        raise ValueError('prompt_table was given without encoder_prompt_slots')
+      if task_ids is None:
+        task_ids = jnp.zeros_like(slots)
+      x = insert_prompts(x, prompt_table, slots, task_ids)
+    mask = attention_mask(tokens, segment_ids, segment_ids)
+    return self.encoder(x, mask, not enable_dropout)
+
+  def _decode(
+    self,
+    encoded,
+    encoder_tokens,
+    tokens,
+    targets,
+    encoder_segment_ids,
+    segment_ids,
+    enable_dropout,
+    decode,
+    max_decode_length=None,
+  ):
+    cross_mask = attention_mask(
+      encoder_tokens, segment_ids, encoder_segment_ids
+    )
+    mask = None  # In a step every cached position holds a token.
+    if not decode:
+      mask = attention_mask(targets, segment_ids, segment_ids)
+    return self.decoder(
+      encoded,
+      tokens,
+      mask,
+      cross_mask,
+      not enable_dropout,
+      decode,
+      max_decode_length,
+    )
+
+
+def _norm(config: T5Config, name: str) -> layers.LayerNorm:
+  return layers.LayerNorm(config.dtype, config.layer_norm_epsilon, name=name)
+
+
+def init_params(config: T5Config, rng: Array) -> dict[str, Any]:
+  """Draws fresh parameters, as T5X draws them.
+
+  Args:
+    config: the architecture.
+    rng: a PRNG key.
+
+  Returns:
+    The float32 parameter tree, `encoder/layers_0/attention/query/kernel` ...
+  """
+  tokens = jnp.ones((1, 1), jnp.int32)
+  init = jax.jit(
+    lambda key: Transformer(config).init(
+      key, tokens, tokens, tokens, enable_dropout=False
+    )
+  )
+  return init(rng)['params']

@@ -1,0 +1,601 @@
+r"""Trains prompts: one run of one stage, in its own MODEL_DIR.
+
+  python -m mpt_jax.train --gin_file=gin_configs/runs/teacher.gin \
+    --gin_file=gin_configs/models/t5_base.gin --tfds_data_dir=DIR \
+    --gin.MODEL_DIR="'runs/mnli'" --gin.MIXTURE_OR_TASK_NAME="'mnli'"
+
+The stages are `teacher` (vanilla prompt tuning of one task), `source` (MPT's
+first stage: distil teachers into one shared prompt), `target` (its second
+stage) and `finetune` (the whole backbone). The same command resumes a run
+that was stopped.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import json
+import logging
+import os
+import time
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+import numpy as np
+
+import mpt_jax
+from mpt_jax import (
+  checkpoints,
+  cli,
+  models,
+  optimizers,
+  partitioning,
+  t5,
+  trainer,
+)
+from mpt_jax import params as params_lib
+from mpt_jax import prompts as prompts_lib
+from mpt_jax.checkpoints import bundle as bundle_lib
+from mpt_jax.checkpoints import files
+from mpt_jax.checkpoints import run as run_lib
+from mpt_jax.checkpoints.backbone import Backbone
+from mpt_jax.runs import (
+  RESULTS,
+  finite_scores,
+  flat_scores,
+  format_scores,
+  load_backbone,
+  tokenizer,
+  vocabulary_digest,
+)
+from mpt_jax.types import InputError, PyTree, nearest
+
+log = logging.getLogger(__name__)
+
+STAGES = ('teacher', 'source', 'target', 'finetune')
+PROMPTS = 'prompts'
+
+
+@dataclasses.dataclass(frozen=True)
+class Distillation:
+  """The teachers of a source run and the weights of their losses.
+
+  Attributes:
+    teacher_prompts: where each task's finished prompt is: a pattern with
+      '{task}' in it, a list of paths, or {task: path}.
+    distill_weight: lambda of the paper.
+    logits_weight: weight of the logits loss; None is `distill_weight`.
+    hidden_weight: weight of the hidden loss; None is `distill_weight`.
+    temperature: of both softmaxes.
+    hidden_layers: 'last' or 'all'.
+  """
+
+  teacher_prompts: Any
+  distill_weight: float = 0.9
+  logits_weight: float | None = None
+  hidden_weight: float | None = None
+  temperature: float = 1.0
+  hidden_layers: str = 'last'
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+  """How a run is evaluated while it trains and at its end.
+
+  Attributes:
+    split: split to score.
+    period: steps between evaluations; 0 evaluates at the end only.
+    num_examples: examples per task; None is all.
+    batch_size: rows per decoding batch.
+    tasks: tasks to score; None is the run's own.
+    loss_steps: batches for the teacher-forced losses of the split; 0 is none.
+  """
+
+  split: str = 'validation'
+  period: int = 0
+  num_examples: int | None = None
+  batch_size: int = 128
+  tasks: Sequence[str] | None = None
+  loss_steps: int = 0
+
+
+def train(
+  *,
+  model_dir: str,
+  stage: str,
+  backbone: str | Backbone | None,
+  dataset: Any,
+  train_steps: int,
+  prompts: prompts_lib.PromptConfig | None,
+  learning_rate: float,
+  task_learning_rate: float | None = None,
+  optimizer: str = 'adamw',
+  groups: Sequence[optimizers.Group] | None = None,
+  schedule: str = 'linear',
+  warmup_steps: int = 0,
+  weight_decay: float = 1e-5,
+  clip_norm: float | None = None,
+  backbone_config: t5.T5Config | str | None = None,
+  vocabulary: str | None = None,
+  dropout_rate: float = 0.0,
+  distillation: Distillation | None = None,
+  evaluation: Evaluation | None = None,
+  trainable: Sequence[str] | None = None,
+  loss_normalizing_factor: float | str | None = 'NUM_REAL_TARGET_TOKENS',
+  label_smoothing: float = 0.0,
+  z_loss: float = 0.0,
+  log_period: int = 100,
+  checkpoint_period: int = 1000,
+  max_checkpoints: int = 3,
+  num_partitions: int = 1,
+  seed: int = 0,
+  tensorboard: bool = True,
+) -> dict[str, dict[str, float]]:
+  """Runs one stage up to `train_steps`, resuming what `model_dir` holds.
+
+  Args:
+    model_dir: the run's folder: checkpoints, metrics, and at the end the
+      prompt bundle `prompts/` (or `backbone/`) and `results.json`.
+    stage: 'teacher', 'source', 'target' or 'finetune'.
+    backbone: path of an HF folder or T5X checkpoint, or a loaded backbone;
+      None draws a fresh one (`finetune` only).
+    dataset: `mpt_jax.data.DatasetConfig` of the training data.
+    train_steps: steps of prompt training, counted from 0.
+    prompts: the prompts to train; None for `finetune`.
+    learning_rate: peak rate of P* (or the plain prompt, or the backbone).
+    task_learning_rate: peak rate of u and v; None is `learning_rate`.
+    optimizer: 'adamw' or 'adafactor'.
+    groups: parameter groups in place of the stage's own.
+    schedule: 'linear' (to 0) or 'constant', after the warm-up.
+    warmup_steps: steps of the linear rise.
+    weight_decay: decoupled weight decay.
+    clip_norm: largest global gradient norm; None does not clip.
+    backbone_config: sizes or their name, where the checkpoint has none.
+    vocabulary: SentencePiece file; None is the backbone's own.
+    dropout_rate: dropout of the frozen backbone during training.
+    distillation: teachers of a source run; None trains without.
+    evaluation: how to evaluate; None never does.
+    trainable: name patterns of what trains; None is what the stage means.
+    loss_normalizing_factor: see `models.PromptedT5`.
+    label_smoothing: see `models.PromptedT5`.
+    z_loss: see `models.PromptedT5`.
+    log_period: steps between metrics.
+    checkpoint_period: steps between checkpoints.
+    max_checkpoints: how many of the newest ones to keep.
+    num_partitions: size of the mesh's `model` axis.
+    seed: seeds start values and dropout.
+    tensorboard: also write TensorBoard events beside `metrics.jsonl`.
+
+  Returns:
+    {task: {metric: value}} of the final evaluation (empty without one).
+
+  Raises:
+    InputError: if something given is wrong; nothing is trained.
+    trainer.NonFiniteLossError: if the loss explodes.
+  """
+  if stage not in STAGES:
+    raise InputError(
+      f'stage is {stage!r}, expected one of {", ".join(STAGES)}'
+      f'{nearest(stage, STAGES)}'
+    )
+  if (prompts is None) != (stage == 'finetune'):
+    raise InputError(
+      f'stage {stage!r} '
+      + ('trains no prompts' if stage == 'finetune' else 'needs prompts')
+    )
+  mesh = partitioning.make_mesh(num_partitions)
+  partitioning.check_batch_size(dataset.batch_size, mesh)
+  task_names = prompts.task_names if prompts else ('all',)
+  prompt_length = prompts.length if prompts else 0
+  loaded = load_backbone(
+    backbone, backbone_config, vocabulary, seed, fresh=stage == 'finetune'
+  )
+  config = dataclasses.replace(loaded.config, dropout_rate=dropout_rate)
+  model = _make_model(
+    config,
+    prompts,
+    distillation,
+    loss_normalizing_factor=loss_normalizing_factor,
+    label_smoothing=label_smoothing,
+    z_loss=z_loss,
+  )
+  settings = optimizers.Optimizer(
+    groups=tuple(groups)
+    if groups
+    else _default_groups(prompts, learning_rate, task_learning_rate),
+    name=optimizer,
+    schedule=schedule,
+    total_steps=train_steps,
+    warmup_steps=warmup_steps,
+    weight_decay=weight_decay,
+    clip_norm=clip_norm,
+  )
+
+  # The data layer is the first to need TensorFlow.
+  log.info('reading the tasks (TensorFlow takes a few seconds) …')
+  from mpt_jax import data
+
+  batches = data.get_train_iterator(
+    dataset,
+    prompt_length=prompt_length,
+    task_names=task_names if prompts else (),
+  )
+  synthetic = data.is_synthetic(dataset.mixture_or_task_name)
+  if synthetic:
+    log.info(
+      'SYNTHETIC DATA: scores of this run say nothing about the real %s',
+      dataset.mixture_or_task_name,
+    )
+
+  existed = run_lib.check_run_config(
+    model_dir,
+    {
+      'stage': stage,
+      'backbone_fingerprint': loaded.fingerprint,
+      'model': repr(model),
+      'optimizer': repr(settings),
+      'prompts': repr(prompts),
+      'distillation': repr(distillation),
+      'dataset': repr(dataset),
+      'train_steps': train_steps,
+      'seed': seed,
+      'synthetic_data': synthetic,
+      'package_version': mpt_jax.__version__,
+    },
+  )
+  results_path = os.path.join(model_dir, RESULTS)
+  if existed and os.path.exists(results_path):
+    log.info('%s is finished; nothing to do', model_dir)
+    return files.read_json(results_path)['scores']
+  _write_config(model_dir)
+
+  # Start order: 1. resume MODEL_DIR, 2. given prompts, 3. initialise.
+  params = dict(loaded.params)
+  if prompts is not None:
+    params['prompts'] = _initial_prompts(prompts, model, loaded, stage, seed)
+  if distillation is not None:
+    assert prompts is not None
+    params['teacher_prompts'] = {
+      'prompt_table': _teacher_table(distillation, prompts, loaded)
+    }
+  patterns = trainable or (params_lib.PROMPTS if prompts else ('.*',))
+  trained, frozen = params_lib.split(params, patterns)
+  for line in params_lib.describe(trained, frozen):
+    log.info(line)
+  _check_count(trained, model, trainable)
+  state = trainer.make_state(model, settings, trained, seed, mesh)
+  checkpointer = run_lib.RunCheckpointer(model_dir, max_to_keep=max_checkpoints)
+  if checkpointer.latest_step() is not None:
+    state, iterator_state = checkpointer.restore(state)
+    batches.set_state(iterator_state)
+    log.info('resumed %s at step %d', model_dir, int(state.step))
+  frozen = partitioning.shard_params(frozen, mesh)
+
+  evaluate = None
+  if evaluation is not None:
+    evaluate = _make_evaluate(
+      model, frozen, mesh, dataset, evaluation, prompt_length, task_names
+    )
+  writer = make_writer(model_dir, tensorboard, resume_step=int(state.step))
+  started = time.monotonic()
+  state = trainer.fit(
+    model,
+    settings,
+    state,
+    frozen,
+    batches,
+    train_steps=train_steps,
+    mesh=mesh,
+    task_names=task_names,
+    log_period=log_period,
+    checkpoint_period=checkpoint_period,
+    checkpointer=checkpointer,
+    eval_period=(evaluation.period or None) if evaluation else None,
+    evaluate=(
+      None
+      if evaluate is None
+      else lambda step, trained: flat_scores(evaluate(trained))
+    ),
+    writer=writer,
+  )
+  log.info(
+    'trained to step %d in %s',
+    train_steps,
+    trainer.format_seconds(time.monotonic() - started),
+  )
+  checkpointer.close()
+  scores = evaluate(state.params) if evaluate else {}
+  if scores:
+    writer.write_scalars(train_steps, flat_scores(scores))
+  writer.close()
+  trained = jax.device_get(state.params)
+  if prompts is None:
+    _save_backbone(model_dir, loaded, params_lib.merge(trained, frozen))
+  else:
+    bundle_lib.PromptBundle(
+      method=prompts.method,
+      stage=stage,
+      task_names=task_names,
+      arrays={k: np.asarray(v) for k, v in trained['prompts'].items()},
+      backbone_name=loaded.name,
+      backbone_fingerprint=loaded.fingerprint,
+      vocabulary_digest=vocabulary_digest(loaded),
+      step=train_steps,
+      metrics=scores,
+      package_version=mpt_jax.__version__,
+    ).save(os.path.join(model_dir, PROMPTS))
+  files.write_file(
+    results_path,
+    files.json_bytes(
+      {
+        'scores': finite_scores(scores),
+        'step': train_steps,
+        'split': evaluation.split if evaluation else None,
+        'synthetic_data': synthetic,
+      }
+    ),
+  )
+  return scores
+
+
+# ---------------------------------------------------------------------------
+
+
+def _make_model(
+  config: t5.T5Config,
+  prompts: prompts_lib.PromptConfig | None,
+  distillation: Distillation | None,
+  **loss: Any,
+) -> models.PromptedT5:
+  module = prompts.make_module(config.emb_dim) if prompts else None
+  if distillation is None:
+    return models.PromptedT5(config, module, **loss)
+  return models.DistilledPromptedT5(
+    config,
+    module,
+    **loss,
+    **{
+      name: getattr(distillation, name)
+      for name in (
+        'distill_weight',
+        'logits_weight',
+        'hidden_weight',
+        'temperature',
+        'hidden_layers',
+      )
+    },
+  )
+
+
+def _default_groups(
+  prompts: prompts_lib.PromptConfig | None,
+  learning_rate: float,
+  task_learning_rate: float | None,
+) -> tuple[optimizers.Group, ...]:
+  if prompts is None:
+    return (optimizers.Group('.*', learning_rate),)
+  return optimizers.prompt_groups(
+    prompts.method == 'multitask',
+    learning_rate,
+    learning_rate if task_learning_rate is None else task_learning_rate,
+  )
+
+
+def _initial_prompts(
+  prompts: prompts_lib.PromptConfig,
+  model: models.PromptedT5,
+  backbone: Backbone,
+  stage: str,
+  seed: int,
+) -> dict[str, Any]:
+  """Start values of the prompt parameters, from source prompts or drawn."""
+  module = model.prompts
+  assert module is not None
+  init = prompts.init
+  if prompts.source_prompts is not None:
+    source = bundle_lib.load_prompts(prompts.source_prompts)
+    bundle_lib.check_backbone(source, backbone)
+    log.info('starting from the prompts in %s', prompts.source_prompts)
+    if prompts.source_task is not None:
+      init = prompts_lib.FromArray(source.compose(prompts.source_task))
+    elif source.method == 'soft':
+      init = prompts_lib.FromArray(source.arrays['prompt'])
+    elif isinstance(module, prompts_lib.MultitaskPrompts):
+      return prompts_lib.target_prompts(module, source.arrays)
+    else:
+      raise InputError(
+        f'SOURCE_PROMPTS {prompts.source_prompts!r} holds'
+        f' {len(source.task_names)} task prompts and this run trains one plain'
+        ' prompt: name one of'
+        f' {", ".join(source.task_names)} as SOURCE_TASK'
+      )
+  elif stage == 'target' and prompts.method == 'multitask':
+    raise InputError(
+      'stage target needs SOURCE_PROMPTS, the prompt bundle of a source run'
+    )
+  return prompts_lib.initial_prompts(
+    module,
+    jax.random.PRNGKey(seed),
+    init,
+    backbone.params['token_embedder']['embedding'],
+    tokenizer(backbone),
+  )
+
+
+def _teacher_table(
+  distillation: Distillation,
+  prompts: prompts_lib.PromptConfig,
+  backbone: Backbone,
+) -> np.ndarray:
+  """[K, P, D]: each task's teacher prompt, in the run's row order."""
+  given = distillation.teacher_prompts
+  if isinstance(given, str):
+    if '{task}' not in given:
+      raise InputError(
+        f"TEACHER_PROMPTS = {given!r} must contain '{{task}}', or be a list of"
+        ' paths, or {task: path}'
+      )
+    given = {t: given.replace('{task}', t) for t in prompts.task_names}
+  if not isinstance(given, Mapping):
+    bundles = [bundle_lib.load_prompts(path) for path in given]
+    found = {t: b for b in bundles for t in b.task_names}
+  else:
+    found = {
+      t: bundle_lib.load_prompts(path)
+      for t, path in given.items()
+      if t in prompts.task_names
+    }
+  rows = []
+  for task in prompts.task_names:
+    if task not in found:
+      raise InputError(
+        f'TEACHER_PROMPTS has no teacher for {task!r}; it has'
+        f' {", ".join(sorted(found)) or "none"}'
+      )
+    teacher = found[task]
+    bundle_lib.check_backbone(teacher, backbone)
+    if teacher.prompt_length != prompts.length:
+      raise InputError(
+        f'the teacher of {task!r} has {teacher.prompt_length} prompt vectors'
+        f' and PROMPT_LENGTH = {prompts.length}: they must be equal'
+      )
+    rows.append(teacher.compose(task))
+  return np.stack(rows)
+
+
+def _check_count(
+  trained: PyTree,
+  model: models.PromptedT5,
+  trainable: Sequence[str] | None,
+) -> None:
+  """The printed count must be the closed formula P*D + K*(P+D)*R."""
+  if model.prompts is None or trainable is not None:
+    return
+  expected = prompts_lib.num_parameters(model.prompts)
+  got = params_lib.count(trained)
+  if got != expected:
+    raise ValueError(f'{got} parameters train, the formula says {expected}')
+
+
+def _make_evaluate(
+  model: models.PromptedT5,
+  frozen: PyTree,
+  mesh: Mesh,
+  dataset: Any,
+  evaluation: Evaluation,
+  prompt_length: int,
+  task_names: Sequence[str],
+) -> Callable[[PyTree], dict[str, dict[str, float]]]:
+  """Returns trainable tree -> {task: {metric: value}}."""
+  from mpt_jax import data
+
+  # Distillation has no part in decoding.
+  plain = models.PromptedT5(model.config, model.prompts)
+  predict = trainer.make_predict_step(plain)
+  names = cli.as_list(evaluation.tasks or dataset.mixture_or_task_name)
+
+  def evaluate(trained: PyTree) -> dict[str, dict[str, float]]:
+    params = params_lib.merge(trained, frozen)
+    params.pop('teacher_prompts', None)
+
+    def predict_fn(batch: Mapping[str, np.ndarray]) -> np.ndarray:
+      return np.asarray(predict(params, trainer.put_batch(batch, mesh)))
+
+    scores: dict[str, dict[str, float]] = {}
+    for name in names:
+      scores.update(
+        data.evaluate(
+          name,
+          evaluation.split,
+          dataset.task_feature_lengths,
+          prompt_length=prompt_length,
+          task_names=task_names if model.prompts else (),
+          predict_fn=predict_fn,
+          batch_size=evaluation.batch_size,
+          num_examples=evaluation.num_examples,
+        )
+      )
+    for task, values in scores.items():
+      log.info('%s %s: %s', task, evaluation.split, format_scores(values))
+    return scores
+
+  return evaluate
+
+
+def _save_backbone(model_dir: str, backbone: Backbone, params: PyTree) -> None:
+  checkpoints.save_huggingface(
+    os.path.join(model_dir, 'backbone'),
+    backbone.config,
+    jax.device_get(params),
+    vocabulary_file=backbone.vocabulary_file,
+  )
+
+
+def _write_config(model_dir: str) -> None:
+  """Keeps the gin configuration beside the run, if there is one."""
+  text = cli.operative_config()
+  if text:
+    files.write_file(os.path.join(model_dir, 'config.gin'), text.encode())
+
+
+class JsonlWriter:
+  """Appends {'step': …, name: value} lines to a file."""
+
+  def __init__(self, path: str, resume_step: int):
+    # Lines after the checkpoint that we resume from will be written again.
+    kept = []
+    if os.path.exists(path):
+      with open(path, encoding='utf-8') as f:
+        for line in f:
+          try:
+            if json.loads(line)['step'] <= resume_step:
+              kept.append(line)
+          except (ValueError, KeyError, TypeError):
+            continue  # The line that was being written when we were killed.
+    files.write_file(path, ''.join(kept).encode())
+    self._file = open(path, 'a', encoding='utf-8')  # noqa: SIM115
+
+  def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
+    """Appends one line and flushes it."""
+    line = {'step': step, **{k: float(v) for k, v in scalars.items()}}
+    self._file.write(json.dumps(line) + '\n')
+    self._file.flush()
+
+  def close(self) -> None:
+    """Closes the file."""
+    self._file.close()
+
+
+class Writers:
+  """Several writers as one."""
+
+  def __init__(self, *writers: Any):
+    self._writers = writers
+
+  def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
+    """Passes the scalars on."""
+    for writer in self._writers:
+      writer.write_scalars(step, scalars)
+
+  def close(self) -> None:
+    """Closes all of them."""
+    for writer in self._writers:
+      writer.close()
+
+
+def make_writer(model_dir: str, tensorboard: bool, resume_step: int) -> Writers:
+  """metrics.jsonl, and clu's TensorBoard writer beside it."""
+  os.makedirs(model_dir, exist_ok=True)
+  writers: list[Any] = [
+    JsonlWriter(os.path.join(model_dir, 'metrics.jsonl'), resume_step)
+  ]
+  if tensorboard:
+    from clu import metric_writers
+
+    writers.append(
+      metric_writers.SummaryWriter(os.path.join(model_dir, 'tensorboard'))
+    )
+  return Writers(*writers)
+
+
+if __name__ == '__main__':
+  cli.main('mpt_jax.train', 'train')

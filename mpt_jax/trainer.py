@@ -1,0 +1,406 @@
+"""The native engine: train state, jitted steps and the loop around them.
+
+The gradient is taken with respect to the trainable tree only; the frozen
+backbone is an argument of the step. The loop takes any iterator of batches
+(dicts of host arrays); one with `get_state()` is resumed exactly.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import functools
+import logging
+import math
+import time
+from typing import Any, Protocol
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+import numpy as np
+
+from mpt_jax import optimizers, partitioning
+from mpt_jax import params as params_lib
+from mpt_jax.models import Metrics, PromptedT5
+from mpt_jax.types import Array, Batch, PyTree
+
+log = logging.getLogger(__name__)
+
+_PROGRESS_SECONDS = 10.0
+
+
+class NonFiniteLossError(RuntimeError):
+  """The loss or a gradient was not finite; the message says where."""
+
+
+class TrainState(flax.struct.PyTreeNode):
+  """All that changes during a run.
+
+  Attributes:
+    step: [] int32, finished steps.
+    params: the trainable tree.
+    opt_state: optax state of the trainable tree.
+    rng: [2] uint32 key data; step k uses fold_in(rng, k).
+    bad_step: [] int32, the first step whose loss or gradient was not finite,
+      -1 as long as there is none. From then on nothing is updated.
+    bad_tasks: [K] bool, the tasks whose loss was not finite in that step.
+  """
+
+  step: Array
+  params: PyTree
+  opt_state: PyTree
+  rng: Array
+  bad_step: Array
+  bad_tasks: Array
+
+
+class Checkpointer(Protocol):
+  """Saves a run; `checkpoints.run.RunCheckpointer` is one."""
+
+  def save(self, state: TrainState, iterator_state: Mapping[str, Any] | None):
+    """Saves the state of step `state.step`, atomically."""
+
+
+class Writer(Protocol):
+  """Takes scalars, as clu's metric writers do."""
+
+  def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
+    """Writes {name: value} for a step."""
+
+
+def make_state(
+  model: PromptedT5,
+  optimizer: optimizers.Optimizer,
+  trainable: PyTree,
+  seed: int,
+  mesh: Mesh,
+) -> TrainState:
+  """Makes the state of step 0, on the mesh.
+
+  Args:
+    model: the model.
+    optimizer: its settings.
+    trainable: the trainable tree at its start values.
+    seed: seeds dropout.
+    mesh: the mesh; prompts are replicated, backbone tensors as in
+      `partitioning`.
+
+  Returns:
+    The train state.
+  """
+  # A copy: the step donates its state, and the caller keeps its arrays.
+  trainable = jax.tree.map(jnp.array, trainable)
+  params = partitioning.shard_params(trainable, mesh)
+  everywhere = partitioning.replicated(mesh)
+  opt_state = _shard_like(
+    jax.jit(optimizer.make(params).init)(params), params, mesh
+  )
+  return TrainState(
+    step=jax.device_put(jnp.int32(0), everywhere),
+    params=params,
+    opt_state=opt_state,
+    rng=jax.device_put(jax.random.PRNGKey(seed), everywhere),
+    bad_step=jax.device_put(jnp.int32(-1), everywhere),
+    bad_tasks=jax.device_put(jnp.zeros(model.num_tasks, bool), everywhere),
+  )
+
+
+def _shard_like(opt_state: PyTree, params: PyTree, mesh: Mesh) -> PyTree:
+  """Puts each moment where its parameter is, and the rest everywhere."""
+  shardings = {n: p.sharding for n, p in params_lib.flatten(params).items()}
+  shapes = {n: p.shape for n, p in params_lib.flatten(params).items()}
+
+  def put(path: Sequence[Any], leaf: Array) -> Array:
+    # A moment's path ends with its parameter's: …/mu/prompts/task_u.
+    keys = [k.key for k in path if isinstance(k, jax.tree_util.DictKey)]
+    for start in range(len(keys)):
+      name = '/'.join(keys[start:])
+      if shapes.get(name) == leaf.shape:
+        return jax.device_put(leaf, shardings[name])
+    return jax.device_put(leaf, partitioning.replicated(mesh))
+
+  return jax.tree_util.tree_map_with_path(put, opt_state)
+
+
+@functools.lru_cache(maxsize=64)
+def make_train_step(
+  model: PromptedT5, optimizer: optimizers.Optimizer
+) -> Callable[..., tuple[TrainState, Metrics]]:
+  """Returns the jitted step of a model and an optimizer.
+
+  Runs of one process that share both share the compiled step.
+
+  Args:
+    model: the model; dropout is on if its config has a rate.
+    optimizer: the optimizer's settings.
+
+  Returns:
+    (state, frozen params, batch, totals) -> (state, totals): one update, with
+    this batch's metrics added to `totals`. State and totals are donated.
+  """
+  dropout = model.config.dropout_rate > 0.0
+
+  def train_step(
+    state: TrainState, frozen: PyTree, batch: Batch, totals: Metrics
+  ) -> tuple[TrainState, Metrics]:
+    rng = jax.random.fold_in(state.rng, state.step) if dropout else None
+
+    def loss_fn(trainable: PyTree) -> tuple[Array, Metrics]:
+      return model.loss_fn(params_lib.merge(trainable, frozen), batch, rng)
+
+    (loss, terms), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+      state.params
+    )
+    norm = optimizers.global_norm(grads)
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    healthy = finite & (state.bad_step < 0)
+    updates, opt_state = optimizer.make(state.params).update(
+      grads, state.opt_state, state.params
+    )
+    params = jax.tree.map(jnp.add, state.params, updates)
+
+    def keep(new: PyTree, old: PyTree) -> PyTree:
+      return jax.tree.map(lambda n, o: jnp.where(healthy, n, o), new, old)
+
+    bad = jnp.zeros_like(state.bad_tasks)
+    for sums, _ in terms.values():
+      bad |= ~jnp.isfinite(sums)
+    first = ~finite & (state.bad_step < 0)
+    new_state = state.replace(
+      step=state.step + 1,
+      params=keep(params, state.params),
+      opt_state=keep(opt_state, state.opt_state),
+      bad_step=jnp.where(first, state.step + 1, state.bad_step),
+      bad_tasks=jnp.where(first, bad, state.bad_tasks),
+    )
+    one = jnp.ones((1,), jnp.float32)
+    terms = {
+      **terms,
+      'loss': (loss[None], one),
+      'gradient_norm': (norm[None], one),
+    }
+    return new_state, jax.tree.map(jnp.add, totals, terms)
+
+  return jax.jit(train_step, donate_argnums=(0, 3))
+
+
+@functools.lru_cache(maxsize=64)
+def make_eval_step(model: PromptedT5) -> Callable[..., Metrics]:
+  """Returns the jitted (params, batch) -> metrics of a batch, no dropout."""
+
+  def eval_step(params: PyTree, batch: Batch) -> Metrics:
+    loss, terms = model.eval_fn(params, batch)
+    one = jnp.ones((1,), jnp.float32)
+    return {**terms, 'loss': (loss[None], one)}
+
+  return jax.jit(eval_step)
+
+
+@functools.lru_cache(maxsize=64)
+def make_predict_step(
+  model: PromptedT5, **decode_args: Any
+) -> Callable[..., Array]:
+  """Returns the jitted (params, batch, rng) -> tokens [B, T]."""
+  return jax.jit(
+    lambda params, batch, rng=None: model.predict_batch(
+      params, batch, rng, **decode_args
+    )
+  )
+
+
+def zero_metrics(model: PromptedT5) -> Metrics:
+  """Totals to start from; see `make_train_step`."""
+  sizes = dict.fromkeys(model.term_names, model.num_tasks)
+  sizes.update({'loss': 1, 'gradient_norm': 1})
+  return {n: (jnp.zeros(k), jnp.zeros(k)) for n, k in sizes.items()}
+
+
+def summarize(totals: Metrics, task_names: Sequence[str]) -> dict[str, float]:
+  """Turns summed metrics into scalars.
+
+  Args:
+    totals: {name: (sums [K], weights [K])}.
+    task_names: the K tasks in row order.
+
+  Returns:
+    {'name': mean over all, 'name/task': mean of one task}; tasks that had no
+    examples are left out. With one task there is no 'name/task'.
+  """
+  scalars = {}
+  for name, (sums, weights) in jax.device_get(totals).items():
+    if weights.sum() > 0:
+      scalars[name] = float(sums.sum() / weights.sum())
+    if len(weights) == len(task_names) > 1:
+      for task, s, w in zip(task_names, sums, weights, strict=True):
+        if w > 0:
+          scalars[f'{name}/{task}'] = float(s / w)
+          if name == 'cross_entropy':
+            scalars[f'target_tokens/{task}'] = float(w)
+  return scalars
+
+
+def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> Batch:
+  """Moves a host batch onto the mesh, rows over the `data` axis."""
+  sharding = partitioning.batch_sharding(mesh)
+  return {k: jax.device_put(v, sharding) for k, v in batch.items()}
+
+
+class Progress:
+  """Prints where a run stands: step, rate, examples/s, ETA."""
+
+  def __init__(self, total: int, examples_per_step: int, start: int = 0):
+    self._total, self._size = total, examples_per_step
+    self._first = start
+    self._begin = self._last = time.monotonic()
+
+  def rates(self, step: int) -> dict[str, float]:
+    """Steps and examples per second since the start, and seconds left."""
+    seconds = max(time.monotonic() - self._begin, 1e-9)
+    rate = (step - self._first) / seconds
+    return {
+      'steps_per_second': rate,
+      'examples_per_second': rate * self._size,
+      'seconds_left': (self._total - step) / rate if rate else math.inf,
+    }
+
+  def maybe_print(self, step: int, note: str = '', force: bool = False):
+    """Logs a line, at most every ten seconds unless forced."""
+    now = time.monotonic()
+    if not force and now - self._last < _PROGRESS_SECONDS:
+      return
+    self._last = now
+    rates = self.rates(step)
+    log.info(
+      'step %d / %d  %.1f steps/s  %.0f examples/s  ETA %s  %s',
+      step,
+      self._total,
+      rates['steps_per_second'],
+      rates['examples_per_second'],
+      format_seconds(rates['seconds_left']),
+      note,
+    )
+
+
+def format_seconds(seconds: float) -> str:
+  """'1h02m', '3m05s' or '12s'."""
+  if not math.isfinite(seconds):
+    return '?'
+  whole = round(seconds)
+  if whole >= 3600:
+    return f'{whole // 3600}h{whole % 3600 // 60:02d}m'
+  if whole >= 60:
+    return f'{whole // 60}m{whole % 60:02d}s'
+  return f'{whole}s'
+
+
+def fit(
+  model: PromptedT5,
+  optimizer: optimizers.Optimizer,
+  state: TrainState,
+  frozen: PyTree,
+  batches: Iterator[Mapping[str, np.ndarray]],
+  *,
+  train_steps: int,
+  mesh: Mesh,
+  task_names: Sequence[str],
+  log_period: int = 100,
+  checkpoint_period: int = 1000,
+  checkpointer: Checkpointer | None = None,
+  eval_period: int | None = None,
+  evaluate: Callable[[int, PyTree], Mapping[str, float]] | None = None,
+  writer: Writer | None = None,
+) -> TrainState:
+  """Trains up to step `train_steps`.
+
+  Args:
+    model: the model.
+    optimizer: the optimizer's settings.
+    state: where to start; `state.step` counts.
+    frozen: the frozen parameters, on the mesh.
+    batches: host batches of numpy arrays [B, ...]; if it has `get_state()`,
+      that is saved with each checkpoint.
+    train_steps: the step at which to stop.
+    mesh: the mesh.
+    task_names: the K tasks in row order, for logging.
+    log_period: steps between metric fetches; the device is not waited for in
+      between.
+    checkpoint_period: steps between checkpoints; the last step has one too.
+    checkpointer: saves the state; None saves nothing.
+    eval_period: steps between evaluations; None evaluates never.
+    evaluate: (step, trainable params) -> scalars to write.
+    writer: takes the scalars.
+
+  Returns:
+    The final state.
+
+  Raises:
+    NonFiniteLossError: names the step and the tasks; the last good checkpoint
+      is untouched.
+  """
+  step = int(state.step)
+  train_step = make_train_step(model, optimizer)
+  totals = zero_metrics(model)
+  progress: Progress | None = None
+  note = ''
+  while step < train_steps:
+    batch = next(batches)
+    if progress is None:
+      log.info('compiling the first step …')
+    state, totals = train_step(state, frozen, put_batch(batch, mesh), totals)
+    step += 1
+    if progress is None:
+      jax.block_until_ready(totals)
+      rows = len(next(iter(batch.values())))
+      # Counted from here, so that compilation doesn't spoil the ETA.
+      progress = Progress(train_steps, rows, start=step)
+    last = step == train_steps
+    saves = checkpointer is not None and (last or step % checkpoint_period == 0)
+    evaluates = (
+      evaluate is not None
+      and eval_period is not None
+      and (last or step % eval_period == 0)
+    )
+    if last or saves or evaluates or step % log_period == 0:
+      check_finite(state, task_names)
+    if last or step % log_period == 0:
+      scalars = summarize(totals, task_names)
+      totals = zero_metrics(model)
+      scalars.update(progress.rates(step))
+      scalars.update(
+        {
+          f'learning_rate/{pattern}': rate
+          for pattern, rate in optimizers.learning_rates(
+            optimizer, step - 1
+          ).items()
+        }
+      )
+      note = f'loss {scalars["loss"]:.4f}'
+      if writer is not None:
+        writer.write_scalars(
+          step, {f'train/{k}': v for k, v in scalars.items()}
+        )
+    progress.maybe_print(step, note, force=last)
+    if saves:
+      assert checkpointer is not None
+      get_state = getattr(batches, 'get_state', None)
+      checkpointer.save(state, get_state() if get_state else None)
+    if evaluates:
+      assert evaluate is not None
+      scores = evaluate(step, state.params)
+      if writer is not None:
+        writer.write_scalars(step, scores)
+  return state
+
+
+def check_finite(state: TrainState, task_names: Sequence[str]) -> None:
+  """Raises NonFiniteLossError if a step so far was not finite."""
+  bad_step = int(state.bad_step)
+  if bad_step < 0:
+    return
+  flags = np.asarray(state.bad_tasks)
+  tasks = [name for name, bad in zip(task_names, flags, strict=True) if bad]
+  where = ', '.join(tasks) if tasks else 'no single task (the gradient)'
+  raise NonFiniteLossError(
+    f'the loss was not finite at step {bad_step}; task(s): {where}. Lower the'
+    ' learning rate or set a clip norm; the run resumes from its last good'
+    ' checkpoint'
+  )

@@ -1,0 +1,72 @@
+"""Packaging: three top-level packages and the data files in them."""
+
+import pathlib
+import re
+
+from setuptools import find_packages, setup
+
+_HERE = pathlib.Path(__file__).parent
+_VERSION = re.search(
+  r"^__version__ = '(.+)'$",
+  (_HERE / 'mpt_jax' / '__init__.py').read_text(),
+  re.MULTILINE,
+).group(1)
+
+# Lower bounds only, so that mpt_jax can live beside other packages. They are
+# the oldest versions that the tests have run with; constraints.txt holds the
+# exact set.
+_CORE = [
+  'absl-py>=2.5',
+  'flax>=0.12.8',
+  'jax>=0.10.2',
+  'numpy>=2.4',
+  'optax>=0.2.8',
+  'orbax-checkpoint>=0.12.8',
+  # Reads SentencePiece files; sentencepiece has the schema, not the parser.
+  'protobuf>=7.36',
+  'safetensors>=0.8',
+  'sentencepiece>=0.2.3',
+  'tensorstore>=0.1.86',
+]
+_DATA = [
+  # tensorflow-datasets 4.9.10 imports it and does not say so.
+  'importlib_resources>=7.1',
+  'scikit-learn>=1.9',
+  'scipy>=1.17',
+  'seqio>=0.0.20',
+  'tensorflow>=2.21',
+  'tensorflow-datasets>=4.9.10',
+]
+_RUNS = [
+  'clu>=0.0.12',
+  'gin-config>=0.5',
+  'matplotlib>=3.11',
+]
+
+setup(
+  name='mpt_jax',
+  version=_VERSION,
+  description='Multitask Prompt Tuning for T5 in JAX',
+  license='Apache-2.0',
+  python_requires='>=3.11',
+  packages=find_packages(
+    include=[
+      f'{top}{rest}'
+      for top in ('mpt_jax', 'tasks', 'gin_configs')
+      for rest in ('', '.*')
+    ]
+  ),
+  package_data={
+    '': ['*.gin', '*.json'],
+    'tasks.offline': ['demo_backbone/*'],
+  },
+  install_requires=_CORE + _DATA + _RUNS,
+  extras_require={
+    'test': [
+      'mypy>=2.4',
+      'pre-commit>=4.7',
+      'pytest>=9.2',
+      'ruff>=0.17.5',
+    ],
+  },
+)

@@ -1,0 +1,15 @@
+"""The tasks: `import tasks` registers them all with SeqIO.
+
+Neither disk nor network is touched. See `glue`, `super_glue` and `qa` for the
+tables of tasks, and `mixtures`.
+"""
+
+# Imported for what they register. The data package comes first, since it
+# quietens TensorFlow, and mixtures last, since they name tasks.
+# isort: off
+import mpt_jax.data  # noqa: F401
+from tasks import glue  # noqa: F401
+from tasks import super_glue  # noqa: F401
+from tasks import qa  # noqa: F401
+from tasks import mixtures  # noqa: F401
+# isort: on

@@ -1,0 +1,278 @@
+"""What can be asked about the world: labelled texts, true by construction.
+
+Each function draws one example with a wanted class. The downstream data sets
+(`datasets.py`) and the pretraining text (`pretraining.py`) are two dresses of
+the same skills.
+"""
+
+import dataclasses
+import random
+
+from tasks.offline import world
+
+# Classes, in the order of the class ids used here.
+NLI = ('entailment', 'neutral', 'contradiction')
+NO, YES = 0, 1
+
+
+def _with_noise(rng: random.Random, sentence: str, share: float) -> str:
+  """Adds an opinion before or behind a sentence in a share of the cases."""
+  if rng.random() >= share:
+    return sentence
+  noise = world.opinion(rng, rng.random() < 0.5).split(' but ')[0]
+  noise = noise.split(' and ')[0]
+  parts = [sentence, noise]
+  if rng.random() < 0.5:
+    parts.reverse()
+  return ' . '.join(parts)
+
+
+def nli(
+    rng: random.Random, label: int, noise: float = 0.0
+) -> tuple[str, str]:
+  """Draws a premise and a hypothesis.
+
+  A hypothesis that follows leaves things out and may say the class of an
+  object ("toy" for "kite"). A contradiction denies, or gives another colour,
+  place or day. A neutral one names another actor, action or object, or adds
+  a colour, place or day.
+
+  Args:
+    rng: the source of chance.
+    label: index into `NLI`.
+    noise: how often the premise has an opinion beside it.
+
+  Returns:
+    (premise, hypothesis).
+  """
+  fact = world.draw_fact(rng)
+  given = [f for f in world.OPTIONAL if getattr(fact, f)]
+  if label == 0:
+    claim = world.drop(rng, fact)
+  elif label == 2:
+    if rng.random() < 0.25:
+      claim = world.change(rng, world.drop(rng, fact), 'never')
+    else:
+      field = rng.choice(given)
+      claim = world.change(rng, world.drop(rng, fact, field), field)
+  else:
+    fields = ['name', 'verb', 'thing']
+    absent = [f for f in world.OPTIONAL if f not in given]
+    if absent:
+      fields += [rng.choice(absent)] * 2
+    claim = world.change(rng, world.drop(rng, fact), rng.choice(fields))
+  if rng.random() < 0.25:
+    claim = dataclasses.replace(claim, thing=world.CLASS_OF[claim.thing])
+  premise = _with_noise(rng, world.statement(rng, fact), noise)
+  return premise, world.statement(rng, claim)
+
+
+def entailment(rng: random.Random, label: int) -> tuple[str, str]:
+  """Draws (premise, hypothesis); label 1 where the hypothesis follows."""
+  return nli(rng, 0 if label == YES else rng.choice((1, 2)))
+
+
+def paraphrase(rng: random.Random, label: int) -> tuple[str, str]:
+  """Draws two statements, of the same fact if label is 1.
+
+  Statements that differ do so in one field.
+  """
+  fact = world.draw_fact(rng)
+  if label == YES:
+    second = fact
+  else:
+    fields = ['name', 'verb', 'thing']
+    fields += [f for f in world.OPTIONAL if getattr(fact, f)]
+    second = world.change(rng, fact, rng.choice(fields))
+  return world.statement(rng, fact), world.statement(rng, second)
+
+
+def _kinds(fact: world.Fact) -> list[str]:
+  kinds = ['who', 'what']
+  kinds += ['where'] if fact.place else []
+  kinds += ['when'] if fact.day else []
+  return kinds
+
+
+def _mentioned(fact: world.Fact, kind: str) -> list[str]:
+  """Lists the fields that a question of this kind says."""
+  fields = {'name', 'verb', 'thing', 'colour', 'place', 'day'}
+  fields -= {
+      'who': {'name'},
+      'what': {'thing', 'colour'},
+      'where': {'place'},
+      'when': {'day'},
+  }[kind]
+  return sorted(f for f in fields if getattr(fact, f) is not None)
+
+
+def duplicate(rng: random.Random, label: int) -> tuple[str, str]:
+  """Draws two questions, with the same meaning if label is 1.
+
+  Questions that differ ask for another thing, or differ in one field.
+  """
+  fact = world.draw_fact(rng)
+  kind = rng.choice(_kinds(fact))
+  first = world.ask(rng, fact, kind)
+  if label == YES:
+    return first, world.ask(rng, fact, kind)
+  if rng.random() < 0.3 and kind in ('where', 'when'):
+    # The same known things, but the place is asked and not the day.
+    asked = dataclasses.replace(fact, place=None, day=None)
+    swapped = 'when' if kind == 'where' else 'where'
+    return world.ask(rng, asked, kind), world.ask(rng, asked, swapped)
+  field = rng.choice(_mentioned(fact, kind))
+  return first, world.ask(rng, world.change(rng, fact, field), kind)
+
+
+def answerable(rng: random.Random, label: int) -> tuple[str, str]:
+  """Draws (question, sentence); label 1 where the sentence answers it.
+
+  A sentence that does not answer lacks the place or day that is asked for,
+  or tells of another name, action, object, colour, place or day.
+  """
+  fact = world.draw_fact(rng)
+  if label == YES:
+    kind = rng.choice(_kinds(fact))
+    known = world.drop(
+        rng, fact, {'where': 'place', 'when': 'day'}.get(kind)
+    )
+    return world.ask(rng, known, kind), world.statement(rng, fact)
+  missing = [
+      k for k, f in (('where', 'place'), ('when', 'day')) if not getattr(fact, f)
+  ]
+  if missing and rng.random() < 0.6:
+    question = world.ask(rng, world.drop(rng, fact), rng.choice(missing))
+    return question, world.statement(rng, fact)
+  kind = rng.choice(_kinds(fact))
+  asked = world.drop(rng, fact, {'where': 'place', 'when': 'day'}.get(kind))
+  field = rng.choice(_mentioned(asked, kind))
+  asked = world.change(rng, asked, field)
+  return world.ask(rng, asked, kind), world.statement(rng, fact)
+
+
+def sentiment(rng: random.Random, label: int) -> str:
+  """Draws an opinion, good if label is 1."""
+  return world.opinion(rng, label == YES)
+
+
+def acceptable(rng: random.Random, label: int) -> str:
+  """Draws a sentence, grammatical if label is 1."""
+  drawn = rng.random()
+  if drawn < 0.6:
+    sentence = world.statement(rng, world.draw_fact(rng))
+  elif drawn < 0.8:
+    fact = world.draw_fact(rng)
+    sentence = world.ask(rng, fact, rng.choice(('who', 'where', 'when')))
+  else:
+    sentence = world.opinion(rng, rng.random() < 0.5)
+  return sentence if label == YES else world.spoil(rng, sentence)
+
+
+def yes_no(rng: random.Random, label: int) -> tuple[str, str]:
+  """Draws (question, passage); label 1 where the answer is yes."""
+  fact = world.draw_fact(rng)
+  asked = world.drop(rng, fact)
+  if label != YES:
+    if rng.random() < 0.15:
+      fact = world.change(rng, fact, 'never')
+    else:
+      fields = ['name', 'verb', 'thing']
+      fields += [f for f in world.OPTIONAL if getattr(asked, f)]
+      asked = world.change(rng, asked, rng.choice(fields))
+  return world.yes_no_question(rng, asked), world.statement(rng, fact)
+
+
+SIMILARITY_FIELDS = ('name', 'verb', 'thing', 'place', 'day')
+
+
+def similarity(rng: random.Random, level: int) -> tuple[str, str]:
+  """Draws two statements that share `level` (0..5) of five fields."""
+  fact = dataclasses.replace(
+      world.draw_fact(rng, optional=0.0),
+      colour=None,
+      place=rng.choice(world.PLACES),
+      day=rng.choice(world.DAYS),
+  )
+  second = fact
+  fields = list(SIMILARITY_FIELDS)
+  rng.shuffle(fields)
+  for field in fields[level:]:
+    second = world.change(rng, second, field)
+  return world.statement(rng, fact), world.statement(rng, second)
+
+
+def as_book(rng: random.Random, fact: world.Fact) -> world.Fact:
+  """Returns the fact about a book with a title, of no colour."""
+  return dataclasses.replace(
+      fact, thing='book', colour=None, title=rng.choice(world.TITLES)
+  )
+
+
+def reading(
+    rng: random.Random, facts: int = 1, books: float = 0.0
+) -> tuple[str, str, str]:
+  """Draws a question about a text.
+
+  Args:
+    rng: the source of chance.
+    facts: 1, or 2 where the second fact shares nothing with the first.
+    books: how often the fact is about a book, whose title is asked.
+
+  Returns:
+    (question, context, answer): the answer is a span of the context.
+  """
+  fact = world.draw_fact(rng)
+  if rng.random() < books:
+    fact = as_book(rng, fact)
+    kind = 'which'
+  else:
+    kind = rng.choice(_kinds(fact))
+  keep = {'where': 'place', 'when': 'day'}.get(kind)
+  asked = world.drop(rng, fact, keep)
+  told = [world.statement(rng, fact)]
+  if facts == 2:
+    told.append(world.statement(rng, world.far_fact(rng, fact)))
+    rng.shuffle(told)
+  context = ' . '.join(told)
+  return world.ask(rng, asked, kind), context, world.answer(fact, kind)
+
+
+def cloze(
+    rng: random.Random, facts: int = 1, books: float = 0.0
+) -> tuple[str, list[str], str, str]:
+  """Draws a sentence with a hole that one of the entities fills.
+
+  Args:
+    rng: the source of chance.
+    facts: 1, or 2 where the second fact shares nothing with the first.
+    books: how often the fact is about a book, whose title is an entity.
+
+  Returns:
+    (query, entities in the order of the passage, passage, answer).
+  """
+  fact = dataclasses.replace(
+      world.draw_fact(rng), place=rng.choice(world.PLACES)
+  )
+  if rng.random() < books:
+    fact = as_book(rng, fact)
+  told = [fact]
+  if facts == 2:
+    told.append(
+        dataclasses.replace(
+            world.far_fact(rng, fact),
+            place=world.other(rng, world.PLACES, fact.place),
+        )
+    )
+    rng.shuffle(told)
+  passage = ' . '.join(world.statement(rng, f) for f in told)
+  known = set(world.NAMES + world.PLACES + world.TITLES)
+  entities = [w for w in passage.split() if w in known]
+  field = rng.choice(('name', 'place', 'title') if fact.title else (
+      'name', 'place'))
+  said = world.drop(rng, fact, 'place')
+  gold = getattr(fact, field)
+  query = world.statement(
+      rng, dataclasses.replace(said, **{field: world.HOLE})
+  )
+  return query, entities, passage, gold

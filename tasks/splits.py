@@ -1,0 +1,104 @@
+"""Train, validation and test, as the MPT line of papers means them.
+
+The official test splits have no labels, so papers test on the official
+validation split and take their own validation data from elsewhere. The bounds
+are absolute numbers: percentages round differently from one library to
+another. Within a split the order is TFDS's, so a half here is not the same
+examples as a half in a paper that shuffled first.
+"""
+
+from collections.abc import Callable, Mapping
+
+from absl import logging
+
+from mpt_jax.data import TfdsSource, get_data_dir
+from mpt_jax.types import InputError
+from tasks import offline
+
+NAMES = ('train', 'validation', 'test')
+# How many training examples a large task holds out for validation.
+HELD_OUT = 1000
+
+# Sizes of the TFDS splits -> our split to TFDS slice.
+Rule = Callable[[Mapping[str, int]], Mapping[str, str]]
+
+
+def hold_out(counts: Mapping[str, int]) -> dict[str, str]:
+  """Large tasks: validate on 1,000 training examples."""
+  del counts
+  return {
+    'train': f'train[{HELD_OUT}:]',
+    'validation': f'train[:{HELD_OUT}]',
+    'test': 'validation',
+  }
+
+
+def halve(counts: Mapping[str, int]) -> dict[str, str]:
+  """Small tasks: validate on the first half of the official validation."""
+  half = counts['validation'] // 2
+  return {
+    'train': 'train',
+    'validation': f'validation[:{half}]',
+    'test': f'validation[{half}:]',
+  }
+
+
+def mismatched(counts: Mapping[str, int]) -> dict[str, str]:
+  """MNLI: validate on mismatched genres, test on matched ones."""
+  del counts
+  return {
+    'train': 'train',
+    'validation': 'validation_mismatched',
+    'test': 'validation_matched',
+  }
+
+
+class BenchmarkSource(TfdsSource):
+  """A TFDS data set that must have its official sizes, or be synthetic."""
+
+  def __init__(self, tfds_name: str, rule: Rule, counts: Mapping[str, int]):
+    """Names the data; touches no disk.
+
+    Args:
+      tfds_name: name with version.
+      rule: how our splits are cut.
+      counts: official sizes of the TFDS splits that the rule uses.
+    """
+    super().__init__(tfds_name, splits=NAMES)
+    self._rule = rule
+    self._counts = dict(counts)
+    self._announced: set[str] = set()
+
+  def split_map(self, info) -> Mapping[str, str]:
+    """Returns the slices for the data on disk.
+
+    Synthetic data have sizes of their own: the rule is applied to those.
+
+    Args:
+      info: the data set's description on disk.
+
+    Returns:
+      train, validation and test -> TFDS slice.
+
+    Raises:
+      InputError: if real data lack a split or have another size.
+    """
+    on_disk = {name: split.num_examples for name, split in info.splits.items()}
+    synthetic = _is_synthetic(info)
+    for name, official in self._counts.items():
+      found = on_disk.get(name)
+      if found is None or (found != official and not synthetic):
+        what = 'is missing' if found is None else f'has {found} examples'
+        raise InputError(
+          f'split {name!r} of {self.tfds_name!r} in {get_data_dir()} {what}, '
+          f'the official one has {official}: prepare the data anew'
+        )
+    return self._rule(on_disk)
+
+  def check(self, split: str) -> None:
+    """Checks that a split can be read, and says so if it is synthetic."""
+    super().check(split)
+    data_dir = get_data_dir()
+    if data_dir not in self._announced:
+      self._announced.add(data_dir)
+      logging.warning('SYNTHETIC DATA: %s in %s', self.tfds_name, data_dir)

@@ -1,0 +1,48 @@
+"""Every test runs under strict JAX flags, on two CPU devices, off the net."""
+
+import os
+import pathlib
+
+# Before jax is imported: the number of virtual devices is fixed then.
+os.environ['XLA_FLAGS'] = ' '.join(
+  [
+    os.environ.get('XLA_FLAGS', ''),
+    '--xla_force_host_platform_device_count=2',
+  ]
+).strip()
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+
+import socket
+
+import jax
+import pytest
+
+TESTDATA = pathlib.Path(__file__).parent / 'testdata'
+
+# A sloppy broadcast between [P, D] and [K, P, D] must not pass unnoticed.
+jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+
+def pytest_configure(config):
+  # A warning that our own lines cause is an error; libraries may warn.
+  for package in ('mpt_jax', 'tasks'):
+    config.addinivalue_line('filterwarnings', rf'error:::{package}(\..*)?$')
+
+
+@pytest.fixture
+def testdata() -> pathlib.Path:
+  """The folder of shared fixtures."""
+  return TESTDATA
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch):
+  """Lets a test talk to its own machine only."""
+  connect = socket.socket.connect
+
+  def local_only(self, address):
+    if self.family == socket.AF_UNIX or address[0] in ('127.0.0.1', '::1'):
+      return connect(self, address)
+    raise OSError(f'a test tried to reach {address}')
+
+  monkeypatch.setattr(socket.socket, 'connect', local_only)

@@ -1,0 +1,94 @@
+"""A tiny backbone and random batches, without files, TensorFlow or SeqIO."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mpt_jax import models, prompts, t5
+
+P, K = 5, 3
+
+CONFIG = t5.T5Config(
+  vocab_size=37,
+  emb_dim=14,
+  num_heads=2,
+  head_dim=7,
+  num_encoder_layers=2,
+  num_decoder_layers=2,
+  mlp_dim=23,
+  mlp_activations=('gelu', 'linear'),
+  dropout_rate=0.0,
+  logits_via_embedding=False,
+)
+
+
+def backbone(seed=0, config=CONFIG):
+  """Random parameters of the tiny backbone, as host arrays."""
+  variables = models.PromptedT5(config).get_initial_variables(
+    jax.random.PRNGKey(seed)
+  )
+  return jax.tree.map(np.asarray, variables['params'])
+
+
+class Batches:
+  """An endless, restorable stream of random batches that mix K tasks."""
+
+  def __init__(self, size=4, tasks=K, length=P, seed=0, config=CONFIG):
+    self._args = size, tasks, length, seed, config.vocab_size
+    self._taken = 0
+
+  def __iter__(self):
+    return self
+
+  def __next__(self):
+    size, tasks, length, seed, vocabulary = self._args
+    rng = np.random.RandomState([seed, self._taken])
+    self._taken += 1
+    tokens = rng.randint(3, vocabulary, (size, length + 11))
+    slots = np.zeros_like(tokens)
+    slots[:, :length] = np.arange(1, length + 1)
+    targets = rng.randint(3, vocabulary, (size, 3))
+    rows = rng.randint(0, tasks, size)
+    batch = {
+      'encoder_input_tokens': tokens,
+      'encoder_prompt_slots': slots,
+      'encoder_task_ids': np.repeat(rows[:, None], length + 11, axis=1),
+      'decoder_target_tokens': targets,
+      'decoder_input_tokens': np.pad(targets, ((0, 0), (1, 0)))[:, :-1],
+      'decoder_loss_weights': np.ones_like(targets),
+    }
+    return {k: v.astype(np.int32) for k, v in batch.items()}
+
+  def get_state(self):
+    return {'taken': self._taken}
+
+  def set_state(self, state):
+    self._taken = state['taken']
+
+
+def stage_model(stage, config=CONFIG):
+  """The model and its whole parameter tree in one of the stages."""
+  key = jax.random.PRNGKey(1)
+  params = dict(backbone(config=config))
+  width = config.emb_dim
+  if stage == 'teacher':
+    module = prompts.SoftPrompts(P, width)
+    model = models.PromptedT5(config, module)
+  elif stage == 'source':
+    module = prompts.MultitaskPrompts(P, width, K)
+    model = models.DistilledPromptedT5(config, module)
+    params['teacher_prompts'] = {
+      'prompt_table': np.asarray(jax.random.normal(key, (K, P, width)))
+    }
+  elif stage == 'target':
+    module = prompts.MultitaskPrompts(P, width, 1)
+    model = models.PromptedT5(config, module)
+  else:
+    return models.PromptedT5(config), params
+  params['prompts'] = prompts.initial_prompts(module, key, prompts.Uniform())
+  return model, params
+
+
+def zeros_like_metrics(tree):
+  """Zeros of the same structure."""
+  return jax.tree.map(jnp.zeros_like, tree)

@@ -1,0 +1,227 @@
+"""Text in, text out: tokens, tasks and shapes on the way.
+
+Guards against answers that change with the batch an input happens to share,
+prompts that land on the wrong text, and recompilation for every new shape.
+"""
+
+import dataclasses
+import importlib.util
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+import mpt_jax
+from mpt_jax import t5
+from mpt_jax.checkpoints import backbone as backbone_lib
+from mpt_jax.checkpoints import huggingface
+from mpt_jax.checkpoints.bundle import PromptBundle
+from mpt_jax.pretrained import PromptedT5, Tokenizer
+from mpt_jax.types import InputError
+
+VOCABULARY = (
+  pathlib.Path(importlib.util.find_spec('tasks.offline').origin).parent
+  / 'demo_backbone'
+  / 'spiece.model'
+)
+P, D = 3, 16
+TASKS = ('mnli', 'sst2', 'rte')
+TEXTS = [
+  'the cat',
+  'sst2 sentence: a fern holds the record of the town',
+  'what',
+  'is it so <extra_id_0> . not',
+  'the the the the the the the the the the the the the the the the the the',
+]
+
+
+@pytest.fixture(scope='module')
+def backbone() -> backbone_lib.Backbone:
+  config = t5.T5Config(
+    vocab_size=512,
+    dtype='float32',
+    emb_dim=D,
+    num_heads=2,
+    num_encoder_layers=1,
+    num_decoder_layers=1,
+    head_dim=8,
+    mlp_dim=32,
+    mlp_activations=('relu',),
+    logits_via_embedding=False,
+  )
+  init = jax.jit(lambda key: t5.init_params(config, key))
+  params = jax.tree.map(np.array, init(jax.random.PRNGKey(0)))
+  # Random weights hardly listen to the encoder; these do.
+  params['decoder']['layers_0']['encoder_decoder_attention']['out'][
+    'kernel'
+  ] *= 30
+  return backbone_lib.Backbone(
+    config=config,
+    params=params,
+    fingerprint=backbone_lib.fingerprint(config, params),
+    name='tiny',
+    path='',
+    vocabulary_file=str(VOCABULARY),
+    report={},
+  )
+
+
+def _bundle(**changes) -> PromptBundle:
+  rng = np.random.default_rng(0)
+  fields = {
+    'method': 'multitask',
+    'stage': 'source',
+    'task_names': TASKS,
+    'arrays': {
+      'shared_prompt': 9 * rng.normal(size=(P, D)),
+      'task_u': rng.normal(size=(3, P, 1)),
+      'task_v': rng.normal(size=(3, 1, D)),
+    },
+  }
+  return PromptBundle(**(fields | changes))
+
+
+@pytest.fixture(scope='module')
+def model(backbone) -> PromptedT5:
+  return PromptedT5(backbone, _bundle(), Tokenizer(str(VOCABULARY)))
+
+
+class TestTokenizer:
+  @pytest.mark.data
+  def test_same_ids_and_texts_as_in_training(self):
+    import seqio
+
+    theirs = seqio.SentencePieceVocabulary(str(VOCABULARY), extra_ids=100)
+    ours = Tokenizer(str(VOCABULARY))
+    assert ours.size == theirs.vocab_size
+    odd = ['', ' a  b ', 'x<extra_id_7>y <extra_id_0>, é\n€', '<extra_id_100>']
+    for text in [*TEXTS, *odd]:
+      assert ours.encode(text) == theirs.encode(text)
+    rng = np.random.default_rng(0)
+    for ids in rng.integers(0, ours.size + 9, (200, 6)).tolist():
+      assert ours.decode(ids) == theirs.decode(ids)
+
+  def test_not_a_vocabulary(self, tmp_path):
+    (tmp_path / 'v.model').write_bytes(b'\xff' * 50)
+    with pytest.raises(InputError, match=r'v\.model is not a Sentence'):
+      Tokenizer(str(tmp_path / 'v.model'))
+    with pytest.raises(InputError, match='No such file'):
+      Tokenizer(str(tmp_path / 'none.model'))
+
+
+class TestGenerate:
+  def test_mixed_tasks_equal_single_tasks(self, model):
+    tasks = [TASKS[i % 3] for i in range(len(TEXTS))]
+    mixed = model.generate(TEXTS, task=tasks, max_decode_length=7)
+    for name in TASKS:
+      single = model.generate(TEXTS, task=name, max_decode_length=7)
+      for i, task in enumerate(tasks):
+        if task == name:
+          assert mixed[i] == single[i]
+    assert len({a for a in mixed}) > 1
+
+  def test_batches_do_not_matter(self, model):
+    want = model.generate(TEXTS, task='rte', max_decode_length=7)
+    assert want != model.generate(TEXTS, task='mnli', max_decode_length=7)
+    got = model.generate(TEXTS, task='rte', max_decode_length=7, batch_size=2)
+    assert got == want
+    assert model.generate([], task='rte') == []
+
+  def test_few_shapes_are_compiled(self, backbone):
+    model = PromptedT5(backbone, _bundle(), Tokenizer(str(VOCABULARY)))
+    for count in range(1, 5):
+      model.generate(['the ' * count] * count, task='rte', max_decode_length=2)
+    # Batches of 1, 2 and 4 rows of one length.
+    assert model._predict._cache_size() == 3
+
+  def test_beams(self, model):
+    one = model.generate(
+      TEXTS[:1], task='rte', max_decode_length=5, num_beams=2
+    )
+    assert len(one) == 1
+
+  def test_backbone_alone(self, backbone):
+    model = PromptedT5(backbone, None, Tokenizer(str(VOCABULARY)))
+    assert len(model.generate(TEXTS[:1], max_decode_length=3)) == 1
+    with pytest.raises(InputError, match="task 'rte' was given"):
+      model.generate(TEXTS, task='rte')
+
+  def test_one_prompt_needs_no_name(self, backbone):
+    one = _bundle().with_tasks(['sst2'])
+    model = PromptedT5(backbone, one, Tokenizer(str(VOCABULARY)))
+    got = model.generate(TEXTS[:1], max_decode_length=4)
+    assert got == model.generate(TEXTS[:1], task='sst2', max_decode_length=4)
+
+  @pytest.mark.parametrize(
+    ('texts', 'arguments', 'message'),
+    [
+      (['a'], {'task': 'rtee'}, "did you mean 'rte'"),
+      (['a'], {'task': ['rte', 'rte']}, '2 tasks were given for 1 texts'),
+      (['a'], {}, 'task is one of mnli, sst2, rte'),
+      ('a', {'task': 'rte'}, 'list of texts'),
+      (['a'], {'task': 'rte', 'batch_size': 0}, 'batch_size is 0'),
+    ],
+  )
+  def test_wrong_input(self, model, texts, arguments, message):
+    with pytest.raises(InputError, match=message):
+      model.generate(texts, **arguments)
+
+  def test_decodes_what_peft_decodes(self, testdata):
+    backbone = mpt_jax.load_backbone(str(testdata / 'hf_t5_v1_0_tiny'))
+    folder = testdata / 'peft_mpt_tiny'
+    # No vocabulary comes with the fixture, and none is needed for ids.
+    tokenizer = type('Ids', (), {'size': backbone.config.vocab_size})()
+    for rank in (1, 2):
+      bundle = mpt_jax.load_prompts(folder / f'rank{rank}')
+      model = PromptedT5(backbone, bundle, tokenizer)
+      io = np.load(folder / f'io_rank{rank}.npz')
+      mask = io['attention_mask'].astype(bool)
+      inputs = [
+        row[kept] for row, kept in zip(io['input_ids'], mask, strict=True)
+      ]
+      want = io['generate_ids'][:, 1:]
+      got = model._predict(
+        model.params,
+        model._batch(inputs, io['task_ids']),
+        max_decode_length=want.shape[1],
+        num_beams=1,
+      )
+      np.testing.assert_array_equal(got, want)
+
+
+class TestFromPretrained:
+  def test_parts_from_folders(self, backbone, model, tmp_path):
+    huggingface.save_huggingface(
+      str(tmp_path / 'backbone'),
+      backbone.config,
+      backbone.params,
+      vocabulary_file=str(VOCABULARY),
+    )
+    digest = backbone_lib.digest_vocabulary(str(VOCABULARY))
+    bundle = _bundle(
+      backbone_fingerprint=backbone.fingerprint, vocabulary_digest=digest
+    )
+    bundle.save(str(tmp_path / 'prompts'))
+    loaded = mpt_jax.PromptedT5.from_pretrained(
+      str(tmp_path / 'backbone'), prompts=str(tmp_path / 'prompts')
+    )
+    got = loaded.generate(TEXTS, task='rte', max_decode_length=7)
+    assert got == model.generate(TEXTS, task='rte', max_decode_length=7)
+
+    other = dataclasses.replace(bundle, vocabulary_digest='sha256:00')
+    with pytest.raises(InputError, match='another vocabulary'):
+      PromptedT5.from_pretrained(str(tmp_path / 'backbone'), prompts=other)
+    other = dataclasses.replace(bundle, backbone_fingerprint='sha256:00')
+    with pytest.raises(InputError, match='sha256:00'):
+      PromptedT5.from_pretrained(str(tmp_path / 'backbone'), prompts=other)
+
+  def test_no_vocabulary(self, testdata):
+    with pytest.raises(InputError, match='has no vocabulary'):
+      PromptedT5.from_pretrained(str(testdata / 'hf_t5_v1_0_tiny'))
+
+  def test_vocabulary_of_another_model(self, testdata):
+    with pytest.raises(InputError, match='the vocabulary has 475 ids'):
+      PromptedT5.from_pretrained(
+        str(testdata / 'hf_t5_v1_0_tiny'), vocabulary=str(VOCABULARY)
+      )

@@ -1,0 +1,259 @@
+"""The house as a whole: layers, packaging, declared versions.
+
+Guards against an import that climbs, a core that cannot be used without
+TensorFlow, and a package that installs without what it needs.
+"""
+
+import ast
+from collections.abc import Iterator
+import pathlib
+import re
+import runpy
+import subprocess
+import sys
+
+from packaging.requirements import Requirement
+from packaging.version import Version
+import pytest
+import setuptools
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+# A module may import its own layer and those before it.
+LAYERS = (
+  {'mpt_jax', 'mpt_jax.types'},
+  {'mpt_jax.prompts', 'mpt_jax.params', 'mpt_jax.t5', 'mpt_jax.losses'},
+  {'mpt_jax.models', 'mpt_jax.optimizers', 'mpt_jax.partitioning'},
+  {'mpt_jax.trainer', 'mpt_jax.checkpoints', 'mpt_jax.data'},
+  {'mpt_jax.pretrained', 'mpt_jax.runs', 'mpt_jax.report'},
+)
+# The only modules that import gin.
+ENTRY_POINTS = {'cli', 'train', 'eval', 'infer', 'export', 'pipeline'}
+# What the core must do without.
+HEAVY = {'tensorflow', 'tensorflow_datasets', 'seqio', 'gin', 't5x'}
+
+# Import name -> name on the package index, where they differ.
+DISTRIBUTIONS = {
+  'absl': 'absl-py',
+  'gin': 'gin-config',
+  'orbax': 'orbax-checkpoint',
+  'sklearn': 'scikit-learn',
+  'tensorflow_datasets': 'tensorflow-datasets',
+}
+# Declared for tensorflow-datasets and sentencepiece, which don't say so.
+NOT_IMPORTED = {'importlib_resources', 'protobuf'}
+
+
+def _modules() -> dict[str, pathlib.Path]:
+  """Every module of the repository by its dotted name."""
+  found = {}
+  for top in ('mpt_jax', 'tasks', 'gin_configs'):
+    for path in sorted((ROOT / top).rglob('*.py')):
+      parts = list(path.relative_to(ROOT).with_suffix('').parts)
+      if parts[-1] == '__init__':
+        parts.pop()
+      found['.'.join(parts)] = path
+  return found
+
+
+MODULES = _modules()
+
+
+def _imports(name: str, top_only: bool = False) -> Iterator[str]:
+  """The modules that a module imports, lazily too, but not for types only."""
+
+  def visit(node):
+    if isinstance(node, ast.If) and 'TYPE_CHECKING' in ast.unparse(node.test):
+      return
+    if top_only and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+      return
+    if isinstance(node, ast.Import):
+      yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+      assert node.level == 0, f'{name} has a relative import'
+      for alias in node.names:
+        full = f'{node.module}.{alias.name}'
+        yield full if full in MODULES else node.module
+    for child in ast.iter_child_nodes(node):
+      yield from visit(child)
+
+  yield from visit(ast.parse(MODULES[name].read_text()))
+
+
+def _top(name: str) -> str:
+  return name.partition('.')[0]
+
+
+def _is_entry_point(name: str) -> bool:
+  return name.removeprefix('mpt_jax.') in ENTRY_POINTS
+
+
+def _core() -> list[str]:
+  free = ('mpt_jax.data', 'mpt_jax.t5x')
+  return [
+    name
+    for name in MODULES
+    if _top(name) == 'mpt_jax'
+    and not name.startswith(free)
+    and not _is_entry_point(name)
+  ]
+
+
+def _layer(name: str) -> int:
+  if name == 'mpt_jax':
+    return 0
+  house = '.'.join(name.split('.')[:2])
+  for number, layer in enumerate(LAYERS):
+    if house in layer:
+      return number
+  assert _is_entry_point(name), f'{name} has no place in LAYERS'
+  return len(LAYERS)
+
+
+class TestLayers:
+  def test_core_needs_no_tensorflow(self):
+    for name in _core():
+      used = {_top(i) for i in _imports(name)}
+      assert not used & HEAVY, f'{name} imports {used & HEAVY}'
+      used = {_top(i) for i in _imports(name, top_only=True)}
+      # clu.metric_writers imports tensorflow.
+      assert 'clu' not in used, f'{name} imports clu when it is loaded'
+
+  def test_only_entry_points_import_gin(self):
+    for name in MODULES:
+      if 'gin' in map(_top, _imports(name)):
+        assert _is_entry_point(name), name
+
+  def test_imports_run_downwards(self):
+    for name in MODULES:
+      if _top(name) != 'mpt_jax':
+        continue
+      for used in _imports(name):
+        if _top(used) == 'mpt_jax':
+          assert _layer(used) <= _layer(name), f'{name} imports {used}'
+        assert _top(used) != 'tasks', f'{name} imports {used}'
+
+  def test_tasks_know_only_the_data_layer(self):
+    for name in MODULES:
+      if _top(name) in ('tasks', 'gin_configs'):
+        for used in _imports(name):
+          if _top(used) == 'mpt_jax':
+            allowed = used.startswith('mpt_jax.data') or used == 'mpt_jax.types'
+            assert allowed, f'{name} imports {used}'
+
+  def test_no_circle(self):
+    graph = {
+      name: {i for i in _imports(name) if i in MODULES and i != name}
+      for name in MODULES
+    }
+    done, path = set(), []
+
+    def visit(name):
+      assert name not in path, f'circle: {" -> ".join([*path, name])}'
+      if name in done:
+        return
+      path.append(name)
+      for used in sorted(graph[name]):
+        visit(used)
+      done.add(path.pop())
+
+    for name in MODULES:
+      visit(name)
+
+
+def _run(script: str) -> str:
+  done = subprocess.run(
+    [sys.executable, '-c', script],
+    capture_output=True,
+    text=True,
+    cwd=ROOT,
+    timeout=120,
+  )
+  assert done.returncode == 0, done.stderr
+  return done.stdout
+
+
+class TestImport:
+  def test_package_alone_loads_nothing(self):
+    out = _run(
+      'import sys, mpt_jax; print(mpt_jax.__version__); print(dir(mpt_jax));'
+      'print({"jax", "numpy", "tensorflow"} & set(sys.modules))'
+    )
+    assert 'load_backbone' in out
+    assert out.endswith('set()\n')
+
+  def test_core_works_without_the_data_stack(self):
+    blocked = sorted(HEAVY | {'clu'})
+    out = _run(
+      'import importlib, sys\n'
+      f'sys.modules.update(dict.fromkeys({blocked}))\n'
+      f'for name in {_core()}: importlib.import_module(name)\n'
+      'import mpt_jax\n'
+      'print([getattr(mpt_jax, name).__name__ for name in'
+      ' ("PromptedT5", "load_backbone", "load_prompts")])\n'
+    )
+    assert out == "['PromptedT5', 'load_backbone', 'load_prompts']\n"
+
+
+@pytest.fixture(scope='module')
+def package() -> dict:
+  """What setup.py hands to setuptools."""
+  handed = {}
+  setup, setuptools.setup = setuptools.setup, handed.update
+  try:
+    runpy.run_path(str(ROOT / 'setup.py'))
+  finally:
+    setuptools.setup = setup
+  return handed
+
+
+def _canonical(name: str) -> str:
+  return re.sub(r'[-_.]+', '-', name).lower()
+
+
+@pytest.fixture(scope='module')
+def constraints() -> dict[str, str]:
+  """Distribution -> version in constraints.txt."""
+  lines = (ROOT / 'constraints.txt').read_text().splitlines()
+  found = {}
+  for line in lines:
+    if line and not line.startswith('#'):
+      match = re.fullmatch(r'([\w.-]+)==([\w.+]+)', line)
+      assert match, f'not an exact version: {line!r}'
+      found[_canonical(match[1])] = match[2]
+  return found
+
+
+class TestPackage:
+  def test_versions_are_lower_bounds(self, package, constraints):
+    wanted = [*package['install_requires'], *package['extras_require']['test']]
+    for text in wanted:
+      bounds = list(Requirement(text).specifier)
+      assert [b.operator for b in bounds] == ['>='], text
+      version = constraints[_canonical(Requirement(text).name)]
+      assert Version(version) >= Version(bounds[0].version), text
+
+  def test_every_import_is_declared_and_nothing_else(self, package):
+    used = set()
+    for name in MODULES:
+      used |= {_top(i) for i in _imports(name)}
+    used -= set(sys.stdlib_module_names) | {'mpt_jax', 'tasks', 'gin_configs'}
+    used -= {'t5x'}  # Not on a package index; mpt_jax.t5x says so itself.
+    used = {_canonical(DISTRIBUTIONS.get(name, name)) for name in used}
+    declared = {
+      _canonical(Requirement(text).name) for text in package['install_requires']
+    }
+    assert declared - used == {_canonical(n) for n in NOT_IMPORTED}
+    assert used - declared == set()
+
+  def test_data_files_are_in_packages(self, package):
+    for path in [
+      *(ROOT / 'gin_configs').rglob('*.gin'),
+      *(ROOT / 'mpt_jax').rglob('*.py'),
+      *(ROOT / 'tasks').rglob('*.py'),
+    ]:
+      folder = '.'.join(path.relative_to(ROOT).parent.parts)
+      assert folder in package['packages'], f'{path} would not be installed'
+
+  def test_python_floor(self, package):
+    assert package['python_requires'] == '>=3.11'
