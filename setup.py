@@ -22,8 +22,8 @@ _CORE = [
   'numpy>=2.4',
   'optax>=0.2.8',
   'orbax-checkpoint>=0.12.8',
-  # Reads SentencePiece files; sentencepiece has the schema, not the parser.
-  'protobuf>=7.36',
+  # sentencepiece 0.2.3 brings a schema that needs it, and does not say so.
+  'protobuf>=7.36.1',
   'safetensors>=0.8',
   'sentencepiece>=0.2.3',
   'tensorstore>=0.1.86',
@@ -41,6 +41,8 @@ _RUNS = [
   'clu>=0.0.12',
   'gin-config>=0.5',
   'matplotlib>=3.11',
+  # clu's TensorBoard writer imports it.
+  'tensorboard>=2.20',
 ]
 
 setup(

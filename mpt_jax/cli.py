@@ -46,7 +46,9 @@ def main(module: str, function: str, argv: Sequence[str] | None = None) -> None:
   try:
     target = getattr(importlib.import_module(module), function)
     flags, bindings = _parse_flags(module, target, argv)
+    logging.getLogger().setLevel(logging.WARNING)  # Gin logs every file.
     _configure(flags, bindings)
+    logging.getLogger().setLevel(logging.INFO)
     gin.get_configurable(target)()
   except InputError as e:
     if debug:

@@ -22,6 +22,9 @@ from mpt_jax.checkpoints.bundle import (
 from mpt_jax.t5 import T5Config
 from mpt_jax.types import Array, InputError
 
+# The class is made when the module is loaded; no type checker sees it.
+_ModelProto = sentencepiece_model_pb2.ModelProto  # type: ignore[attr-defined]
+
 _EOS_ID = 1
 # Any id but padding: what stands in a prompt slot is never embedded.
 _SLOT_ID = 2
@@ -44,12 +47,12 @@ class Tokenizer:
     """
     try:
       with open(path, 'rb') as f:
-        model = sentencepiece_model_pb2.ModelProto.FromString(f.read())
+        model = _ModelProto.FromString(f.read())
       # <extra_id_0> is the highest id.
       for i in reversed(range(_EXTRA_IDS)):
         model.pieces.add(
           piece=f'\u2581<extra_id_{i}>',
-          type=sentencepiece_model_pb2.ModelProto.SentencePiece.USER_DEFINED,
+          type=_ModelProto.SentencePiece.USER_DEFINED,
         )
       self._pieces = sentencepiece.SentencePieceProcessor(
         model_proto=model.SerializeToString()

@@ -10,10 +10,11 @@ examples as a half in a paper that shuffled first.
 from collections.abc import Callable, Mapping
 
 from absl import logging
+import tensorflow_datasets as tfds
 
 from mpt_jax.data import TfdsSource, get_data_dir
+from mpt_jax.data.provenance import SYNTHETIC
 from mpt_jax.types import InputError
-from tasks import offline
 
 NAMES = ('train', 'validation', 'test')
 # How many training examples a large task holds out for validation.
@@ -53,6 +54,10 @@ def mismatched(counts: Mapping[str, int]) -> dict[str, str]:
   }
 
 
+def _is_synthetic(info: tfds.core.DatasetInfo) -> bool:
+  return (info.description or '').startswith(SYNTHETIC)
+
+
 class BenchmarkSource(TfdsSource):
   """A TFDS data set that must have its official sizes, or be synthetic."""
 
@@ -69,7 +74,7 @@ class BenchmarkSource(TfdsSource):
     self._counts = dict(counts)
     self._announced: set[str] = set()
 
-  def split_map(self, info) -> Mapping[str, str]:
+  def split_map(self, info: tfds.core.DatasetInfo) -> Mapping[str, str]:
     """Returns the slices for the data on disk.
 
     Synthetic data have sizes of their own: the rule is applied to those.
@@ -99,6 +104,7 @@ class BenchmarkSource(TfdsSource):
     """Checks that a split can be read, and says so if it is synthetic."""
     super().check(split)
     data_dir = get_data_dir()
-    if data_dir not in self._announced:
+    synthetic = _is_synthetic(self.tfds_dataset.info)
+    if synthetic and data_dir not in self._announced:
       self._announced.add(data_dir)
       logging.warning('SYNTHETIC DATA: %s in %s', self.tfds_name, data_dir)

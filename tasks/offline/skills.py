@@ -56,11 +56,12 @@ def nli(
       field = rng.choice(given)
       claim = world.change(rng, world.drop(rng, fact, field), field)
   else:
-    fields = ['name', 'verb', 'thing']
     absent = [f for f in world.OPTIONAL if f not in given]
-    if absent:
-      fields += [rng.choice(absent)] * 2
-    claim = world.change(rng, world.drop(rng, fact), rng.choice(fields))
+    claim = world.drop(rng, fact)
+    if absent and rng.random() < 0.4:
+      claim = world.change_some(rng, claim, absent)
+    else:
+      claim = world.change_some(rng, claim, ('name', 'verb', 'thing'))
   if rng.random() < 0.25:
     claim = dataclasses.replace(claim, thing=world.CLASS_OF[claim.thing])
   premise = _with_noise(rng, world.statement(rng, fact), noise)
@@ -75,7 +76,7 @@ def entailment(rng: random.Random, label: int) -> tuple[str, str]:
 def paraphrase(rng: random.Random, label: int) -> tuple[str, str]:
   """Draws two statements, of the same fact if label is 1.
 
-  Statements that differ do so in one field.
+  Statements that differ do so in one field or more.
   """
   fact = world.draw_fact(rng)
   if label == YES:
@@ -83,7 +84,7 @@ def paraphrase(rng: random.Random, label: int) -> tuple[str, str]:
   else:
     fields = ['name', 'verb', 'thing']
     fields += [f for f in world.OPTIONAL if getattr(fact, f)]
-    second = world.change(rng, fact, rng.choice(fields))
+    second = world.change_some(rng, fact, fields)
   return world.statement(rng, fact), world.statement(rng, second)
 
 
@@ -109,7 +110,7 @@ def _mentioned(fact: world.Fact, kind: str) -> list[str]:
 def duplicate(rng: random.Random, label: int) -> tuple[str, str]:
   """Draws two questions, with the same meaning if label is 1.
 
-  Questions that differ ask for another thing, or differ in one field.
+  Questions that differ ask for another thing, or differ in what is known.
   """
   fact = world.draw_fact(rng)
   kind = rng.choice(_kinds(fact))
@@ -121,8 +122,8 @@ def duplicate(rng: random.Random, label: int) -> tuple[str, str]:
     asked = dataclasses.replace(fact, place=None, day=None)
     swapped = 'when' if kind == 'where' else 'where'
     return world.ask(rng, asked, kind), world.ask(rng, asked, swapped)
-  field = rng.choice(_mentioned(fact, kind))
-  return first, world.ask(rng, world.change(rng, fact, field), kind)
+  second = world.change_some(rng, fact, _mentioned(fact, kind))
+  return first, world.ask(rng, second, kind)
 
 
 def answerable(rng: random.Random, label: int) -> tuple[str, str]:
@@ -146,8 +147,7 @@ def answerable(rng: random.Random, label: int) -> tuple[str, str]:
     return question, world.statement(rng, fact)
   kind = rng.choice(_kinds(fact))
   asked = world.drop(rng, fact, {'where': 'place', 'when': 'day'}.get(kind))
-  field = rng.choice(_mentioned(asked, kind))
-  asked = world.change(rng, asked, field)
+  asked = world.change_some(rng, asked, _mentioned(asked, kind))
   return world.ask(rng, asked, kind), world.statement(rng, fact)
 
 
@@ -179,7 +179,7 @@ def yes_no(rng: random.Random, label: int) -> tuple[str, str]:
     else:
       fields = ['name', 'verb', 'thing']
       fields += [f for f in world.OPTIONAL if getattr(asked, f)]
-      asked = world.change(rng, asked, rng.choice(fields))
+      asked = world.change_some(rng, asked, fields)
   return world.yes_no_question(rng, asked), world.statement(rng, fact)
 
 

@@ -170,6 +170,16 @@ def change(rng: random.Random, fact: Fact, field: str) -> Fact:
   return dataclasses.replace(fact, **{field: new})
 
 
+def change_some(
+    rng: random.Random, fact: Fact, fields: Sequence[str]
+) -> Fact:
+  """Changes one of the fields, or in half of the cases perhaps more."""
+  count = 1 if rng.random() < 0.5 else rng.randint(1, len(fields))
+  for field in rng.sample(fields, count):
+    fact = change(rng, fact, field)
+  return fact
+
+
 def drop(rng: random.Random, fact: Fact, keep: str | None = None) -> Fact:
   """Leaves out each optional field with probability 0.4, never `keep`."""
   gone: dict[str, None] = {
