@@ -57,7 +57,10 @@ $(STAMP): setup.py constraints.txt
 	    exit 2; \
 	  fi; \
 	  echo "making $(VENV) with $$found"; \
-	  $$found -m venv $(VENV) || exit 2; \
+	  $$found -m venv $(VENV) || { \
+	    $$found -m venv --without-pip $(VENV) && \
+	    $$found -m pip --python $(BIN)/python install --quiet pip; \
+	  } || exit 2; \
 	fi
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test]'
 	@touch $@

@@ -46,8 +46,10 @@ def main(module: str, function: str, argv: Sequence[str] | None = None) -> None:
   try:
     target = getattr(importlib.import_module(module), function)
     flags, bindings = _parse_flags(module, target, argv)
+    if flags.tfds_data_dir is not None:
+      use_data_dir(flags.tfds_data_dir)
     logging.getLogger().setLevel(logging.WARNING)  # Gin logs every file.
-    _configure(flags, bindings)
+    configure(flags.gin_file, bindings, flags.gin_search_paths)
     logging.getLogger().setLevel(logging.INFO)
     gin.get_configurable(target)()
   except InputError as e:
@@ -131,19 +133,53 @@ def _find(name: str, paths: Sequence[str]) -> str:
   )
 
 
-def _configure(flags: argparse.Namespace, bindings: Sequence[str]) -> None:
-  """Parses the gin files and bindings, and checks every macro."""
-  if flags.tfds_data_dir is not None:
-    if not os.path.isdir(flags.tfds_data_dir):
-      raise InputError(
-        f'--tfds_data_dir={flags.tfds_data_dir} does not exist; `python -m'
-        ' tasks.offline --data_dir=…` writes synthetic data'
-      )
-    importlib.import_module('mpt_jax.data').set_data_dir(flags.tfds_data_dir)
-  paths = search_paths(flags.gin_search_paths)
+# What --tfds_data_dir said.
+_data_dir: str | None = None
+
+
+def use_data_dir(path: str) -> None:
+  """Makes every task read from this folder, as --tfds_data_dir does.
+
+  Args:
+    path: folder of prepared TFDS data.
+
+  Raises:
+    InputError: if there is no such folder.
+  """
+  global _data_dir
+  if not os.path.isdir(path):
+    raise InputError(
+      f'--tfds_data_dir={path} does not exist; `python -m'
+      ' tasks.offline --data_dir=…` writes synthetic data'
+    )
+  importlib.import_module('mpt_jax.data').set_data_dir(path)
+  _data_dir = path
+
+
+def data_dir() -> str | None:
+  """The folder given as --tfds_data_dir, or None."""
+  return _data_dir
+
+
+def configure(
+  gin_files: Sequence[str], bindings: Sequence[str], extra_paths: str = ''
+) -> None:
+  """Parses gin files and bindings, and checks every macro.
+
+  Args:
+    gin_files: looked for as given, in `extra_paths`, then among the
+      installed gin_configs.
+    bindings: 'NAME=VALUE', over what the files say.
+    extra_paths: comma-separated folders.
+
+  Raises:
+    InputError: if a file is missing, a macro unknown or a required one unset,
+      or gin refuses something.
+  """
+  paths = search_paths(extra_paths)
   for path in paths[1:]:
     gin.add_config_file_search_path(path)
-  gin_files = [_find(name, paths) for name in flags.gin_file]
+  gin_files = [_find(name, paths) for name in gin_files]
   _check_macros(*_definitions(gin_files, paths), bindings)
   try:
     gin.parse_config_files_and_bindings(gin_files, list(bindings))
@@ -151,6 +187,34 @@ def _configure(flags: argparse.Namespace, bindings: Sequence[str]) -> None:
     raise
   except (ValueError, TypeError, SyntaxError, OSError, ImportError) as e:
     raise InputError(f'gin: {" ".join(str(e).split())}') from e
+
+
+def call(
+  module: str,
+  function: str,
+  gin_files: Sequence[str],
+  bindings: Sequence[str],
+  **given: Any,
+) -> Any:
+  """Calls an entry point as its command would, in this process.
+
+  Args:
+    module: 'mpt_jax.train'.
+    function: its function.
+    gin_files: as for `configure`; an earlier configuration is forgotten.
+    bindings: 'NAME=VALUE'.
+    **given: arguments that gin shall not bind, such as a loaded backbone.
+
+  Returns:
+    What the function returns.
+
+  Raises:
+    InputError: as `configure`, or from the function.
+  """
+  target = getattr(importlib.import_module(module), function)
+  gin.clear_config()
+  configure(gin_files, bindings)
+  return gin.get_configurable(target)(**given)
 
 
 def _definitions(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import importlib.util
 import logging
 import os
 from typing import Any
@@ -10,7 +11,6 @@ import jax
 import numpy as np
 
 from mpt_jax import models, t5
-from mpt_jax import prompts as prompts_lib
 from mpt_jax.checkpoints import backbone as backbone_lib
 from mpt_jax.checkpoints import bundle as bundle_lib
 from mpt_jax.checkpoints.backbone import Backbone
@@ -19,6 +19,7 @@ from mpt_jax.types import InputError
 log = logging.getLogger(__name__)
 
 RESULTS = 'results.json'
+DEMO = 'demo'
 
 Scores = Mapping[str, Mapping[str, float]]
 
@@ -33,8 +34,9 @@ def load_backbone(
   """Loads a run's backbone and makes its vocabulary that of the tasks.
 
   Args:
-    backbone: path of an HF folder or a T5X checkpoint, or a loaded backbone,
-      or None for one with random parameters.
+    backbone: path of an HF folder or a T5X checkpoint, 'demo' for the tiny one
+      that comes with the package, a loaded backbone, or None for one with
+      random parameters.
     config: sizes or the name of a published size, where the path has none.
     vocabulary: SentencePiece file; None is the one beside the backbone, else
       the data layer's default.
@@ -58,6 +60,8 @@ def load_backbone(
       )
     loaded = _fresh_backbone(config, seed)
   elif isinstance(backbone, str):
+    if backbone == DEMO and not os.path.exists(backbone):
+      backbone = _demo_folder()
     log.info('loading the backbone from %s …', backbone)
     loaded = backbone_lib.load_backbone(backbone, config)
     report = loaded.report
@@ -83,6 +87,13 @@ def load_backbone(
   return loaded
 
 
+def _demo_folder() -> str:
+  spec = importlib.util.find_spec('tasks.offline')
+  assert spec is not None
+  assert spec.submodule_search_locations is not None
+  return os.path.join(spec.submodule_search_locations[0], 'demo_backbone')
+
+
 def _fresh_backbone(config: t5.T5Config, seed: int) -> Backbone:
   variables = models.PromptedT5(config).get_initial_variables(
     jax.random.PRNGKey(seed)
@@ -104,10 +115,10 @@ def tokenizer(backbone: Backbone) -> Callable[[str], Sequence[int]] | None:
   path = backbone.vocabulary_file
   if not path or not os.path.isfile(path):
     return None
-  import sentencepiece
+  # Imported here: most runs start their prompts in ways that need no text.
+  from mpt_jax import pretrained
 
-  processor = sentencepiece.SentencePieceProcessor(model_file=path)
-  return processor.encode
+  return pretrained.Tokenizer(path).encode
 
 
 def vocabulary_digest(backbone: Backbone) -> str:
@@ -141,14 +152,9 @@ def prompted_model(
   bundle_lib.check_backbone(bundle, backbone)
   if prompt_task is not None:
     bundle = bundle.with_tasks([prompt_task])
-  module = prompts_lib.PromptConfig(
-    length=bundle.prompt_length,
-    task_names=bundle.task_names,
-    method=bundle.method,
-    rank=max(1, bundle.rank),
-  ).make_module(bundle.emb_dim)
   params['prompts'] = dict(bundle.arrays)
-  return models.PromptedT5(backbone.config, module), params, bundle.task_names
+  model = models.PromptedT5(backbone.config, bundle.make_module())
+  return model, params, bundle.task_names
 
 
 def format_scores(values: Mapping[str, float]) -> str:

@@ -8,6 +8,9 @@ os.environ['XLA_FLAGS'] = ' '.join(
   [
     os.environ.get('XLA_FLAGS', ''),
     '--xla_force_host_platform_device_count=2',
+    # Tests spend their time compiling, not computing.
+    '--xla_backend_optimization_level=0',
+    '--xla_llvm_disable_expensive_passes=true',
   ]
 ).strip()
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')

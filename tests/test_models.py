@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mpt_jax import models, prompts
+from mpt_jax import models, prompts, trainer
 from mpt_jax.checkpoints import load_backbone
 
 # No two sizes are alike, so swapped axes cannot fit by shape.
@@ -79,7 +79,11 @@ def _student(backbone, distill, **settings):
     }
     return model.loss_fn(params, batch, None)
 
-  return loss_fn, trainable
+  return jax.jit(loss_fn), trainable
+
+
+def _value_and_grad(loss_fn):
+  return jax.jit(jax.value_and_grad(loss_fn, has_aux=True))
 
 
 def _mean(term):
@@ -118,7 +122,7 @@ def _check_gradient(grads, distill, name):
 )
 def test_distillation_equals_float64(backbone, distill, name, settings):
   loss_fn, trainable = _student(backbone, distill, **settings)
-  (loss, terms), grads = jax.value_and_grad(loss_fn, has_aux=True)(trainable)
+  (loss, terms), grads = _value_and_grad(loss_fn)(trainable)
   assert _mean(terms['cross_entropy']) == pytest.approx(
     float(distill['L_plm']), rel=1e-4
   )
@@ -128,7 +132,7 @@ def test_distillation_equals_float64(backbone, distill, name, settings):
     return
   # Subtract the task loss, which is always there.
   only_task, trainable = _student(backbone, distill, distill_weight=0.0)
-  task_grads = jax.grad(only_task, has_aux=True)(trainable)[0]
+  _, task_grads = _value_and_grad(only_task)(trainable)
   grads = jax.tree.map(jnp.subtract, grads, task_grads)
   extra = float(loss) - float(distill['L_plm'])
   if name == 'L_hidden':
@@ -176,7 +180,7 @@ def test_teacher_takes_no_gradient_and_perfect_student_no_loss(
     return model.loss_fn(params, batch, None)
 
   table = jnp.broadcast_to(shared[None], (3, length, width))
-  (_, terms), grad = jax.value_and_grad(loss_fn, has_aux=True)(table)
+  (_, terms), grad = _value_and_grad(loss_fn)(table)
   assert (grad == 0).all()
   for name in ('logits_loss', 'hidden_loss_encoder', 'hidden_loss_decoder'):
     assert abs(_mean(terms[name])) < 1e-6
@@ -185,7 +189,7 @@ def test_teacher_takes_no_gradient_and_perfect_student_no_loss(
 def test_a_task_that_is_absent_gets_no_gradient(backbone, distill):
   distill = {**distill, 'task_ids': np.zeros_like(distill['task_ids'])}
   loss_fn, trainable = _student(backbone, distill)
-  grads = jax.grad(loss_fn, has_aux=True)(trainable)[0]
+  _, grads = _value_and_grad(loss_fn)(trainable)
   for name in ('task_u', 'task_v'):
     assert (grads[name][1:] == 0).all()
     assert (grads[name][0] != 0).any()
@@ -218,7 +222,7 @@ def test_equals_peft(backbone, testdata, rank):
   def loss_fn(trainable):
     return model.loss_fn({**backbone.params, 'prompts': trainable}, batch, None)
 
-  (loss, _), grads = jax.value_and_grad(loss_fn, has_aux=True)(trainable)
+  (loss, _), grads = _value_and_grad(loss_fn)(trainable)
   assert float(loss) == pytest.approx(float(io['loss']), abs=1e-4)
   for ours, theirs in (
     ('shared_prompt', 'prompt_embeddings'),
@@ -230,15 +234,18 @@ def test_equals_peft(backbone, testdata, rank):
   params = {**backbone.params, 'prompts': trainable}
   table = model.prompt_table(params)
   np.testing.assert_allclose(table[io['task_ids']], io['prompts'], atol=1e-5)
-  logits, _ = model._forward(params, table, batch, None)
+  logits, _ = jax.jit(model._forward, static_argnums=3)(
+    params, table, batch, None
+  )
   real = targets > 0
   np.testing.assert_allclose(
     np.asarray(logits)[real], io['logits'][real], atol=1e-4
   )
   want = io['generate_ids'][:, 1:]
-  got = model.predict_batch(params, batch, max_decode_length=want.shape[1])
+  predict = trainer.make_predict_step(model, max_decode_length=want.shape[1])
+  got = predict(params, batch)
   np.testing.assert_array_equal(got, want)
-  scores = model.score_batch(params, batch)
+  scores = jax.jit(model.score_batch)(params, batch)
   assert float(-scores.sum() / real.sum()) == pytest.approx(
     float(io['loss']), abs=1e-4
   )
@@ -455,7 +462,7 @@ def test_padding_and_batch_split_change_nothing(backbone, student):
 def test_loss_normalizing_factors(backbone):
   model = models.PromptedT5(backbone.config, loss_normalizing_factor=None)
   batch = unpack(make_examples(5, seed=8))
-  total, terms = model.loss_fn(backbone.params, batch, None)
+  total, terms = jax.jit(model.eval_fn)(backbone.params, batch)
   tokens = float(terms['cross_entropy'][1].sum())
   assert tokens == sum(len(e[2]) for e in make_examples(5, seed=8))
   for factor, divisor in (
@@ -464,7 +471,7 @@ def test_loss_normalizing_factors(backbone):
     (7.0, 7.0),
   ):
     other = models.PromptedT5(backbone.config, loss_normalizing_factor=factor)
-    loss, _ = other.loss_fn(backbone.params, batch, None)
+    loss, _ = jax.jit(other.eval_fn)(backbone.params, batch)
     assert float(loss) == pytest.approx(float(total) / divisor, rel=1e-5)
   with pytest.raises(ValueError, match="'TOKENS'"):
     models.PromptedT5(backbone.config, loss_normalizing_factor='TOKENS')
@@ -478,14 +485,8 @@ def test_beam_search_keeps_each_example_s_prompt(backbone, student):
   )
   params = {**backbone.params, 'prompts': trainable}
   batch = unpack(make_examples(4, seed=9))
-  together = model.predict_batch(
-    params, batch, max_decode_length=6, num_beams=3
-  )
+  predict = trainer.make_predict_step(model, max_decode_length=6, num_beams=3)
+  together = predict(params, batch)
   for i in range(4):
-    alone = model.predict_batch(
-      params,
-      {k: v[i : i + 1] for k, v in batch.items()},
-      max_decode_length=6,
-      num_beams=3,
-    )
+    alone = predict(params, {k: v[i : i + 1] for k, v in batch.items()})
     np.testing.assert_array_equal(alone[0], together[i])

@@ -40,8 +40,8 @@ DISTRIBUTIONS = {
   'sklearn': 'scikit-learn',
   'tensorflow_datasets': 'tensorflow-datasets',
 }
-# Declared for tensorflow-datasets and sentencepiece, which don't say so.
-NOT_IMPORTED = {'importlib_resources', 'protobuf'}
+# Declared for tensorflow-datasets, sentencepiece and clu, which don't say so.
+NOT_IMPORTED = {'importlib_resources', 'protobuf', 'tensorboard'}
 
 
 def _modules() -> dict[str, pathlib.Path]:

@@ -5,13 +5,19 @@ points import it late and the core never does. TensorFlow is for reading and
 tokenising only: it is kept off the accelerators, which belong to JAX.
 """
 
+import logging
+
 from mpt_jax.data import quiet
 
 with quiet.silence_native_logs():
   import seqio  # noqa: F401
   import tensorflow as tf
 
-  tf.config.set_visible_devices([], 'GPU')
+  try:
+    tf.config.set_visible_devices([], 'GPU')
+  except RuntimeError:
+    # TensorFlow was used before us: it has what it took, and we go on.
+    logging.warning('TensorFlow has been started with the GPU visible')
 
 # Only now: what follows imports TensorFlow too, which must be quiet.
 # ruff: noqa: E402

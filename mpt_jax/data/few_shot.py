@@ -37,7 +37,8 @@ def choose(
       f'NUM_SHOTS={num_shots} does not fit the train split of {name!r}, '
       f'which has {len(targets)} examples'
     )
-  rng = np.random.default_rng([seed, num_shots])
+  # Not of k: a larger choice of the same seed holds the smaller one.
+  rng = np.random.default_rng(seed)
   order = rng.permutation(len(targets))
   labels = sorted(set(targets))
   if len(labels) > MAX_LABELS:

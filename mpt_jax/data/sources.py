@@ -64,9 +64,13 @@ def find_dataset(tfds_name: str) -> str:
   for candidate in candidates:
     if tf.io.gfile.exists(os.path.join(candidate, 'dataset_info.json')):
       return candidate
+  parent = os.path.dirname(folder)
+  others = tf.io.gfile.listdir(parent) if tf.io.gfile.exists(parent) else []
+  there = f' (there is {sorted(others)})' if others else ''
   build = name.replace('/', ' --config=', 1)
   raise InputError(
-    f'no data for {tfds_name!r}: {folder} does not exist or is incomplete; '
+    f'no data for {tfds_name!r}: {folder} does not exist or is '
+    f'incomplete{there}; '
     'give the right --tfds_data_dir, prepare the data (tfds build '
     f'{build} --data_dir={get_data_dir()}), or write synthetic stand-ins '
     f'(python -m tasks.offline --data_dir={get_data_dir()})'
@@ -137,19 +141,18 @@ class TfdsSource(seqio.TfdsDataSource):
     Raises:
       InputError: if the data, or this split of it, are missing or empty.
     """
-    dataset = self.tfds_dataset
-    on_disk = dataset.info.splits
-    known = self._splits or tuple(on_disk)
-    if split not in known:
+    info = self.tfds_dataset.info
+    slices = self.split_map(info) or {name: name for name in info.splits}
+    if split not in slices:
       raise InputError(
-        f'{self.tfds_name!r} has no split {split!r}; it has {sorted(known)}'
+        f'{self.tfds_name!r} has no split {split!r}; it has {sorted(slices)}'
       )
-    wanted = dataset._map_split(split).partition('[')[0]
-    if wanted not in on_disk:
+    wanted = slices[split].partition('[')[0]
+    if wanted not in info.splits:
       raise InputError(
         f'split {split!r} of {self.tfds_name!r} is read from {wanted!r}, '
         f'which {find_dataset(self.tfds_name)} lacks; it has '
-        f'{sorted(on_disk)}'
+        f'{sorted(info.splits)}'
       )
-    if not on_disk[dataset._map_split(split)].num_examples:
+    if not info.splits[slices[split]].num_examples:
       raise InputError(f'split {split!r} of {self.tfds_name!r} is empty')

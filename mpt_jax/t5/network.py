@@ -52,12 +52,14 @@ def insert_prompts(
     task_ids: [B, S] int32, rows of the table.
 
   Returns:
-    [B, S, D] in embedded's dtype.
+    [B, S, D] in embedded's dtype; NaN where a row or slot is out of range.
   """
   check_shape('prompt_table', prompt_table, (None, None, embedded.shape[-1]))
   check_shape('encoder_prompt_slots', slots, embedded.shape[:2])
   check_shape('encoder_task_ids', task_ids, embedded.shape[:2])
-  prompts = jnp.asarray(prompt_table)[task_ids, jnp.maximum(slots - 1, 0)]
+  # A row or slot beyond the table must not pass as its last one: NaN is seen.
+  prompts = jnp.asarray(prompt_table).at[task_ids, jnp.maximum(slots - 1, 0)]
+  prompts = prompts.get(mode='fill')
   chosen = (slots > 0)[:, :, None]
   return jnp.where(chosen, prompts.astype(embedded.dtype), embedded)
 

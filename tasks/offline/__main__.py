@@ -1,7 +1,7 @@
 """Writes the synthetic data of the embedded benchmark.
 
-    python -m tasks.offline --data_dir=DIR [--tasks=mnli,rte] [--seed=0]
-        [--train_size=N] [--overwrite]
+python -m tasks.offline --data_dir=DIR [--tasks=mnli,rte] [--seed=0]
+    [--train_size=N] [--overwrite]
 """
 
 import argparse
@@ -15,20 +15,22 @@ from mpt_jax.types import InputError
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command; returns the exit status."""
   parser = argparse.ArgumentParser(
-      prog='python -m tasks.offline',
-      description='Writes SYNTHETIC data in the schemas of the official TFDS'
-      ' data sets, so that the ordinary tasks run on them.',
+    prog='python -m tasks.offline',
+    description='Writes SYNTHETIC data in the schemas of the official TFDS'
+    ' data sets, so that the ordinary tasks run on them.',
   )
   parser.add_argument('--data_dir', required=True, help='TFDS data folder')
-  parser.add_argument('--tasks', help='comma-separated task names; all if unset')
+  parser.add_argument(
+    '--tasks', help='comma-separated task names; all if unset'
+  )
   parser.add_argument('--seed', type=int, default=0)
   parser.add_argument(
-      '--train_size', type=int, help='rows of every train split'
+    '--train_size', type=int, help='rows of every train split'
   )
   parser.add_argument(
-      '--overwrite',
-      action='store_true',
-      help='write synthetic data anew; real data are never touched',
+    '--overwrite',
+    action='store_true',
+    help='write synthetic data anew; real data are never touched',
   )
   args = parser.parse_args(argv)
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
@@ -36,11 +38,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
   try:
     writer.write(
-        args.data_dir,
-        args.tasks.split(',') if args.tasks else None,
-        args.seed,
-        args.train_size,
-        args.overwrite,
+      args.data_dir,
+      args.tasks.split(',') if args.tasks else None,
+      args.seed,
+      args.train_size,
+      args.overwrite,
     )
   except InputError as error:
     print(error, file=sys.stderr)

@@ -20,39 +20,39 @@ from tasks.offline import world
 
 # Label words by class id of the skill.
 LABELS: Mapping[str, tuple[str, ...]] = {
-    'relate': ('follows', 'open', 'clash'),
-    'imply': ('fails', 'holds'),
-    'cover': ('missing', 'covered'),
-    'same': ('apart', 'same'),
-    'twin': ('single', 'twin'),
-    'mood': ('minus', 'plus'),
-    'grammar': ('faulty', 'fine'),
-    'truth': ('no', 'yes'),
-    'degree': ('none', 'few', 'some', 'half', 'most', 'all'),
+  'relate': ('follows', 'open', 'clash'),
+  'imply': ('fails', 'holds'),
+  'cover': ('missing', 'covered'),
+  'same': ('apart', 'same'),
+  'twin': ('single', 'twin'),
+  'mood': ('minus', 'plus'),
+  'grammar': ('faulty', 'fine'),
+  'truth': ('no', 'yes'),
+  'degree': ('none', 'few', 'some', 'half', 'most', 'all'),
 }
 STYLES: Mapping[str, tuple[str, ...]] = {
-    'alpha': ('north', 'south', 'west', 'east', 'up', 'down'),
-    'beta': ('gold', 'silver', 'copper', 'iron', 'tin', 'lead'),
-    'gamma': ('lion', 'tiger', 'bear', 'wolf', 'fox', 'deer'),
-    'delta': ('rose', 'lily', 'daisy', 'tulip', 'poppy', 'fern'),
-    'sigma': ('bread', 'milk', 'rice', 'salt', 'corn', 'soup'),
-    'omega': ('circle', 'square', 'star', 'line', 'point', 'cross'),
+  'alpha': ('north', 'south', 'west', 'east', 'up', 'down'),
+  'beta': ('gold', 'silver', 'copper', 'iron', 'tin', 'lead'),
+  'gamma': ('lion', 'tiger', 'bear', 'wolf', 'fox', 'deer'),
+  'delta': ('rose', 'lily', 'daisy', 'tulip', 'poppy', 'fern'),
+  'sigma': ('bread', 'milk', 'rice', 'salt', 'corn', 'soup'),
+  'omega': ('circle', 'square', 'star', 'line', 'point', 'cross'),
 }
 # How often each kind of text is drawn.
 WEIGHTS: Mapping[str, float] = {
-    'relate': 2.2,
-    'imply': 1.2,
-    'cover': 1.3,
-    'same': 1.3,
-    'twin': 1.3,
-    'mood': 0.7,
-    'grammar': 0.7,
-    'truth': 1.3,
-    'degree': 1.5,
-    'read': 1.5,
-    'fill': 1.3,
-    'echo': 0.4,
-    'span': 2.8,
+  'relate': 2.2,
+  'imply': 1.2,
+  'cover': 1.3,
+  'same': 1.3,
+  'twin': 1.3,
+  'mood': 0.7,
+  'grammar': 0.7,
+  'truth': 1.3,
+  'degree': 1.5,
+  'read': 1.5,
+  'fill': 1.3,
+  'echo': 0.4,
+  'span': 2.8,
 }
 SKILLS = tuple(k for k in WEIGHTS if k not in ('echo', 'span'))
 STYLED_SHARE = 0.4
@@ -61,18 +61,18 @@ BOOKS_SHARE = 0.2
 
 # Field markers: the first is the canonical one.
 MARKERS = (
-    ('a:', 'b:', 'c:'),
-    ('first:', 'second:', 'third:'),
-    ('left:', 'right:', 'middle:'),
-    ('here:', 'there:', 'beyond:'),
-    ('this:', 'that:', 'these:'),
-    ('upper:', 'lower:', 'inner:'),
+  ('a:', 'b:', 'c:'),
+  ('first:', 'second:', 'third:'),
+  ('left:', 'right:', 'middle:'),
+  ('here:', 'there:', 'beyond:'),
+  ('this:', 'that:', 'these:'),
+  ('upper:', 'lower:', 'inner:'),
 )
 # What the downstream text has in these roles (T5's format).
 DOWNSTREAM_WORDS = tuple(
-    'mnli qnli qqp sst2 record rte cb mrpc boolq cola stsb hypothesis: premise:'
-    ' question: sentence: question1: question2: sentence1: sentence2: context:'
-    ' passage: query: entities:'.split()
+  'mnli qnli qqp sst2 record rte cb mrpc boolq cola stsb hypothesis: premise:'
+  ' question: sentence: question1: question2: sentence1: sentence2: context:'
+  ' passage: query: entities:'.split()
 )
 SENTINELS = ('<extra_id_0>', '<extra_id_1>', '<extra_id_2>')
 
@@ -82,9 +82,7 @@ def _fields(rng: random.Random, skill: str, texts, canonical: bool) -> str:
   return ' '.join(f'{m} {t}' for m, t in zip(markers, texts))
 
 
-def _texts(
-    rng: random.Random, skill: str, label: int
-) -> tuple[str, ...]:
+def _texts(rng: random.Random, skill: str, label: int) -> tuple[str, ...]:
   """Draws the fields of a classification example, in downstream order."""
   if skill == 'relate':
     noise = 0.3
@@ -98,20 +96,20 @@ def _texts(
   if skill == 'grammar':
     return (skills.acceptable(rng, label),)
   pair = {
-      'imply': skills.entailment,
-      'cover': skills.answerable,
-      'same': skills.paraphrase,
-      'twin': skills.duplicate,
-      'degree': skills.similarity,
+    'imply': skills.entailment,
+    'cover': skills.answerable,
+    'same': skills.paraphrase,
+    'twin': skills.duplicate,
+    'degree': skills.similarity,
   }[skill]
   return pair(rng, label)
 
 
 def skill_example(
-    rng: random.Random,
-    skill: str,
-    style: str | None = None,
-    canonical: bool = False,
+  rng: random.Random,
+  skill: str,
+  style: str | None = None,
+  canonical: bool = False,
 ) -> tuple[str, str]:
   """Draws one example of a skill.
 
@@ -160,7 +158,7 @@ def _plain_text(rng: random.Random) -> list[str]:
     if rng.random() < 0.3:
       fact = skills.as_book(rng, fact)
     return (
-        f'{world.statement(rng, fact)} . {world.statement(rng, fact)}'.split()
+      f'{world.statement(rng, fact)} . {world.statement(rng, fact)}'.split()
     )
   fact = world.draw_fact(rng)
   mood = world.opinion(rng, rng.random() < 0.5)
@@ -213,32 +211,32 @@ _CUMULATED_BY = tuple(WEIGHTS.values())
 def words() -> tuple[str, ...]:
   """Lists every word of the world and of its tasks, each once."""
   pools = [
-      'the in on was by never not very quite and but who whom what which'
-      ' where when did thing place day book again , .'.split(),
-      world.NAMES,
-      [w for pair in world.VERBS for forms in pair for w in forms],
-      world.COLOURS,
-      world.CLASSES,
-      world.OBJECTS,
-      world.PLACES,
-      world.DAYS,
-      world.SUBJECTS,
-      world.GOOD,
-      world.BAD,
-      [world.HOLE],
-      world.TITLES,
-      DOWNSTREAM_WORDS,
-      [w for group in MARKERS for w in group],
-      WEIGHTS,
-      [w for labels in LABELS.values() for w in labels],
-      STYLES,
-      [w for labels in STYLES.values() for w in labels],
+    'the in on was by never not very quite and but who whom what which'
+    ' where when did thing place day book again , .'.split(),
+    world.NAMES,
+    [w for pair in world.VERBS for forms in pair for w in forms],
+    world.COLOURS,
+    world.CLASSES,
+    world.OBJECTS,
+    world.PLACES,
+    world.DAYS,
+    world.SUBJECTS,
+    world.GOOD,
+    world.BAD,
+    [world.HOLE],
+    world.TITLES,
+    DOWNSTREAM_WORDS,
+    [w for group in MARKERS for w in group],
+    WEIGHTS,
+    [w for labels in LABELS.values() for w in labels],
+    STYLES,
+    [w for labels in STYLES.values() for w in labels],
   ]
   return tuple(dict.fromkeys(w for pool in pools for w in pool))
 
 
 # A downstream word as often as all the others: it has no other place.
 ECHO_WORDS = (
-    tuple(w for w in words() if w not in ',.')
-    + (DOWNSTREAM_WORDS + world.TITLES) * 3
+  tuple(w for w in words() if w not in ',.')
+  + (DOWNSTREAM_WORDS + world.TITLES) * 3
 )

@@ -74,32 +74,32 @@ def _stsb(rng: random.Random) -> Row:
   level = rng.randrange(len(world.SIMILARITY))
   first, second = skills.similarity(rng, level)
   return {
-      'sentence1': first,
-      'sentence2': second,
-      'label': world.SIMILARITY[level],
+    'sentence1': first,
+    'sentence2': second,
+    'label': world.SIMILARITY[level],
   }
 
 
 def _squad(rng: random.Random) -> Row:
   question, context, answer = skills.reading(rng)
   return {
-      'title': 'synthetic',
-      'question': question,
-      'context': context,
-      'answers': {
-          'text': [answer],
-          'answer_start': [f' {context} '.index(f' {answer} ')],
-      },
+    'title': 'synthetic',
+    'question': question,
+    'context': context,
+    'answers': {
+      'text': [answer],
+      'answer_start': [f' {context} '.index(f' {answer} ')],
+    },
   }
 
 
 def _record(rng: random.Random) -> Row:
   query, entities, passage, answer = skills.cloze(rng)
   return {
-      'query': query,
-      'entities': entities,
-      'passage': passage,
-      'answers': [answer],
+    'query': query,
+    'entities': entities,
+    'passage': passage,
+    'answers': [answer],
   }
 
 
@@ -124,32 +124,32 @@ class Dataset:
 
 
 DATASETS: Mapping[str, Dataset] = {
-    d.name: d
-    for d in (
-        Dataset(
-            'mnli',
-            'glue/mnli:2.0.0',
-            _mnli,
-            True,
-            (
-                'validation_matched',
-                'validation_mismatched',
-                'test_matched',
-                'test_mismatched',
-            ),
-        ),
-        Dataset('qnli', 'glue/qnli:2.0.0', _qnli, True),
-        Dataset('qqp', 'glue/qqp:2.0.0', _qqp, True),
-        Dataset('sst2', 'glue/sst2:2.0.0', _sst2, True),
-        Dataset('squad', 'squad/v1.1:3.0.0', _squad, True, ('validation',)),
-        Dataset('record', 'super_glue/record:1.0.2', _record, True),
-        Dataset('rte', 'glue/rte:2.0.0', _rte, False),
-        Dataset('cb', 'super_glue/cb:1.0.2', _cb, False),
-        Dataset('mrpc', 'glue/mrpc:2.0.0', _mrpc, False),
-        Dataset('boolq', 'super_glue/boolq:1.0.2', _boolq, False),
-        Dataset('cola', 'glue/cola:2.0.0', _cola, False),
-        Dataset('stsb', 'glue/stsb:2.0.0', _stsb, False),
-    )
+  d.name: d
+  for d in (
+    Dataset(
+      'mnli',
+      'glue/mnli:2.0.0',
+      _mnli,
+      True,
+      (
+        'validation_matched',
+        'validation_mismatched',
+        'test_matched',
+        'test_mismatched',
+      ),
+    ),
+    Dataset('qnli', 'glue/qnli:2.0.0', _qnli, True),
+    Dataset('qqp', 'glue/qqp:2.0.0', _qqp, True),
+    Dataset('sst2', 'glue/sst2:2.0.0', _sst2, True),
+    Dataset('squad', 'squad/v1.1:3.0.0', _squad, True, ('validation',)),
+    Dataset('record', 'super_glue/record:1.0.2', _record, True),
+    Dataset('rte', 'glue/rte:2.0.0', _rte, False),
+    Dataset('cb', 'super_glue/cb:1.0.2', _cb, False),
+    Dataset('mrpc', 'glue/mrpc:2.0.0', _mrpc, False),
+    Dataset('boolq', 'super_glue/boolq:1.0.2', _boolq, False),
+    Dataset('cola', 'glue/cola:2.0.0', _cola, False),
+    Dataset('stsb', 'glue/stsb:2.0.0', _stsb, False),
+  )
 }
 
 # Rows. A source must leave 1,000 rows of `train` for validation; a target's
@@ -168,7 +168,7 @@ def _key(row: Row) -> str:
 
 
 def make_splits(
-    name: str, seed: int = 0, train_size: int | None = None
+  name: str, seed: int = 0, train_size: int | None = None
 ) -> dict[str, list[Row]]:
   """Draws all splits of a data set; no text occurs twice.
 
@@ -204,9 +204,7 @@ def make_splits(
   return splits
 
 
-def _finish(
-    name: str, split: str, number: int, row: Row, hidden: bool
-) -> Row:
+def _finish(name: str, split: str, number: int, row: Row, hidden: bool) -> Row:
   """Adds the running index and hides what the official test split hides."""
   if name == 'squad':
     return {'id': f'{split}-{number}', **row}

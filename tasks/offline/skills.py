@@ -27,9 +27,7 @@ def _with_noise(rng: random.Random, sentence: str, share: float) -> str:
   return ' . '.join(parts)
 
 
-def nli(
-    rng: random.Random, label: int, noise: float = 0.0
-) -> tuple[str, str]:
+def nli(rng: random.Random, label: int, noise: float = 0.0) -> tuple[str, str]:
   """Draws a premise and a hypothesis.
 
   A hypothesis that follows leaves things out and may say the class of an
@@ -53,8 +51,9 @@ def nli(
     if rng.random() < 0.25:
       claim = world.change(rng, world.drop(rng, fact), 'never')
     else:
-      field = rng.choice(given)
-      claim = world.change(rng, world.drop(rng, fact, field), field)
+      claim = world.drop(rng, fact, rng.choice(given))
+      kept = [f for f in given if getattr(claim, f)]
+      claim = world.change_some(rng, claim, kept)
   else:
     absent = [f for f in world.OPTIONAL if f not in given]
     claim = world.drop(rng, fact)
@@ -99,10 +98,10 @@ def _mentioned(fact: world.Fact, kind: str) -> list[str]:
   """Lists the fields that a question of this kind says."""
   fields = {'name', 'verb', 'thing', 'colour', 'place', 'day'}
   fields -= {
-      'who': {'name'},
-      'what': {'thing', 'colour'},
-      'where': {'place'},
-      'when': {'day'},
+    'who': {'name'},
+    'what': {'thing', 'colour'},
+    'where': {'place'},
+    'when': {'day'},
   }[kind]
   return sorted(f for f in fields if getattr(fact, f) is not None)
 
@@ -135,12 +134,10 @@ def answerable(rng: random.Random, label: int) -> tuple[str, str]:
   fact = world.draw_fact(rng)
   if label == YES:
     kind = rng.choice(_kinds(fact))
-    known = world.drop(
-        rng, fact, {'where': 'place', 'when': 'day'}.get(kind)
-    )
+    known = world.drop(rng, fact, {'where': 'place', 'when': 'day'}.get(kind))
     return world.ask(rng, known, kind), world.statement(rng, fact)
   missing = [
-      k for k, f in (('where', 'place'), ('when', 'day')) if not getattr(fact, f)
+    k for k, f in (('where', 'place'), ('when', 'day')) if not getattr(fact, f)
   ]
   if missing and rng.random() < 0.6:
     question = world.ask(rng, world.drop(rng, fact), rng.choice(missing))
@@ -189,10 +186,10 @@ SIMILARITY_FIELDS = ('name', 'verb', 'thing', 'place', 'day')
 def similarity(rng: random.Random, level: int) -> tuple[str, str]:
   """Draws two statements that share `level` (0..5) of five fields."""
   fact = dataclasses.replace(
-      world.draw_fact(rng, optional=0.0),
-      colour=None,
-      place=rng.choice(world.PLACES),
-      day=rng.choice(world.DAYS),
+    world.draw_fact(rng, optional=0.0),
+    colour=None,
+    place=rng.choice(world.PLACES),
+    day=rng.choice(world.DAYS),
   )
   second = fact
   fields = list(SIMILARITY_FIELDS)
@@ -205,12 +202,12 @@ def similarity(rng: random.Random, level: int) -> tuple[str, str]:
 def as_book(rng: random.Random, fact: world.Fact) -> world.Fact:
   """Returns the fact about a book with a title, of no colour."""
   return dataclasses.replace(
-      fact, thing='book', colour=None, title=rng.choice(world.TITLES)
+    fact, thing='book', colour=None, title=rng.choice(world.TITLES)
   )
 
 
 def reading(
-    rng: random.Random, facts: int = 1, books: float = 0.0
+  rng: random.Random, facts: int = 1, books: float = 0.0
 ) -> tuple[str, str, str]:
   """Draws a question about a text.
 
@@ -239,7 +236,7 @@ def reading(
 
 
 def cloze(
-    rng: random.Random, facts: int = 1, books: float = 0.0
+  rng: random.Random, facts: int = 1, books: float = 0.0
 ) -> tuple[str, list[str], str, str]:
   """Draws a sentence with a hole that one of the entities fills.
 
@@ -252,27 +249,26 @@ def cloze(
     (query, entities in the order of the passage, passage, answer).
   """
   fact = dataclasses.replace(
-      world.draw_fact(rng), place=rng.choice(world.PLACES)
+    world.draw_fact(rng), place=rng.choice(world.PLACES)
   )
   if rng.random() < books:
     fact = as_book(rng, fact)
   told = [fact]
   if facts == 2:
     told.append(
-        dataclasses.replace(
-            world.far_fact(rng, fact),
-            place=world.other(rng, world.PLACES, fact.place),
-        )
+      dataclasses.replace(
+        world.far_fact(rng, fact),
+        place=world.other(rng, world.PLACES, fact.place),
+      )
     )
     rng.shuffle(told)
   passage = ' . '.join(world.statement(rng, f) for f in told)
   known = set(world.NAMES + world.PLACES + world.TITLES)
   entities = [w for w in passage.split() if w in known]
-  field = rng.choice(('name', 'place', 'title') if fact.title else (
-      'name', 'place'))
+  field = rng.choice(
+    ('name', 'place', 'title') if fact.title else ('name', 'place')
+  )
   said = world.drop(rng, fact, 'place')
   gold = getattr(fact, field)
-  query = world.statement(
-      rng, dataclasses.replace(said, **{field: world.HOLE})
-  )
+  query = world.statement(rng, dataclasses.replace(said, **{field: world.HOLE}))
   return query, entities, passage, gold

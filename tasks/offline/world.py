@@ -15,62 +15,59 @@ import dataclasses
 import random
 
 NAMES = tuple(
-    'ann bob carl dora emma fred gina hank ivan jack kate leo'.split()
+  'ann bob carl dora emma fred gina hank ivan jack kate leo'.split()
 )
 # Two synonyms for each kind of action: (past = participle, base form).
 VERBS = (
-    (('bought', 'buy'), ('purchased', 'purchase')),
-    (('found', 'find'), ('discovered', 'discover')),
-    (('lost', 'lose'), ('misplaced', 'misplace')),
-    (('made', 'make'), ('built', 'build')),
-    (('cleaned', 'clean'), ('washed', 'wash')),
-    (('sold', 'sell'), ('traded', 'trade')),
-    (('fixed', 'fix'), ('repaired', 'repair')),
-    (('moved', 'move'), ('shifted', 'shift')),
+  (('bought', 'buy'), ('purchased', 'purchase')),
+  (('found', 'find'), ('discovered', 'discover')),
+  (('lost', 'lose'), ('misplaced', 'misplace')),
+  (('made', 'make'), ('built', 'build')),
+  (('cleaned', 'clean'), ('washed', 'wash')),
+  (('sold', 'sell'), ('traded', 'trade')),
+  (('fixed', 'fix'), ('repaired', 'repair')),
+  (('moved', 'move'), ('shifted', 'shift')),
 )
 COLOURS = tuple('red blue green white black brown'.split())
 CLASSES = {
-    'toy': ('kite', 'doll', 'ball'),
-    'tool': ('hammer', 'saw', 'drill'),
-    'fruit': ('apple', 'pear', 'plum'),
-    'garment': ('coat', 'hat', 'scarf'),
-    'instrument': ('drum', 'flute', 'violin'),
-    'dish': ('cup', 'bowl', 'plate'),
+  'toy': ('kite', 'doll', 'ball'),
+  'tool': ('hammer', 'saw', 'drill'),
+  'fruit': ('apple', 'pear', 'plum'),
+  'garment': ('coat', 'hat', 'scarf'),
+  'instrument': ('drum', 'flute', 'violin'),
+  'dish': ('cup', 'bowl', 'plate'),
 }
 CLASS_OF = {o: c for c, members in CLASSES.items() for o in members}
 OBJECTS = tuple(CLASS_OF)
 PLACES = tuple(
-    'market park station harbour library garden museum school'.split()
+  'market park station harbour library garden museum school'.split()
 )
-DAYS = tuple(
-    'monday tuesday wednesday thursday friday saturday sunday'.split()
-)
+DAYS = tuple('monday tuesday wednesday thursday friday saturday sunday'.split())
 SUBJECTS = tuple('film food music hotel story actor'.split())
 GOOD = tuple(
-    'great lovely superb charming brilliant pleasant splendid funny fresh warm'
-    .split()
+  'great lovely superb charming brilliant pleasant splendid funny fresh warm'.split()
 )
 BAD = tuple(
-    'awful dull boring terrible ugly weak dreadful nasty stale cold'.split()
+  'awful dull boring terrible ugly weak dreadful nasty stale cold'.split()
 )
 
 # The answers that the downstream tasks will ask for. In the pretraining text
 # they are titles of books: seen and said, never a label.
 LABEL_WORDS = (
-    'entailment',
-    'not_entailment',
-    'neutral',
-    'contradiction',
-    'duplicate',
-    'not_duplicate',
-    'equivalent',
-    'not_equivalent',
-    'positive',
-    'negative',
-    'acceptable',
-    'unacceptable',
-    'True',
-    'False',
+  'entailment',
+  'not_entailment',
+  'neutral',
+  'contradiction',
+  'duplicate',
+  'not_duplicate',
+  'equivalent',
+  'not_equivalent',
+  'positive',
+  'negative',
+  'acceptable',
+  'unacceptable',
+  'True',
+  'False',
 )
 # How similar two statements are, by the number of fields in common (0..5).
 SIMILARITY = (0.0, 0.8, 1.6, 2.6, 3.8, 5.0)
@@ -107,7 +104,7 @@ class Fact:
 
 
 def draw_fact(
-    rng: random.Random, optional: float = 0.6, least: int = 1
+  rng: random.Random, optional: float = 0.6, least: int = 1
 ) -> Fact:
   """Draws a fact.
 
@@ -123,12 +120,12 @@ def draw_fact(
   while len(given) < least:
     given.add(rng.choice(OPTIONAL))
   return Fact(
-      name=rng.choice(NAMES),
-      verb=rng.randrange(len(VERBS)),
-      thing=rng.choice(OBJECTS),
-      colour=rng.choice(COLOURS) if 'colour' in given else None,
-      place=rng.choice(PLACES) if 'place' in given else None,
-      day=rng.choice(DAYS) if 'day' in given else None,
+    name=rng.choice(NAMES),
+    verb=rng.randrange(len(VERBS)),
+    thing=rng.choice(OBJECTS),
+    colour=rng.choice(COLOURS) if 'colour' in given else None,
+    place=rng.choice(PLACES) if 'place' in given else None,
+    day=rng.choice(DAYS) if 'day' in given else None,
   )
 
 
@@ -159,20 +156,18 @@ def change(rng: random.Random, fact: Fact, field: str) -> Fact:
     cls = other(rng, tuple(CLASSES), old)
     return dataclasses.replace(fact, thing=rng.choice(CLASSES[cls]))
   choices: Sequence = {
-      'name': NAMES,
-      'verb': range(len(VERBS)),
-      'colour': COLOURS,
-      'place': PLACES,
-      'day': DAYS,
-      'title': TITLES,
+    'name': NAMES,
+    'verb': range(len(VERBS)),
+    'colour': COLOURS,
+    'place': PLACES,
+    'day': DAYS,
+    'title': TITLES,
   }[field]
   new = other(rng, choices, getattr(fact, field))
   return dataclasses.replace(fact, **{field: new})
 
 
-def change_some(
-    rng: random.Random, fact: Fact, fields: Sequence[str]
-) -> Fact:
+def change_some(rng: random.Random, fact: Fact, fields: Sequence[str]) -> Fact:
   """Changes one of the fields, or in half of the cases perhaps more."""
   count = 1 if rng.random() < 0.5 else rng.randint(1, len(fields))
   for field in rng.sample(fields, count):
@@ -183,7 +178,7 @@ def change_some(
 def drop(rng: random.Random, fact: Fact, keep: str | None = None) -> Fact:
   """Leaves out each optional field with probability 0.4, never `keep`."""
   gone: dict[str, None] = {
-      f: None for f in OPTIONAL if f != keep and rng.random() < 0.4
+    f: None for f in OPTIONAL if f != keep and rng.random() < 0.4
   }
   return dataclasses.replace(fact, **gone)
 
@@ -195,9 +190,9 @@ def far_fact(rng: random.Random, fact: Fact, optional: float = 0.6) -> Fact:
     if getattr(new, field) is not None:
       if field == 'thing' or getattr(new, field) == getattr(fact, field):
         new = change(
-            rng,
-            dataclasses.replace(new, **{field: getattr(fact, field)}),
-            field,
+          rng,
+          dataclasses.replace(new, **{field: getattr(fact, field)}),
+          field,
         )
   return new
 

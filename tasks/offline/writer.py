@@ -12,10 +12,10 @@ ROWS_PER_FILE = 2000
 
 
 def _write_one(
-    data_dir: str,
-    dataset: datasets.Dataset,
-    splits: dict[str, list[datasets.Row]],
-    seed: int,
+  data_dir: str,
+  dataset: datasets.Dataset,
+  splits: dict[str, list[datasets.Row]],
+  seed: int,
 ) -> None:
   """Writes one data set beside its place, then moves it there."""
   import tensorflow_datasets as tfds
@@ -27,18 +27,18 @@ def _write_one(
     builder = tfds.builder(dataset.tfds_name, data_dir=temporary)
     builder.data_path.mkdir(parents=True, exist_ok=True)
     info = tfds.core.DatasetInfo(
-        builder=builder,
-        features=builder.info.features,
-        description=(
-            f'{offline.SYNTHETIC} of mpt_jax (tasks.offline, seed {seed}) in'
-            f' the schema of {dataset.tfds_name}. It holds nothing of the'
-            ' official data set.'
-        ),
-        homepage='',
-        citation='',
+      builder=builder,
+      features=builder.info.features,
+      description=(
+        f'{offline.SYNTHETIC} of mpt_jax (tasks.offline, seed {seed}) in'
+        f' the schema of {dataset.tfds_name}. It holds nothing of the'
+        ' official data set.'
+      ),
+      homepage='',
+      citation='',
     )
     writer = tfds.core.SequentialWriter(
-        info, max_examples_per_shard=ROWS_PER_FILE
+      info, max_examples_per_shard=ROWS_PER_FILE
     )
     writer.initialize_splits(list(splits))
     writer.add_examples(splits)
@@ -52,12 +52,12 @@ def _write_one(
 
 
 def write(
-    data_dir: str,
-    names: Iterable[str] | None = None,
-    seed: int = 0,
-    train_size: int | None = None,
-    overwrite: bool = False,
-    say: Callable[[str], None] = print,
+  data_dir: str,
+  names: Iterable[str] | None = None,
+  seed: int = 0,
+  train_size: int | None = None,
+  overwrite: bool = False,
+  say: Callable[[str], None] = print,
 ) -> list[str]:
   """Writes synthetic data sets into a TFDS data folder.
 
@@ -84,20 +84,20 @@ def write(
   for name in names:
     if name not in datasets.DATASETS:
       raise InputError(
-          f'no synthetic data set {name!r} (--tasks); known are'
-          f' {", ".join(datasets.DATASETS)}{nearest(name, datasets.DATASETS)}'
+        f'no synthetic data set {name!r} (--tasks); known are'
+        f' {", ".join(datasets.DATASETS)}{nearest(name, datasets.DATASETS)}'
       )
   if train_size is not None and train_size < datasets.LEAST_TRAIN:
     raise InputError(
-        f'--train_size={train_size} is too small: at least'
-        f' {datasets.LEAST_TRAIN} rows, {datasets.SOURCE_HELDOUT} of which'
-        ' the source tasks hold out for validation'
+      f'--train_size={train_size} is too small: at least'
+      f' {datasets.LEAST_TRAIN} rows, {datasets.SOURCE_HELDOUT} of which'
+      ' the source tasks hold out for validation'
     )
   try:
     os.makedirs(data_dir, exist_ok=True)
   except OSError as error:
     raise InputError(
-        f'--data_dir={data_dir} cannot be made: {error.strerror}'
+      f'--data_dir={data_dir} cannot be made: {error.strerror}'
     ) from error
   written = []
   for name in names:

@@ -28,10 +28,26 @@ _NUM_PARAMETERS = {
 }
 
 
+def _count(config, num_layers):
+  config = config.replace(
+    num_encoder_layers=num_layers, num_decoder_layers=num_layers
+  )
+  return sum(map(math.prod, tensors.expected_shapes(config).values()))
+
+
 @pytest.mark.parametrize('name', _NUM_PARAMETERS)
 def test_published_sizes(name):
-  shapes = tensors.expected_shapes(t5.get_config(name))
-  assert sum(map(math.prod, shapes.values())) == _NUM_PARAMETERS[name]
+  config = t5.get_config(name)
+  one, two = _count(config, 1), _count(config, 2)
+  layers = config.num_encoder_layers
+  assert config.num_decoder_layers == layers
+  assert one + (layers - 1) * (two - one) == _NUM_PARAMETERS[name]
+
+
+@pytest.mark.parametrize('name', ['t5_11b', 't5_1_1_xxl'])
+def test_the_largest_in_full(name):
+  config = t5.get_config(name)
+  assert _count(config, config.num_encoder_layers) == _NUM_PARAMETERS[name]
 
 
 def test_every_config_is_of_a_counted_size():

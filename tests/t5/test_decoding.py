@@ -84,24 +84,31 @@ def test_steps_equal_teacher_forcing():
   inputs = data.io['long_decoder_input_tokens'][:, :9]
   inputs = np.concatenate([inputs, np.roll(inputs, 1, axis=1)])
   targets = np.ones_like(inputs)
-  want = data.module.apply(
-    {'params': data.params},
-    np.concatenate([tokens, tokens]),
-    inputs,
-    targets,
-    enable_dropout=False,
-  )
-  encoded = data.module.apply(
-    {'params': data.params}, tokens, enable_dropout=False, method='encode'
-  )
-  cache, step = decoding.make_decode_step(
-    data.module, data.params, encoded, tokens, 9
-  )
-  cache = jax.tree.map(lambda x: jnp.repeat(x, 2, 0) if x.ndim else x, cache)
-  step = jax.jit(step)
-  for position in range(9):
-    logits, cache = step(inputs[:, position : position + 1], cache)
-    np.testing.assert_allclose(logits, want[:, position], rtol=0, atol=1e-4)
+
+  @jax.jit
+  def forced(params):
+    pair = np.concatenate([tokens, tokens])
+    return data.module.apply(
+      {'params': params}, pair, inputs, targets, enable_dropout=False
+    )
+
+  @jax.jit
+  def stepwise(params):
+    encoded = data.module.apply(
+      {'params': params}, tokens, enable_dropout=False, method='encode'
+    )
+    cache, step = decoding.make_decode_step(
+      data.module, params, encoded, tokens, 9
+    )
+    cache = jax.tree.map(lambda x: jnp.repeat(x, 2, 0) if x.ndim else x, cache)
+    _, logits = jax.lax.scan(
+      lambda cache, token: step(token, cache)[::-1], cache, inputs.T[:, :, None]
+    )
+    return logits.swapaxes(0, 1)
+
+  want = forced(data.params)
+  assert np.abs(want[0] - want[1]).max() > 1
+  np.testing.assert_allclose(stepwise(data.params), want, rtol=0, atol=1e-4)
 
 
 def test_a_step_takes_one_token():
@@ -115,35 +122,40 @@ def test_a_step_takes_one_token():
     step(np.ones((4, 3), np.int32), cache)
 
 
-def _chain(log_probs):
-  """A step function of a Markov chain [V, V]; its cache counts the steps."""
-  table = jnp.asarray(log_probs, jnp.float32)
+def _chain(logits, memory=0.0):
+  """A step function whose logits depend on the last token or two.
+
+  Args:
+    logits: [V, V], what follows which token.
+    memory: how much the token before the last one, which only the cache
+      knows, counts.
+  """
+  table = jnp.asarray(logits, jnp.float32)
 
   def step(tokens, cache):
-    # The row's own history must be its beam's: all of it sums up here.
-    return table[tokens[:, 0]], {
-      'steps': cache['steps'] + 1,
-      'sum': cache['sum'] + tokens,
-    }
+    logits = table[tokens[:, 0]] + memory * table[cache['before'][:, 0]]
+    return logits, {'steps': cache['steps'] + 1, 'before': tokens}
 
   def cache(rows):
     return {
       'steps': jnp.zeros((), jnp.int32),
-      'sum': jnp.zeros((rows, 1), jnp.int32),
+      'before': jnp.zeros((rows, 1), jnp.int32),
     }
 
   return step, cache
 
 
-def _score_all(log_probs, length, alpha):
+def _score_all(logits, memory, length, alpha):
   """Scores every finished sequence of at most `length` tokens."""
+  pairs = logits[None, :] + memory * logits[:, None]
+  log_probs = np.asarray(jax.nn.log_softmax(pairs))  # [before, last, next]
   scores = {}
-  symbols = [s for s in range(len(log_probs)) if s != EOS]
+  symbols = [s for s in range(len(logits)) if s != EOS]
   for size in range(length):
     for body in itertools.product(symbols, repeat=size):
       sequence = (*body, EOS)
-      pairs = zip((0, *body), sequence, strict=True)
-      total = sum(log_probs[a][b] for a, b in pairs)
+      steps = zip((0, 0, *body), (0, *body), sequence, strict=False)
+      total = sum(log_probs[step] for step in steps)
       scores[sequence] = total / ((5 + len(sequence)) / 6) ** alpha
   return scores
 
@@ -152,8 +164,7 @@ def _score_all(log_probs, length, alpha):
 def test_a_wide_beam_finds_the_best(alpha):
   logits = np.random.default_rng(5).normal(size=(5, 5))
   logits[0, EOS] -= 3
-  log_probs = np.asarray(jax.nn.log_softmax(logits))
-  step, cache = _chain(log_probs)
+  step, cache = _chain(logits, memory=0.5)
   tokens, scores = decoding.beam_search(
     step,
     cache(2),
@@ -163,7 +174,7 @@ def test_a_wide_beam_finds_the_best(alpha):
     alpha=alpha,
   )
   ranked = sorted(
-    _score_all(log_probs, 4, alpha).items(), key=lambda item: item[1]
+    _score_all(logits, 0.5, 4, alpha).items(), key=lambda item: item[1]
   )
   for row in range(2):
     for place in range(1, 4):

@@ -42,13 +42,24 @@ def _close(got, want, where, tolerance=1e-4):
   )
 
 
-def _apply(config, *args, **kwargs):
-  run = jax.jit(
-    lambda params, inputs: t5.Transformer(config).apply(
-      {'params': params}, *inputs, **{'enable_dropout': False, **kwargs}
+@functools.cache
+def _compiled(config, **static):
+  module = t5.Transformer(config)
+  return jax.jit(
+    lambda params, inputs, prompts: module.apply(
+      {'params': params},
+      *inputs,
+      **{'enable_dropout': False, **static},
+      **prompts,
     )
   )
-  return run(args[0], args[1:])
+
+
+def _apply(config, params, *inputs, **kwargs):
+  static = ('enable_dropout', 'method', 'return_hidden_states')
+  run = _compiled(config, **{k: v for k, v in kwargs.items() if k in static})
+  prompts = {k: v for k, v in kwargs.items() if k not in static}
+  return run(params, inputs, prompts)
 
 
 @pytest.mark.parametrize('case', ['', 'packed_', 'long_'])
@@ -77,14 +88,34 @@ def test_equals_t5x(family, case):
   _close(logits, data.io[f'{case}logits'], targets > 0)
   want = data.io[f'{case}encoder_output']
   _close(states['encoder'][-1], want, inputs > 0)
-  encoded = data.module.apply(
-    {'params': data.params},
-    inputs,
-    segments,
-    enable_dropout=False,
-    method='encode',
+
+
+def test_encode_then_decode_is_the_call():
+  data = fixtures.load('t5x_v1_1_tiny')
+  inputs, segments, shifted, targets, target_segments = (
+    data.io[f'packed_{name}']
+    for name in (
+      'encoder_input_tokens',
+      'encoder_segment_ids',
+      'decoder_input_tokens',
+      'decoder_target_tokens',
+      'decoder_segment_ids',
+    )
   )
-  _close(encoded, want, inputs > 0)
+  encoded = _apply(data.config, data.params, inputs, segments, method='encode')
+  _close(encoded, data.io['packed_encoder_output'], inputs > 0)
+  logits = _apply(
+    data.config,
+    data.params,
+    encoded,
+    inputs,
+    shifted,
+    targets,
+    segments,
+    target_segments,
+    method='decode',
+  )
+  _close(logits, data.io['packed_logits'], targets > 0)
 
 
 @pytest.mark.parametrize('family', T5X)
@@ -340,6 +371,19 @@ def test_logical_axes_are_t5x_s():
     'decoder/decoder_norm/scale_axes': ('embed',),
     'decoder/logits_dense/kernel_axes': ('embed', 'vocab'),
   }
+
+
+@pytest.mark.parametrize(('slot', 'task'), [(3, 0), (1, 3)])
+def test_what_is_beyond_the_table_is_seen(slot, task):
+  logits = _apply(
+    TINY,
+    _params(),
+    *_random_batch(np.random.default_rng(6), 1, 5, 3),
+    prompt_table=np.ones((3, 2, 7), np.float32),
+    encoder_prompt_slots=np.full((1, 5), slot, np.int32),
+    encoder_task_ids=np.full((1, 5), task, np.int32),
+  )
+  assert np.isnan(logits).all()
 
 
 def test_misfit_arguments_name_both_shapes():

@@ -1,0 +1,799 @@
+r"""Runs the whole of MPT: teachers, source, targets, tests, export, report.
+
+  python -m mpt_jax.pipeline --gin_file=gin_configs/runs/demo.gin \
+    --gin.MODEL_DIR="'demo'"
+
+Every step is one of the other commands, in its own folder below MODEL_DIR,
+with its `log.txt` and the command in `step.json`. The same command goes on
+where it was stopped; finished steps are skipped. Without --tfds_data_dir (or
+TFDS_DATA_DIR) synthetic data are written to MODEL_DIR/data and used.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+import contextlib
+import dataclasses
+import fcntl
+import logging
+import os
+import shlex
+import sys
+import time
+from typing import Any
+
+from mpt_jax import cli, report
+from mpt_jax.checkpoints import files
+from mpt_jax.runs import RESULTS
+from mpt_jax.types import InputError, nearest
+from mpt_jax.workers import Pool, Step, StepError
+
+log = logging.getLogger(__name__)
+
+# Source variant -> (prompt method, whether teachers are distilled).
+VARIANTS = {
+  'mpt': ('multitask', True),
+  'no_distillation': ('multitask', False),
+  'shared_only': ('soft', True),
+  'neither': ('soft', False),
+}
+# Target method -> the source variant that it starts from, if any.
+METHODS = {
+  'mpt': 'mpt',
+  'mpt_no_distillation': 'no_distillation',
+  'pt': None,
+  'single_source': None,
+}
+_PRIORITIES = ('teacher', 'source', 'target', 'test', 'export')
+# In training examples: what a run costs beside its steps, for the ETA.
+_RUN_COST, _TEST_COST, _DISTILLED_COST = 2000.0, 1000.0, 1.5
+
+# (rate of P* or the plain prompt, rate of u and v or None).
+Rates = tuple[float, float | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+  """How long and how fast a stage trains.
+
+  Attributes:
+    steps: training steps.
+    batch_size: rows of a batch.
+    learning_rate: peak rate of the (shared) prompt.
+    task_learning_rate: peak rate of u and v; for the source stage.
+  """
+
+  steps: int
+  batch_size: int
+  learning_rate: float
+  task_learning_rate: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+  """How much data a target task gives, and how its runs train.
+
+  Attributes:
+    name: 'k32' or 'full', for example; a folder name.
+    num_shots: examples per task; None is the whole train split.
+    steps: training steps.
+    batch_size: rows of a batch.
+    seeds: the seeds to run; each must be one of the pipeline's.
+    rates: method -> (rate of P* or the plain prompt, rate of u and v).
+    tuned_as: the setting whose tuned rates are used; None is this one.
+  """
+
+  name: str
+  num_shots: int | None
+  steps: int
+  batch_size: int
+  seeds: tuple[int, ...]
+  rates: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  tuned_as: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuning:
+  """The search for each target method's learning rates.
+
+  Attributes:
+    seed: a seed that is not reported.
+    grids: method -> its pairs of rates; all grids have the same size.
+    settings: names of the settings that are tuned.
+  """
+
+  seed: int
+  grids: Mapping[str, Any]
+  settings: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """All that decides which steps there are.
+
+  Attributes:
+    folder: the pipeline's folder (MODEL_DIR).
+    backbone: path of the backbone.
+    source_mixture: mixture of the source tasks.
+    source_tasks: its tasks, in row order.
+    targets: target task -> the source task whose teacher `single_source`
+      starts from, picked by hand.
+    lengths: {'inputs': S with prompt slots, 'targets': T}.
+    prompt_length: P.
+    teacher: the teachers' training.
+    source: the source runs' training.
+    settings: the target settings.
+    seeds: seeds of the whole chain of teachers, MPT source run and targets.
+    ablation_seeds: seeds of the other source variants.
+    variants: source variants, of `VARIANTS`.
+    methods: target methods, of `METHODS`.
+    tuning: the search for the targets' rates; None uses those given.
+    prompt_rank: R.
+    prompt_init: gin file of the start values of teachers and source runs.
+    distillation: macros of source.gin that set the distillation.
+    macros: macros for every training run.
+    module: module that registers the tasks.
+    eval_examples: validation examples per task, for curves and tuning.
+    curve_points: evaluations during a source run.
+  """
+
+  folder: str
+  backbone: str
+  source_mixture: str
+  source_tasks: tuple[str, ...]
+  targets: Mapping[str, str]
+  lengths: Mapping[str, int]
+  prompt_length: int
+  teacher: Training
+  source: Training
+  settings: tuple[Setting, ...]
+  seeds: tuple[int, ...]
+  ablation_seeds: tuple[int, ...]
+  variants: tuple[str, ...]
+  methods: tuple[str, ...]
+  tuning: Tuning | None = None
+  prompt_rank: int = 1
+  prompt_init: str = 'gin_configs/prompts/vocabulary.gin'
+  distillation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  macros: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  module: str = 'tasks'
+  eval_examples: int = 256
+  curve_points: int = 10
+
+  def __post_init__(self):
+    _check_names('source variant', self.variants, VARIANTS)
+    _check_names('target method', self.methods, METHODS)
+    for task, source in self.targets.items():
+      _check_names(f'the source of {task}', [source], self.source_tasks)
+    for method in self.methods:
+      variant = METHODS[method]
+      if variant is not None and variant not in self.variants:
+        raise InputError(
+          f'target method {method!r} needs the source variant {variant!r}'
+        )
+    names = [s.name for s in self.settings]
+    for setting in self.settings:
+      _check_names(f'a seed of {setting.name}', setting.seeds, self.seeds)
+      if 'mpt_no_distillation' in self.methods:
+        _check_names(
+          f'a seed of {setting.name}', setting.seeds, self.ablation_seeds
+        )
+      if setting.tuned_as is not None:
+        _check_names(
+          f'tuned_as of {setting.name}', [setting.tuned_as], names
+        )
+    _check_names('ablation seed', self.ablation_seeds, self.seeds)
+    if self.tuning is not None:
+      _check_names('tuned setting', self.tuning.settings, names)
+      if self.tuning.seed in self.seeds:
+        raise InputError(
+          f'the tuning seed {self.tuning.seed} is among the reported seeds'
+        )
+      sizes = {m: len(self.tuning.grids.get(m, ())) for m in self.methods}
+      if len(set(sizes.values())) > 1 or not all(sizes.values()):
+        raise InputError(
+          f'the grids must have one size, for equal tuning; they have {sizes}'
+        )
+
+  def steps(self, chosen: Mapping[str, Mapping[str, Rates]]) -> list[Step]:
+    """The reported steps.
+
+    Args:
+      chosen: setting -> method -> rates; from `tuned_rates` or `given_rates`.
+
+    Returns:
+      The steps, in an order in which they could run.
+    """
+    steps: list[Step] = []
+    for seed in self.seeds:
+      root = f'seed{seed}'
+      variants = self.variants if seed in self.ablation_seeds else ('mpt',)
+      steps += self._sources(root, seed, variants, tested=True)
+      for setting in self.settings:
+        if seed not in setting.seeds:
+          continue
+        for method in self.methods:
+          for task in self.targets:
+            run = self._target(
+              root,
+              f'{root}/target/{setting.name}/{method}/{task}',
+              seed,
+              setting,
+              method,
+              task,
+              chosen[setting.tuned_as or setting.name][method],
+            )
+            steps += [run, self._test(run, [task])]
+    return steps + self._exports(steps)
+
+  def tuning_steps(self) -> list[Step]:
+    """The steps of the search for learning rates, on its own seed."""
+    if self.tuning is None:
+      return []
+    seed = self.tuning.seed
+    variants = [
+      v for v in VARIANTS if v in {METHODS[m] for m in self.methods}
+    ]
+    steps = self._sources('tuning', seed, variants, tested=False)
+    for setting in self.settings:
+      if setting.name not in self.tuning.settings:
+        continue
+      for method in self.methods:
+        for rates in self._grid(method):
+          for task in self.targets:
+            name = f'tuning/{setting.name}/{method}/{_rates_name(rates)}/{task}'
+            steps.append(
+              self._target(
+                'tuning', name, seed, setting, method, task, rates, scored=True
+              )
+            )
+    return steps
+
+  def given_rates(self) -> dict[str, dict[str, Rates]]:
+    """The rates in the settings, or the first ones of the grids.
+
+    Returns:
+      Setting -> method -> rates.
+
+    Raises:
+      InputError: if a setting lacks a method's rates and nothing is tuned.
+    """
+    chosen: dict[str, dict[str, Rates]] = {}
+    for setting in self.settings:
+      if setting.tuned_as is not None:
+        continue
+      chosen[setting.name] = {}
+      for method in self.methods:
+        if method in setting.rates:
+          chosen[setting.name][method] = _rates(setting.rates[method])
+        elif self.tuning and setting.name in self.tuning.settings:
+          chosen[setting.name][method] = self._grid(method)[0]
+        else:
+          raise InputError(
+            f'setting {setting.name!r} has no learning rates for {method!r}'
+          )
+    return chosen
+
+  def tuned_rates(self) -> tuple[dict[str, dict[str, Rates]], list[dict]]:
+    """Reads the finished search.
+
+    Returns:
+      (setting -> method -> best rates by the mean over the targets, the whole
+      search as rows for the report).
+    """
+    chosen = self.given_rates()
+    rows: list[dict] = []
+    for setting in self.tuning.settings if self.tuning else ():
+      for method in self.methods:
+        grid = self._grid(method)
+        means = []
+        for rates in grid:
+          scores = {}
+          for task in self.targets:
+            name = f'tuning/{setting}/{method}/{_rates_name(rates)}/{task}'
+            path = os.path.join(self.folder, name, RESULTS)
+            values = files.read_json(path)['scores'][task]
+            scores[task] = report.main_score(values)[1]
+          means.append(sum(scores.values()) / len(scores))
+          rows.append(
+            {
+              'setting': setting,
+              'method': method,
+              'rates': list(rates),
+              'scores': scores,
+              'mean': means[-1],
+            }
+          )
+        best = means.index(max(means))
+        chosen[setting][method] = grid[best]
+        rows[best - len(grid)]['chosen'] = True
+        rows[best - len(grid)]['on_edge'] = _on_edge(grid[best], grid)
+    return chosen, rows
+
+  def _grid(self, method: str) -> list[Rates]:
+    assert self.tuning is not None
+    return [_rates(r) for r in self.tuning.grids[method]]
+
+  def _sources(
+    self, root: str, seed: int, variants: Sequence[str], tested: bool
+  ) -> list[Step]:
+    """Teachers and source runs of a seed, with their tests."""
+    steps = []
+    teachers = tuple(f'{root}/teacher/{task}' for task in self.source_tasks)
+    for task, name in zip(self.source_tasks, teachers, strict=True):
+      steps.append(
+        self._training(
+          name,
+          ('gin_configs/runs/teacher.gin', self.prompt_init),
+          self.teacher,
+          {'MIXTURE_OR_TASK_NAME': task, 'RANDOM_SEED': seed},
+          labels={'stage': 'teacher', 'seed': seed, 'task': task},
+        )
+      )
+    for variant in variants:
+      method, distilled = VARIANTS[variant]
+      macros: dict[str, Any] = {
+        'MIXTURE_OR_TASK_NAME': self.source_mixture,
+        'RANDOM_SEED': seed,
+        'PROMPT_TASKS': list(self.source_tasks),
+        'PROMPT_METHOD': method,
+        'PROMPT_RANK': self.prompt_rank,
+        'TASK_LEARNING_RATE': self.source.task_learning_rate,
+        'EVAL_PERIOD': max(1, self.source.steps // self.curve_points),
+      }
+      if distilled:
+        pattern = self._path(f'{root}/teacher/{{task}}/prompts')
+        macros |= {'TEACHER_PROMPTS': pattern, **self.distillation}
+      else:
+        macros |= {'TEACHER_PROMPTS': None, 'DISTILLATION': None}
+      steps.append(
+        self._training(
+          f'{root}/source/{variant}',
+          ('gin_configs/runs/source.gin', self.prompt_init),
+          self.source,
+          macros,
+          after=teachers if distilled else (),
+          labels={'stage': 'source', 'seed': seed, 'method': variant},
+        )
+      )
+    if tested:
+      for run in list(steps):
+        own = run.labels.get('task')
+        steps.append(self._test(run, [own] if own else self.source_tasks))
+    return steps
+
+  def _target(
+    self,
+    root: str,
+    name: str,
+    seed: int,
+    setting: Setting,
+    method: str,
+    task: str,
+    rates: Rates,
+    scored: bool = False,
+  ) -> Step:
+    """One target run; `scored` on the validation split at its end."""
+    macros = {
+      'MIXTURE_OR_TASK_NAME': task,
+      'RANDOM_SEED': seed,
+      'NUM_SHOTS': setting.num_shots,
+    }
+    if not scored:
+      macros['train.train.evaluation'] = None
+    after: tuple[str, ...] = ()
+    gin_files: tuple[str, ...] = ('gin_configs/runs/teacher.gin',)
+    variant = METHODS[method]
+    if variant is not None:
+      after = (f'{root}/source/{variant}',)
+      gin_files = ('gin_configs/runs/target.gin',)
+      macros |= {
+        'SOURCE_PROMPTS': self._path(f'{after[0]}/prompts'),
+        'PROMPT_RANK': self.prompt_rank,
+        'TASK_LEARNING_RATE': rates[1],
+      }
+    elif method == 'single_source':
+      source = self.targets[task]
+      after = (f'{root}/teacher/{source}',)
+      macros |= {
+        'SOURCE_PROMPTS': self._path(f'{after[0]}/prompts'),
+        'SOURCE_TASK': source,
+      }
+    else:
+      gin_files += (self.prompt_init,)
+    training = Training(setting.steps, setting.batch_size, *rates)
+    return self._training(
+      name,
+      gin_files,
+      training,
+      macros,
+      after=after,
+      labels={
+        'stage': 'tuning' if scored else 'target',
+        'seed': seed,
+        'method': method,
+        'setting': setting.name,
+        'task': task,
+        'rates': list(rates),
+      },
+    )
+
+  def _training(
+    self,
+    name: str,
+    gin_files: tuple[str, ...],
+    training: Training,
+    macros: Mapping[str, Any],
+    labels: Mapping[str, Any],
+    after: tuple[str, ...] = (),
+  ) -> Step:
+    weight = _DISTILLED_COST if macros.get('TEACHER_PROMPTS') else 1.0
+    stage = 'target' if labels['stage'] == 'tuning' else labels['stage']
+    return Step(
+      name=name,
+      entry='train',
+      gin_files=gin_files,
+      macros={
+        'INITIAL_CHECKPOINT_PATH': self.backbone,
+        'MODEL_DIR': self._path(name),
+        'MIXTURE_OR_TASK_MODULE': self.module,
+        'TASK_FEATURE_LENGTHS': dict(self.lengths),
+        'PROMPT_LENGTH': self.prompt_length,
+        'TRAIN_STEPS': training.steps,
+        'BATCH_SIZE': training.batch_size,
+        'SHARED_LEARNING_RATE': training.learning_rate,
+        'EVAL_EXAMPLES': self.eval_examples,
+        **self.macros,
+        **macros,
+      },
+      after=after,
+      priority=_PRIORITIES.index(stage),
+      cost=_RUN_COST + weight * training.steps * training.batch_size,
+      likeness=f'{gin_files[0]} {labels.get("method")} {training}',
+      labels=labels | {'steps': training.steps},
+    )
+
+  def _test(self, run: Step, tasks: Sequence[str]) -> Step:
+    name = f'{run.name}/test'
+    return Step(
+      name=name,
+      entry='eval',
+      gin_files=('gin_configs/runs/eval.gin',),
+      macros={
+        'INITIAL_CHECKPOINT_PATH': self.backbone,
+        'MODEL_DIR': self._path(name),
+        'PROMPTS': self._path(f'{run.name}/prompts'),
+        'MIXTURE_OR_TASK_NAME': list(tasks),
+        'MIXTURE_OR_TASK_MODULE': self.module,
+        'TASK_FEATURE_LENGTHS': dict(self.lengths),
+        'EVAL_SPLIT': 'test',
+      },
+      after=(run.name,),
+      priority=_PRIORITIES.index('test'),
+      cost=_TEST_COST * len(tasks),
+      likeness=f'eval {run.gin_files[0]} {run.labels.get("method")}',
+      labels={'stage': 'test', 'of': run.name},
+    )
+
+  def _exports(self, steps: Sequence[Step]) -> list[Step]:
+    """Exports each target task's MPT prompts of the first seed.
+
+    Of several settings, those with the most data.
+    """
+    best: dict[str, Step] = {}
+    shots = {s.name: s.num_shots or float('inf') for s in self.settings}
+    for step in steps:
+      labels = step.labels
+      if (labels['stage'], labels.get('method')) == ('target', 'mpt'):
+        found = best.setdefault(labels['task'], step)
+        if shots[labels['setting']] > shots[found.labels['setting']]:
+          best[labels['task']] = step
+    exports = []
+    for task, step in best.items():
+      # A bundle needs a folder of its own; `.npy` files share one.
+      for kind, output in (('npy', 'npy'), ('bundle', f'bundle/{task}')):
+        exports.append(
+          Step(
+            name=f'export/{kind}-{task}',
+            entry='export',
+            gin_files=('gin_configs/runs/export.gin',),
+            macros={
+              'PROMPTS': self._path(f'{step.name}/prompts'),
+              'OUTPUT': self._path(f'exported/{output}'),
+              'FORMAT': kind,
+            },
+            after=(step.name,),
+            priority=_PRIORITIES.index('export'),
+            cost=1.0,
+            likeness='export',
+            labels={'stage': 'export', 'task': task},
+          )
+        )
+    return exports
+
+  def _path(self, name: str) -> str:
+    return os.path.join(self.folder, name)
+
+
+def _check_names(what: str, names: Sequence[Any], known: Any) -> None:
+  for name in names:
+    if name not in known:
+      near = nearest(str(name), [str(k) for k in known])
+      raise InputError(
+        f'{what} is {name!r}, expected one of'
+        f' {", ".join(str(k) for k in known)}{near}'
+      )
+
+
+def _rates(value: Any) -> Rates:
+  """(shared rate, task rate or None) from a number or a pair."""
+  if isinstance(value, (int, float)):
+    return float(value), None
+  shared, task = value
+  return float(shared), None if task is None else float(task)
+
+
+def _rates_name(rates: Rates) -> str:
+  return '-'.join(f'{r:g}' for r in rates if r is not None)
+
+
+def _on_edge(best: Rates, grid: Sequence[Rates]) -> bool:
+  """Whether a rate is the smallest or largest of those tried."""
+  return any(
+    value is not None
+    and len(axis := {rates[i] for rates in grid}) > 1
+    and value in (min(axis), max(axis))
+    for i, value in enumerate(best)
+  )
+
+
+def pipeline(
+  *,
+  model_dir: str,
+  backbone: str,
+  source_mixture: str,
+  source_tasks: Sequence[str],
+  targets: Mapping[str, str],
+  task_feature_lengths: Mapping[str, int],
+  prompt_length: int,
+  teacher: Training,
+  source: Training,
+  settings: Sequence[Setting],
+  seeds: Sequence[int] = (0,),
+  ablation_seeds: Sequence[int] | None = None,
+  variants: Sequence[str] = tuple(VARIANTS),
+  methods: Sequence[str] = ('mpt', 'pt', 'single_source'),
+  tuning: Tuning | None = None,
+  prompt_rank: int = 1,
+  prompt_init: str = 'gin_configs/prompts/vocabulary.gin',
+  distillation: Mapping[str, Any] | None = None,
+  macros: Mapping[str, Any] | None = None,
+  module: str = 'tasks',
+  eval_examples: int = 256,
+  curve_points: int = 10,
+  workers: int | None = None,
+) -> dict[str, Any]:
+  """Runs every step that is not finished, and writes the report.
+
+  Args:
+    model_dir: the pipeline's folder.
+    backbone: path of an HF folder or a T5X checkpoint; a relative path that
+      does not exist is looked for beside the installed packages.
+    source_mixture: mixture of the source tasks.
+    source_tasks: its tasks, in row order.
+    targets: target task -> the source task whose teacher `single_source`
+      starts from, picked by hand.
+    task_feature_lengths: {'inputs': S with prompt slots, 'targets': T}.
+    prompt_length: P.
+    teacher: the teachers' training.
+    source: the source runs' training.
+    settings: the target settings.
+    seeds: seeds of teachers, MPT source run and targets.
+    ablation_seeds: seeds of the other source variants; None is all.
+    variants: source variants: 'mpt', 'no_distillation', 'shared_only',
+      'neither'.
+    methods: target methods: 'mpt', 'mpt_no_distillation', 'pt',
+      'single_source'.
+    tuning: the search for the targets' rates; None uses the settings' own.
+    prompt_rank: R.
+    prompt_init: gin file of the start values of teachers and source runs.
+    distillation: macros of source.gin that set the distillation.
+    macros: macros for every training run.
+    module: module that registers the tasks.
+    eval_examples: validation examples per task, for curves and tuning.
+    curve_points: evaluations during a source run.
+    workers: processes; None is one with an accelerator, else up to two.
+
+  Returns:
+    The report, as in `report.json`.
+
+  Raises:
+    InputError: if something given is wrong.
+    SystemExit: with status 1, if a step failed by a bug.
+  """
+  begin = time.monotonic()
+  model_dir = model_dir.rstrip('/')
+  plan = Plan(
+    folder=model_dir,
+    backbone=_find_backbone(backbone),
+    source_mixture=source_mixture,
+    source_tasks=tuple(source_tasks),
+    targets=dict(targets),
+    lengths=dict(task_feature_lengths),
+    prompt_length=prompt_length,
+    teacher=teacher,
+    source=source,
+    settings=tuple(settings),
+    seeds=tuple(seeds),
+    ablation_seeds=tuple(seeds if ablation_seeds is None else ablation_seeds),
+    variants=tuple(variants),
+    methods=tuple(methods),
+    tuning=tuning,
+    prompt_rank=prompt_rank,
+    prompt_init=prompt_init,
+    distillation=dict(distillation or {}),
+    macros=dict(macros or {}),
+    module=module,
+    eval_examples=eval_examples,
+    curve_points=curve_points,
+  )
+  given = cli.data_dir() or os.environ.get('TFDS_DATA_DIR')
+  data_dir = given or os.path.join(model_dir, 'data')
+  tuning_steps = plan.tuning_steps()
+  # The rates are not known yet, but the number of steps is.
+  steps = plan.steps(plan.given_rates())
+  log.info('%d runs in %s', len(tuning_steps) + len(steps), model_dir)
+  with _only_one(model_dir):
+    log.info('reading the tasks (TensorFlow takes a few seconds) …')
+    pool = Pool(model_dir, workers, plan.backbone, data_dir, module)
+    try:
+      if given is None:
+        log.info('no --tfds_data_dir: SYNTHETIC DATA in %s', data_dir)
+        pool.call(_write_data, data_dir, [*plan.source_tasks, *plan.targets])
+      facts = pool.call(
+        _examine_data,
+        data_dir,
+        module,
+        plan.source_mixture,
+        plan.source_tasks,
+        tuple(plan.targets),
+      )
+      backbone_facts = pool.call(_examine_backbone, plan.backbone)
+      pool.start_all()
+      ran, tuned, chosen = 0, [], plan.given_rates()
+      if tuning_steps:
+        ran += pool.run(tuning_steps, later=steps)
+        chosen, tuned = plan.tuned_rates()
+        steps = plan.steps(chosen)
+      ran += pool.run(steps)
+    except StepError as e:
+      print(
+        f'error: {e}. The same command resumes: {_command()}', file=sys.stderr
+      )
+      sys.exit(1)
+    finally:
+      pool.close()
+    if not ran and os.path.exists(os.path.join(model_dir, report.JSON)):
+      log.info('every run is finished; nothing to do')
+      written = files.read_json(os.path.join(model_dir, report.JSON))
+    else:
+      record = {
+        'command': _command(),
+        'plan': dataclasses.asdict(plan),
+        'rates': chosen,
+        'tuning': tuned,
+        'data': facts,
+        'backbone': backbone_facts,
+        'device': pool.device,
+        'versions': report.versions(),
+        'seconds': round(time.monotonic() - begin, 1),
+        'steps': [
+          {
+            'name': step.name,
+            'command': step.command(data_dir),
+            **dict(step.labels),
+          }
+          for step in [*tuning_steps, *steps]
+        ],
+      }
+      files.write_file(
+        os.path.join(model_dir, report.RECORD), files.json_bytes(record)
+      )
+      written = report.write(model_dir)
+  print(report.summary(written))
+  print(f'report: {os.path.join(model_dir, report.MARKDOWN)}')
+  return written
+
+
+def _command() -> str:
+  """The command that is running, to be typed again."""
+  return 'python -m mpt_jax.pipeline ' + ' '.join(
+    shlex.quote(word) for word in sys.argv[1:]
+  )
+
+
+def _find_backbone(path: str) -> str:
+  """The backbone's path; what we ship is found from any working folder."""
+  if os.path.exists(path) or os.path.isabs(path):
+    return path
+  for folder in cli.search_paths()[1:]:
+    installed = os.path.join(folder, path)
+    if os.path.exists(installed):
+      return installed
+  raise InputError(f'there is no backbone at {path!r}')
+
+
+@contextlib.contextmanager
+def _only_one(model_dir: str) -> Iterator[None]:
+  """Holds MODEL_DIR for this process; a killed one lets go by itself."""
+  os.makedirs(model_dir, exist_ok=True)
+  with open(os.path.join(model_dir, '.lock'), 'w') as f:
+    try:
+      fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as e:
+      raise InputError(
+        f'another pipeline is running in {model_dir!r}; wait for it, or use'
+        ' another MODEL_DIR'
+      ) from e
+    yield
+
+
+# ---------------------------------------------------------------------------
+# In the first worker.
+
+
+def _write_data(data_dir: str, tasks: Sequence[str]) -> None:
+  from tasks.offline import writer
+
+  writer.write(data_dir, list(tasks))
+
+
+def _examine_data(
+  data_dir: str,
+  module: str,
+  source_mixture: str,
+  source_tasks: Sequence[str],
+  targets: Sequence[str],
+) -> dict[str, dict[str, Any]]:
+  """Checks every task before anything is trained.
+
+  Returns:
+    Task -> the sizes of its splits, and whether its data are synthetic.
+
+  Raises:
+    InputError: if data are missing, or the mixture has other tasks.
+  """
+  cli.use_data_dir(data_dir)
+  import seqio
+
+  from mpt_jax import data
+
+  facts: dict[str, dict[str, Any]] = {}
+  for name in (source_mixture, *source_tasks, *targets):
+    for split in ('train', 'validation', 'test'):
+      provider = data.check_data(name, split, module)
+      if name != source_mixture:
+        facts.setdefault(name, {})[split] = provider.num_input_examples(split)
+    if name == source_mixture:
+      mixed = sorted(t.name for t in seqio.get_subtasks(provider))
+      if mixed != sorted(source_tasks):
+        raise InputError(
+          f'mixture {source_mixture!r} has the tasks {", ".join(mixed)}, but'
+          f' SOURCE_TASKS are {", ".join(source_tasks)}'
+        )
+    else:
+      facts[name]['synthetic'] = data.is_synthetic(name)
+  return facts
+
+
+def _examine_backbone(path: str) -> dict[str, Any]:
+  from mpt_jax import params, runs
+
+  loaded = runs.load_backbone(path)
+  return {
+    'name': loaded.name,
+    'fingerprint': loaded.fingerprint,
+    'parameters': params.count(loaded.params),
+  }
+
+
+if __name__ == '__main__':
+  cli.main('mpt_jax.pipeline', 'pipeline')

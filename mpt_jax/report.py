@@ -1,0 +1,1000 @@
+"""Writes what a pipeline found: `report.md`, `report.json` and plots.
+
+Reads only files below the pipeline's folder: `pipeline.json` (what ran) and
+each run's `results.json`, `metrics.jsonl`, `step.json` and prompts.
+"""
+
+from collections.abc import Mapping, Sequence
+import json
+import math
+import os
+import platform
+import statistics
+from typing import Any
+
+import numpy as np
+
+from mpt_jax.checkpoints import bundle as bundle_lib
+from mpt_jax.checkpoints import files
+from mpt_jax.runs import RESULTS
+from mpt_jax.trainer import format_seconds
+from mpt_jax.types import InputError
+
+RECORD = 'pipeline.json'
+JSON = 'report.json'
+MARKDOWN = 'report.md'
+SKILLS = 'skills.json'
+CURVES_PLOT, TARGETS_PLOT = 'source_curves.png', 'targets_{setting}.png'
+SIMILARITY_PLOT = 'prompt_similarity.png'
+
+# The first that a task has is its main score.
+_MAIN = (
+  'accuracy',
+  'f1',
+  'em',
+  'matthews_corrcoef',
+  'pearson_corrcoef',
+  'spearman_corrcoef',
+)
+_PACKAGES = (
+  'mpt_jax',
+  'jax',
+  'flax',
+  'optax',
+  'orbax-checkpoint',
+  'seqio',
+  'tensorflow-datasets',
+  'tensorflow',
+  'numpy',
+)
+# How tables call variants and methods.
+_TITLES = {
+  'mpt': 'MPT',
+  'no_distillation': 'no distillation',
+  'shared_only': 'no decomposition (shared prompt only)',
+  'neither': 'neither',
+  'mpt_no_distillation': 'MPT, source run without distillation',
+  'pt': 'vanilla prompt tuning (PT)',
+  'single_source': 'single-source transfer',
+}
+_SOURCE_PAIRS = (
+  ('mpt', 'shared_only'),
+  ('no_distillation', 'neither'),
+  ('mpt', 'no_distillation'),
+  ('shared_only', 'neither'),
+)
+_TARGET_PAIRS = (
+  ('mpt', 'pt'),
+  ('mpt', 'single_source'),
+  ('mpt', 'mpt_no_distillation'),
+)
+
+Stat = dict[str, Any]
+
+
+def main_score(values: Mapping[str, float | None]) -> tuple[str, float]:
+  """A task's main score.
+
+  Args:
+    values: the task's metrics; None stands for one that is not defined, such
+      as a correlation with a constant.
+
+  Returns:
+    (name, value): accuracy if there is one, else the first of F1, exact
+    match, Matthews, Pearson. An undefined one counts as 0.
+
+  Raises:
+    InputError: if the task has no metric.
+  """
+  for name in (*_MAIN, *values):
+    if name in values:
+      value = values[name]
+      return name, 0.0 if value is None or math.isnan(value) else float(value)
+  raise InputError('a task without metrics cannot be reported')
+
+
+def versions() -> dict[str, str]:
+  """The versions of Python and of the packages that matter."""
+  import importlib.metadata
+
+  found = {'python': platform.python_version()}
+  for name in _PACKAGES:
+    try:
+      found[name] = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+      continue
+  return found
+
+
+def write(folder: str) -> dict[str, Any]:
+  """Writes the report of a finished pipeline.
+
+  Args:
+    folder: the pipeline's MODEL_DIR.
+
+  Returns:
+    The report, as in `report.json`.
+
+  Raises:
+    InputError: if a result is missing.
+  """
+  report = collect(folder)
+  for name, figure in _figures(report).items():
+    _save(figure, os.path.join(folder, name))
+    report['plots'].append(name)
+  files.write_file(os.path.join(folder, JSON), files.json_bytes(report))
+  text = markdown(report)
+  files.write_file(os.path.join(folder, MARKDOWN), text.encode())
+  return report
+
+
+# ---------------------------------------------------------------------------
+# Numbers.
+
+
+def collect(folder: str) -> dict[str, Any]:
+  """Gathers a pipeline's results.
+
+  Args:
+    folder: the pipeline's MODEL_DIR.
+
+  Returns:
+    The report without plots; all scores in percent.
+
+  Raises:
+    InputError: if a result is missing.
+  """
+  record = files.read_json(os.path.join(folder, RECORD))
+  plan, data = record['plan'], record['data']
+  runs = [_with_results(folder, s) for s in record['steps']]
+  targets = {
+    setting['name']: {
+      method: _by_task(
+        [
+          r
+          for r in _select(runs, 'target', method)
+          if r['setting'] == setting['name']
+        ]
+      )
+      for method in plan['methods']
+    }
+    for setting in plan['settings']
+  }
+  variants = [v for v in plan['variants'] if _select(runs, 'source', v)]
+  source = {v: _by_task(_select(runs, 'source', v)) for v in variants}
+  report: dict[str, Any] = {
+    'synthetic': any(facts['synthetic'] for facts in data.values()),
+    'command': record['command'],
+    'device': record['device'],
+    'versions': record['versions'],
+    'backbone': record['backbone'],
+    'seeds': plan['seeds'],
+    'data': data,
+    'metrics': _metrics(runs),
+    'plan': plan,
+    'rates': record['rates'],
+    'tuning': record['tuning'],
+    'skills': _skills(plan['backbone']),
+    'teachers': _by_task(_select(runs, 'teacher')),
+    'source': source,
+    'curves': {v: _curve(folder, _select(runs, 'source', v)) for v in variants},
+    'targets': targets,
+    'pairs': _pairs('source', source, _SOURCE_PAIRS)
+    + [
+      pair
+      for name, methods in targets.items()
+      for pair in _pairs(name, methods, _TARGET_PAIRS)
+    ],
+    'parameters': _parameters(plan, folder, runs),
+    'similarity': _similarity(folder, plan, runs),
+    'seconds': {
+      'this_call': record['seconds'],
+      'all_runs': round(sum(r['seconds'] for r in runs), 1),
+      **_seconds(runs),
+    },
+    'commands': {r['name']: r['command'] for r in runs},
+    'plots': [],
+  }
+  report['bars'] = _bars(report)
+  return report
+
+
+def _with_results(folder: str, step: Mapping[str, Any]) -> dict[str, Any]:
+  """A step with its seconds and, if it was tested, its test scores."""
+  path = os.path.join(folder, step['name'])
+  done = files.read_json(os.path.join(path, 'step.json'))
+  run = {**step, 'seconds': done['seconds']}
+  if step['stage'] in ('teacher', 'source', 'target'):
+    tested = os.path.join(path, 'test', RESULTS)
+    if os.path.exists(tested):
+      scores = files.read_json(tested)['scores']
+      run['scores'] = {task: main_score(v) for task, v in scores.items()}
+  return run
+
+
+def _select(
+  runs: Sequence[Mapping[str, Any]], stage: str, method: str | None = None
+) -> list[Mapping[str, Any]]:
+  """The tested runs of a stage, of one method if it is given."""
+  return [
+    r
+    for r in runs
+    if r['stage'] == stage
+    and 'scores' in r
+    and (method is None or r['method'] == method)
+  ]
+
+
+def _stat(values: Mapping[Any, float]) -> Stat:
+  """Mean and standard deviation over seeds; None where one seed has none."""
+  numbers = list(values.values())
+  return {
+    'values': {str(seed): round(v, 3) for seed, v in values.items()},
+    'mean': statistics.fmean(numbers),
+    'std': statistics.stdev(numbers) if len(numbers) > 1 else None,
+  }
+
+
+def _by_task(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+  """{'tasks': {task: stat}, 'mean': stat of each seed's mean}."""
+  by_task: dict[str, dict[int, float]] = {}
+  for run in runs:
+    for task, (_, value) in run['scores'].items():
+      by_task.setdefault(task, {})[run['seed']] = value
+  seeds = sorted({run['seed'] for run in runs})
+  means = {
+    seed: statistics.fmean([scores[seed] for scores in by_task.values()])
+    for seed in seeds
+  }
+  return {
+    'tasks': {task: _stat(values) for task, values in by_task.items()},
+    'mean': _stat(means) if means else None,
+  }
+
+
+def _metrics(runs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+  """Task -> the name of its main score."""
+  return {
+    task: name
+    for run in runs
+    for task, (name, _) in run.get('scores', {}).items()
+  }
+
+
+def _pairs(
+  where: str,
+  results: Mapping[str, Any],
+  pairs: Sequence[tuple[str, str]],
+) -> list[dict[str, Any]]:
+  """Differences of means over tasks between methods, seed by seed."""
+  rows = []
+  for first, second in pairs:
+    if not all(results.get(m, {}).get('mean') for m in (first, second)):
+      continue
+    ours, theirs = (results[m]['mean']['values'] for m in (first, second))
+    differences = {
+      seed: round(ours[seed] - theirs[seed], 3) for seed in ours
+      if seed in theirs
+    }
+    values = list(differences.values())
+    rows.append(
+      {
+        'where': where,
+        'first': first,
+        'second': second,
+        'values': differences,
+        'mean': statistics.fmean(values),
+        'se': statistics.stdev(values) / math.sqrt(len(values))
+        if len(values) > 1
+        else None,
+      }
+    )
+  return rows
+
+
+def _curve(
+  folder: str, runs: Sequence[Mapping[str, Any]]
+) -> dict[str, list[float]]:
+  """Mean validation score over tasks by step, for each seed."""
+  curves: dict[str, dict[int, float]] = {}
+  for run in runs:
+    points: dict[int, float] = {}
+    path = os.path.join(folder, run['name'], 'metrics.jsonl')
+    with open(path, encoding='utf-8') as f:
+      for line in f:
+        values = json.loads(line)
+        tasks: dict[str, dict[str, float]] = {}
+        for key, value in values.items():
+          if key.startswith('eval/'):
+            _, task, name = key.split('/', 2)
+            tasks.setdefault(task, {})[name] = value
+        if tasks:
+          points[values['step']] = statistics.fmean(
+            [main_score(v)[1] for v in tasks.values()]
+          )
+    curves[str(run['seed'])] = points
+  steps = sorted(set.intersection(*(set(p) for p in curves.values())))
+  return {
+    'steps': [float(s) for s in steps],
+    **{
+      f'seed{seed}': [points[s] for s in steps]
+      for seed, points in curves.items()
+    },
+  }
+
+
+def _skills(backbone: str) -> dict[str, float]:
+  """Task -> what the backbone itself scores on it, in its own words."""
+  path = os.path.join(backbone, SKILLS)
+  if not os.path.exists(path):
+    return {}
+  found = files.read_json(path)
+  return {
+    task: float(found['skills'][skill]['score'])
+    for task, skill in found['tasks'].items()
+    if skill in found['skills']
+  }
+
+
+def _parameters(
+  plan: Mapping[str, Any], folder: str, runs: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+  """Trained numbers per target task, by the closed formula."""
+  run = next(r for r in runs if r['stage'] == 'teacher')
+  prompts = bundle_lib.load_prompts(
+    os.path.join(folder, run['name'], 'prompts')
+  )
+  length, width = prompts.prompt_length, prompts.emb_dim
+  rank, tasks = plan['prompt_rank'], len(plan['targets'])
+  plain = length * width
+  factors = (length + width) * rank
+  return {
+    'prompt_length': length,
+    'emb_dim': width,
+    'rank': rank,
+    'targets': tasks,
+    'methods': {
+      method: plain + factors if method.startswith('mpt') else plain
+      for method in plan['methods']
+    },
+    'group': plain / tasks + factors,
+  }
+
+
+def _similarity(
+  folder: str, plan: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+  """Cosine between the composed prompts of the first seed's MPT runs."""
+  seed = plan['seeds'][0]
+  names: list[str] = []
+  rows: list[np.ndarray] = []
+
+  def add(run: Mapping[str, Any]) -> None:
+    path = os.path.join(folder, run['name'], 'prompts')
+    bundle = bundle_lib.load_prompts(path)
+    for task in bundle.task_names:
+      names.append(task)
+      rows.append(bundle.compose(task).ravel())
+
+  for run in runs:
+    if (run['stage'], run['seed'] if 'seed' in run else None) == (
+      'source',
+      seed,
+    ) and run['method'] == 'mpt':
+      add(run)
+  shots = {s['name']: s['num_shots'] or math.inf for s in plan['settings']}
+  if not shots:
+    return {'tasks': names, 'cosine': _cosine(rows), 'setting': None}
+  most = max(shots, key=lambda name: shots[name])
+  for run in runs:
+    if (
+      run['stage'] == 'target'
+      and run['seed'] == seed
+      and run['method'] == 'mpt'
+      and run['setting'] == most
+    ):
+      add(run)
+  return {'tasks': names, 'cosine': _cosine(rows), 'setting': most}
+
+
+def _cosine(rows: Sequence[np.ndarray]) -> list[list[float]]:
+  if not rows:
+    return []
+  units = np.stack([row / max(np.linalg.norm(row), 1e-12) for row in rows])
+  return np.round(units @ units.T, 4).tolist()
+
+
+def _seconds(runs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+  """Stage -> seconds of all its runs."""
+  stages = dict.fromkeys(r['stage'] for r in runs)
+  return {
+    stage: round(sum(r['seconds'] for r in runs if r['stage'] == stage), 1)
+    for stage in stages
+  }
+
+
+def _bars(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+  """The benchmark's bars: what was asked, what was found, whether it is met.
+
+  Of the yardstick in docs; a bar that this pipeline does not measure has None.
+  """
+  teachers = report['teachers']
+  skills = report['skills']
+  pairs = {(p['where'], p['first'], p['second']): p for p in report['pairs']}
+  bars = []
+
+  def add(what: str, value: float | None, least: float) -> None:
+    met = None if value is None else bool(value >= least)
+    bars.append({'bar': what, 'least': least, 'value': value, 'met': met})
+
+  def mean_of(where: str, first: str, second: str) -> float | None:
+    pair = pairs.get((where, first, second))
+    return pair['mean'] if pair else None
+
+  add(
+    'teachers: mean score',
+    teachers['mean']['mean'] if teachers['mean'] else None,
+    80.0,
+  )
+  gaps = [
+    stat['mean'] - skills[task]
+    for task, stat in teachers['tasks'].items()
+    if task in skills
+  ]
+  add(
+    "teachers: worst of (teacher - backbone's own skill)",
+    min(gaps) if gaps else None,
+    -5.0,
+  )
+  add(
+    'source: MPT - shared prompt only',
+    mean_of('source', 'mpt', 'shared_only'),
+    5.0,
+  )
+  add(
+    'source: the same, both without distillation',
+    mean_of('source', 'no_distillation', 'neither'),
+    5.0,
+  )
+  add(
+    'source: distillation - none, at a tenth of the steps (validation)',
+    _early_lead(report['curves']),
+    0.0,
+  )
+  add(
+    'source: distillation - none, at the end',
+    mean_of('source', 'mpt', 'no_distillation'),
+    -5.0,
+  )
+  for setting in report['plan']['settings']:
+    least = 2.0 if setting['num_shots'] == 32 else 0.0
+    add(
+      f'targets, {setting["name"]}: MPT - PT',
+      mean_of(setting['name'], 'mpt', 'pt'),
+      least,
+    )
+  return bars
+
+
+def _early_lead(curves: Mapping[str, Mapping[str, Any]]) -> float | None:
+  """MPT minus the same without distillation at a tenth of the steps."""
+  early = []
+  for variant in ('mpt', 'no_distillation'):
+    curve = curves.get(variant)
+    if not curve or not curve['steps']:
+      return None
+    early.append(curve)
+  steps = early[0]['steps']
+  place = min(
+    range(len(steps)), key=lambda i: abs(steps[i] - steps[-1] / 10)
+  )
+  seeds = [k for k in early[0] if k != 'steps' and k in early[1]]
+  if not seeds or early[1]['steps'] != steps:
+    return None
+  return statistics.fmean(
+    [early[0][s][place] - early[1][s][place] for s in seeds]
+  )
+
+
+# ---------------------------------------------------------------------------
+# Text.
+
+
+def _show(stat: Stat | None) -> str:
+  """'81.2 ± 1.3', or '81.2' of one seed."""
+  if stat is None:
+    return '-'
+  if stat['std'] is None:
+    return f'{stat["mean"]:.1f}'
+  return f'{stat["mean"]:.1f} ± {stat["std"]:.1f}'
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+  """A Markdown table, numbers to the right."""
+  lines = [header, ['---', *['---:'] * (len(header) - 1)], *rows]
+  return ['| ' + ' | '.join(line) + ' |' for line in lines] + ['']
+
+
+def _scores_table(
+  report: Mapping[str, Any], results: Mapping[str, Any], first: str
+) -> list[str]:
+  """One row per method, one column per task and their mean."""
+  tasks = list(next(iter(results.values()))['tasks'])
+  header = [first, 'mean', *(f'{t} ({report["metrics"][t]})' for t in tasks)]
+  rows = [
+    [
+      _TITLES[method],
+      _show(result['mean']),
+      *(_show(result['tasks'].get(task)) for task in tasks),
+    ]
+    for method, result in results.items()
+    if result['mean']
+  ]
+  return _table(header, rows)
+
+
+def _signed(value: float | None) -> str:
+  return 'n/a' if value is None else f'{value:+.1f}'
+
+
+def title(report: Mapping[str, Any]) -> str:
+  """The report's title; it says so where data are made up."""
+  note = ' on SYNTHETIC DATA' if report['synthetic'] else ''
+  return f'Multitask Prompt Tuning{note}'
+
+
+def markdown(report: Mapping[str, Any]) -> str:
+  """The report as Markdown.
+
+  Args:
+    report: from `collect`.
+
+  Returns:
+    The text of `report.md`.
+  """
+  plan = report['plan']
+  lines = [f'# {title(report)}', '']
+  if report['synthetic']:
+    names = [t for t, facts in report['data'].items() if facts['synthetic']]
+    lines += [
+      f'The data of {", ".join(names)} are made up: short sentences about a'
+      ' tiny world in the formats of the official data sets. The scores show'
+      ' how the methods compare here; they say nothing about the real tasks.',
+      '',
+    ]
+  lines += [_noise(report), '']
+  lines += _bars_section(report)
+  lines += _teachers_section(report)
+  lines += ['## Source stage', '']
+  lines += [
+    f'{plan["source"]["steps"]} steps on all source tasks together; scores on'
+    ' the test split.',
+    '',
+  ]
+  lines += _scores_table(report, report['source'], 'variant')
+  if CURVES_PLOT in report['plots']:
+    lines += [f'![learning curves]({CURVES_PLOT})', '']
+  lines += ['## Target stage', '']
+  for setting in plan['settings']:
+    lines += _setting_section(report, setting)
+  lines += _pairs_section(report)
+  lines += _parameters_section(report)
+  if SIMILARITY_PLOT in report['plots']:
+    lines += [
+      '## Prompt similarity',
+      '',
+      "Cosine between the composed prompts of the first seed's MPT runs"
+      ' (source tasks, then target tasks).',
+      '',
+      f'![prompt similarity]({SIMILARITY_PLOT})',
+      '',
+    ]
+  lines += _tuning_section(report)
+  lines += _how_section(report)
+  return '\n'.join(lines).rstrip() + '\n'
+
+
+def _noise(report: Mapping[str, Any]) -> str:
+  """What the reader must know before comparing two numbers."""
+  seeds = report['seeds']
+  sizes = [facts['test'] for facts in report['data'].values()]
+  error = 100 * math.sqrt(0.25 / min(sizes))
+  text = (
+    f'Scores are percentages on test splits of {min(sizes)} to {max(sizes)}'
+    f' examples, which alone gives a score a standard error of up to'
+    f' {error:.1f} points. Seeds vary start values, batches, few-shot examples'
+    ' and teachers; not the backbone, nor the test sets.'
+  )
+  if len(seeds) == 1:
+    return (
+      f'{text} **This is one seed**: no number below has an error bar. Between'
+      ' seeds a mean over tasks moves by about 1 to 4 points and a single'
+      ' few-shot task by 10 and more, so a difference of a few points in one'
+      ' run may well be luck.'
+    )
+  return (
+    f'{text} "±" is the standard deviation over seeds, "se" the standard error'
+    ' of paired differences.'
+  )
+
+
+def _bars_section(report: Mapping[str, Any]) -> list[str]:
+  words = {True: 'met', False: '**not met**', None: 'not measured'}
+  rows = [
+    [
+      bar['bar'],
+      f'{bar["least"]:+.1f}' if '-' in bar['bar'] else f'{bar["least"]:.1f}',
+      'n/a' if bar['value'] is None else f'{bar["value"]:.1f}',
+      words[bar['met']],
+    ]
+    for bar in report['bars']
+  ]
+  return [
+    '## Bars',
+    '',
+    'What the benchmark expects, set before this run.',
+    '',
+    *_table(['bar', 'at least', 'found', ''], rows),
+  ]
+
+
+def _teachers_section(report: Mapping[str, Any]) -> list[str]:
+  teachers, skills = report['teachers'], report['skills']
+  steps = report['plan']['teacher']['steps']
+  rows = [
+    [
+      f'{task} ({report["metrics"][task]})',
+      _show(stat),
+      f'{skills[task]:.1f}' if task in skills else '-',
+      str(report['data'][task]['test']),
+    ]
+    for task, stat in teachers['tasks'].items()
+  ]
+  known = [skills[t] for t in teachers['tasks'] if t in skills]
+  rows.append(
+    [
+      'mean',
+      _show(teachers['mean']),
+      f'{statistics.fmean(known):.1f}' if len(known) == len(rows) else '-',
+      '',
+    ]
+  )
+  return [
+    '## Teachers',
+    '',
+    f'Vanilla prompt tuning of each source task, {steps} steps. Beside them:'
+    ' what the backbone itself scores on that skill in the words of its'
+    ' pretraining, without any prompt.',
+    '',
+    *_table(['task', 'teacher', 'backbone', 'test examples'], rows),
+  ]
+
+
+def _setting_section(
+  report: Mapping[str, Any], setting: Mapping[str, Any]
+) -> list[str]:
+  name = setting['name']
+  results = report['targets'][name]
+  if not any(result['mean'] for result in results.values()):
+    return []
+  data = 'all training examples'
+  if setting['num_shots'] is not None:
+    data = f'{setting["num_shots"]} training examples per task'
+  seeds = len(setting['seeds'])
+  lines = [
+    f'### {name}: {data}',
+    '',
+    f'{setting["steps"]} steps, batch {setting["batch_size"]},'
+    f' {seeds} seed{"s" if seeds > 1 else ""}.',
+    '',
+    *_scores_table(report, results, 'method'),
+  ]
+  plot = TARGETS_PLOT.format(setting=name)
+  if plot in report['plots']:
+    lines += [f'![{name}]({plot})', '']
+  return lines
+
+
+def _pairs_section(report: Mapping[str, Any]) -> list[str]:
+  rows = [
+    [
+      f'{pair["where"]}: {pair["first"]} - {pair["second"]}',
+      _signed(pair['mean']),
+      '-' if pair['se'] is None else f'{pair["se"]:.1f}',
+      ' '.join(_signed(v) for v in pair['values'].values()),
+    ]
+    for pair in report['pairs']
+  ]
+  return [
+    '## Paired differences',
+    '',
+    'Of the mean over tasks, in points, seed by seed.',
+    '',
+    *_table(['difference', 'mean', 'se', 'per seed'], rows),
+  ]
+
+
+def _parameters_section(report: Mapping[str, Any]) -> list[str]:
+  p = report['parameters']
+  whole = report['backbone']['parameters']
+  rows = [
+    [_TITLES[method], f'{count:,}', f'{100 * count / whole:.3f} %']
+    for method, count in p['methods'].items()
+  ]
+  rows.append(
+    [
+      f'MPT, {p["targets"]} target tasks in one group',
+      f'{p["group"]:,.0f}',
+      f'{100 * p["group"] / whole:.3f} %',
+    ]
+  )
+  return [
+    '## Parameters per target task',
+    '',
+    f'P = {p["prompt_length"]}, D = {p["emb_dim"]}, R = {p["rank"]}: a plain'
+    ' prompt has P·D; MPT has P·D + (P + D)·R, or P·D/K + (P + D)·R where K'
+    ' tasks share P\\*. The runs above adapt each task by itself. The backbone'
+    f' ({report["backbone"]["name"]}) has {whole:,}, all frozen.',
+    '',
+    *_table(['method', 'trained', 'of the backbone'], rows),
+  ]
+
+
+def _tuning_section(report: Mapping[str, Any]) -> list[str]:
+  lines = ['## Learning rates', '']
+  rows = []
+  for setting in report['plan']['settings']:
+    rates = report['rates'].get(setting['tuned_as'] or setting['name'], {})
+    rows.append(
+      [setting['name'], *(_show_rates(rates[m]) for m in rates)]
+    )
+  lines += [
+    'Of the plain prompt, or of P\\* / of u and v.',
+    '',
+    *_table(['setting', *report['plan']['methods']], rows),
+  ]
+  if not report['tuning']:
+    return lines + ['They were given, not searched for in this run.', '']
+  tuning = report['plan']['tuning']
+  lines += [
+    f'Searched with seed {tuning["seed"]}, which is not reported, on the'
+    ' validation split; grids of the same size for every method; the best mean'
+    ' over targets wins.',
+    '',
+  ]
+  edges = [r for r in report['tuning'] if r.get('on_edge')]
+  if edges:
+    found = ', '.join(
+      f'{r["method"]} at {r["setting"]} ({_show_rates(r["rates"])})'
+      for r in edges
+    )
+    lines += [f'On an edge of its grid, perhaps undertuned: {found}.', '']
+  else:
+    lines += ['No best value lies on an edge of its grid.', '']
+  tasks = list(report['plan']['targets'])
+  lines += _table(
+    ['setting, method', 'rates', 'mean', *tasks, ''],
+    [
+      [
+        f'{row["setting"]}, {row["method"]}',
+        _show_rates(row['rates']),
+        f'{row["mean"]:.1f}',
+        *(f'{row["scores"][task]:.1f}' for task in tasks),
+        'chosen' if row.get('chosen') else '',
+      ]
+      for row in report['tuning']
+    ],
+  )
+  return lines
+
+
+def _show_rates(rates: Sequence[float | None]) -> str:
+  return ' / '.join(f'{rate:g}' for rate in rates if rate is not None)
+
+
+def _how_section(report: Mapping[str, Any]) -> list[str]:
+  plan, seconds = report['plan'], report['seconds']
+  related = ', '.join(f'{t} from {s}' for t, s in plan['targets'].items())
+  stages = ', '.join(
+    f'{stage} {format_seconds(value)}'
+    for stage, value in seconds.items()
+    if stage not in ('this_call', 'all_runs')
+  )
+  examples = []
+  for stage in ('teacher', 'source', 'target', 'test'):
+    name = next(
+      (n for n in report['commands'] if f'/{stage}' in n), None
+    )
+    if name:
+      examples.append(report['commands'][name])
+  return [
+    '## How',
+    '',
+    f'- Command: `{report["command"]}`, on {report["device"]}.',
+    f'- Time: {format_seconds(seconds["this_call"])} for the last call; all'
+    f' runs together, one after the other,'
+    f' {format_seconds(seconds["all_runs"])} ({stages}).',
+    f'- Seeds: {", ".join(map(str, plan["seeds"]))}; ablations:'
+    f' {", ".join(map(str, plan["ablation_seeds"]))}. Every target run of MPT'
+    " starts from its own seed's source run.",
+    f'- Single-source transfer starts from one teacher, picked by hand:'
+    f' {related}.',
+    '- Main score of a task: accuracy where it exists, else F1, exact match,'
+    ' Matthews or Pearson correlation; an undefined correlation (constant'
+    ' output) counts as 0.',
+    '- Test examples: '
+    + ', '.join(f'{t} {f["test"]}' for t, f in report['data'].items())
+    + '.',
+    '- Versions: '
+    + ', '.join(f'{name} {v}' for name, v in report['versions'].items())
+    + '.',
+    '',
+    "Every run's command is in its `step.json` and in `report.json`; one of"
+    ' each kind:',
+    '',
+    '```',
+    *examples,
+    '```',
+    '',
+  ]
+
+
+def summary(report: Mapping[str, Any]) -> str:
+  """A short table for the screen.
+
+  Args:
+    report: from `write`.
+
+  Returns:
+    A few lines: teachers, source variants, and methods by setting.
+  """
+  lines = ['', title(report), '']
+  teachers = report['teachers']['mean']
+  if teachers:
+    lines.append(f'{"teachers":<40}{_show(teachers):>14}')
+  lines += [
+    f'{"source: " + _TITLES[v]:<46.46}{_show(result["mean"]):>8}'
+    for v, result in report['source'].items()
+  ]
+  settings = list(report['targets'])
+  if settings:
+    lines += ['', f'{"targets":<40}' + ''.join(f'{s:>14}' for s in settings)]
+    for method in report['plan']['methods']:
+      cells = [_show(report['targets'][s][method]['mean']) for s in settings]
+      lines.append(
+        f'{_TITLES[method]:<40.40}' + ''.join(f'{c:>14}' for c in cells)
+      )
+  missed = [bar['bar'] for bar in report['bars'] if bar['met'] is False]
+  lines += ['', *(f'bar not met: {bar}' for bar in missed)]
+  if len(report['seeds']) == 1:
+    lines.append('One seed: differences of a few points may be luck.')
+  return '\n'.join(lines)
+
+
+# ---------------------------------------------------------------------------
+# Pictures.
+
+
+def _figures(report: Mapping[str, Any]) -> dict[str, Any]:
+  """File name -> figure."""
+  figures = {}
+  if any(curve['steps'] for curve in report['curves'].values()):
+    figures[CURVES_PLOT] = _plot_curves(report)
+  for setting, results in report['targets'].items():
+    if any(result['mean'] for result in results.values()):
+      name = TARGETS_PLOT.format(setting=setting)
+      figures[name] = _plot_targets(report, setting, results)
+  if len(report['similarity']['tasks']) > 1:
+    figures[SIMILARITY_PLOT] = _plot_similarity(report)
+  return figures
+
+
+def _figure(width: float, height: float) -> tuple[Any, Any]:
+  # Without pyplot: no global state, no display.
+  from matplotlib.backends.backend_agg import FigureCanvasAgg
+  from matplotlib.figure import Figure
+
+  figure = Figure(figsize=(width, height), layout='constrained')
+  FigureCanvasAgg(figure)
+  return figure, figure.add_subplot()
+
+
+def _save(figure: Any, path: str) -> None:
+  import io
+
+  buffer = io.BytesIO()
+  # No version and no date: the same numbers give the same file.
+  figure.savefig(buffer, format='png', dpi=110, metadata={'Software': None})
+  files.write_file(path, buffer.getvalue())
+
+
+def _plot_curves(report: Mapping[str, Any]) -> Any:
+  figure, axes = _figure(7, 4.2)
+  styles = {
+    'mpt': ('C0', '-'),
+    'no_distillation': ('C0', '--'),
+    'shared_only': ('C1', '-'),
+    'neither': ('C1', '--'),
+  }
+  last = 0.0
+  for variant, curve in report['curves'].items():
+    if not curve['steps']:
+      continue
+    values = np.array([v for k, v in curve.items() if k != 'steps'])
+    colour, line = styles[variant]
+    mean = values.mean(axis=0)
+    axes.plot(
+      curve['steps'],
+      mean,
+      line,
+      color=colour,
+      marker='o',
+      markersize=3,
+      label=_TITLES[variant],
+    )
+    if len(values) > 1:
+      spread = values.std(axis=0, ddof=1)
+      axes.fill_between(
+        curve['steps'], mean - spread, mean + spread, color=colour, alpha=0.1
+      )
+    last = max(last, curve['steps'][-1])
+  axes.axvline(last / 10, color='grey', linewidth=0.8, linestyle=':')
+  axes.set_xlabel('step (dotted: a tenth of all)')
+  axes.set_ylabel('mean validation score of the source tasks')
+  axes.set_title(f'Source stage: {title(report)}', fontsize=10)
+  axes.grid(alpha=0.3)
+  axes.legend(fontsize=8)
+  return figure
+
+
+def _plot_targets(
+  report: Mapping[str, Any], setting: str, results: Mapping[str, Any]
+) -> Any:
+  shown = {m: r for m, r in results.items() if r['mean']}
+  tasks = list(next(iter(shown.values()))['tasks'])
+  figure, axes = _figure(1.6 + 1.2 * (len(tasks) + 1), 4)
+  width = 0.8 / len(shown)
+  places = np.arange(len(tasks) + 1)
+  for i, (method, result) in enumerate(shown.items()):
+    stats = [*(result['tasks'][t] for t in tasks), result['mean']]
+    axes.bar(
+      places + (i - (len(shown) - 1) / 2) * width,
+      [s['mean'] for s in stats],
+      width,
+      yerr=[s['std'] or 0.0 for s in stats]
+      if any(s['std'] for s in stats)
+      else None,
+      capsize=2,
+      label=_TITLES[method],
+    )
+  axes.set_xticks(places, [*tasks, 'mean'])
+  axes.set_ylabel('test score')
+  axes.set_title(f'Targets, {setting}: {title(report)}', fontsize=10)
+  axes.grid(axis='y', alpha=0.3)
+  axes.legend(fontsize=8, loc='lower right')
+  return figure
+
+
+def _plot_similarity(report: Mapping[str, Any]) -> Any:
+  tasks = report['similarity']['tasks']
+  cosine = np.array(report['similarity']['cosine'])
+  size = 2.2 + 0.5 * len(tasks)
+  figure, axes = _figure(size + 0.8, size)
+  image = axes.imshow(cosine, vmin=min(0.0, cosine.min()), vmax=1.0)
+  axes.set_xticks(range(len(tasks)), tasks, rotation=45, ha='right')
+  axes.set_yticks(range(len(tasks)), tasks)
+  for row in range(len(tasks)):
+    for column in range(len(tasks)):
+      value = cosine[row, column]
+      axes.text(
+        column,
+        row,
+        f'{value:.2f}',
+        ha='center',
+        va='center',
+        fontsize=7,
+        color='black' if value > 0.6 else 'white',
+      )
+  figure.colorbar(image, shrink=0.8, label='cosine')
+  axes.set_title('Composed task prompts', fontsize=10)
+  return figure

@@ -1,0 +1,460 @@
+"""Runs the steps of a pipeline in worker processes.
+
+A step is one command of an entry point (`python -m mpt_jax.train …`) with a
+folder of its own. Workers live as long as the pipeline: each imports
+TensorFlow, loads the backbone and compiles a kind of step only once.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import concurrent.futures
+from concurrent.futures.process import BrokenProcessPool
+import contextlib
+import dataclasses
+import importlib
+import logging
+import multiprocessing
+import multiprocessing.connection
+import os
+import shlex
+import signal
+import sys
+import threading
+import time
+import traceback
+from typing import Any
+
+from mpt_jax import cli
+from mpt_jax.checkpoints import files
+from mpt_jax.trainer import format_seconds
+from mpt_jax.types import InputError
+
+log = logging.getLogger(__name__)
+
+# Written into a step's folder when it is finished.
+STEP = 'step.json'
+LOG = 'log.txt'
+CACHE = 'compilation_cache'
+
+_FUNCTIONS = {'train': 'train', 'eval': 'evaluate', 'export': 'export'}
+_PROGRESS_SECONDS = 10.0
+# So small models leave nothing for a second thread to do.
+_ONE_THREAD = '--xla_cpu_multi_thread_eigen=false'
+
+
+class StepError(RuntimeError):
+  """A step failed by a bug or was killed; the message says which and where."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+  """One command, in a folder of its own.
+
+  Attributes:
+    name: the folder below the pipeline's; unique.
+    entry: 'train', 'eval' or 'export'.
+    gin_files: its gin files.
+    macros: its macros by name.
+    after: names of the steps whose results it reads.
+    priority: lower ones go first.
+    cost: expected work, in any unit.
+    likeness: steps of one likeness share a compiled program.
+    labels: what the report wants to know.
+  """
+
+  name: str
+  entry: str
+  gin_files: tuple[str, ...]
+  macros: Mapping[str, Any]
+  after: tuple[str, ...] = ()
+  priority: int = 0
+  cost: float = 1.0
+  likeness: str = ''
+  labels: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+  @property
+  def bindings(self) -> list[str]:
+    """The macros as gin reads them."""
+    return [f'{name}={value!r}' for name, value in self.macros.items()]
+
+  def command(self, data_dir: str | None = None) -> str:
+    """The shell command that does the same."""
+    words = [f'--gin_file={name}' for name in self.gin_files]
+    if data_dir:
+      words.append(f'--tfds_data_dir={data_dir}')
+    words += [f'--gin.{binding}' for binding in self.bindings]
+    return ' '.join(
+      ['python', '-m', f'mpt_jax.{self.entry}', *map(shlex.quote, words)]
+    )
+
+
+def is_done(step: Step, folder: str) -> bool:
+  """Whether a step was finished by an earlier call.
+
+  Args:
+    step: the step.
+    folder: the pipeline's folder.
+
+  Returns:
+    True if its folder says so.
+
+  Raises:
+    InputError: if it was finished with other settings.
+  """
+  path = os.path.join(folder, step.name, STEP)
+  if not os.path.exists(path):
+    return False
+  before, now = files.read_json(path)['settings'], _settings(step, folder)
+  for name in sorted(before.keys() | now.keys()):
+    if before.get(name) != now.get(name):
+      raise InputError(
+        f'{os.path.join(folder, step.name)} was made with {name} ='
+        f' {before.get(name)}, now it is {now.get(name)}; use another'
+        ' MODEL_DIR or the same settings'
+      )
+  return True
+
+
+def _settings(step: Step, folder: str) -> dict[str, str]:
+  """A step's settings as text, whatever the pipeline's folder is called."""
+  return {
+    'gin_files': ', '.join(step.gin_files),
+    **{
+      name: repr(value).replace(folder.rstrip('/') + '/', '')
+      for name, value in step.macros.items()
+    },
+  }
+
+
+class Pool:
+  """Worker processes, one step at a time each."""
+
+  def __init__(
+    self,
+    folder: str,
+    workers: int | None,
+    backbone: str,
+    data_dir: str,
+    module: str | None,
+  ):
+    """Starts the first worker, and the others when the device is known.
+
+    Args:
+      folder: the pipeline's folder.
+      workers: how many; None is one with an accelerator, else two where there
+        are two cores.
+      backbone: path of the backbone that the steps share.
+      data_dir: folder of the TFDS data; need not exist yet.
+      module: module that registers the tasks.
+    """
+    self._folder = folder
+    self._share = backbone, data_dir, module
+    self._limit = workers
+    self._executors: list[concurrent.futures.ProcessPoolExecutor] = []
+    self._seen: list[set[str]] = []
+    os.makedirs(folder, exist_ok=True)
+    self._cores = os.cpu_count() or 1
+    with contextlib.suppress(AttributeError):
+      self._cores = len(os.sched_getaffinity(0))
+    self._add(threads=self._cores if workers == 1 else 1)
+
+  def _add(self, threads: int) -> None:
+    executor = concurrent.futures.ProcessPoolExecutor(
+      1,
+      mp_context=multiprocessing.get_context('spawn'),
+      initializer=_start_worker,
+      initargs=(self._folder,),
+    )
+    with _environment(threads):
+      # The process starts with its first call.
+      started = executor.submit(_device)
+    self._executors.append(executor)
+    self._seen.append(set())
+    if len(self._executors) == 1:
+      self.device = self._result(started, 'the first worker')
+
+  def start_all(self) -> None:
+    """Starts the other workers; the data must be there."""
+    wanted = self._limit or (1 if self.device != 'cpu' else min(2, self._cores))
+    while len(self._executors) < wanted:
+      self._add(threads=max(1, self._cores // wanted))
+    for executor in self._executors:
+      executor.submit(_warm_up, *self._share)
+    log.info(
+      '%d worker%s on %s', wanted, '' if wanted == 1 else 's', self.device
+    )
+
+  def call(self, function: Callable[..., Any], *args: Any) -> Any:
+    """Runs a function in the first worker and waits for it."""
+    future = self._executors[0].submit(_guarded, function, args)
+    return self._unwrap(self._result(future, function.__name__), 'the start')
+
+  def _result(self, future: concurrent.futures.Future, what: str) -> Any:
+    try:
+      return future.result()
+    except BrokenProcessPool as e:
+      raise StepError(
+        f'{what}: the worker process died (out of memory?); see'
+        f' {os.path.join(self._folder, LOG)}'
+      ) from e
+
+  def _unwrap(self, outcome: tuple[str, Any], what: str) -> Any:
+    kind, value = outcome
+    if kind == 'input':
+      raise InputError(f'{what}: {value}')
+    if kind == 'bug':
+      raise StepError(f'{what}: {value}')
+    return value
+
+  def run(self, steps: Sequence[Step], later: Sequence[Step] = ()) -> int:
+    """Runs steps, each after those it needs.
+
+    Args:
+      steps: the steps; finished ones are skipped.
+      later: steps of another call, for the count and the time left.
+
+    Returns:
+      How many were not finished before.
+
+    Raises:
+      InputError: if a step was given something wrong.
+      StepError: if a step fails otherwise.
+    """
+    done = {s.name for s in steps if is_done(s, self._folder)}
+    ahead = [s for s in later if not is_done(s, self._folder)]
+    waiting = sorted(
+      (s for s in steps if s.name not in done), key=lambda s: s.priority
+    )
+    todo = len(waiting)
+    progress = _Progress(len(steps) + len(later), [*waiting, *ahead])
+    running: dict[concurrent.futures.Future, tuple[int, Step]] = {}
+    while waiting or running:
+      busy = {worker for worker, _ in running.values()}
+      for worker in range(len(self._executors)):
+        if worker in busy:
+          continue
+        step = self._choose(worker, waiting, done)
+        if step is None:
+          break
+        waiting.remove(step)
+        self._seen[worker].add(step.likeness)
+        future = self._executors[worker].submit(
+          _run_step, step, self._folder, *self._share
+        )
+        running[future] = worker, step
+      if not running:
+        raise ValueError(f'steps wait for each other: {waiting[0].after}')
+      finished, _ = concurrent.futures.wait(
+        running,
+        timeout=progress.seconds_to_next(),
+        return_when=concurrent.futures.FIRST_COMPLETED,
+      )
+      for future in finished:
+        _, step = running.pop(future)
+        self._unwrap(self._result(future, step.name), step.name)
+        done.add(step.name)
+        progress.finish(step)
+      progress.maybe_print([step.name for _, step in running.values()])
+    return todo
+
+  def _choose(
+    self, worker: int, waiting: Sequence[Step], done: set[str]
+  ) -> Step | None:
+    """The step that a free worker takes: what it has compiled before others."""
+    ready = [s for s in waiting if done.issuperset(s.after)]
+    if not ready:
+      return None
+    ready = [s for s in ready if s.priority == ready[0].priority]
+    others = set().union(
+      *(seen for w, seen in enumerate(self._seen) if w != worker)
+    )
+    for fits in (
+      lambda s: s.likeness in self._seen[worker],
+      lambda s: s.likeness not in others,
+    ):
+      for step in ready:
+        if fits(step):
+          return step
+    return ready[0]
+
+  def close(self) -> None:
+    """Ends the workers, whatever they are doing."""
+    for executor in self._executors:
+      for process in list((executor._processes or {}).values()):
+        process.terminate()
+      executor.shutdown(wait=True, cancel_futures=True)
+
+
+class _Progress:
+  """A line on finished steps and the time left, every ten seconds."""
+
+  def __init__(self, total: int, todo: Sequence[Step]):
+    self._total, self._done = total, total - len(todo)
+    self._cost = sum(s.cost for s in todo)
+    self._worked = 0.0
+    self._begin = self._last = time.monotonic()
+    if self._done:
+      log.info('%d of %d runs were finished before', self._done, total)
+
+  def finish(self, step: Step) -> None:
+    self._done += 1
+    self._worked += step.cost
+
+  def seconds_to_next(self) -> float:
+    return max(0.1, self._last + _PROGRESS_SECONDS - time.monotonic())
+
+  def maybe_print(self, running: Sequence[str]) -> None:
+    now = time.monotonic()
+    if now - self._last < _PROGRESS_SECONDS and running:
+      return
+    self._last = now
+    left = '?'
+    if self._worked:
+      left = format_seconds(
+        (now - self._begin) * (self._cost - self._worked) / self._worked
+      )
+    log.info(
+      '%d / %d runs  ETA %s  %s',
+      self._done,
+      self._total,
+      left,
+      ', '.join(running),
+    )
+
+
+@contextlib.contextmanager
+def _environment(threads: int):
+  """What a worker inherits, so that two of them don't fight for the cores."""
+  changed = {
+    'TF_CPP_MIN_LOG_LEVEL': '3',
+    'NPROC': str(threads),
+    'OMP_NUM_THREADS': str(threads),
+  }
+  if threads == 1:
+    flags = os.environ.get('XLA_FLAGS', '')
+    changed['XLA_FLAGS'] = f'{flags} {_ONE_THREAD}'.strip()
+  before = {name: os.environ.get(name) for name in changed}
+  os.environ.update(changed)
+  try:
+    yield
+  finally:
+    for name, value in before.items():
+      if value is None:
+        del os.environ[name]
+      else:
+        os.environ[name] = value
+
+
+# ---------------------------------------------------------------------------
+# In a worker.
+
+
+def _start_worker(folder: str) -> None:
+  # The parent ends us; and where it was killed, we must not write on.
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  threading.Thread(target=_die_with_parent, daemon=True).start()
+  _redirect(os.path.join(folder, LOG))
+  logging.basicConfig(
+    level=logging.INFO,
+    format='%(asctime)s %(message)s',
+    datefmt='%H:%M:%S',
+    stream=sys.stderr,
+    force=True,
+  )
+  for noisy in ('jax', 'orbax', 'absl', 'tensorflow', 'h5py'):
+    logging.getLogger(noisy).setLevel(logging.WARNING)
+  import jax
+
+  cache = os.path.abspath(os.path.join(folder, CACHE))
+  jax.config.update('jax_compilation_cache_dir', cache)
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
+  jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
+
+
+def _die_with_parent() -> None:
+  parent = multiprocessing.parent_process()
+  assert parent is not None
+  multiprocessing.connection.wait([parent.sentinel])
+  os._exit(1)
+
+
+def _redirect(path: str) -> None:
+  """Appends all that the process prints, native libraries too, to a file."""
+  sys.stdout.flush()
+  sys.stderr.flush()
+  with open(path, 'ab') as f:
+    os.dup2(f.fileno(), 1)
+    os.dup2(f.fileno(), 2)
+
+
+def _device() -> str:
+  import jax
+
+  return jax.default_backend()
+
+
+_shared: dict[str, Any] = {}
+
+
+def _warm_up(backbone: str, data_dir: str, module: str | None) -> None:
+  """Loads what all steps of this worker share; quick if it is there."""
+  if not _shared:
+    cli.use_data_dir(data_dir)
+    if module:
+      importlib.import_module(module)
+    from mpt_jax import runs
+
+    _shared['backbone'] = runs.load_backbone(backbone)
+
+
+def _guarded(
+  function: Callable[..., Any], args: Sequence[Any]
+) -> tuple[str, Any]:
+  """Calls; an exception comes back as text, since not all can be pickled."""
+  try:
+    return 'ok', function(*args)
+  except InputError as e:
+    return 'input', str(e).splitlines()[0]
+  except Exception as e:
+    traceback.print_exc()
+    first = (str(e).splitlines() or [''])[0]
+    return 'bug', f'{type(e).__name__}: {first}'
+
+
+def _run_step(
+  step: Step, folder: str, backbone: str, data_dir: str, module: str | None
+) -> tuple[str, Any]:
+  """Runs one step; its output goes to its own folder."""
+  path = os.path.join(folder, step.name)
+  os.makedirs(path, exist_ok=True)
+  _redirect(os.path.join(path, LOG))
+  begin = time.monotonic()
+
+  def run() -> None:
+    _warm_up(backbone, data_dir, module)
+    print(step.command(data_dir), flush=True)
+    given = {} if step.entry == 'export' else {'backbone': _shared['backbone']}
+    cli.call(
+      f'mpt_jax.{step.entry}',
+      _FUNCTIONS[step.entry],
+      step.gin_files,
+      step.bindings,
+      **given,
+    )
+    files.write_file(
+      os.path.join(path, STEP),
+      files.json_bytes(
+        {
+          'settings': _settings(step, folder),
+          'command': step.command(data_dir),
+          'seconds': round(time.monotonic() - begin, 2),
+        }
+      ),
+    )
+
+  try:
+    kind, value = _guarded(run, ())
+    if kind == 'bug':
+      value = f'{value}; see {os.path.join(path, LOG)}'
+    return kind, value
+  finally:
+    _redirect(os.path.join(folder, LOG))

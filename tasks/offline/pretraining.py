@@ -1,0 +1,130 @@
+"""SeqIO tasks that pretrain the demo backbone and measure its skills.
+
+Importing this module registers
+
+- `offline_pretrain`: the text of `corpus.py`, as many examples as a run takes;
+- `offline_skill_NAME`: the canonical form of each skill, for the accuracy
+  that the demo reports as the backbone's own;
+- `offline_style_NAME`: the same with label words picked by a style word;
+- `offline_skills`: the mixture of all `offline_skill_` tasks.
+
+The text is drawn while it is read; no data set on disk is needed.
+"""
+
+from collections.abc import Iterator, Mapping
+import functools
+import random
+
+import seqio
+import tensorflow as tf
+
+from mpt_jax import data
+from tasks import metrics
+from tasks.offline import corpus
+
+TRAIN_EXAMPLES = 1_000_000
+TEST_EXAMPLES = 1000
+PREFETCH = 512
+
+# The skill that each downstream task needs.
+SKILL_OF: Mapping[str, str] = {
+  'mnli': 'relate',
+  'qnli': 'cover',
+  'qqp': 'twin',
+  'sst2': 'mood',
+  'squad': 'read',
+  'record': 'fill',
+  'rte': 'imply',
+  'cb': 'relate',
+  'mrpc': 'same',
+  'boolq': 'truth',
+  'cola': 'grammar',
+  'stsb': 'degree',
+}
+
+
+def _draw_pretraining(rng: random.Random) -> tuple[str, str]:
+  _, inputs, targets = corpus.draw(rng)
+  return inputs, targets
+
+
+def _draw_skill(rng: random.Random, skill: str) -> tuple[str, str]:
+  return corpus.skill_example(rng, skill, canonical=True)
+
+
+def _draw_style(rng: random.Random, skill: str) -> tuple[str, str]:
+  style = rng.choice(tuple(corpus.STYLES))
+  return corpus.skill_example(rng, skill, style, canonical=True)
+
+
+def _source(draw, sizes: Mapping[str, int], salt: str) -> seqio.DataSource:
+  """Returns a source of drawn examples, the same ones in every pass.
+
+  Args:
+    draw: random.Random -> (inputs, targets).
+    sizes: examples by split.
+    salt: keeps the examples of different tasks apart.
+  """
+
+  def examples(split: str) -> Iterator[dict[str, str]]:
+    rng = random.Random(f'{salt}/{split}')
+    for _ in range(sizes[split]):
+      inputs, targets = draw(rng)
+      yield {'inputs': inputs, 'targets': targets}
+
+  def dataset_fn(split, shuffle_files=False, seed=None):
+    del shuffle_files, seed  # The order is drawn already.
+    text = tf.TensorSpec((), tf.string)
+    return tf.data.Dataset.from_generator(
+      functools.partial(examples, split),
+      output_signature={'inputs': text, 'targets': text},
+    ).prefetch(PREFETCH)
+
+  return seqio.FunctionDataSource(
+    dataset_fn, splits=tuple(sizes), num_input_examples=dict(sizes)
+  )
+
+
+def _text(text: str, example=None, is_target: bool = False) -> str:
+  del example, is_target
+  return text
+
+
+def _register() -> None:
+  data.register_task(
+    'offline_pretrain',
+    _source(
+      _draw_pretraining,
+      {'train': TRAIN_EXAMPLES, 'validation': TEST_EXAMPLES},
+      'offline_pretrain',
+    ),
+    preprocessors=[],
+    postprocess_fn=_text,
+    metric_fns=[metrics.accuracy],
+  )
+  forms = {
+    'offline_skill': (_draw_skill, corpus.SKILLS),
+    'offline_style': (_draw_style, tuple(corpus.LABELS)),
+  }
+  for prefix, (draw, skills) in forms.items():
+    for skill in skills:
+      name = f'{prefix}_{skill}'
+      data.register_task(
+        name,
+        _source(
+          functools.partial(draw, skill=skill),
+          {'validation': TEST_EXAMPLES, 'test': TEST_EXAMPLES},
+          name,
+        ),
+        preprocessors=[],
+        postprocess_fn=_text,
+        metric_fns=[metrics.accuracy],
+      )
+  seqio.MixtureRegistry.add(
+    'offline_skills',
+    [f'offline_skill_{skill}' for skill in corpus.SKILLS],
+    default_rate=1.0,
+  )
+
+
+_register()

@@ -1,0 +1,266 @@
+"""What is registered, from which data, cut how, mixed at which rates."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import seqio
+import tensorflow_datasets as tfds
+
+from mpt_jax import data
+from mpt_jax.types import InputError
+import tasks
+from tasks import glue, mixtures, qa, splits, super_glue
+
+pytestmark = pytest.mark.data
+
+TABLE = {t.name: t for t in (*glue.TASKS, *super_glue.TASKS, *qa.TASKS)}
+SOURCES = ['mnli', 'qnli', 'qqp', 'record', 'squad', 'sst2']
+SYNTHETIC = 'SYNTHETIC DATA of a test'
+
+
+def test_names():
+  names = set(seqio.TaskRegistry.names())
+  assert names >= {*SOURCES, 'rte', 'cb', 'mrpc', 'boolq', 'cola', 'stsb'}
+  assert names >= set(TABLE)
+
+
+def test_importing_needs_neither_disk_nor_network():
+  # A data folder and a vocabulary that cannot be read, and no sockets.
+  code = (
+    'import socket, sys\n'
+    'def refuse(*a, **k): raise OSError("network")\n'
+    'socket.socket.connect = refuse\n'
+    'import tasks, seqio\n'
+    'assert "mnli" in seqio.TaskRegistry.names()\n'
+    'assert seqio.MixtureRegistry.get("mpt_source").total_rate > 0\n'
+  )
+  process = subprocess.run(
+    [sys.executable, '-c', code],
+    env={
+      'PATH': '',
+      'HOME': '/nowhere',
+      'TFDS_DATA_DIR': '/nowhere',
+      'MPT_JAX_VOCABULARY': '/nowhere',
+      'PYTHONPATH': ':'.join(p for p in sys.path if p)
+      + f':{tasks.__path__[0]}/..',
+    },
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert process.returncode == 0, process.stderr
+  assert not process.stderr
+
+
+@pytest.mark.parametrize('name', sorted(TABLE))
+def test_labels_and_fields_are_those_of_the_data(name, tmp_path):
+  row = TABLE[name]
+  features = tfds.builder(row.tfds_name, data_dir=tmp_path).info.features
+  keywords = getattr(row.preprocess, 'keywords', None)
+  if keywords:
+    assert keywords['labels'] == tuple(features['label'].names)
+    assert row.postprocess.keywords['labels'] == keywords['labels']
+    assert keywords['prefix'] == name
+    # T5's order is that of the alphabet.
+    assert keywords['fields'] == sorted(keywords['fields'])
+    assert set(keywords['fields']) == set(features) - {'label', 'idx'}
+
+
+@pytest.mark.parametrize(
+  ('name', 'bounds'),
+  [
+    ('rte', ('train', 'validation[:138]', 'validation[138:]')),
+    # The papers' halves of an odd number; a percentage would round up.
+    ('cola', ('train', 'validation[:521]', 'validation[521:]')),
+    ('cb', ('train', 'validation[:28]', 'validation[28:]')),
+    ('sst2', ('train[1000:]', 'train[:1000]', 'validation')),
+    ('squad', ('train[1000:]', 'train[:1000]', 'validation')),
+    ('record', ('train[1000:]', 'train[:1000]', 'validation')),
+    ('mnli', ('train', 'validation_mismatched', 'validation_matched')),
+  ],
+)
+def test_splits_of_official_data(name, bounds):
+  row = TABLE[name]
+  expected = dict(zip(('train', 'validation', 'test'), bounds, strict=True))
+  assert row.rule(row.counts) == expected
+  assert tuple(seqio.TaskRegistry.get(name).splits) == splits.NAMES
+
+
+def _rte(count):
+  return [
+    {'sentence1': f's{i}', 'sentence2': 't', 'label': i % 2, 'idx': i}
+    for i in range(count)
+  ]
+
+
+SMALL_RTE = {'train': _rte(7), 'validation': _rte(5)}
+
+
+def test_synthetic_data_are_halved_as_they_are(write_tfds, caplog):
+  write_tfds(
+    'glue/rte:2.0.0', {'train': _rte(7), 'validation': _rte(5)}, SYNTHETIC
+  )
+  source = seqio.TaskRegistry.get('rte').source
+  found = {
+    split: [
+      int(e['idx'])
+      for e in source.get_dataset(split, shuffle=False).as_numpy_iterator()
+    ]
+    for split in splits.NAMES
+  }
+  assert found == {
+    'train': [*range(7)],
+    'validation': [0, 1],
+    'test': [2, 3, 4],
+  }
+  assert source.num_input_examples('test') == 3
+  data.check_data('rte', 'test')
+  assert 'SYNTHETIC DATA: glue/rte:2.0.0' in caplog.text
+  assert data.is_synthetic('rte')
+
+
+def test_real_data_of_another_size_are_refused(write_tfds):
+  write_tfds('glue/rte:2.0.0', SMALL_RTE)
+  with pytest.raises(InputError, match="'train' .* has 7 .* has 2490"):
+    data.check_data('rte', 'train')
+  with pytest.raises(InputError, match='2490'):
+    seqio.TaskRegistry.get('rte').get_dataset(None, 'train')
+
+
+def test_a_missing_split_is_named(write_tfds):
+  write_tfds('glue/rte:2.0.0', {'train': _rte(7)}, SYNTHETIC)
+  with pytest.raises(InputError, match="split 'validation' .* is missing"):
+    data.check_data('rte', 'train')
+
+
+def test_an_empty_split_is_named(write_tfds):
+  rows = [{'sentence': 's', 'label': 1, 'idx': 0}] * 1000
+  write_tfds(
+    'glue/sst2:2.0.0', {'train': rows, 'validation': rows[:3]}, SYNTHETIC
+  )
+  with pytest.raises(InputError, match="split 'train' .* is empty"):
+    data.check_data('sst2', 'train')
+  data.check_data('sst2', 'validation')
+
+
+def test_the_data_folder_may_change(write_tfds, tmp_path_factory):
+  write_tfds(
+    'glue/rte:2.0.0', {'train': _rte(7), 'validation': _rte(5)}, SYNTHETIC
+  )
+  data.check_data('rte', 'train')
+  data.set_data_dir(tmp_path_factory.mktemp('empty'))
+  with pytest.raises(InputError, match='no data for'):
+    data.check_data('rte', 'train')
+
+
+RECORD = {
+  'passage': 'Ann met Bob.\n@highlight\nBob left\n@highlight\nSo did Ann',
+  'query': '@placeholder left',
+  'entities': ['Ann', 'Bob'],
+  'idx': {'passage': 3, 'query': 7},
+}
+
+
+def test_record_makes_an_example_per_answer(write_tfds):
+  rows = [
+    {**RECORD, 'answers': ['Bob', 'Ann']},
+    {**RECORD, 'answers': [], 'entities': []},
+    {**RECORD, 'answers': ['Bob']},
+  ]
+  folder = write_tfds('super_glue/record:1.0.2', {'train': rows})
+  builder = tfds.builder('super_glue/record:1.0.2', data_dir=folder)
+  task = seqio.TaskRegistry.get('record')
+  ds = task.preprocessors[0](builder.as_dataset(split='train'))
+  examples = list(ds.as_numpy_iterator())
+  assert [e['targets'] for e in examples] == [b'Bob', b'Ann', b'<unk>', b'Bob']
+  answers = [e['answers'].tolist() for e in examples]
+  assert answers == [[b'Bob', b'Ann']] * 2 + [[], [b'Bob']]
+  # After a full stop a highlight mark goes; elsewhere it becomes one.
+  passage = b'Ann met Bob. Bob left. So did Ann'
+  query = b'record query: @placeholder left entities: '
+  inputs = query + b'Ann, Bob passage: ' + passage
+  assert [e['inputs'] for e in examples] == [
+    inputs,
+    inputs,
+    query + b' passage: ' + passage,
+    inputs,
+  ]
+  target = task.postprocess_fn('x', example=examples[1], is_target=True)
+  assert target == {'value': ['Bob', 'Ann'], 'group': (3, 7)}
+  assert task.postprocess_fn('x', example=examples[1]) == {'value': 'x'}
+
+
+def test_mixture_rates():
+  source = seqio.MixtureRegistry.get('mpt_source')
+  rates = {t.name: source.get_rate(t) for t in source.tasks}
+  assert rates == {
+    'mnli': 262_144,
+    'qnli': 104_743,
+    'qqp': 262_144,
+    'record': 138_854,
+    'squad': 87_599,
+    'sst2': 67_349,
+  }
+  equal = seqio.MixtureRegistry.get('mpt_source_equal')
+  assert {t.name: equal.get_rate(t) for t in equal.tasks} == dict.fromkeys(
+    SOURCES, 1.0
+  )
+
+
+def test_mixture_counts_are_those_of_the_data():
+  for name, count in mixtures.SOURCE_EXAMPLES.items():
+    if name != 'record':
+      assert count == TABLE[name].counts['train']
+
+
+def test_a_task_from_folder_to_batch_and_score(write_tfds):
+  rows = [
+    {
+      'premise': 'ann bought a kite',
+      'hypothesis': 'ann',
+      'label': i % 3,
+      'idx': i,
+    }
+    for i in range(12)
+  ]
+  write_tfds(
+    'super_glue/cb:1.0.2', {'train': rows, 'validation': rows}, SYNTHETIC
+  )
+  from tests.data import toys
+
+  data.use_vocabulary(toys.VOCABULARY)
+  lengths = {'inputs': 47, 'targets': 13}
+  config = data.DatasetConfig(
+    mixture_or_task_name='cb',
+    task_feature_lengths=lengths,
+    batch_size=5,
+    num_shots=3,
+  )
+  iterator = data.get_train_iterator(config, 3, ['rte', 'cb'])
+  assert sorted(i % 3 for i in iterator.chosen['cb']) == [0, 1, 2]
+  batch = next(iterator)
+  vocabulary = data.get_vocabulary()
+  text = vocabulary.decode(batch['encoder_input_tokens'][0, 3:].tolist())
+  assert text == 'cb hypothesis: ann premise: ann bought a kite'
+  words = {
+    vocabulary.decode(t.tolist()) for t in batch['decoder_target_tokens']
+  }
+  assert words == {'entailment', 'contradiction', 'neutral'}
+
+  def always_neutral(batch):
+    ids = [*vocabulary.encode('neutral'), 1]
+    return np.tile(ids, (len(batch['encoder_task_ids']), 1))
+
+  scores = data.evaluate(
+    'cb', 'test', lengths, 3, ['rte', 'cb'], always_neutral, 4, progress=False
+  )
+  # A third is right: recall 1, precision 1/3, F1 1/2, and 0 for the others.
+  assert scores == {
+    'cb': {
+      'mean_3class_f1': pytest.approx(100 / 6),
+      'accuracy': pytest.approx(100 / 3),
+    }
+  }
+  data.use_vocabulary(None)

@@ -1,0 +1,233 @@
+"""Gin files and error manners: one line on stderr, exit code 2."""
+
+import importlib
+import pathlib
+import re
+
+import gin
+import pytest
+
+from mpt_jax import cli, t5
+from mpt_jax.types import InputError
+
+ROOT = pathlib.Path(__file__).parents[1]
+RUNS = {
+  'teacher': ('mpt_jax.train', 'train'),
+  'source': ('mpt_jax.train', 'train'),
+  'target': ('mpt_jax.train', 'train'),
+  'finetune': ('mpt_jax.train', 'train'),
+  'eval': ('mpt_jax.eval', 'evaluate'),
+  'infer': ('mpt_jax.infer', 'infer'),
+  'export': ('mpt_jax.export', 'export'),
+}
+REQUIRED = {
+  'INITIAL_CHECKPOINT_PATH': "'backbone'",
+  'MODEL_DIR': "'run'",
+  'MIXTURE_OR_TASK_NAME': "'rte'",
+  'TEACHER_PROMPTS': "'teachers/{task}'",
+  'SOURCE_PROMPTS': "'source'",
+  'PROMPTS': "'prompts'",
+  'OUTPUT': "'out'",
+  'PROMPT_LABELS': "['yes', 'no']",
+  'PROMPT_TEXT': "'a text'",
+  'PROMPT_FILE': "'prompt.npy'",
+}
+
+
+@pytest.fixture(autouse=True)
+def _clean_gin():
+  gin.clear_config()
+  yield
+  gin.clear_config()
+
+
+def _required(*names):
+  """Bindings of those REQUIRED macros that the files ask for."""
+  text = ''.join((ROOT / n).read_text() for n in names)
+  if 'runs/common.gin' in text:
+    text += (ROOT / 'gin_configs/runs/common.gin').read_text()
+  return [
+    f'--gin.{macro}={value}'
+    for macro, value in REQUIRED.items()
+    if re.search(rf'^{macro} = %gin.REQUIRED', text, re.MULTILINE)
+  ]
+
+
+def _capture(monkeypatch, module, function, argv):
+  """The arguments that gin would call the entry point with."""
+  captured = {}
+  target = getattr(importlib.import_module(module), function)
+  configurable = gin.get_configurable
+
+  def get(fn):
+    assert fn is target
+    configurable(fn)  # It must be bound at all.
+    for (_, selector), value in gin.config._CONFIG.items():
+      if selector.endswith(f'.{function}'):
+        captured.update(value)
+    return lambda: None
+
+  monkeypatch.setattr(gin, 'get_configurable', get)
+  cli.main(module, function, argv)
+  return captured
+
+
+@pytest.mark.parametrize('name', sorted(RUNS))
+def test_every_run_file_binds_its_entry_point(monkeypatch, name):
+  path = f'gin_configs/runs/{name}.gin'
+  captured = _capture(
+    monkeypatch, *RUNS[name], [f'--gin_file={path}', *_required(path)]
+  )
+  assert len(captured) >= 4
+
+
+def test_every_shipped_gin_file_is_covered():
+  known = {f'runs/{n}.gin' for n in RUNS}
+  known |= {'runs/common.gin', 'runs/demo.gin', 'runs/demo_full.gin'}
+  known |= {'runs/pipeline.gin', 'runs/pretrain_demo.gin'}
+  known |= {f'models/{n}.gin' for n in t5.CONFIGS}
+  known |= {f'prompts/{n}.gin' for n in PROMPT_INITS}
+  folder = ROOT / 'gin_configs'
+  shipped = {str(p.relative_to(folder)) for p in folder.rglob('*.gin')}
+  assert shipped <= known, shipped - known
+
+
+PROMPT_INITS = ('class_labels', 'file', 'string', 'uniform', 'vocabulary')
+
+
+@pytest.mark.parametrize('init', PROMPT_INITS)
+def test_every_initialiser_file_works_with_a_run(monkeypatch, init):
+  files = ['gin_configs/runs/teacher.gin', f'gin_configs/prompts/{init}.gin']
+  captured = _capture(
+    monkeypatch,
+    'mpt_jax.train',
+    'train',
+    [*(f'--gin_file={f}' for f in files), *_required(*files)],
+  )
+  config = captured['prompts'].scoped_configurable_fn()
+  names = {
+    'class_labels': 'ClassLabels',
+    'file': 'FromFile',
+    'string': 'FromString',
+    'uniform': 'Uniform',
+    'vocabulary': 'SampledVocabulary',
+  }
+  assert type(config.init).__name__ == names[init]
+  assert config.length == 100
+  assert config.task_names == ('rte',)
+
+
+@pytest.mark.parametrize('name', sorted(t5.CONFIGS))
+def test_every_model_file_names_a_size(name):
+  text = (ROOT / f'gin_configs/models/{name}.gin').read_text()
+  assert text.endswith(f"MODEL = '{name}'\n")
+
+
+def _error(capsys, module, function, argv):
+  with pytest.raises(SystemExit) as e:
+    cli.main(module, function, argv)
+  assert e.value.code == 2
+  lines = capsys.readouterr().err.strip().splitlines()
+  errors = [line for line in lines if line.startswith('error: ')]
+  assert len(errors) == 1, lines
+  assert lines[-1] == errors[0], lines
+  return errors[0]
+
+
+def test_missing_gin_file(capsys):
+  error = _error(
+    capsys,
+    'mpt_jax.train',
+    'train',
+    ['--gin_file=gin_configs/runs/teachr.gin'],
+  )
+  assert "'gin_configs/runs/teachr.gin' does not exist" in error
+  assert "did you mean 'gin_configs/runs/teacher.gin'" in error
+
+
+def test_missing_required_macro(capsys):
+  error = _error(
+    capsys,
+    'mpt_jax.train',
+    'train',
+    [
+      '--gin_file=gin_configs/runs/teacher.gin',
+      "--gin.MODEL_DIR='x'",
+      "--gin.INITIAL_CHECKPOINT_PATH='x'",
+    ],
+  )
+  assert 'required macro MIXTURE_OR_TASK_NAME is not set' in error
+
+
+def test_misspelt_macro_on_the_command_line(capsys):
+  path = 'gin_configs/runs/teacher.gin'
+  error = _error(
+    capsys,
+    'mpt_jax.train',
+    'train',
+    [f'--gin_file={path}', *_required(path), '--gin.BATCHSIZE=3'],
+  )
+  assert 'BATCHSIZE' in error
+  assert "did you mean 'BATCH_SIZE'" in error
+
+
+def test_misspelt_macro_in_a_users_file(capsys, tmp_path):
+  own = tmp_path / 'own.gin'
+  own.write_text(
+    "include 'gin_configs/runs/teacher.gin'\nTRAIN_STEP = 3  # one S short\n"
+  )
+  error = _error(capsys, 'mpt_jax.train', 'train', [f'--gin_file={own}'])
+  assert 'TRAIN_STEP' in error
+  assert "did you mean 'TRAIN_STEPS'" in error
+
+
+def test_misspelt_parameter_and_flag(capsys):
+  path = 'gin_configs/runs/teacher.gin'
+  arguments = [f'--gin_file={path}', *_required(path)]
+  error = _error(
+    capsys,
+    'mpt_jax.train',
+    'train',
+    [*arguments, '--gin.train.train.learning_rat=3'],
+  )
+  assert 'learning_rat' in error
+  error = _error(
+    capsys, 'mpt_jax.train', 'train', [*arguments, '--tfds_datadir=x']
+  )
+  assert "'--tfds_datadir=x'; did you mean '--tfds_data_dir'" in error
+
+
+def test_missing_data_folder(capsys):
+  path = 'gin_configs/runs/teacher.gin'
+  error = _error(
+    capsys,
+    'mpt_jax.train',
+    'train',
+    [f'--gin_file={path}', *_required(path), '--tfds_data_dir=/nowhere'],
+  )
+  assert '/nowhere does not exist' in error
+  assert 'tasks.offline' in error
+
+
+def test_no_gin_file(capsys):
+  assert 'no --gin_file' in _error(capsys, 'mpt_jax.eval', 'evaluate', [])
+
+
+def test_help_tells_how_to_use_it(capsys):
+  for module, function in sorted(set(RUNS.values())):
+    with pytest.raises(SystemExit) as e:
+      cli.main(module, function, ['--help'])
+    assert e.value.code == 0
+    out = capsys.readouterr().out
+    for word in ('--gin_file', '--tfds_data_dir', f'python -m {module}'):
+      assert word in out
+
+
+def test_export_names_what_is_wrong(tmp_path):
+  from mpt_jax.export import export
+
+  with pytest.raises(InputError, match="'nyp'.*did you mean 'npy'"):
+    export(prompts='x', output=str(tmp_path / 'o'), format='nyp')
+  with pytest.raises(InputError, match='missing'):
+    export(prompts=str(tmp_path / 'missing'), output=str(tmp_path / 'o'))
+  assert not (tmp_path / 'o').exists()
