@@ -38,8 +38,8 @@ def load_backbone(
       that comes with the package, a loaded backbone, or None for one with
       random parameters.
     config: sizes or the name of a published size, where the path has none.
-    vocabulary: SentencePiece file; None is the one beside the backbone, else
-      the data layer's default.
+    vocabulary: SentencePiece file, or 'demo'; None is the one beside the
+      backbone, else the data layer's default.
     seed: seeds random parameters.
     fresh: whether None is allowed.
 
@@ -75,6 +75,8 @@ def load_backbone(
     )
   else:
     loaded = backbone
+  if vocabulary == DEMO and not os.path.exists(DEMO):
+    vocabulary = os.path.join(_demo_folder(), 'spiece.model')
   if vocabulary is not None:
     if not os.path.isfile(vocabulary) and '://' not in vocabulary:
       raise InputError(f'VOCABULARY = {vocabulary!r} does not exist')

@@ -338,7 +338,10 @@ def fit(
   """
   step = int(state.step)
   train_step = make_train_step(model, optimizer)
-  totals = zero_metrics(model)
+  # Placed as the step returns them; otherwise it is compiled twice.
+  everywhere = partitioning.replicated(mesh)
+  zeros = jax.device_get(zero_metrics(model))
+  totals = jax.device_put(zeros, everywhere)
   progress: Progress | None = None
   note = ''
   while step < train_steps:
@@ -363,7 +366,7 @@ def fit(
       check_finite(state, task_names)
     if last or step % log_period == 0:
       scalars = summarize(totals, task_names)
-      totals = zero_metrics(model)
+      totals = jax.device_put(zeros, everywhere)
       scalars.update(progress.rates(step))
       scalars.update(
         {

@@ -83,7 +83,7 @@ def test_every_run_file_binds_its_entry_point(monkeypatch, name):
 
 def test_every_shipped_gin_file_is_covered():
   known = {f'runs/{n}.gin' for n in RUNS}
-  known |= {'runs/common.gin', 'runs/demo.gin', 'runs/demo_full.gin'}
+  known |= {'runs/common.gin', 'runs/pipeline_common.gin', 'runs/demo.gin', 'runs/demo_full.gin'}
   known |= {'runs/pipeline.gin', 'runs/pretrain_demo.gin'}
   known |= {f'models/{n}.gin' for n in t5.CONFIGS}
   known |= {f'prompts/{n}.gin' for n in PROMPT_INITS}
@@ -197,15 +197,15 @@ def test_misspelt_parameter_and_flag(capsys):
   assert "'--tfds_datadir=x'; did you mean '--tfds_data_dir'" in error
 
 
-def test_missing_data_folder(capsys):
+def test_missing_data_folder(capsys, tmp_path):
   path = 'gin_configs/runs/teacher.gin'
   error = _error(
     capsys,
     'mpt_jax.train',
     'train',
-    [f'--gin_file={path}', *_required(path), '--tfds_data_dir=/nowhere'],
+    [f'--gin_file={path}', *_required(path), f'--tfds_data_dir={tmp_path}/none'],
   )
-  assert '/nowhere does not exist' in error
+  assert '/none does not exist' in error
   assert 'tasks.offline' in error
 
 

@@ -15,9 +15,13 @@ with quiet.silence_native_logs():
 
   try:
     tf.config.set_visible_devices([], 'GPU')
+    _too_late = False
   except RuntimeError:
-    # TensorFlow was used before us: it has what it took, and we go on.
-    logging.warning('TensorFlow has been started with the GPU visible')
+    _too_late = True
+
+if _too_late:
+  # TensorFlow was used before us: it has what it took, and we go on.
+  logging.warning('TensorFlow has been started with the GPU visible')
 
 # Only now: what follows imports TensorFlow too, which must be quiet.
 # ruff: noqa: E402

@@ -19,6 +19,7 @@ from absl import logging
 import numpy as np
 import seqio
 import tensorflow as tf
+import tqdm
 
 from mpt_jax.data import batching, few_shot, rows, sources
 from mpt_jax.data.feature_converter import check_lengths
@@ -28,6 +29,8 @@ from mpt_jax.types import InputError
 
 # How many examples are read, and choices of a task drawn, at a time.
 _BLOCK = 1024
+# Reading a split of this size takes some seconds.
+_LARGE = 20_000
 # Keeps the random streams apart that share a seed.
 _TASK_DRAWS, _EXAMPLE_ORDER = 1, 2
 
@@ -144,6 +147,18 @@ class _Tokens:
   labels: list[str]
 
 
+def loading_bar(task: seqio.Task, split: str) -> tqdm.tqdm:
+  """Returns a progress bar for reading a split; silent for a small one."""
+  total = task.num_input_examples(split) or 0
+  return tqdm.tqdm(
+    desc=f'reading {task.name}/{split}',
+    total=total,
+    unit='ex',
+    leave=False,
+    disable=total < _LARGE,
+  )
+
+
 def _rows_of(batch: tf.Tensor | tf.RaggedTensor) -> list[np.ndarray]:
   if isinstance(batch, tf.RaggedTensor):
     values, bounds = batch.values.numpy(), batch.row_splits.numpy()
@@ -180,6 +195,7 @@ def _load(
   ds = ds.map(lambda e: {k: v for k, v in e.items() if k in wanted})
   tokens = _Tokens([], [], [])
   # One step of a Python iterator costs as much as tokenising an example.
+  bar = loading_bar(task, split)
   for batch in ds.ragged_batch(_BLOCK):
     inputs = _rows_of(batch['inputs'])
     targets = _rows_of(batch['targets'])
@@ -189,6 +205,8 @@ def _load(
       tokens.labels.extend(label.decode() for label in batch[text].numpy())
     else:
       tokens.labels.extend(' '.join(map(str, x)) for x in targets)
+    bar.update(len(inputs))
+  bar.close()
   logging.info('%s/%s: %d examples', task.name, split, len(tokens.labels))
   return tokens
 

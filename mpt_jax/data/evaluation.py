@@ -17,7 +17,7 @@ import seqio
 import tqdm
 
 from mpt_jax.data import batching, rows, sources
-from mpt_jax.data.dataset import check_data
+from mpt_jax.data.dataset import check_data, loading_bar
 from mpt_jax.data.feature_converter import check_lengths
 from mpt_jax.data.quiet import only_errors
 from mpt_jax.data.vocabulary import get_vocabulary
@@ -65,7 +65,12 @@ def _load(
     )
   if num_examples is not None:
     ds = ds.take(num_examples)
-  examples = list(ds.as_numpy_iterator())
+  examples = []
+  bar = loading_bar(task, split)
+  for example in ds.as_numpy_iterator():
+    examples.append(example)
+    bar.update()
+  bar.close()
   if not examples:
     raise InputError(f'task {task.name!r}: split {split!r} has no examples')
   for example in examples:

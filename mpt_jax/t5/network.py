@@ -58,8 +58,8 @@ def insert_prompts(
   check_shape('encoder_prompt_slots', slots, embedded.shape[:2])
   check_shape('encoder_task_ids', task_ids, embedded.shape[:2])
   # A row or slot beyond the table must not pass as its last one: NaN is seen.
-  prompts = jnp.asarray(prompt_table).at[task_ids, jnp.maximum(slots - 1, 0)]
-  prompts = prompts.get(mode='fill')
+  index = (task_ids, jnp.maximum(slots - 1, 0))
+  prompts = jnp.asarray(prompt_table).at[index].get(mode='fill')
   chosen = (slots > 0)[:, :, None]
   return jnp.where(chosen, prompts.astype(embedded.dtype), embedded)
 

@@ -9,8 +9,7 @@ import dataclasses
 import random
 from typing import Any
 
-from tasks.offline import skills
-from tasks.offline import world
+from tasks.offline import skills, world
 
 Row = dict[str, Any]
 Maker = Callable[[random.Random], Row]

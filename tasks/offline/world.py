@@ -45,7 +45,8 @@ PLACES = tuple(
 DAYS = tuple('monday tuesday wednesday thursday friday saturday sunday'.split())
 SUBJECTS = tuple('film food music hotel story actor'.split())
 GOOD = tuple(
-  'great lovely superb charming brilliant pleasant splendid funny fresh warm'.split()
+  'great lovely superb charming brilliant pleasant splendid funny fresh'
+  ' warm'.split()
 )
 BAD = tuple(
   'awful dull boring terrible ugly weak dreadful nasty stale cold'.split()

@@ -127,10 +127,17 @@ def test_packed_and_unpacked_draw_the_same_examples(mixture):
   assert Counter(examples) == Counter(alone)
 
 
-def test_an_example_that_is_too_long_keeps_its_end_mark(mixture):
+@pytest.mark.parametrize('plain', [False, True])
+def test_an_example_that_is_too_long_keeps_its_end_mark(make_task, plain):
+  # A plain task marks the end before anything is cut.
+  make_task('toy_long', plain=plain)
   lengths = {'inputs': PROMPT + 5, 'targets': 11}
   for pack in (False, True):
-    batch = next(_iterator(pack=pack, task_feature_lengths=lengths))
+    batch = next(
+      _iterator(
+        'toy_long', ['toy_long'], pack=pack, task_feature_lengths=lengths
+      )
+    )
     tokens = batch['encoder_input_tokens']
     assert ((tokens == 1).sum(axis=1) == 1).all()
     full = tokens[:, -1] != 0

@@ -58,6 +58,21 @@ def test_batches_are_full_and_carry_the_row(mixture):
     assert used.any(axis=1).all()
 
 
+def test_a_long_example_keeps_its_end_mark(make_task):
+  make_task('toy_plain', plain=True)
+  ends = []
+
+  def predict(batch):
+    ends.extend(batch['encoder_input_tokens'][:, -1].tolist())
+    return _echo(batch)
+
+  lengths = {'inputs': 9, 'targets': 11}
+  data.evaluate(
+    'toy_plain', 'validation', lengths, 3, (), predict, 23, progress=False
+  )
+  assert set(ends) == {0, 1}
+
+
 def test_only_so_many_examples(mixture):
   seen = []
 
