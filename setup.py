@@ -36,6 +36,7 @@ _DATA = [
   'seqio>=0.0.20',
   'tensorflow>=2.21',
   'tensorflow-datasets>=4.9.10',
+  'tqdm>=4.70',
 ]
 _RUNS = [
   'clu>=0.0.12',

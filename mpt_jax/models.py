@@ -111,7 +111,8 @@ class PromptedT5:
     """[K, P, D] float32, or None without prompts."""
     if self.prompts is None:
       return None
-    return self.prompts.apply({'params': params['prompts']})
+    table: Any = self.prompts.apply({'params': params['prompts']})
+    return table
 
   def loss_terms(
     self, params: PyTree, batch: Batch, dropout_rng: Array | None
@@ -190,7 +191,7 @@ class PromptedT5:
     length = max_decode_length or batch['decoder_input_tokens'].shape[1]
     table = self.prompt_table(params)
     backbone = {k: params[k] for k in _BACKBONE if k in params}
-    encoded = self.module.apply(
+    encoded: Any = self.module.apply(
       {'params': backbone},
       batch['encoder_input_tokens'],
       enable_dropout=False,
@@ -213,6 +214,8 @@ class PromptedT5:
       )
       return tokens[:, -1]
     if temperature > 0.0:
+      if rng is None:
+        raise ValueError('sampling needs a random key: give rng')
       tokens, _ = decoding.temperature_sample(
         step,
         cache,
@@ -254,7 +257,7 @@ class PromptedT5:
 
   def _prompt_inputs(
     self, table: Array | None, batch: Batch
-  ) -> dict[str, Array | None]:
+  ) -> dict[str, Any]:
     if table is None:
       return {}
     slots = batch['encoder_prompt_slots']
@@ -275,7 +278,7 @@ class PromptedT5:
     hidden_states: bool = False,
   ) -> tuple[Array, dict[str, tuple[Array, ...]]]:
     """Logits [B, T, V] and, on request, the hidden states of each side."""
-    out = self.module.apply(
+    out: Any = self.module.apply(
       {'params': {k: params[k] for k in _BACKBONE if k in params}},
       batch['encoder_input_tokens'],
       batch['decoder_input_tokens'],
@@ -371,7 +374,10 @@ class DistilledPromptedT5(PromptedT5):
     super().__post_init__()
     if self.prompts is None:
       raise ValueError('distillation needs prompts to distill into')
-    losses.select_states([None] * 3, self.hidden_layers)
+    if self.hidden_layers not in ('last', 'all'):
+      raise ValueError(
+        f"hidden_layers is {self.hidden_layers!r}, expected 'last' or 'all'"
+      )
 
   @property
   def term_names(self) -> tuple[str, ...]:
@@ -387,6 +393,7 @@ class DistilledPromptedT5(PromptedT5):
   ) -> dict[str, PyTree]:
     """As `PromptedT5`, with a teacher table of zeros to be filled."""
     variables = super().get_initial_variables(rng, input_shapes, input_types)
+    assert self.prompts is not None
     shape = (self.num_tasks, self.prompts.length, self.prompts.features)
     variables['params']['teacher_prompts'] = {
       'prompt_table': jnp.zeros(shape, jnp.float32)

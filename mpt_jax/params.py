@@ -72,12 +72,13 @@ def count(tree: PyTree) -> int:
 
 def describe(trainable: PyTree, frozen: PyTree) -> list[str]:
   """Lines for the start of a run: what trains, and how much is frozen."""
+  total = count(trainable) + count(frozen)
   lines = ['trainable parameters:']
   for name, value in flatten(trainable).items():
     shape = ' x '.join(str(s) for s in value.shape)
     lines.append(f'  {name:<40} {shape:<20} {value.dtype}')
   lines.append(
-    f'  {count(trainable):,} train, {count(frozen):,} are frozen'
-    f' ({100 * count(trainable) / max(1, count(frozen)):.3f} %)'
+    f'  {count(trainable):,} of {total:,} parameters train'
+    f' ({100 * count(trainable) / total:.3f} %)'
   )
   return lines

@@ -44,7 +44,8 @@ METHODS = {
 }
 _PRIORITIES = ('teacher', 'source', 'target', 'test', 'export')
 # In training examples: what a run costs beside its steps, for the ETA.
-_RUN_COST, _TEST_COST, _DISTILLED_COST = 2000.0, 1000.0, 1.5
+_RUN_COST, _TEST_COST, _DISTILLED_COST = 1500.0, 1000.0, 1.5
+_EVALUATION_COST = 0.5  # of one example
 
 # (rate of P* or the plain prompt, rate of u and v or None).
 Rates = tuple[float, float | None]
@@ -177,9 +178,7 @@ class Plan:
           f'a seed of {setting.name}', setting.seeds, self.ablation_seeds
         )
       if setting.tuned_as is not None:
-        _check_names(
-          f'tuned_as of {setting.name}', [setting.tuned_as], names
-        )
+        _check_names(f'tuned_as of {setting.name}', [setting.tuned_as], names)
     _check_names('ablation seed', self.ablation_seeds, self.seeds)
     if self.tuning is not None:
       _check_names('tuned setting', self.tuning.settings, names)
@@ -229,9 +228,7 @@ class Plan:
     if self.tuning is None:
       return []
     seed = self.tuning.seed
-    variants = [
-      v for v in VARIANTS if v in {METHODS[m] for m in self.methods}
-    ]
+    variants = [v for v in VARIANTS if v in {METHODS[m] for m in self.methods}]
     steps = self._sources('tuning', seed, variants, tested=False)
     for setting in self.settings:
       if setting.name not in self.tuning.settings:
@@ -426,6 +423,10 @@ class Plan:
     after: tuple[str, ...] = (),
   ) -> Step:
     weight = _DISTILLED_COST if macros.get('TEACHER_PROMPTS') else 1.0
+    cost = _RUN_COST + weight * training.steps * training.batch_size
+    if labels['stage'] == 'source':
+      examples = self.eval_examples * len(self.source_tasks)
+      cost += _EVALUATION_COST * examples * (self.curve_points + 1)
     stage = 'target' if labels['stage'] == 'tuning' else labels['stage']
     return Step(
       name=name,
@@ -446,9 +447,9 @@ class Plan:
       },
       after=after,
       priority=_PRIORITIES.index(stage),
-      cost=_RUN_COST + weight * training.steps * training.batch_size,
+      cost=cost,
       likeness=f'{gin_files[0]} {labels.get("method")} {training}',
-      labels=labels | {'steps': training.steps},
+      labels={**labels, 'steps': training.steps},
     )
 
   def _test(self, run: Step, tasks: Sequence[str]) -> Step:
@@ -537,12 +538,11 @@ def _rates_name(rates: Rates) -> str:
 
 def _on_edge(best: Rates, grid: Sequence[Rates]) -> bool:
   """Whether a rate is the smallest or largest of those tried."""
-  return any(
-    value is not None
-    and len(axis := {rates[i] for rates in grid}) > 1
-    and value in (min(axis), max(axis))
-    for i, value in enumerate(best)
-  )
+  for i, value in enumerate(best):
+    axis = sorted({r for rates in grid if (r := rates[i]) is not None})
+    if len(axis) > 1 and value in (axis[0], axis[-1]):
+      return True
+  return False
 
 
 def pipeline(
@@ -643,34 +643,34 @@ def pipeline(
   log.info('%d runs in %s', len(tuning_steps) + len(steps), model_dir)
   with _only_one(model_dir):
     log.info('reading the tasks (TensorFlow takes a few seconds) …')
-    pool = Pool(model_dir, workers, plan.backbone, data_dir, module)
     try:
-      if given is None:
-        log.info('no --tfds_data_dir: SYNTHETIC DATA in %s', data_dir)
-        pool.call(_write_data, data_dir, [*plan.source_tasks, *plan.targets])
-      facts = pool.call(
-        _examine_data,
-        data_dir,
-        module,
-        plan.source_mixture,
-        plan.source_tasks,
-        tuple(plan.targets),
-      )
-      backbone_facts = pool.call(_examine_backbone, plan.backbone)
-      pool.start_all()
-      ran, tuned, chosen = 0, [], plan.given_rates()
-      if tuning_steps:
-        ran += pool.run(tuning_steps, later=steps)
-        chosen, tuned = plan.tuned_rates()
-        steps = plan.steps(chosen)
-      ran += pool.run(steps)
+      with Pool(model_dir, workers, plan.backbone, data_dir, module) as pool:
+        if given is None:
+          log.info('no --tfds_data_dir: SYNTHETIC DATA in %s', data_dir)
+          names = [*plan.source_tasks, *plan.targets]
+          pool.call(_write_data, data_dir, names)
+        facts = pool.call(
+          _examine_data,
+          data_dir,
+          module,
+          plan.source_mixture,
+          plan.source_tasks,
+          tuple(plan.targets),
+        )
+        backbone_facts = pool.call(_examine_backbone, plan.backbone)
+        pool.start_all()
+        ran, chosen = 0, plan.given_rates()
+        tuned: list[dict] = []
+        if tuning_steps:
+          ran += pool.run(tuning_steps, later=steps)
+          chosen, tuned = plan.tuned_rates()
+          steps = plan.steps(chosen)
+        ran += pool.run(steps)
     except StepError as e:
       print(
         f'error: {e}. The same command resumes: {_command()}', file=sys.stderr
       )
       sys.exit(1)
-    finally:
-      pool.close()
     if not ran and os.path.exists(os.path.join(model_dir, report.JSON)):
       log.info('every run is finished; nothing to do')
       written = files.read_json(os.path.join(model_dir, report.JSON))

@@ -273,7 +273,8 @@ def _pairs(
       continue
     ours, theirs = (results[m]['mean']['values'] for m in (first, second))
     differences = {
-      seed: round(ours[seed] - theirs[seed], 3) for seed in ours
+      seed: round(ours[seed] - theirs[seed], 3)
+      for seed in ours
       if seed in theirs
     }
     values = list(differences.values())
@@ -485,9 +486,7 @@ def _early_lead(curves: Mapping[str, Mapping[str, Any]]) -> float | None:
       return None
     early.append(curve)
   steps = early[0]['steps']
-  place = min(
-    range(len(steps)), key=lambda i: abs(steps[i] - steps[-1] / 10)
-  )
+  place = min(range(len(steps)), key=lambda i: abs(steps[i] - steps[-1] / 10))
   seeds = [k for k in early[0] if k != 'steps' and k in early[1]]
   if not seeds or early[1]['steps'] != steps:
     return None
@@ -745,9 +744,7 @@ def _tuning_section(report: Mapping[str, Any]) -> list[str]:
   rows = []
   for setting in report['plan']['settings']:
     rates = report['rates'].get(setting['tuned_as'] or setting['name'], {})
-    rows.append(
-      [setting['name'], *(_show_rates(rates[m]) for m in rates)]
-    )
+    rows.append([setting['name'], *(_show_rates(rates[m]) for m in rates)])
   lines += [
     'Of the plain prompt, or of P\\* / of u and v.',
     '',
@@ -802,9 +799,7 @@ def _how_section(report: Mapping[str, Any]) -> list[str]:
   )
   examples = []
   for stage in ('teacher', 'source', 'target', 'test'):
-    name = next(
-      (n for n in report['commands'] if f'/{stage}' in n), None
-    )
+    name = next((n for n in report['commands'] if f'/{stage}' in n), None)
     if name:
       examples.append(report['commands'][name])
   return [

@@ -218,6 +218,8 @@ def train(
     dataset,
     prompt_length=prompt_length,
     task_names=task_names if prompts else (),
+    shard_index=jax.process_index(),
+    num_shards=jax.process_count(),
   )
   synthetic = data.is_synthetic(dataset.mixture_or_task_name)
   if synthetic:

@@ -239,9 +239,12 @@ def summarize(totals: Metrics, task_names: Sequence[str]) -> dict[str, float]:
 
 
 def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> Batch:
-  """Moves a host batch onto the mesh, rows over the `data` axis."""
+  """Moves a host's rows onto the mesh, over the `data` axis."""
   sharding = partitioning.batch_sharding(mesh)
-  return {k: jax.device_put(v, sharding) for k, v in batch.items()}
+  return {
+    k: jax.make_array_from_process_local_data(sharding, v)
+    for k, v in batch.items()
+  }
 
 
 class Progress:

@@ -37,6 +37,8 @@ CACHE = 'compilation_cache'
 
 _FUNCTIONS = {'train': 'train', 'eval': 'evaluate', 'export': 'export'}
 _PROGRESS_SECONDS = 10.0
+# In training examples, for the ETA.
+_COMPILATION_COST = 3500.0
 # So small models leave nothing for a second thread to do.
 _ONE_THREAD = '--xla_cpu_multi_thread_eigen=false'
 
@@ -56,7 +58,7 @@ class Step:
     macros: its macros by name.
     after: names of the steps whose results it reads.
     priority: lower ones go first.
-    cost: expected work, in any unit.
+    cost: expected work; a training example counts 1.
     likeness: steps of one likeness share a compiled program.
     labels: what the report wants to know.
   """
@@ -276,11 +278,15 @@ class Pool:
           return step
     return ready[0]
 
-  def close(self) -> None:
-    """Ends the workers, whatever they are doing."""
+  def __enter__(self) -> 'Pool':
+    return self
+
+  def __exit__(self, kind: type | None, *rest: Any) -> None:
+    """Ends the workers; after an error, whatever they are doing."""
     for executor in self._executors:
-      for process in list((executor._processes or {}).values()):
-        process.terminate()
+      if kind is not None:
+        for process in list((executor._processes or {}).values()):
+          process.terminate()
       executor.shutdown(wait=True, cancel_futures=True)
 
 
@@ -289,15 +295,22 @@ class _Progress:
 
   def __init__(self, total: int, todo: Sequence[Step]):
     self._total, self._done = total, total - len(todo)
-    self._cost = sum(s.cost for s in todo)
     self._worked = 0.0
+    self._compiled: set[str] = set()
+    self._cost = sum(self._cost_of(s) for s in todo)
+    self._compiled.clear()
     self._begin = self._last = time.monotonic()
     if self._done:
       log.info('%d of %d runs were finished before', self._done, total)
 
+  def _cost_of(self, step: Step) -> float:
+    new = step.likeness not in self._compiled
+    self._compiled.add(step.likeness)
+    return step.cost + (_COMPILATION_COST if new else 0.0)
+
   def finish(self, step: Step) -> None:
     self._done += 1
-    self._worked += step.cost
+    self._worked += self._cost_of(step)
 
   def seconds_to_next(self) -> float:
     return max(0.1, self._last + _PROGRESS_SECONDS - time.monotonic())
@@ -328,6 +341,7 @@ def _environment(threads: int):
     'TF_CPP_MIN_LOG_LEVEL': '3',
     'NPROC': str(threads),
     'OMP_NUM_THREADS': str(threads),
+    'TQDM_DISABLE': '1',
   }
   if threads == 1:
     flags = os.environ.get('XLA_FLAGS', '')

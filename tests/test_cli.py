@@ -20,6 +20,14 @@ RUNS = {
   'infer': ('mpt_jax.infer', 'infer'),
   'export': ('mpt_jax.export', 'export'),
 }
+# Bound and run by other tests, or only included.
+INCLUDED = (
+  'common',
+  'demo',
+  'demo_full',
+  'pipeline_common',
+  'pretrain_demo',
+)
 REQUIRED = {
   'INITIAL_CHECKPOINT_PATH': "'backbone'",
   'MODEL_DIR': "'run'",
@@ -83,8 +91,7 @@ def test_every_run_file_binds_its_entry_point(monkeypatch, name):
 
 def test_every_shipped_gin_file_is_covered():
   known = {f'runs/{n}.gin' for n in RUNS}
-  known |= {'runs/common.gin', 'runs/pipeline_common.gin', 'runs/demo.gin', 'runs/demo_full.gin'}
-  known |= {'runs/pipeline.gin', 'runs/pretrain_demo.gin'}
+  known |= {f'runs/{n}.gin' for n in INCLUDED}
   known |= {f'models/{n}.gin' for n in t5.CONFIGS}
   known |= {f'prompts/{n}.gin' for n in PROMPT_INITS}
   folder = ROOT / 'gin_configs'
@@ -203,7 +210,11 @@ def test_missing_data_folder(capsys, tmp_path):
     capsys,
     'mpt_jax.train',
     'train',
-    [f'--gin_file={path}', *_required(path), f'--tfds_data_dir={tmp_path}/none'],
+    [
+      f'--gin_file={path}',
+      *_required(path),
+      f'--tfds_data_dir={tmp_path}/none',
+    ],
   )
   assert '/none does not exist' in error
   assert 'tasks.offline' in error

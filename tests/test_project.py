@@ -28,7 +28,15 @@ LAYERS = (
   {'mpt_jax.pretrained', 'mpt_jax.runs', 'mpt_jax.report'},
 )
 # The only modules that import gin.
-ENTRY_POINTS = {'cli', 'train', 'eval', 'infer', 'export', 'pipeline'}
+ENTRY_POINTS = {
+  'cli',
+  'train',
+  'eval',
+  'infer',
+  'export',
+  'pipeline',
+  'workers',
+}
 # What the core must do without.
 HEAVY = {'tensorflow', 'tensorflow_datasets', 'seqio', 'gin', 't5x'}
 
@@ -193,6 +201,28 @@ class TestImport:
       ' ("PromptedT5", "load_backbone", "load_prompts")])\n'
     )
     assert out == "['PromptedT5', 'load_backbone', 'load_prompts']\n"
+
+
+  def test_core_trains_a_step_without_the_data_stack(self):
+    """A GPU box has jax, flax, optax and orbax, and that must do."""
+    blocked = sorted(HEAVY | {'clu'})
+    out = _run(
+      'import sys\n'
+      f'sys.modules.update(dict.fromkeys({blocked}))\n'
+      'from mpt_jax import optimizers, params, partitioning, trainer\n'
+      'from tests.helpers import tiny\n'
+      'model, tree = tiny.stage_model("source")\n'
+      'optimizer = optimizers.Optimizer(\n'
+      '  optimizers.prompt_groups(True, 0.3, 0.1), total_steps=2)\n'
+      'mesh = partitioning.make_mesh()\n'
+      'trained, frozen = params.split(tree, params.PROMPTS)\n'
+      'state = trainer.make_state(model, optimizer, trained, 0, mesh)\n'
+      'state = trainer.fit(model, optimizer, state,\n'
+      '  partitioning.shard_params(frozen, mesh), tiny.Batches(),\n'
+      '  train_steps=2, mesh=mesh, task_names=["a", "b", "c"])\n'
+      'print(int(state.step), int(state.bad_step))\n'
+    )
+    assert out == '2 -1\n'
 
 
 @pytest.fixture(scope='module')

@@ -7,6 +7,7 @@ the same skills.
 
 import dataclasses
 import random
+from typing import Any
 
 from tasks.offline import world
 
@@ -270,5 +271,6 @@ def cloze(
   )
   said = world.drop(rng, fact, 'place')
   gold = getattr(fact, field)
-  query = world.statement(rng, dataclasses.replace(said, **{field: world.HOLE}))
+  hole: dict[str, Any] = {field: world.HOLE}
+  query = world.statement(rng, dataclasses.replace(said, **hole))
   return query, entities, passage, gold

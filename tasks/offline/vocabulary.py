@@ -8,9 +8,11 @@ unknown. As in T5's own vocabulary: padding 0, end of text 1, unknown 2; the
 100 sentinels are not in the file (SeqIO appends them, the first one last).
 """
 
+import importlib
 import os
 import string
 import sys
+from typing import Any
 
 from tasks.offline import corpus
 
@@ -19,7 +21,7 @@ SPACE = '\u2581'
 
 def model_bytes() -> bytes:
   """Returns the serialized SentencePiece model, the same bytes every time."""
-  from sentencepiece import sentencepiece_model_pb2 as proto
+  proto: Any = importlib.import_module('sentencepiece.sentencepiece_model_pb2')
 
   model = proto.ModelProto()
   kind = proto.ModelProto.SentencePiece

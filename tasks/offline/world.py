@@ -13,6 +13,7 @@ Everything draws from a `random.Random`, so a seed fixes the text.
 from collections.abc import Sequence
 import dataclasses
 import random
+from typing import Any
 
 NAMES = tuple(
   'ann bob carl dora emma fred gina hank ivan jack kate leo'.split()
@@ -178,7 +179,7 @@ def change_some(rng: random.Random, fact: Fact, fields: Sequence[str]) -> Fact:
 
 def drop(rng: random.Random, fact: Fact, keep: str | None = None) -> Fact:
   """Leaves out each optional field with probability 0.4, never `keep`."""
-  gone: dict[str, None] = {
+  gone: dict[str, Any] = {
     f: None for f in OPTIONAL if f != keep and rng.random() < 0.4
   }
   return dataclasses.replace(fact, **gone)
@@ -251,8 +252,11 @@ def ask(rng: random.Random, fact: Fact, kind: str) -> str:
     if rng.random() < 0.3:
       return f'by whom was {_thing(fact)} {past} {tail}'.rstrip()
     return f'who {past} {_thing(fact)} {tail}'.rstrip()
-  hidden = {'where': 'place', 'when': 'day'}.get(kind)
-  known = dataclasses.replace(fact, **{hidden: None}) if hidden else fact
+  known = fact
+  if kind == 'where':
+    known = dataclasses.replace(fact, place=None)
+  elif kind == 'when':
+    known = dataclasses.replace(fact, day=None)
   tail = ' '.join(_where_when(rng, known))
   if kind == 'which':
     return f'which book did {fact.name} {base} {tail}'.rstrip()

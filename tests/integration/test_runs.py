@@ -1,0 +1,353 @@
+"""Whole runs through the command line: stages, kill and resume, bad input."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from mpt_jax import cli
+from mpt_jax import prompts as prompts_lib
+from mpt_jax.checkpoints import load_backbone
+from mpt_jax.checkpoints.bundle import PromptBundle, load_prompts
+from tests.integration.conftest import CONFIG, save_backbone
+
+ROOT = pathlib.Path(__file__).parents[2]
+P = 5
+STEPS = 24
+# Kills itself when asked to save step 16: that checkpoint is never written.
+KILLER = """
+import os, signal, sys
+from mpt_jax import cli
+from mpt_jax.checkpoints import run
+save = run.RunCheckpointer.save
+def save_or_die(self, state, iterator_state):
+  if int(state.step) == 16:
+    os.kill(os.getpid(), signal.SIGKILL)
+  save(self, state, iterator_state)
+run.RunCheckpointer.save = save_or_die
+cli.main('mpt_jax.train', 'train', sys.argv[1:])
+"""
+
+
+def arguments(world, stage, model_dir, **macros):
+  """The command line of a tiny run of a stage."""
+  settings = {
+    'INITIAL_CHECKPOINT_PATH': str(world / 'backbone'),
+    'MODEL_DIR': str(model_dir),
+    'PROMPT_LENGTH': P,
+    'TASK_FEATURE_LENGTHS': {'inputs': 60, 'targets': 7},
+    'BATCH_SIZE': 4,
+    'TRAIN_STEPS': STEPS,
+    'CHECKPOINT_PERIOD': 8,
+    'LOG_PERIOD': 8,
+    'EVAL_EXAMPLES': 7,
+    **macros,
+  }
+  return [
+    f'--gin_file=gin_configs/runs/{stage}.gin',
+    f'--tfds_data_dir={world / "data"}',
+    *(f'--gin.{name}={value!r}' for name, value in settings.items()),
+  ]
+
+
+@pytest.fixture(scope='module')
+def bundles(world):
+  """Random finished prompts: two teachers and a source bundle."""
+  backbone = load_backbone(str(world / 'backbone'))
+  rng = np.random.RandomState(0)
+  common = {
+    'backbone_name': backbone.name,
+    'backbone_fingerprint': backbone.fingerprint,
+  }
+  for task in ('mnli', 'sst2'):
+    prompt = rng.normal(size=(P, CONFIG.emb_dim)).astype(np.float32)
+    PromptBundle(
+      method='soft',
+      stage='teacher',
+      task_names=(task,),
+      arrays={'prompt': prompt},
+      **common,
+    ).save(str(world / 'teachers' / task))
+  module = prompts_lib.MultitaskPrompts(P, CONFIG.emb_dim, 2)
+  arrays = prompts_lib.initial_prompts(
+    module, jax.random.PRNGKey(3), prompts_lib.Uniform()
+  )
+  PromptBundle(
+    method='multitask',
+    stage='source',
+    task_names=('mnli', 'sst2'),
+    arrays={k: np.asarray(v) for k, v in arrays.items()},
+    **common,
+  ).save(str(world / 'source'))
+  return world
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _mixture():
+  """A mixture of two of the source tasks."""
+  import seqio
+
+  import tasks  # noqa: F401
+
+  if 'two_sources' not in seqio.MixtureRegistry.names():
+    seqio.MixtureRegistry.add('two_sources', ['mnli', 'sst2'], default_rate=1.0)
+
+
+STAGES = {
+  'teacher': {'MIXTURE_OR_TASK_NAME': 'sst2'},
+  'source': {
+    'MIXTURE_OR_TASK_NAME': 'sst2',
+    'PROMPT_TASKS': ['mnli', 'sst2'],
+    'TEACHER_PROMPTS': '{world}/teachers/{{task}}',
+    'PACK': True,
+  },
+  'target': {
+    'MIXTURE_OR_TASK_NAME': 'rte',
+    'SOURCE_PROMPTS': '{world}/source',
+    'NUM_SHOTS': 16,
+  },
+}
+
+
+def stage_macros(world, stage):
+  return {
+    k: v.format(world=world) if isinstance(v, str) else v
+    for k, v in STAGES[stage].items()
+  }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('stage', sorted(STAGES))
+def test_killed_and_resumed_equals_uninterrupted(bundles, stage, tmp_path):
+  macros = stage_macros(bundles, stage)
+  whole, killed = tmp_path / 'whole', tmp_path / 'killed'
+  cli.main('mpt_jax.train', 'train', arguments(bundles, stage, whole, **macros))
+  argv = arguments(bundles, stage, killed, **macros)
+  done = subprocess.run(
+    [sys.executable, '-c', KILLER, *argv],
+    cwd=ROOT,
+    env={**os.environ, 'PYTHONPATH': str(ROOT)},
+    capture_output=True,
+    text=True,
+    timeout=300,
+    check=False,
+  )
+  assert done.returncode == -signal.SIGKILL, done.stderr
+  assert not (killed / 'prompts').exists()
+  assert sorted(os.listdir(killed / 'checkpoints')) == ['8']
+  import gin
+
+  gin.clear_config()
+  cli.main('mpt_jax.train', 'train', argv)
+  want = load_prompts(str(whole / 'prompts'))
+  got = load_prompts(str(killed / 'prompts'))
+  assert got.step == want.step == STEPS
+  start = load_prompts(str(bundles / 'source')).arrays
+  for name, array in want.arrays.items():
+    np.testing.assert_array_equal(got.arrays[name], array, err_msg=name)
+    if stage == 'target' and name == 'shared_prompt':
+      assert (array != start[name]).mean() > 0.9
+  # The run's numbers are written once, not twice, for each step.
+  lines = (killed / 'metrics.jsonl').read_text().splitlines()
+  steps = [int(line.split('"step": ')[1].split(',')[0]) for line in lines]
+  assert steps == [8, 16, 24, 24]  # The last is the final evaluation.
+  # A third start has nothing to do and changes nothing.
+  before = (killed / 'results.json').stat().st_mtime_ns
+  gin.clear_config()
+  cli.main('mpt_jax.train', 'train', argv)
+  assert (killed / 'results.json').stat().st_mtime_ns == before
+
+
+def fails(capsys, module, function, argv):
+  """Runs an entry point that must refuse; returns its one error line."""
+  with pytest.raises(SystemExit) as e:
+    cli.main(module, function, argv)
+  assert e.value.code == 2
+  lines = capsys.readouterr().err.strip().splitlines()
+  errors = [line for line in lines if line.startswith('error: ')]
+  assert errors == lines[-1:], lines
+  assert 'Traceback' not in '\n'.join(lines)
+  return errors[0]
+
+
+def train_fails(capsys, world, stage, model_dir, **macros):
+  argv = arguments(
+    world, stage, model_dir, **{**stage_macros(world, stage), **macros}
+  )
+  return fails(capsys, 'mpt_jax.train', 'train', argv)
+
+
+def test_unknown_task(bundles, capsys, tmp_path):
+  error = train_fails(
+    capsys, bundles, 'teacher', tmp_path / 'r', MIXTURE_OR_TASK_NAME='sst3'
+  )
+  assert "'sst3'" in error
+  assert "'sst2'" in error
+  assert not (tmp_path / 'r').exists()
+
+
+def test_missing_data(bundles, capsys, tmp_path):
+  error = train_fails(
+    capsys, bundles, 'teacher', tmp_path / 'r', MIXTURE_OR_TASK_NAME='cola'
+  )
+  assert 'glue/cola' in error
+  assert str(bundles / 'data') in error
+  assert not (tmp_path / 'r').exists()
+
+
+def test_lengths_shorter_than_the_prompt(bundles, capsys, tmp_path):
+  error = train_fails(
+    capsys,
+    bundles,
+    'teacher',
+    tmp_path / 'r',
+    TASK_FEATURE_LENGTHS={'inputs': P, 'targets': 4},
+  )
+  assert f'PROMPT_LENGTH={P}' in error
+  assert not (tmp_path / 'r').exists()
+
+
+def test_batch_not_divisible_by_the_devices(bundles, capsys, tmp_path):
+  error = train_fails(capsys, bundles, 'teacher', tmp_path / 'r', BATCH_SIZE=5)
+  assert 'BATCH_SIZE = 5 is not divisible by the 2' in error
+  assert not (tmp_path / 'r').exists()
+
+
+def test_tasks_that_the_model_lacks(bundles, capsys, tmp_path):
+  error = train_fails(
+    capsys,
+    bundles,
+    'source',
+    tmp_path / 'r',
+    MIXTURE_OR_TASK_NAME='two_sources',
+    PROMPT_TASKS=['sst2'],
+    TEACHER_PROMPTS=str(bundles / 'teachers/{task}'),
+  )
+  assert "['mnli']" in error
+  assert not (tmp_path / 'r').exists()
+
+
+def test_missing_teacher(bundles, capsys, tmp_path):
+  error = train_fails(
+    capsys,
+    bundles,
+    'source',
+    tmp_path / 'r',
+    TEACHER_PROMPTS=[str(bundles / 'teachers/mnli')],
+  )
+  assert "no teacher for 'sst2'" in error
+
+
+def test_checkpoint_of_another_shape(bundles, capsys, tmp_path):
+  error = train_fails(
+    capsys, bundles, 'teacher', tmp_path / 'r', MODEL='t5_small'
+  )
+  assert 'vocab_size 475' in error
+  assert '32128' in error
+  assert not (tmp_path / 'r').exists()
+
+
+def test_bundle_of_another_backbone(bundles, capsys, tmp_path):
+  other = save_backbone(ROOT, tmp_path / 'other', seed=9)
+  error = train_fails(
+    capsys, bundles, 'target', tmp_path / 'r', INITIAL_CHECKPOINT_PATH=other
+  )
+  assert 'were trained on backbone' in error
+  assert not (tmp_path / 'r' / 'checkpoints').exists()
+
+
+def test_model_dir_of_another_run(bundles, capsys, tmp_path):
+  folder = tmp_path / 'run'
+  argv = arguments(
+    bundles, 'teacher', folder, **stage_macros(bundles, 'teacher')
+  )
+  cli.main('mpt_jax.train', 'train', [*argv, '--gin.TRAIN_STEPS=1'])
+  import gin
+
+  gin.clear_config()
+  error = fails(
+    capsys,
+    'mpt_jax.train',
+    'train',
+    [*argv, '--gin.TRAIN_STEPS=1', '--gin.RANDOM_SEED=7'],
+  )
+  assert str(folder) in error
+  assert 'seed' in error
+
+
+def test_eval_infer_export(bundles, tmp_path, capsys):
+  """What a run made is scored, answered with and exported by command."""
+  import json
+
+  common = {
+    'INITIAL_CHECKPOINT_PATH': str(bundles / 'backbone'),
+    'PROMPTS': str(bundles / 'source'),
+    'MIXTURE_OR_TASK_NAME': 'sst2',
+    'TASK_FEATURE_LENGTHS': {'inputs': 60, 'targets': 7},
+    'EVAL_EXAMPLES': 5,
+    'BATCH_SIZE': 4,
+  }
+
+  def run(module, function, file, **macros):
+    import gin
+
+    gin.clear_config()
+    cli.main(
+      module,
+      function,
+      [
+        f'--gin_file=gin_configs/runs/{file}.gin',
+        f'--tfds_data_dir={bundles / "data"}',
+        *(f'--gin.{k}={v!r}' for k, v in macros.items()),
+      ],
+    )
+
+  run(
+    'mpt_jax.eval',
+    'evaluate',
+    'eval',
+    MODEL_DIR=str(tmp_path / 'eval'),
+    **common,
+  )
+  results = json.loads((tmp_path / 'eval/results.json').read_text())
+  assert set(results['scores']) == {'sst2'}
+  assert results['split'] == 'test'
+  run(
+    'mpt_jax.infer',
+    'infer',
+    'infer',
+    OUTPUT=str(tmp_path / 'a.jsonl'),
+    **common,
+  )
+  answers = [
+    json.loads(line) for line in (tmp_path / 'a.jsonl').read_text().splitlines()
+  ]
+  assert [a['index'] for a in answers] == list(range(5))
+  assert all(a['inputs'].startswith('sst2 sentence: ') for a in answers)
+  # Another task's prompt, as in zero-shot transfer.
+  run(
+    'mpt_jax.eval',
+    'evaluate',
+    'eval',
+    MODEL_DIR=str(tmp_path / 'other'),
+    PROMPT_TASK='mnli',
+    **common,
+  )
+  run(
+    'mpt_jax.export',
+    'export',
+    'export',
+    PROMPTS=common['PROMPTS'],
+    OUTPUT=str(tmp_path / 'npy'),
+  )
+  source = load_prompts(common['PROMPTS'])
+  for task in ('mnli', 'sst2'):
+    np.testing.assert_array_equal(
+      np.load(tmp_path / f'npy/{task}.npy', allow_pickle=False),
+      source.compose(task),
+    )
