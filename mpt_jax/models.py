@@ -255,9 +255,7 @@ class PromptedT5:
 
   # -- parts ----------------------------------------------------------------
 
-  def _prompt_inputs(
-    self, table: Array | None, batch: Batch
-  ) -> dict[str, Any]:
+  def _prompt_inputs(self, table: Array | None, batch: Batch) -> dict[str, Any]:
     if table is None:
       return {}
     slots = batch['encoder_prompt_slots']

@@ -15,7 +15,6 @@ import dataclasses
 import fcntl
 import logging
 import os
-import shlex
 import sys
 import time
 from typing import Any
@@ -24,7 +23,7 @@ from mpt_jax import cli, report
 from mpt_jax.checkpoints import files
 from mpt_jax.runs import RESULTS
 from mpt_jax.types import InputError, nearest
-from mpt_jax.workers import Pool, Step, StepError
+from mpt_jax.workers import Pool, Step, StepError, is_done, shell_command
 
 log = logging.getLogger(__name__)
 
@@ -642,6 +641,10 @@ def pipeline(
   steps = plan.steps(plan.given_rates())
   log.info('%d runs in %s', len(tuning_steps) + len(steps), model_dir)
   with _only_one(model_dir):
+    finished = _finished(plan)
+    if finished is not None:
+      log.info('every run is finished; nothing to do')
+      return _show(finished, model_dir)
     log.info('reading the tasks (TensorFlow takes a few seconds) …')
     try:
       with Pool(model_dir, workers, plan.backbone, data_dir, module) as pool:
@@ -659,45 +662,53 @@ def pipeline(
         )
         backbone_facts = pool.call(_examine_backbone, plan.backbone)
         pool.start_all()
-        ran, chosen = 0, plan.given_rates()
+        chosen = plan.given_rates()
         tuned: list[dict] = []
         if tuning_steps:
-          ran += pool.run(tuning_steps, later=steps)
+          pool.run(tuning_steps, others=steps)
           chosen, tuned = plan.tuned_rates()
           steps = plan.steps(chosen)
-        ran += pool.run(steps)
+        pool.run(steps, others=tuning_steps)
     except StepError as e:
       print(
         f'error: {e}. The same command resumes: {_command()}', file=sys.stderr
       )
       sys.exit(1)
-    if not ran and os.path.exists(os.path.join(model_dir, report.JSON)):
-      log.info('every run is finished; nothing to do')
-      written = files.read_json(os.path.join(model_dir, report.JSON))
-    else:
-      record = {
-        'command': _command(),
-        'plan': dataclasses.asdict(plan),
-        'rates': chosen,
-        'tuning': tuned,
-        'data': facts,
-        'backbone': backbone_facts,
-        'device': pool.device,
-        'versions': report.versions(),
-        'seconds': round(time.monotonic() - begin, 1),
-        'steps': [
-          {
-            'name': step.name,
-            'command': step.command(data_dir),
-            **dict(step.labels),
-          }
-          for step in [*tuning_steps, *steps]
-        ],
-      }
-      files.write_file(
-        os.path.join(model_dir, report.RECORD), files.json_bytes(record)
-      )
-      written = report.write(model_dir)
+    record = {
+      'command': _command(),
+      'plan': dataclasses.asdict(plan),
+      'rates': chosen,
+      'tuning': tuned,
+      'data': facts,
+      'backbone': backbone_facts,
+      'device': pool.device,
+      'versions': report.versions(),
+      'seconds': round(time.monotonic() - begin, 1),
+      'steps': [
+        {'name': step.name, **dict(step.labels)}
+        for step in [*tuning_steps, *steps]
+      ],
+    }
+    files.write_file(
+      os.path.join(model_dir, report.RECORD), files.json_bytes(record)
+    )
+    return _show(report.write(model_dir), model_dir)
+
+
+def _finished(plan: Plan) -> dict[str, Any] | None:
+  """The report, if there is one and no step is left to do."""
+  path = os.path.join(plan.folder, report.JSON)
+  if not os.path.exists(path):
+    return None
+  if not all(is_done(s, plan.folder) for s in plan.tuning_steps()):
+    return None
+  chosen, _ = plan.tuned_rates()
+  if not all(is_done(s, plan.folder) for s in plan.steps(chosen)):
+    return None
+  return files.read_json(path)
+
+
+def _show(written: dict[str, Any], model_dir: str) -> dict[str, Any]:
   print(report.summary(written))
   print(f'report: {os.path.join(model_dir, report.MARKDOWN)}')
   return written
@@ -705,9 +716,7 @@ def pipeline(
 
 def _command() -> str:
   """The command that is running, to be typed again."""
-  return 'python -m mpt_jax.pipeline ' + ' '.join(
-    shlex.quote(word) for word in sys.argv[1:]
-  )
+  return shell_command('pipeline', sys.argv[1:])
 
 
 def _find_backbone(path: str) -> str:

@@ -192,7 +192,7 @@ def collect(folder: str) -> dict[str, Any]:
       'all_runs': round(sum(r['seconds'] for r in runs), 1),
       **_seconds(runs),
     },
-    'commands': {r['name']: r['command'] for r in runs},
+    'commands': _commands(runs),
     'plots': [],
   }
   report['bars'] = _bars(report)
@@ -203,7 +203,7 @@ def _with_results(folder: str, step: Mapping[str, Any]) -> dict[str, Any]:
   """A step with its seconds and, if it was tested, its test scores."""
   path = os.path.join(folder, step['name'])
   done = files.read_json(os.path.join(path, 'step.json'))
-  run = {**step, 'seconds': done['seconds']}
+  run = {**step, 'seconds': done['seconds'], 'command': done['command']}
   if step['stage'] in ('teacher', 'source', 'target'):
     tested = os.path.join(path, 'test', RESULTS)
     if os.path.exists(tested):
@@ -412,6 +412,15 @@ def _seconds(runs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     stage: round(sum(r['seconds'] for r in runs if r['stage'] == stage), 1)
     for stage in stages
   }
+
+
+def _commands(runs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+  """The first command of each kind of run."""
+  commands: dict[str, str] = {}
+  for run in runs:
+    kind = f'{run["stage"]} {run.get("method", "")}'.strip()
+    commands.setdefault(kind, run['command'])
+  return commands
 
 
 def _bars(report: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -744,7 +753,8 @@ def _tuning_section(report: Mapping[str, Any]) -> list[str]:
   rows = []
   for setting in report['plan']['settings']:
     rates = report['rates'].get(setting['tuned_as'] or setting['name'], {})
-    rows.append([setting['name'], *(_show_rates(rates[m]) for m in rates)])
+    methods = report['plan']['methods']
+    rows.append([setting['name'], *(_show_rates(rates[m]) for m in methods)])
   lines += [
     'Of the plain prompt, or of P\\* / of u and v.',
     '',
@@ -797,11 +807,6 @@ def _how_section(report: Mapping[str, Any]) -> list[str]:
     for stage, value in seconds.items()
     if stage not in ('this_call', 'all_runs')
   )
-  examples = []
-  for stage in ('teacher', 'source', 'target', 'test'):
-    name = next((n for n in report['commands'] if f'/{stage}' in n), None)
-    if name:
-      examples.append(report['commands'][name])
   return [
     '## How',
     '',
@@ -824,11 +829,10 @@ def _how_section(report: Mapping[str, Any]) -> list[str]:
     + ', '.join(f'{name} {v}' for name, v in report['versions'].items())
     + '.',
     '',
-    "Every run's command is in its `step.json` and in `report.json`; one of"
-    ' each kind:',
+    "Every run's command is in its `step.json`; the first of each kind:",
     '',
     '```',
-    *examples,
+    *report['commands'].values(),
     '```',
     '',
   ]
@@ -847,11 +851,13 @@ def summary(report: Mapping[str, Any]) -> str:
   teachers = report['teachers']['mean']
   if teachers:
     lines.append(f'{"teachers":<40}{_show(teachers):>14}')
+  source = report['source']
   lines += [
-    f'{"source: " + _TITLES[v]:<46.46}{_show(result["mean"]):>8}'
-    for v, result in report['source'].items()
+    f'{"source: " + _TITLES[v]:<46.46}{_show(source[v]["mean"]):>8}'
+    for v in report['plan']['variants']
+    if v in source
   ]
-  settings = list(report['targets'])
+  settings = [setting['name'] for setting in report['plan']['settings']]
   if settings:
     lines += ['', f'{"targets":<40}' + ''.join(f'{s:>14}' for s in settings)]
     for method in report['plan']['methods']:

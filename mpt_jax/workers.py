@@ -84,9 +84,19 @@ class Step:
     if data_dir:
       words.append(f'--tfds_data_dir={data_dir}')
     words += [f'--gin.{binding}' for binding in self.bindings]
-    return ' '.join(
-      ['python', '-m', f'mpt_jax.{self.entry}', *map(shlex.quote, words)]
-    )
+    return shell_command(self.entry, words)
+
+
+def shell_command(entry: str, arguments: Sequence[str]) -> str:
+  """`python -m mpt_jax.ENTRY …`, quoted as one would type it."""
+
+  def quote(word: str) -> str:
+    name, equals, value = word.partition('=')
+    if "'" in value and not set(value) & set('"$`\\!'):
+      return f'{name}{equals}"{value}"'
+    return shlex.quote(word)
+
+  return ' '.join(['python', '-m', f'mpt_jax.{entry}', *map(quote, arguments)])
 
 
 def is_done(step: Step, folder: str) -> bool:
@@ -160,13 +170,13 @@ class Pool:
     self._add(threads=self._cores if workers == 1 else 1)
 
   def _add(self, threads: int) -> None:
-    executor = concurrent.futures.ProcessPoolExecutor(
-      1,
-      mp_context=multiprocessing.get_context('spawn'),
-      initializer=_start_worker,
-      initargs=(self._folder,),
-    )
     with _environment(threads):
+      executor = concurrent.futures.ProcessPoolExecutor(
+        1,
+        mp_context=multiprocessing.get_context('spawn'),
+        initializer=_start_worker,
+        initargs=(self._folder,),
+      )
       # The process starts with its first call.
       started = executor.submit(_device)
     self._executors.append(executor)
@@ -207,27 +217,23 @@ class Pool:
       raise StepError(f'{what}: {value}')
     return value
 
-  def run(self, steps: Sequence[Step], later: Sequence[Step] = ()) -> int:
+  def run(self, steps: Sequence[Step], others: Sequence[Step] = ()) -> None:
     """Runs steps, each after those it needs.
 
     Args:
       steps: the steps; finished ones are skipped.
-      later: steps of another call, for the count and the time left.
-
-    Returns:
-      How many were not finished before.
+      others: steps of other calls, for the count and the time left.
 
     Raises:
       InputError: if a step was given something wrong.
       StepError: if a step fails otherwise.
     """
     done = {s.name for s in steps if is_done(s, self._folder)}
-    ahead = [s for s in later if not is_done(s, self._folder)]
+    ahead = [s for s in others if not is_done(s, self._folder)]
     waiting = sorted(
       (s for s in steps if s.name not in done), key=lambda s: s.priority
     )
-    todo = len(waiting)
-    progress = _Progress(len(steps) + len(later), [*waiting, *ahead])
+    progress = _Progress(len(steps) + len(others), [*waiting, *ahead])
     running: dict[concurrent.futures.Future, tuple[int, Step]] = {}
     while waiting or running:
       busy = {worker for worker, _ in running.values()}
@@ -256,7 +262,6 @@ class Pool:
         done.add(step.name)
         progress.finish(step)
       progress.maybe_print([step.name for _, step in running.values()])
-    return todo
 
   def _choose(
     self, worker: int, waiting: Sequence[Step], done: set[str]
@@ -342,6 +347,8 @@ def _environment(threads: int):
     'NPROC': str(threads),
     'OMP_NUM_THREADS': str(threads),
     'TQDM_DISABLE': '1',
+    # Python's own helper process complains when a worker was ended early.
+    'PYTHONWARNINGS': 'ignore::UserWarning:multiprocessing.resource_tracker',
   }
   if threads == 1:
     flags = os.environ.get('XLA_FLAGS', '')
