@@ -1,8 +1,8 @@
 """The losses of MPT as pure functions.
 
 Functions named `*_per_token` and `*_per_position` return one value per place;
-`weighted` turns them into (sum, weight), so that averaging over uneven
-batches, micro-batches and devices is exact.
+`weighted_by_task` turns them into (sum, weight), so that averaging over
+uneven batches, micro-batches and devices is exact.
 """
 
 from collections.abc import Sequence
@@ -116,17 +116,10 @@ def select_states(states: Sequence[Array], layers: str) -> Sequence[Array]:
   raise ValueError(f"hidden_layers is {layers!r}, expected 'last' or 'all'")
 
 
-def weighted(values: Array, weights: Array) -> SumAndWeight:
-  """(sum of values * weights, sum of weights); zero weight hides NaN too."""
-  weights = weights.astype(jnp.float32)
-  kept = jnp.where(weights > 0, values, 0.0)
-  return jnp.sum(kept * weights), jnp.sum(weights)
-
-
 def weighted_by_task(
   values: Array, weights: Array, rows: Array, num_tasks: int
 ) -> SumAndWeight:
-  """`weighted`, apart for every task.
+  """Sums values and weights, apart for every task.
 
   Args:
     values: [B, N] float.

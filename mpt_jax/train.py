@@ -10,7 +10,7 @@ stage) and `finetune` (the whole backbone). The same command resumes a run
 that was stopped.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import json
 import logging
@@ -87,7 +87,8 @@ class Evaluation:
     num_examples: examples per task; None is all.
     batch_size: rows per decoding batch.
     tasks: tasks to score; None is the run's own.
-    loss_steps: batches for the teacher-forced losses of the split; 0 is none.
+    loss_steps: batches (packed if training is) for the teacher-forced loss
+      terms of the split, written to the metrics; 0 is none.
   """
 
   split: str = 'validation'
@@ -274,7 +275,7 @@ def train(
 
   evaluate = None
   if evaluation is not None:
-    evaluate = _make_evaluate(
+    evaluate = _Evaluator(
       model, frozen, mesh, dataset, evaluation, prompt_length, task_names
     )
   writer = make_writer(model_dir, tensorboard, resume_step=int(state.step))
@@ -292,11 +293,7 @@ def train(
     checkpoint_period=checkpoint_period,
     checkpointer=checkpointer,
     eval_period=(evaluation.period or None) if evaluation else None,
-    evaluate=(
-      None
-      if evaluate is None
-      else lambda step, trained: flat_scores(evaluate(trained))
-    ),
+    evaluate=evaluate,
     writer=writer,
   )
   log.info(
@@ -305,9 +302,11 @@ def train(
     trainer.format_seconds(time.monotonic() - started),
   )
   checkpointer.close()
-  scores = evaluate(state.params) if evaluate else {}
-  if scores:
-    writer.write_scalars(train_steps, flat_scores(scores))
+  scores: dict[str, dict[str, float]] = {}
+  if evaluate is not None:
+    if evaluate.latest_step != train_steps:
+      writer.write_scalars(train_steps, evaluate(train_steps, state.params))
+    scores = evaluate.latest_scores
   writer.close()
   trained = jax.device_get(state.params)
   if prompts is None:
@@ -478,39 +477,92 @@ def _check_count(
     raise ValueError(f'{got} parameters train, the formula says {expected}')
 
 
-def _make_evaluate(
-  model: models.PromptedT5,
-  frozen: PyTree,
-  mesh: Mesh,
-  dataset: Any,
-  evaluation: Evaluation,
-  prompt_length: int,
-  task_names: Sequence[str],
-) -> Callable[[PyTree], dict[str, dict[str, float]]]:
-  """Returns trainable tree -> {task: {metric: value}}."""
-  from mpt_jax import data
+class _Evaluator:
+  """Scores the prompts of a step; remembers the latest scores.
 
-  # Distillation has no part in decoding.
-  plain = models.PromptedT5(model.config, model.prompts)
-  predict = trainer.make_predict_step(plain)
-  names = cli.as_list(evaluation.tasks or dataset.mixture_or_task_name)
+  Attributes:
+    latest_step: the step of the latest scores, or None.
+    latest_scores: {task: {metric: value}}.
+  """
 
-  def evaluate(trained: PyTree) -> dict[str, dict[str, float]]:
-    params = params_lib.merge(trained, frozen)
-    params.pop('teacher_prompts', None)
+  def __init__(
+    self,
+    model: models.PromptedT5,
+    frozen: PyTree,
+    mesh: Mesh,
+    dataset: Any,
+    evaluation: Evaluation,
+    prompt_length: int,
+    task_names: Sequence[str],
+  ):
+    self._model, self._frozen, self._mesh = model, frozen, mesh
+    self._dataset, self._evaluation = dataset, evaluation
+    self._prompt_length, self._task_names = prompt_length, tuple(task_names)
+    self._rows = self._task_names if model.prompts else ()
+    # Distillation has no part in decoding.
+    self._predict = trainer.make_predict_step(
+      models.PromptedT5(model.config, model.prompts)
+    )
+    self._loss_batches: list[Mapping[str, np.ndarray]] | None = None
+    self.latest_step: int | None = None
+    self.latest_scores: dict[str, dict[str, float]] = {}
+
+  def __call__(self, step: int, trained: PyTree) -> dict[str, float]:
+    """Returns scalars to write for this step."""
+    params = params_lib.merge(trained, self._frozen)
+    scalars = self._losses(params) if self._evaluation.loss_steps else {}
+    self.latest_scores = self._decode(params)
+    self.latest_step = step
+    return {**scalars, **flat_scores(self.latest_scores)}
+
+  def _losses(self, params: PyTree) -> dict[str, float]:
+    if self._loss_batches is None:
+      from mpt_jax import data
+
+      batches = data.get_train_iterator(
+        dataclasses.replace(
+          self._dataset,
+          split=self._evaluation.split,
+          shuffle=False,
+          num_shots=None,
+        ),
+        prompt_length=self._prompt_length,
+        task_names=self._rows,
+        shard_index=jax.process_index(),
+        num_shards=jax.process_count(),
+      )
+      count = self._evaluation.loss_steps
+      self._loss_batches = [next(batches) for _ in range(count)]
+    eval_step = trainer.make_eval_step(self._model)
+    parts = [
+      eval_step(params, trainer.put_batch(batch, self._mesh))
+      for batch in self._loss_batches
+    ]
+    totals = jax.tree.map(lambda *terms: sum(terms[1:], terms[0]), *parts)
+    scalars = trainer.summarize(totals, self._task_names)
+    return {f'eval_loss/{name}': value for name, value in scalars.items()}
+
+  def _decode(self, params: dict[str, Any]) -> dict[str, dict[str, float]]:
+    from mpt_jax import data
+
+    params = {k: v for k, v in params.items() if k != 'teacher_prompts'}
 
     def predict_fn(batch: Mapping[str, np.ndarray]) -> np.ndarray:
-      return np.asarray(predict(params, trainer.put_batch(batch, mesh)))
+      placed = trainer.put_batch(batch, self._mesh)
+      return np.asarray(self._predict(params, placed))
 
+    evaluation = self._evaluation
     scores: dict[str, dict[str, float]] = {}
-    for name in names:
+    for name in cli.as_list(
+      evaluation.tasks or self._dataset.mixture_or_task_name
+    ):
       scores.update(
         data.evaluate(
           name,
           evaluation.split,
-          dataset.task_feature_lengths,
-          prompt_length=prompt_length,
-          task_names=task_names if model.prompts else (),
+          self._dataset.task_feature_lengths,
+          prompt_length=self._prompt_length,
+          task_names=self._rows,
           predict_fn=predict_fn,
           batch_size=evaluation.batch_size,
           num_examples=evaluation.num_examples,
@@ -519,8 +571,6 @@ def _make_evaluate(
     for task, values in scores.items():
       log.info('%s %s: %s', task, evaluation.split, format_scores(values))
     return scores
-
-  return evaluate
 
 
 def _save_backbone(model_dir: str, backbone: Backbone, params: PyTree) -> None:

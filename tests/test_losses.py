@@ -63,9 +63,13 @@ def test_sums_and_weights_do_not_depend_on_the_batch_split(logits, targets):
   x, y = jnp.asarray(logits[0]), jnp.asarray(targets)
   weights = jnp.asarray(np.random.RandomState(2).randint(0, 2, (B, T)))
   loss, _ = losses.cross_entropy_per_token(x, y)
-  total = losses.weighted(loss, weights)
+  rows = jnp.zeros((B, T), int)
+  total = losses.weighted_by_task(loss, weights, rows, 1)
   parts = [
-    losses.weighted(loss[i : i + 1], weights[i : i + 1]) for i in range(B)
+    losses.weighted_by_task(
+      loss[i : i + 1], weights[i : i + 1], rows[i : i + 1], 1
+    )
+    for i in range(B)
   ]
   np.testing.assert_allclose(total[0], sum(p[0] for p in parts), rtol=1e-6)
   assert total[1] == sum(p[1] for p in parts)

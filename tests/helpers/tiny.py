@@ -1,7 +1,6 @@
 """A tiny backbone and random batches, without files, TensorFlow or SeqIO."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from mpt_jax import models, prompts, t5
@@ -87,8 +86,3 @@ def stage_model(stage, config=CONFIG):
     return models.PromptedT5(config), params
   params['prompts'] = prompts.initial_prompts(module, key, prompts.Uniform())
   return model, params
-
-
-def zeros_like_metrics(tree):
-  """Zeros of the same structure."""
-  return jax.tree.map(jnp.zeros_like, tree)

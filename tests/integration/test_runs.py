@@ -46,6 +46,7 @@ def arguments(world, stage, model_dir, **macros):
     'CHECKPOINT_PERIOD': 8,
     'LOG_PERIOD': 8,
     'EVAL_EXAMPLES': 7,
+    'EVAL_STEPS': 2,
     **macros,
   }
   return [

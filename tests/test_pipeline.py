@@ -1,0 +1,437 @@
+"""The plan of runs, the choice of rates, and one tiny pipeline end to end."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import gin
+import jax
+import numpy as np
+import pytest
+
+from mpt_jax import checkpoints, cli, models, pipeline, t5, workers
+from mpt_jax.pipeline import Plan, Setting, Training, Tuning
+from mpt_jax.types import InputError
+
+ROOT = pathlib.Path(__file__).parent.parent
+VOCABULARY = ROOT / 'tasks/offline/demo_backbone/spiece.model'
+
+PLAN = Plan(
+  folder='F',
+  backbone='B',
+  source_mixture='two_sources',
+  source_tasks=('mnli', 'sst2'),
+  targets={'rte': 'mnli', 'cola': 'sst2'},
+  lengths={'inputs': 58, 'targets': 4},
+  prompt_length=10,
+  teacher=Training(7, 4, 0.3),
+  source=Training(11, 6, 0.3, 0.1),
+  settings=(
+    Setting('k32', 32, 5, 4, (0, 1), {'mpt': (0.1, 0.2), 'pt': 0.3}),
+    Setting('k16', 16, 5, 4, (0,), tuned_as='k32'),
+  ),
+  seeds=(0, 1),
+  ablation_seeds=(0,),
+  variants=('mpt', 'shared_only', 'no_distillation'),
+  methods=('mpt', 'pt'),
+)
+
+
+@pytest.fixture(autouse=True)
+def _no_configuration():
+  yield
+  gin.clear_config()
+
+
+def steps_of(plan=PLAN):
+  return {s.name: s for s in plan.steps(plan.given_rates())}
+
+
+def test_every_run_has_its_folder():
+  names = set(steps_of())
+  runs = {
+    'seed0/teacher/mnli',
+    'seed0/teacher/sst2',
+    'seed0/source/mpt',
+    'seed0/source/shared_only',
+    'seed0/source/no_distillation',
+    'seed0/target/k32/mpt/rte',
+    'seed0/target/k32/mpt/cola',
+    'seed0/target/k32/pt/rte',
+    'seed0/target/k32/pt/cola',
+    'seed0/target/k16/mpt/rte',
+    'seed0/target/k16/mpt/cola',
+    'seed0/target/k16/pt/rte',
+    'seed0/target/k16/pt/cola',
+    'seed1/teacher/mnli',
+    'seed1/teacher/sst2',
+    'seed1/source/mpt',
+    'seed1/target/k32/mpt/rte',
+    'seed1/target/k32/mpt/cola',
+    'seed1/target/k32/pt/rte',
+    'seed1/target/k32/pt/cola',
+  }
+  exports = {f'export/{k}-{t}' for k in ('npy', 'bundle') for t in PLAN.targets}
+  assert names == runs | {f'{r}/test' for r in runs} | exports
+
+
+def test_steps_come_after_what_they_read():
+  seen = set()
+  for step in steps_of().values():
+    assert seen.issuperset(step.after), step.name
+    # A path in a macro that lies in the folder is of a step it waits for.
+    for value in step.macros.values():
+      for word in [value] if isinstance(value, str) else []:
+        if word.startswith('F/') and word.endswith('/prompts'):
+          name = word[2:].removesuffix('/prompts').replace('{task}', 'mnli')
+          assert name in step.after
+    seen.add(step.name)
+
+
+def test_each_kind_of_run_gets_its_own_settings():
+  steps = steps_of()
+  teacher = steps['seed1/teacher/sst2'].macros
+  assert (teacher['RANDOM_SEED'], teacher['TRAIN_STEPS']) == (1, 7)
+  source = steps['seed0/source/mpt'].macros
+  assert source['TEACHER_PROMPTS'] == 'F/seed0/teacher/{task}/prompts'
+  assert source['TASK_LEARNING_RATE'] == 0.1
+  plain = steps['seed0/source/no_distillation']
+  assert plain.macros['DISTILLATION'] is None
+  assert not plain.after
+  assert steps['seed0/source/shared_only'].macros['PROMPT_METHOD'] == 'soft'
+  target = steps['seed1/target/k32/mpt/cola'].macros
+  assert target['SOURCE_PROMPTS'] == 'F/seed1/source/mpt/prompts'
+  assert target['SHARED_LEARNING_RATE'] == 0.1
+  assert target['TASK_LEARNING_RATE'] == 0.2
+  assert target['NUM_SHOTS'] == 32
+  # k16 takes the rates of k32.
+  few = steps['seed0/target/k16/pt/rte'].macros
+  assert (few['NUM_SHOTS'], few['SHARED_LEARNING_RATE']) == (16, 0.3)
+  assert 'SOURCE_PROMPTS' not in few
+
+
+def test_single_source_starts_from_the_named_teacher():
+  plan = dataclasses.replace(
+    PLAN,
+    methods=('single_source',),
+    settings=(Setting('full', None, 5, 4, (0,), {'single_source': 0.03}),),
+  )
+  step = steps_of(plan)['seed0/target/full/single_source/cola']
+  assert step.after == ('seed0/teacher/sst2',)
+  assert step.macros['SOURCE_PROMPTS'] == 'F/seed0/teacher/sst2/prompts'
+  assert step.macros['SOURCE_TASK'] == 'sst2'
+
+
+def test_exports_take_the_first_seed_with_most_data():
+  step = steps_of()['export/npy-rte']
+  assert step.macros['PROMPTS'] == 'F/seed0/target/k32/mpt/rte/prompts'
+
+
+TUNED = dataclasses.replace(
+  PLAN,
+  settings=(
+    Setting('k32', 32, 5, 4, (0, 1)),
+    Setting('k16', 16, 5, 4, (0,), tuned_as='k32'),
+  ),
+  tuning=Tuning(
+    9, {'mpt': [(0.1, 0.1), (0.3, 0.1)], 'pt': [0.1, 0.3]}, ('k32',)
+  ),
+)
+
+
+def test_tuning_searches_on_a_seed_of_its_own():
+  steps = {s.name: s for s in TUNED.tuning_steps()}
+  assert set(steps) == {
+    'tuning/teacher/mnli',
+    'tuning/teacher/sst2',
+    'tuning/source/mpt',
+    *(
+      f'tuning/k32/{method}/{rates}/{task}'
+      for method, grid in (
+        ('mpt', ('0.1-0.1', '0.3-0.1')),
+        ('pt', ('0.1', '0.3')),
+      )
+      for rates in grid
+      for task in ('rte', 'cola')
+    ),
+  }
+  run = steps['tuning/k32/mpt/0.3-0.1/rte'].macros
+  assert run['RANDOM_SEED'] == 9
+  assert run['SOURCE_PROMPTS'] == 'F/tuning/source/mpt/prompts'
+  # Scored on the validation split, unlike the reported runs.
+  assert 'train.train.evaluation' not in run
+
+
+def test_best_mean_over_targets_wins(tmp_path):
+  plan = dataclasses.replace(TUNED, folder=str(tmp_path))
+  scores = {
+    'mpt/0.1-0.1': (60.0, 50.0),
+    'mpt/0.3-0.1': (50.0, 70.0),
+    'pt/0.1': (40.0, 40.0),
+    # No correlation with a constant: counts as 0.
+    'pt/0.3': (70.0, None),
+  }
+  for name, (rte, cola) in scores.items():
+    for task, values in (
+      ('rte', {'accuracy': rte}),
+      ('cola', {'matthews_corrcoef': cola}),
+    ):
+      folder = tmp_path / 'tuning/k32' / name / task
+      folder.mkdir(parents=True)
+      (folder / 'results.json').write_text(
+        json.dumps({'scores': {task: values}})
+      )
+  chosen, rows = plan.tuned_rates()
+  assert chosen == {'k32': {'mpt': (0.3, 0.1), 'pt': (0.1, None)}}
+  assert [row['mean'] for row in rows] == [55.0, 60.0, 40.0, 35.0]
+  assert [row.get('chosen', False) for row in rows] == [
+    False,
+    True,
+    True,
+    False,
+  ]
+  # With two values each, the best one is always on an edge.
+  assert rows[1]['on_edge']
+  assert rows[2]['on_edge']
+
+
+@pytest.mark.parametrize(
+  ('changes', 'words'),
+  [
+    ({'methods': ('mtp',)}, "target method is 'mtp'.*'mpt'"),
+    ({'variants': ('no_distillation',)}, "needs the source variant 'mpt'"),
+    ({'targets': {'rte': 'mnlii'}}, "source of rte is 'mnlii'.*'mnli'"),
+    ({'seeds': (0,)}, 'a seed of k32 is 1'),
+    ({'tuning': Tuning(0, {}, ('k32',))}, 'tuning seed 0 is among'),
+    ({'tuning': Tuning(9, {'mpt': [1.0]}, ('k32',))}, 'grids must have one'),
+    ({'tuning': Tuning(9, {}, ('k33',))}, "tuned setting is 'k33'.*'k32'"),
+  ],
+)
+def test_wrong_plans_are_refused(changes, words):
+  with pytest.raises(InputError, match=words):
+    dataclasses.replace(PLAN, **changes)
+
+
+def test_missing_rates_are_refused():
+  plan = dataclasses.replace(PLAN, settings=(Setting('k4', 4, 5, 4, (0,)),))
+  with pytest.raises(InputError, match="'k4' has no learning rates for 'mpt'"):
+    plan.given_rates()
+
+
+@pytest.mark.parametrize('name', ['demo', 'demo_full'])
+def test_shipped_gin_files_make_a_plan(name, monkeypatch):
+  made = []
+
+  class Stop(Exception):
+    pass
+
+  def stop(plan, chosen):
+    made.append(plan)
+    raise Stop
+
+  monkeypatch.setattr(Plan, 'steps', stop)
+  with pytest.raises(Stop):
+    cli.call(
+      'mpt_jax.pipeline',
+      'pipeline',
+      [f'gin_configs/runs/{name}.gin'],
+      ["MODEL_DIR='F'"],
+    )
+  monkeypatch.undo()
+  (plan,) = made
+  steps = plan.tuning_steps() + plan.steps(plan.given_rates())
+  assert len({s.name for s in steps}) == len(steps)
+  if name == 'demo_full':
+    few, full = plan.settings[0], plan.settings[-1]
+    assert len(few.seeds) >= 5
+    assert len(full.seeds) >= 3
+    assert len({len(grid) for grid in plan.tuning.grids.values()}) == 1
+
+
+@pytest.mark.data
+def test_every_macro_is_one_of_the_gin_files():
+  kinds = {}
+  for step in [*steps_of().values(), *TUNED.tuning_steps()]:
+    kinds[step.gin_files, tuple(step.macros)] = step
+  for step in kinds.values():
+    gin.clear_config()
+    cli.configure(step.gin_files, step.bindings)
+
+
+def test_command_can_be_typed():
+  step = steps_of()['seed0/target/k32/pt/rte/test']
+  command = step.command('D')
+  assert command.startswith(
+    'python -m mpt_jax.eval --gin_file=gin_configs/runs/eval.gin'
+    ' --tfds_data_dir=D --gin.INITIAL_CHECKPOINT_PATH="\'B\'"'
+  )
+  out = subprocess.run(
+    ['bash', '-c', command.replace('python -m', 'printf "%s\n"', 1)],
+    capture_output=True,
+    text=True,
+    check=True,
+  ).stdout.splitlines()
+  assert out == [
+    'mpt_jax.eval',
+    '--gin_file=gin_configs/runs/eval.gin',
+    '--tfds_data_dir=D',
+    *(f'--gin.{binding}' for binding in step.bindings),
+  ]
+
+
+def test_finished_step_with_other_settings_is_refused(tmp_path):
+  plan = dataclasses.replace(PLAN, folder=str(tmp_path))
+  step = steps_of(plan)['seed0/teacher/mnli']
+  assert not workers.is_done(step, plan.folder)
+  (tmp_path / step.name).mkdir(parents=True)
+  (tmp_path / step.name / workers.STEP).write_text(
+    json.dumps({'settings': workers._settings(step, plan.folder)})
+  )
+  assert workers.is_done(step, plan.folder)
+  changed = dataclasses.replace(step, macros={**step.macros, 'TRAIN_STEPS': 8})
+  with pytest.raises(InputError, match='TRAIN_STEPS = 7, now it is 8'):
+    workers.is_done(changed, plan.folder)
+
+
+def test_moved_folder_is_still_finished(tmp_path):
+  here = dataclasses.replace(PLAN, folder='somewhere/F')
+  there = dataclasses.replace(PLAN, folder=str(tmp_path))
+  for name, step in steps_of(here).items():
+    other = steps_of(there)[name]
+    assert workers._settings(step, here.folder) == workers._settings(
+      other, there.folder
+    )
+
+
+def test_second_pipeline_in_one_folder_is_refused(tmp_path):
+  with (
+    pipeline._only_one(str(tmp_path)),
+    pytest.raises(InputError, match='another pipeline is running'),
+    pipeline._only_one(str(tmp_path)),
+  ):
+    pass
+
+
+def test_unknown_backbone_is_refused():
+  with pytest.raises(InputError, match="no backbone at 'no/such/backbone'"):
+    pipeline._find_backbone('no/such/backbone')
+
+
+# ---------------------------------------------------------------------------
+
+
+def call(folder, *more):
+  """Runs the demo's pipeline on two sources and a target, in a few steps."""
+  macros = {
+    'MODEL_DIR': str(folder / 'run'),
+    'INITIAL_CHECKPOINT_PATH': str(folder / 'backbone'),
+    'MIXTURE_OR_TASK_MODULE': 'tests.helpers.pipeline_tasks',
+    'SOURCE_MIXTURE': 'two_sources',
+    'SOURCE_TASKS': ['mnli', 'sst2'],
+    'TARGETS': {'rte': 'mnli'},
+    'VARIANTS': ['mpt', 'no_distillation'],
+    'SETTINGS': '[@k32/pipeline.Setting()]',
+    'TEACHER_STEPS': 4,
+    'SOURCE_STEPS': 10,
+    'TARGET_STEPS': 3,
+    'EVAL_EXAMPLES': 20,
+  }
+  bindings = [
+    f'--gin.{k}={v if "@" in str(v) else repr(v)}' for k, v in macros.items()
+  ]
+  return subprocess.run(
+    [
+      sys.executable,
+      '-m',
+      'mpt_jax.pipeline',
+      '--gin_file=gin_configs/runs/demo.gin',
+      *bindings,
+      *more,
+    ],
+    cwd=ROOT,
+    env={**os.environ, 'XLA_FLAGS': ''},
+    capture_output=True,
+    text=True,
+    timeout=900,
+  )
+
+
+def times(folder):
+  return {
+    str(p): p.stat().st_mtime_ns
+    for p in folder.rglob('*')
+    if p.is_file() and p.name != '.lock'
+  }
+
+
+@pytest.mark.slow
+@pytest.mark.data
+def test_tiny_pipeline_end_to_end_and_again(tmp_path):
+  config = t5.T5Config(
+    vocab_size=475,
+    emb_dim=16,
+    num_heads=2,
+    num_encoder_layers=1,
+    num_decoder_layers=1,
+    head_dim=8,
+    mlp_dim=32,
+    mlp_activations=('relu',),
+    logits_via_embedding=True,
+  )
+  variables = models.PromptedT5(config).get_initial_variables(
+    jax.random.PRNGKey(0)
+  )
+  checkpoints.save_huggingface(
+    str(tmp_path / 'backbone'),
+    config,
+    jax.tree.map(np.asarray, variables['params']),
+    vocabulary_file=str(VOCABULARY),
+  )
+  done = call(tmp_path)
+  assert done.returncode == 0, done.stderr
+  assert 'SYNTHETIC DATA' in done.stdout
+  run = tmp_path / 'run'
+  report = json.loads((run / 'report.json').read_text())
+  assert report['synthetic']
+  assert report['data']['rte']['synthetic']
+  assert set(report['source']) == {'mpt', 'no_distillation'}
+  assert set(report['targets']['k32']) == {'mpt', 'pt', 'single_source'}
+  assert report['curves']['mpt']['steps'] == [float(s) for s in range(1, 11)]
+  assert 'SYNTHETIC DATA' in (run / 'report.md').read_text().splitlines()[0]
+  for plot in report['plots']:
+    assert (run / plot).stat().st_size > 1000
+  exported = np.load(run / 'exported/npy/rte.npy', allow_pickle=False)
+  bundle = checkpoints.load_prompts(str(run / 'exported/bundle/rte'))
+  np.testing.assert_array_equal(exported, bundle.compose('rte'))
+  assert (run / 'seed0/teacher/mnli/log.txt').stat().st_size > 0
+  assert (run / 'seed0/target/k32/mpt/rte/config.gin').exists()
+
+  before = times(run)
+  again = call(tmp_path)
+  assert again.returncode == 0, again.stderr
+  assert 'nothing to do' in again.stderr
+  assert times(run) == before
+
+  # One run is lost, with all that its folder held: only it is made again.
+  lost = run / 'seed0/target/k32/pt/rte/test'
+  for path in lost.iterdir():
+    path.unlink()
+  third = call(tmp_path)
+  assert third.returncode == 0, third.stderr
+  after = times(run)
+  changed = {
+    os.path.relpath(p, run)
+    for p in before
+    if after[p] != before[p] and 'compilation_cache' not in p
+  }
+  own = {str(p.relative_to(run)) for p in lost.iterdir()}
+  top = {'log.txt', 'pipeline.json', 'report.json', 'report.md'}
+  assert changed == own | top | set(report['plots'])
+
+  wrong = call(tmp_path, '--gin.TEACHER_STEPS=5')
+  assert wrong.returncode == 2
+  last = wrong.stderr.strip().splitlines()[-1]
+  assert 'TRAIN_STEPS = 4, now it is 5' in last
