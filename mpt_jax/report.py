@@ -972,7 +972,7 @@ def _plot_targets(
   axes.set_ylabel('test score')
   axes.set_title(f'Targets, {setting}: {title(report)}', fontsize=10)
   axes.grid(axis='y', alpha=0.3)
-  axes.legend(fontsize=8, loc='lower right')
+  figure.legend(fontsize=8, loc='outside lower center', ncols=len(shown))
   return figure
 
 

@@ -346,7 +346,6 @@ def _environment(threads: int):
     'TF_CPP_MIN_LOG_LEVEL': '3',
     'NPROC': str(threads),
     'OMP_NUM_THREADS': str(threads),
-    'TQDM_DISABLE': '1',
     # Python's own helper process complains when a worker was ended early.
     'PYTHONWARNINGS': 'ignore::UserWarning:multiprocessing.resource_tracker',
   }

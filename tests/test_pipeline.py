@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 
+import mpt_jax
 from mpt_jax import checkpoints, cli, models, pipeline, t5, workers
 from mpt_jax.pipeline import Plan, Setting, Training, Tuning
 from mpt_jax.types import InputError
@@ -404,7 +405,7 @@ def test_tiny_pipeline_end_to_end_and_again(tmp_path):
   for plot in report['plots']:
     assert (run / plot).stat().st_size > 1000
   exported = np.load(run / 'exported/npy/rte.npy', allow_pickle=False)
-  bundle = checkpoints.load_prompts(str(run / 'exported/bundle/rte'))
+  bundle = mpt_jax.load_prompts(str(run / 'exported/bundle/rte'))
   np.testing.assert_array_equal(exported, bundle.compose('rte'))
   assert (run / 'seed0/teacher/mnli/log.txt').stat().st_size > 0
   assert (run / 'seed0/target/k32/mpt/rte/config.gin').exists()

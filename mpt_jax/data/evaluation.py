@@ -100,7 +100,8 @@ def _run(
     desc=description,
     unit='ex',
     leave=False,
-    disable=not progress,
+    # None: shown on a terminal only, a log file would be flooded.
+    disable=None if progress else True,
   )
   with bar:
     for start in range(0, len(split.examples), shape[0]):

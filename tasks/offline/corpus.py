@@ -39,17 +39,17 @@ STYLES: Mapping[str, tuple[str, ...]] = {
 }
 # How often each kind of text is drawn.
 WEIGHTS: Mapping[str, float] = {
-  'relate': 2.2,
-  'imply': 1.2,
+  'relate': 2.4,
+  'imply': 1.3,
   'cover': 1.3,
   'same': 1.3,
   'twin': 1.3,
-  'mood': 0.7,
-  'grammar': 0.7,
+  'mood': 0.8,
+  'grammar': 0.9,
   'truth': 1.3,
   'degree': 1.5,
-  'read': 1.5,
-  'fill': 1.3,
+  'read': 1.2,
+  'fill': 1.0,
   'echo': 0.4,
   'span': 2.8,
 }
@@ -71,7 +71,6 @@ FIRST = 76_800  # examples drawn by FIRST_WEIGHTS
 STYLED_FROM = 153_600  # examples before the first style word
 SKILLS = tuple(k for k in WEIGHTS if k not in ('echo', 'span'))
 STYLED_SHARE = 0.4
-TWO_FACTS_SHARE = 0.25
 BOOKS_SHARE = 0.2
 
 # Field markers: the first is the canonical one.
@@ -134,20 +133,19 @@ def skill_example(
     skill: one of `SKILLS`.
     style: a key of `STYLES` for a classification skill; None for the skill's
       own label words.
-    canonical: with the canonical field markers and one fact, the form in
-      which the backbone's skill is measured.
+    canonical: with the canonical field markers and without books, the form
+      in which the backbone's skill is measured.
 
   Returns:
     (inputs, targets).
   """
-  two = not canonical and rng.random() < TWO_FACTS_SHARE
   books = 0.0 if canonical else BOOKS_SHARE
   if skill == 'read':
-    question, context, answer = skills.reading(rng, 1 + two, books)
+    question, context, answer = skills.reading(rng, books)
     fields = _fields(rng, (question, context), canonical)
     return f'{skill} {fields}', answer
   if skill == 'fill':
-    query, entities, passage, answer = skills.cloze(rng, 1 + two, books)
+    query, entities, passage, answer = skills.cloze(rng, books)
     texts = (query, ', '.join(entities), passage)
     return f'{skill} {_fields(rng, texts, canonical)}', answer
   label = rng.randrange(len(LABELS[skill]))
@@ -228,9 +226,9 @@ def words() -> tuple[str, ...]:
   """Lists every word of the world and of its tasks, each once."""
   pools = [
     'the in on was by never not very quite and but who whom what which'
-    ' where when did thing place day book again , .'.split(),
+    ' where when thing place day book again , .'.split(),
     world.NAMES,
-    [w for pair in world.VERBS for forms in pair for w in forms],
+    [form for pair in world.VERBS for form in pair],
     world.COLOURS,
     world.CLASSES,
     world.OBJECTS,

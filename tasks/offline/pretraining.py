@@ -22,7 +22,7 @@ from mpt_jax import data
 from tasks import metrics
 from tasks.offline import corpus
 
-TRAIN_EXAMPLES = 1_000_000
+TRAIN_EXAMPLES = 700_000
 TEST_EXAMPLES = 1000
 CHUNK = 250
 

@@ -58,7 +58,7 @@ def nli(rng: random.Random, label: int, noise: float = 0.0) -> tuple[str, str]:
   else:
     absent = [f for f in world.OPTIONAL if f not in given]
     claim = world.drop(rng, fact)
-    if absent and rng.random() < 0.4:
+    if absent and rng.random() < 0.6:
       claim = world.change_some(rng, claim, absent)
     else:
       claim = world.change_some(rng, claim, ('name', 'verb', 'thing'))
@@ -76,16 +76,14 @@ def entailment(rng: random.Random, label: int) -> tuple[str, str]:
 def paraphrase(rng: random.Random, label: int) -> tuple[str, str]:
   """Draws two statements, of the same fact if label is 1.
 
-  Statements that differ do so in one field or more.
+  Statements that differ do so in one field or more, or one says more.
   """
   fact = world.draw_fact(rng)
-  if label == YES:
-    second = fact
-  else:
-    fields = ['name', 'verb', 'thing']
-    fields += [f for f in world.OPTIONAL if getattr(fact, f)]
-    second = world.change_some(rng, fact, fields)
-  return world.statement(rng, fact), world.statement(rng, second)
+  pair = [fact, fact]
+  if label != YES:
+    fields = ('name', 'verb', 'thing', *world.OPTIONAL)
+    pair[rng.randrange(2)] = world.change_some(rng, fact, fields)
+  return world.statement(rng, pair[0]), world.statement(rng, pair[1])
 
 
 def _kinds(fact: world.Fact) -> list[str]:
@@ -95,22 +93,23 @@ def _kinds(fact: world.Fact) -> list[str]:
   return kinds
 
 
+def _known(kind: str) -> list[str]:
+  """Lists the fields that a question of this kind may say."""
+  asked = {'who': 'name', 'what': 'thing', 'where': 'place', 'when': 'day'}
+  hidden = {asked[kind], 'colour' if kind == 'what' else ''}
+  fields = ('name', 'verb', 'thing', *world.OPTIONAL)
+  return [f for f in fields if f not in hidden]
+
+
 def _mentioned(fact: world.Fact, kind: str) -> list[str]:
-  """Lists the fields that a question of this kind says."""
-  fields = {'name', 'verb', 'thing', 'colour', 'place', 'day'}
-  fields -= {
-    'who': {'name'},
-    'what': {'thing', 'colour'},
-    'where': {'place'},
-    'when': {'day'},
-  }[kind]
-  return sorted(f for f in fields if getattr(fact, f) is not None)
+  """Lists the fields that this question says."""
+  return [f for f in _known(kind) if getattr(fact, f) is not None]
 
 
 def duplicate(rng: random.Random, label: int) -> tuple[str, str]:
   """Draws two questions, with the same meaning if label is 1.
 
-  Questions that differ ask for another thing, or differ in what is known.
+  Questions that differ ask for another thing, or differ in what they say.
   """
   fact = world.draw_fact(rng)
   kind = rng.choice(_kinds(fact))
@@ -122,8 +121,8 @@ def duplicate(rng: random.Random, label: int) -> tuple[str, str]:
     asked = dataclasses.replace(fact, place=None, day=None)
     swapped = 'when' if kind == 'where' else 'where'
     return world.ask(rng, asked, kind), world.ask(rng, asked, swapped)
-  second = world.change_some(rng, fact, _mentioned(fact, kind))
-  return first, world.ask(rng, second, kind)
+  second = world.ask(rng, world.change_some(rng, fact, _known(kind)), kind)
+  return (first, second) if rng.random() < 0.5 else (second, first)
 
 
 def answerable(rng: random.Random, label: int) -> tuple[str, str]:
@@ -207,14 +206,11 @@ def as_book(rng: random.Random, fact: world.Fact) -> world.Fact:
   )
 
 
-def reading(
-  rng: random.Random, facts: int = 1, books: float = 0.0
-) -> tuple[str, str, str]:
-  """Draws a question about a text.
+def reading(rng: random.Random, books: float = 0.0) -> tuple[str, str, str]:
+  """Draws a question about a text: a fact, at times with an opinion beside it.
 
   Args:
     rng: the source of chance.
-    facts: 1, or 2 where the second fact shares nothing with the first.
     books: how often the fact is about a book, whose title is asked.
 
   Returns:
@@ -226,24 +222,18 @@ def reading(
     kind = 'which'
   else:
     kind = rng.choice(_kinds(fact))
-  keep = {'where': 'place', 'when': 'day'}.get(kind)
-  asked = world.drop(rng, fact, keep)
-  told = [world.statement(rng, fact)]
-  if facts == 2:
-    told.append(world.statement(rng, world.far_fact(rng, fact)))
-    rng.shuffle(told)
-  context = ' . '.join(told)
+  asked = world.drop(rng, fact, {'where': 'place', 'when': 'day'}.get(kind))
+  context = _with_noise(rng, world.statement(rng, fact), 0.3)
   return world.ask(rng, asked, kind), context, world.answer(fact, kind)
 
 
 def cloze(
-  rng: random.Random, facts: int = 1, books: float = 0.0
+  rng: random.Random, books: float = 0.0
 ) -> tuple[str, list[str], str, str]:
   """Draws a sentence with a hole that one of the entities fills.
 
   Args:
     rng: the source of chance.
-    facts: 1, or 2 where the second fact shares nothing with the first.
     books: how often the fact is about a book, whose title is an entity.
 
   Returns:
@@ -254,16 +244,7 @@ def cloze(
   )
   if rng.random() < books:
     fact = as_book(rng, fact)
-  told = [fact]
-  if facts == 2:
-    told.append(
-      dataclasses.replace(
-        world.far_fact(rng, fact),
-        place=world.other(rng, world.PLACES, fact.place),
-      )
-    )
-    rng.shuffle(told)
-  passage = ' . '.join(world.statement(rng, f) for f in told)
+  passage = _with_noise(rng, world.statement(rng, fact), 0.3)
   known = set(world.NAMES + world.PLACES + world.TITLES)
   entities = [w for w in passage.split() if w in known]
   field = rng.choice(

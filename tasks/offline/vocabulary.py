@@ -9,14 +9,45 @@ unknown. As in T5's own vocabulary: padding 0, end of text 1, unknown 2; the
 """
 
 import importlib
+import io
 import os
 import string
 import sys
+import tempfile
 from typing import Any
 
 from tasks.offline import corpus
 
 SPACE = '\u2581'
+
+
+def _charsmap() -> bytes:
+  """Returns a compiled rule (a no-break space is a space).
+
+  Without any rule tf_text says so on stderr for each pipeline that it builds.
+  Only the trainer compiles rules, so a throw-away model is trained.
+  """
+  import sentencepiece
+
+  out = io.BytesIO()
+  with tempfile.TemporaryDirectory() as folder:
+    rules = os.path.join(folder, 'rules.tsv')
+    with open(rules, 'w') as file:
+      file.write('A0\t20\n')
+    sentencepiece.SentencePieceTrainer.train(
+      sentence_iterator=iter(['a b c d e'] * 20),
+      model_writer=out,
+      vocab_size=12,
+      hard_vocab_limit=False,
+      normalization_rule_tsv=rules,
+      minloglevel=2,
+    )
+  model = _proto().ModelProto.FromString(out.getvalue())
+  return model.normalizer_spec.precompiled_charsmap
+
+
+def _proto() -> Any:
+  return importlib.import_module('sentencepiece.sentencepiece_model_pb2')
 
 
 def model_bytes() -> bytes:
@@ -46,7 +77,8 @@ def model_bytes() -> bytes:
   trainer.eos_piece = '</s>'
   trainer.unk_piece = '<unk>'
   normalizer = model.normalizer_spec
-  normalizer.name = 'identity'
+  normalizer.name = 'user_defined'
+  normalizer.precompiled_charsmap = _charsmap()
   normalizer.add_dummy_prefix = True
   normalizer.remove_extra_whitespaces = True
   normalizer.escape_whitespaces = True

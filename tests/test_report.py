@@ -1,0 +1,352 @@
+"""The report, from results that no run has made."""
+
+import copy
+import json
+import math
+
+import numpy as np
+import pytest
+
+from mpt_jax import report
+from mpt_jax.checkpoints.bundle import PromptBundle
+from mpt_jax.types import InputError
+
+P, D = 3, 5
+SOURCES, TARGETS = ('mnli', 'sst2'), ('rte', 'cola')
+
+
+@pytest.fixture(autouse=True)
+def _no_drawing(request, monkeypatch):
+  """Drawing takes a second each time; one test does it."""
+  if 'picture' not in request.node.name:
+    monkeypatch.setattr(report, '_save', lambda figure, path: None)
+
+
+class Fake:
+  """Writes the folder of a finished pipeline."""
+
+  def __init__(self, folder, seeds=(0, 1), synthetic=True):
+    self.folder, self.seeds, self.synthetic = folder, seeds, synthetic
+    self.steps = []
+    self.tuning = []
+
+  def run(self, name, scores, labels, curve=()):
+    path = self.folder / name
+    (path / 'test').mkdir(parents=True)
+    (path / 'test/results.json').write_text(json.dumps({'scores': scores}))
+    done = {'settings': {}, 'command': f'run {name}', 'seconds': 2.5}
+    (path / 'step.json').write_text(json.dumps(done))
+    lines = [json.dumps({'step': 1, 'train/loss': 2.0})]
+    for step, value in curve:
+      values = {f'eval/{t}/accuracy': value for t in SOURCES}
+      lines.append(json.dumps({'step': step, **values}))
+    (path / 'metrics.jsonl').write_text('\n'.join(lines))
+    rng = np.random.default_rng(len(self.steps))
+    method = labels.get('method', 'pt')
+    names = tuple(scores)
+    if method in ('mpt', 'no_distillation'):
+      arrays = {
+        'shared_prompt': rng.normal(size=(P, D)),
+        'task_u': rng.normal(size=(len(names), P, 1)),
+        'task_v': rng.normal(size=(len(names), 1, D)),
+      }
+      bundle = PromptBundle('multitask', 'source', names, arrays)
+    else:
+      arrays = {'prompt': rng.normal(size=(P, D))}
+      bundle = PromptBundle('soft', 'teacher', names, arrays)
+    bundle.save(str(path / 'prompts'))
+    self.steps.append({'name': name, 'steps': 40, **labels})
+
+  def fill(self, targets=None):
+    """Scores that are easy to add up; MPT leads PT by 4 and 8 points."""
+    for seed in self.seeds:
+      root = f'seed{seed}'
+      for task, score in zip(SOURCES, (80.0, 90.0), strict=True):
+        self.run(
+          f'{root}/teacher/{task}',
+          {task: {'accuracy': score + 2 * seed}},
+          {'stage': 'teacher', 'seed': seed, 'task': task},
+        )
+      for variant, score in (
+        ('mpt', 85.0),
+        ('no_distillation', 84.0),
+        ('shared_only', 70.0),
+      ):
+        early = {'mpt': 60.0, 'no_distillation': 55.0, 'shared_only': 50.0}
+        self.run(
+          f'{root}/source/{variant}',
+          {t: {'accuracy': score + seed} for t in SOURCES},
+          {'stage': 'source', 'seed': seed, 'method': variant},
+          curve=[(4, early[variant]), (40, score)],
+        )
+      for setting in ('k32', 'full'):
+        for method, lead in (('mpt', 4.0 * (1 + seed)), ('pt', 0.0)):
+          for task in TARGETS:
+            metric = 'accuracy' if task == 'rte' else 'matthews_corrcoef'
+            value = 60.0 + lead
+            if targets is not None:
+              value = targets(setting, method, task, seed, value)
+            self.run(
+              f'{root}/target/{setting}/{method}/{task}',
+              {task: {metric: value}},
+              {
+                'stage': 'target',
+                'seed': seed,
+                'method': method,
+                'setting': setting,
+                'task': task,
+              },
+            )
+    return self
+
+  def write(self):
+    settings = [
+      {
+        'name': name,
+        'num_shots': shots,
+        'steps': 30,
+        'batch_size': 16,
+        'seeds': list(self.seeds),
+        'tuned_as': None,
+      }
+      for name, shots in (('k32', 32), ('full', None))
+    ]
+    rates = {'mpt': [0.1, 0.2], 'pt': [0.3, None]}
+    record = {
+      'command': 'python -m mpt_jax.pipeline --gin_file=x.gin',
+      'plan': {
+        'backbone': str(self.folder / 'backbone'),
+        'methods': ['mpt', 'pt'],
+        'variants': ['mpt', 'no_distillation', 'shared_only', 'neither'],
+        'settings': settings,
+        'seeds': list(self.seeds),
+        'ablation_seeds': list(self.seeds),
+        'targets': {'rte': 'mnli', 'cola': 'sst2'},
+        'prompt_rank': 1,
+        'teacher': {'steps': 40},
+        'source': {'steps': 40},
+        'tuning': {'seed': 77} if self.tuning else None,
+      },
+      'rates': {'k32': rates, 'full': rates},
+      'tuning': self.tuning,
+      'data': {
+        task: {'train': 100, 'test': 400, 'synthetic': self.synthetic}
+        for task in (*SOURCES, *TARGETS)
+      },
+      'backbone': {'name': 'tiny', 'parameters': 12_345},
+      'device': 'cpu',
+      'versions': {'jax': '1.2.3'},
+      'seconds': 100.0,
+      'steps': self.steps,
+    }
+    (self.folder / 'pipeline.json').write_text(json.dumps(record))
+    return report.write(str(self.folder))
+
+
+def text_of(folder):
+  return (folder / 'report.md').read_text()
+
+
+def bars_of(written):
+  return {bar['bar']: bar for bar in written['bars']}
+
+
+def test_numbers(tmp_path):
+  written = Fake(tmp_path).fill().write()
+  assert written == json.loads((tmp_path / 'report.json').read_text())
+  teachers = written['teachers']
+  assert teachers['tasks']['mnli']['values'] == {'0': 80.0, '1': 82.0}
+  assert teachers['tasks']['mnli']['std'] == pytest.approx(math.sqrt(2))
+  assert teachers['mean']['mean'] == 86.0
+  assert written['targets']['k32']['mpt']['mean']['mean'] == 66.0
+  pair = next(
+    p for p in written['pairs'] if (p['where'], p['second']) == ('k32', 'pt')
+  )
+  assert pair['values'] == {'0': 4.0, '1': 8.0}
+  assert pair['mean'] == 6.0
+  # Standard deviation 2.83 over the root of two seeds.
+  assert pair['se'] == pytest.approx(2.0)
+  assert written['parameters']['methods'] == {'mpt': P * D + P + D, 'pt': P * D}
+  assert written['parameters']['group'] == P * D / 2 + P + D
+  assert written['seconds']['all_runs'] == 2.5 * len(written_steps(tmp_path))
+  assert written['curves']['mpt']['seed1'] == [60.0, 85.0]
+  assert 'neither' not in written['source']
+
+
+def written_steps(folder):
+  return json.loads((folder / 'pipeline.json').read_text())['steps']
+
+
+def test_text_has_every_section_and_picture(tmp_path):
+  Fake(tmp_path).fill().write()
+  text = text_of(tmp_path)
+  assert text.startswith('# Multitask Prompt Tuning on SYNTHETIC DATA\n')
+  for title in (
+    '## Bars',
+    '## Teachers',
+    '## Source stage',
+    '### k32: 32 training examples per task',
+    '### full: all training examples',
+    '## Paired differences',
+    '## Parameters per target task',
+    '## Prompt similarity',
+    '## Learning rates',
+    '## How',
+  ):
+    assert f'{title}\n' in text
+  assert '| MPT | 66.0 ± 2.8 |' in text
+  assert 'cola (matthews_corrcoef)' in text
+  assert '+6.0 | 2.0 | +4.0 +8.0' in text
+  assert 'run seed0/target/k32/mpt/rte' in text
+  assert 'jax 1.2.3' in text
+  for line in text.splitlines():
+    if line.startswith('!['):
+      plot = tmp_path / line.partition('(')[2].rstrip(')')
+      assert plot.read_bytes().startswith(b'\x89PNG')
+
+
+def test_real_data_are_not_called_synthetic(tmp_path):
+  Fake(tmp_path, synthetic=False).fill().write()
+  text = text_of(tmp_path)
+  assert text.startswith('# Multitask Prompt Tuning\n')
+  assert 'SYNTHETIC' not in text
+
+
+def test_one_seed_says_how_noisy_it_is(tmp_path):
+  written = Fake(tmp_path, seeds=(0,)).fill().write()
+  text = text_of(tmp_path)
+  assert '**This is one seed**' in text
+  assert '±' not in text.replace('"±"', '')
+  assert written['teachers']['mean']['std'] is None
+  assert 'One seed' in report.summary(written)
+  # 400 test examples: half a point in the root of 400 is 2.5 %.
+  assert 'up to 2.5 points' in text
+
+
+def test_several_seeds_show_their_spread(tmp_path):
+  written = Fake(tmp_path).fill().write()
+  assert 'one seed' not in text_of(tmp_path)
+  assert 'One seed' not in report.summary(written)
+
+
+def test_bars(tmp_path):
+  bars = bars_of(Fake(tmp_path).fill().write())
+  assert bars['teachers: mean score']['met']
+  assert bars['source: MPT - shared prompt only']['value'] == 15.0
+  early = 'source: distillation - none, at a tenth of the steps (validation)'
+  assert bars[early]['value'] == 5.0
+  assert bars['source: distillation - none, at the end']['value'] == 1.0
+  assert bars['targets, k32: MPT - PT'] == {
+    'bar': 'targets, k32: MPT - PT',
+    'least': 2.0,
+    'value': 6.0,
+    'met': True,
+  }
+  # Not run, and not known: neither met nor missed.
+  unknown = [b['bar'] for b in bars.values() if b['met'] is None]
+  assert unknown == [
+    "teachers: worst of (teacher - backbone's own skill)",
+    'source: the same, both without distillation',
+  ]
+  assert 'not measured' in text_of(tmp_path)
+
+
+def test_losing_is_shown(tmp_path):
+  def losing(setting, method, task, seed, value):
+    return 50.0 if (setting, method) == ('full', 'mpt') else value
+
+  written = Fake(tmp_path).fill(losing).write()
+  bar = bars_of(written)['targets, full: MPT - PT']
+  assert (bar['value'], bar['met']) == (-10.0, False)
+  assert '| targets, full: MPT - PT | +0.0 | -10.0 | **not met** |' in text_of(
+    tmp_path
+  )
+  assert 'bar not met: targets, full: MPT - PT' in report.summary(written)
+
+
+def test_undefined_correlation_counts_as_zero(tmp_path):
+  def constant(setting, method, task, seed, value):
+    return None if task == 'cola' and method == 'pt' else value
+
+  written = Fake(tmp_path).fill(constant).write()
+  stat = written['targets']['k32']['pt']['tasks']['cola']
+  assert stat['values'] == {'0': 0.0, '1': 0.0}
+  assert written['targets']['k32']['pt']['mean']['mean'] == 30.0
+  text = text_of(tmp_path)
+  assert 'nan' not in text.lower().replace('dominant', '')
+  assert 'counts as 0' in text
+
+
+def test_skills_stand_beside_the_teachers(tmp_path):
+  (tmp_path / 'backbone').mkdir()
+  skills = {
+    'skills': {'nli': {'score': 88.0}, 'mood': {'score': 91.0}},
+    'tasks': {'mnli': 'nli', 'sst2': 'mood', 'other': 'unknown'},
+  }
+  (tmp_path / 'backbone/skills.json').write_text(json.dumps(skills))
+  written = Fake(tmp_path).fill().write()
+  assert written['skills'] == {'mnli': 88.0, 'sst2': 91.0}
+  bar = bars_of(written)["teachers: worst of (teacher - backbone's own skill)"]
+  assert bar['value'] == -7.0
+  assert not bar['met']
+  assert '| mnli (accuracy) | 81.0 ± 1.4 | 88.0 | 400 |' in text_of(tmp_path)
+
+
+def test_search_is_shown_with_its_edges(tmp_path):
+  fake = Fake(tmp_path).fill()
+  fake.tuning = [
+    {
+      'setting': 'k32',
+      'method': method,
+      'rates': rates,
+      'scores': {'rte': 50.0, 'cola': 41.0},
+      'mean': 45.5,
+      **more,
+    }
+    for method, rates, more in (
+      ('mpt', [0.1, 0.2], {'chosen': True, 'on_edge': False}),
+      ('mpt', [0.3, 0.2], {}),
+      ('pt', [0.3, None], {'chosen': True, 'on_edge': True}),
+    )
+  ]
+  fake.write()
+  text = text_of(tmp_path)
+  assert 'Searched with seed 77' in text
+  assert 'perhaps undertuned: pt at k32 (0.3).' in text
+  assert '| k32, mpt | 0.1 / 0.2 | 45.5 | 50.0 | 41.0 | chosen |' in text
+  assert '| k32, mpt | 0.3 / 0.2 | 45.5 | 50.0 | 41.0 |  |' in text
+
+
+def test_missing_result_is_named(tmp_path):
+  fake = Fake(tmp_path).fill()
+  (tmp_path / 'seed1/source/mpt/step.json').unlink()
+  with pytest.raises(InputError, match='seed1/source/mpt/step.json'):
+    fake.write()
+
+
+@pytest.mark.parametrize(
+  ('values', 'expected'),
+  [
+    ({'f1': 70.0, 'accuracy': 80.0}, ('accuracy', 80.0)),
+    ({'em': 60.0, 'f1': 70.0}, ('f1', 70.0)),
+    (
+      {'spearman_corrcoef': 3.0, 'pearson_corrcoef': 4.0},
+      ('pearson_corrcoef', 4.0),
+    ),
+    ({'matthews_corrcoef': None}, ('matthews_corrcoef', 0.0)),
+    ({'bleu': 12.0}, ('bleu', 12.0)),
+    ({'accuracy': math.nan}, ('accuracy', 0.0)),
+  ],
+)
+def test_main_score(values, expected):
+  assert report.main_score(values) == expected
+
+
+def test_similarity_is_of_composed_prompts(tmp_path):
+  written = Fake(tmp_path).fill().write()
+  similarity = copy.deepcopy(written['similarity'])
+  assert similarity['tasks'] == [*SOURCES, *TARGETS]
+  assert similarity['setting'] == 'full'
+  cosine = np.array(similarity['cosine'])
+  np.testing.assert_allclose(np.diag(cosine), 1.0, atol=1e-4)
+  np.testing.assert_allclose(cosine, cosine.T)
