@@ -23,7 +23,7 @@ from mpt_jax import cli, report
 from mpt_jax.checkpoints import files
 from mpt_jax.runs import RESULTS
 from mpt_jax.types import InputError, nearest
-from mpt_jax.workers import Pool, Step, StepError, is_done, shell_command
+from mpt_jax.workers import Pool, Step, StepError, shell_command
 
 log = logging.getLogger(__name__)
 
@@ -286,8 +286,9 @@ class Plan:
           for task in self.targets:
             name = f'tuning/{setting}/{method}/{_rates_name(rates)}/{task}'
             path = os.path.join(self.folder, name, RESULTS)
-            values = files.read_json(path)['scores'][task]
-            scores[task] = report.main_score(values)[1]
+            values = files.read_json(path)['scores'].get(task)
+            # A run that diverged has no scores.
+            scores[task] = report.main_score(values)[1] if values else 0.0
           means.append(sum(scores.values()) / len(scores))
           rows.append(
             {
@@ -448,6 +449,7 @@ class Plan:
       priority=_PRIORITIES.index(stage),
       cost=cost,
       likeness=f'{gin_files[0]} {labels.get("method")} {training}',
+      may_diverge=labels['stage'] == 'tuning',
       labels={**labels, 'steps': training.steps},
     )
 
@@ -608,7 +610,6 @@ def pipeline(
     InputError: if something given is wrong.
     SystemExit: with status 1, if a step failed by a bug.
   """
-  begin = time.monotonic()
   model_dir = model_dir.rstrip('/')
   plan = Plan(
     folder=model_dir,
@@ -634,84 +635,79 @@ def pipeline(
     eval_examples=eval_examples,
     curve_points=curve_points,
   )
-  given = cli.data_dir() or os.environ.get('TFDS_DATA_DIR')
-  data_dir = given or os.path.join(model_dir, 'data')
-  tuning_steps = plan.tuning_steps()
-  # The rates are not known yet, but the number of steps is.
-  steps = plan.steps(plan.given_rates())
-  log.info('%d runs in %s', len(tuning_steps) + len(steps), model_dir)
   with _only_one(model_dir):
-    finished = _finished(plan)
-    if finished is not None:
-      log.info('every run is finished; nothing to do')
-      return _show(finished, model_dir)
-    log.info('reading the tasks (TensorFlow takes a few seconds) …')
     try:
-      with Pool(model_dir, workers, plan.backbone, data_dir, module) as pool:
-        if given is None:
-          log.info('no --tfds_data_dir: SYNTHETIC DATA in %s', data_dir)
-          names = [*plan.source_tasks, *plan.targets]
-          pool.call(_write_data, data_dir, names)
-        facts = pool.call(
-          _examine_data,
-          data_dir,
-          module,
-          plan.source_mixture,
-          plan.source_tasks,
-          tuple(plan.targets),
-        )
-        backbone_facts = pool.call(_examine_backbone, plan.backbone)
-        pool.start_all()
-        chosen = plan.given_rates()
-        tuned: list[dict] = []
-        if tuning_steps:
-          pool.run(tuning_steps, others=steps)
-          chosen, tuned = plan.tuned_rates()
-          steps = plan.steps(chosen)
-        pool.run(steps, others=tuning_steps)
+      written = _run(plan, workers)
     except StepError as e:
       print(
         f'error: {e}. The same command resumes: {_command()}', file=sys.stderr
       )
       sys.exit(1)
-    record = {
-      'command': _command(),
-      'plan': dataclasses.asdict(plan),
-      'rates': chosen,
-      'tuning': tuned,
-      'data': facts,
-      'backbone': backbone_facts,
-      'device': pool.device,
-      'versions': report.versions(),
-      'seconds': round(time.monotonic() - begin, 1),
-      'steps': [
-        {'name': step.name, **dict(step.labels)}
-        for step in [*tuning_steps, *steps]
-      ],
-    }
-    files.write_file(
-      os.path.join(model_dir, report.RECORD), files.json_bytes(record)
-    )
-    return _show(report.write(model_dir), model_dir)
-
-
-def _finished(plan: Plan) -> dict[str, Any] | None:
-  """The report, if there is one and no step is left to do."""
-  path = os.path.join(plan.folder, report.JSON)
-  if not os.path.exists(path):
-    return None
-  if not all(is_done(s, plan.folder) for s in plan.tuning_steps()):
-    return None
-  chosen, _ = plan.tuned_rates()
-  if not all(is_done(s, plan.folder) for s in plan.steps(chosen)):
-    return None
-  return files.read_json(path)
-
-
-def _show(written: dict[str, Any], model_dir: str) -> dict[str, Any]:
   print(report.summary(written))
   print(f'report: {os.path.join(model_dir, report.MARKDOWN)}')
   return written
+
+
+def _run(plan: Plan, workers: int | None) -> dict[str, Any]:
+  """Runs what is not finished; returns the report."""
+  begin = time.monotonic()
+  given = cli.data_dir() or os.environ.get('TFDS_DATA_DIR')
+  data_dir = given or os.path.join(plan.folder, 'data')
+  tuning_steps = plan.tuning_steps()
+  # The rates may not be known yet, but the number of steps is.
+  chosen = plan.given_rates()
+  tuned: list[dict] = []
+  steps = plan.steps(chosen)
+  log.info('%d runs in %s', len(tuning_steps) + len(steps), plan.folder)
+  log.info('reading the tasks (TensorFlow takes a few seconds) …')
+  with Pool(plan.folder, workers, plan.backbone, data_dir, plan.module) as pool:
+    if given is None:
+      log.info('no --tfds_data_dir: SYNTHETIC DATA in %s', data_dir)
+      pool.call(_write_data, data_dir, [*plan.source_tasks, *plan.targets])
+    facts = pool.call(_examine_data, data_dir, plan)
+    backbone = pool.call(_examine_backbone, plan.backbone)
+    pool.shared = {
+      'backbone': backbone['fingerprint'],
+      'tfds_data_dir': _inside(data_dir, plan.folder),
+    }
+    if all(map(pool.is_done, tuning_steps)) and tuning_steps:
+      chosen, tuned = plan.tuned_rates()
+      steps = plan.steps(chosen)
+    path = os.path.join(plan.folder, report.JSON)
+    if os.path.exists(path) and all(map(pool.is_done, tuning_steps + steps)):
+      log.info('every run is finished; nothing to do')
+      return files.read_json(path)
+    pool.start_all()
+    if tuning_steps:
+      pool.run(tuning_steps, others=steps)
+      chosen, tuned = plan.tuned_rates()
+      steps = plan.steps(chosen)
+    pool.run(steps, others=tuning_steps)
+  record = {
+    'command': _command(),
+    'plan': dataclasses.asdict(plan),
+    'rates': chosen,
+    'tuning': tuned,
+    'data': facts,
+    'backbone': backbone,
+    'device': pool.device,
+    'versions': report.versions(),
+    'seconds': round(time.monotonic() - begin, 1),
+    'steps': [
+      {'name': step.name, **step.labels} for step in tuning_steps + steps
+    ],
+  }
+  path = os.path.join(plan.folder, report.RECORD)
+  files.write_file(path, files.json_bytes(record))
+  return report.write(plan.folder)
+
+
+def _inside(path: str, folder: str) -> str:
+  """A path that stays the same when the folder that holds it is moved."""
+  absolute, root = os.path.realpath(path), os.path.realpath(folder)
+  if absolute.startswith(root + os.sep):
+    return os.path.relpath(absolute, root)
+  return absolute
 
 
 def _command() -> str:
@@ -755,13 +751,7 @@ def _write_data(data_dir: str, tasks: Sequence[str]) -> None:
   writer.write(data_dir, list(tasks))
 
 
-def _examine_data(
-  data_dir: str,
-  module: str,
-  source_mixture: str,
-  source_tasks: Sequence[str],
-  targets: Sequence[str],
-) -> dict[str, dict[str, Any]]:
+def _examine_data(data_dir: str, plan: Plan) -> dict[str, dict[str, Any]]:
   """Checks every task before anything is trained.
 
   Returns:
@@ -775,21 +765,19 @@ def _examine_data(
 
   from mpt_jax import data
 
+  mixture = data.check_data(plan.source_mixture, 'train', plan.module)
+  mixed = sorted(task.name for task in seqio.get_subtasks(mixture))
+  if mixed != sorted(plan.source_tasks):
+    raise InputError(
+      f'mixture {plan.source_mixture!r} has the tasks {", ".join(mixed)}, but'
+      f' SOURCE_TASKS are {", ".join(plan.source_tasks)}'
+    )
   facts: dict[str, dict[str, Any]] = {}
-  for name in (source_mixture, *source_tasks, *targets):
+  for name in (*plan.source_tasks, *plan.targets):
+    facts[name] = {'synthetic': data.is_synthetic(name)}
     for split in ('train', 'validation', 'test'):
-      provider = data.check_data(name, split, module)
-      if name != source_mixture:
-        facts.setdefault(name, {})[split] = provider.num_input_examples(split)
-    if name == source_mixture:
-      mixed = sorted(t.name for t in seqio.get_subtasks(provider))
-      if mixed != sorted(source_tasks):
-        raise InputError(
-          f'mixture {source_mixture!r} has the tasks {", ".join(mixed)}, but'
-          f' SOURCE_TASKS are {", ".join(source_tasks)}'
-        )
-    else:
-      facts[name]['synthetic'] = data.is_synthetic(name)
+      task = data.check_data(name, split, plan.module)
+      facts[name][split] = task.num_input_examples(split)
   return facts
 
 

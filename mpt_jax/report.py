@@ -576,13 +576,21 @@ def markdown(report: Mapping[str, Any]) -> str:
   lines += ['## Source stage', '']
   lines += [
     f'{plan["source"]["steps"]} steps on all source tasks together; scores on'
-    ' the test split.',
+    ' the test split. All variants train with the same learning rates, which'
+    ' were not searched for each.',
     '',
   ]
   lines += _scores_table(report, report['source'], 'variant')
   if CURVES_PLOT in report['plots']:
     lines += [f'![learning curves]({CURVES_PLOT})', '']
-  lines += ['## Target stage', '']
+  lines += [
+    '## Target stage',
+    '',
+    'MPT starts from its source run and single-source transfer from one'
+    ' teacher; what those cost comes on top of the steps below. PT starts from'
+    ' nothing.',
+    '',
+  ]
   for setting in plan['settings']:
     lines += _setting_section(report, setting)
   lines += _pairs_section(report)
@@ -696,11 +704,33 @@ def _setting_section(
     f' {seeds} seed{"s" if seeds > 1 else ""}.',
     '',
     *_scores_table(report, results, 'method'),
+    *_behind(results),
   ]
   plot = TARGETS_PLOT.format(setting=name)
   if plot in report['plots']:
     lines += [f'![{name}]({plot})', '']
   return lines
+
+
+def _behind(results: Mapping[str, Any]) -> list[str]:
+  """Where MPT loses, so that nobody has to look for it."""
+  ours = results.get('mpt')
+  if not ours or not ours['mean']:
+    return []
+  lines = []
+  for method, result in results.items():
+    if method == 'mpt' or not result['mean']:
+      continue
+    losses = {
+      task: ours['tasks'][task]['mean'] - stat['mean']
+      for task, stat in result['tasks'].items()
+      if ours['tasks'][task]['mean'] < stat['mean']
+    }
+    told = ', '.join(f'{t} ({_signed(v)})' for t, v in losses.items())
+    lines.append(
+      f'- MPT against {_TITLES[method]}: behind on {told or "none"}.'
+    )
+  return [*lines, ''] if lines else []
 
 
 def _pairs_section(report: Mapping[str, Any]) -> list[str]:

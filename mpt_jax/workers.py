@@ -23,8 +23,9 @@ import time
 import traceback
 from typing import Any
 
-from mpt_jax import cli
+from mpt_jax import cli, trainer
 from mpt_jax.checkpoints import files
+from mpt_jax.runs import RESULTS
 from mpt_jax.trainer import format_seconds
 from mpt_jax.types import InputError
 
@@ -60,6 +61,7 @@ class Step:
     priority: lower ones go first.
     cost: expected work; a training example counts 1.
     likeness: steps of one likeness share a compiled program.
+    may_diverge: a loss that is not finite is a result (no scores), no error.
     labels: what the report wants to know.
   """
 
@@ -71,6 +73,7 @@ class Step:
   priority: int = 0
   cost: float = 1.0
   likeness: str = ''
+  may_diverge: bool = False
   labels: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   @property
@@ -99,12 +102,13 @@ def shell_command(entry: str, arguments: Sequence[str]) -> str:
   return ' '.join(['python', '-m', f'mpt_jax.{entry}', *map(quote, arguments)])
 
 
-def is_done(step: Step, folder: str) -> bool:
+def is_done(step: Step, folder: str, shared: Mapping[str, str]) -> bool:
   """Whether a step was finished by an earlier call.
 
   Args:
     step: the step.
     folder: the pipeline's folder.
+    shared: what else decides its result; see `Pool.shared`.
 
   Returns:
     True if its folder says so.
@@ -115,7 +119,10 @@ def is_done(step: Step, folder: str) -> bool:
   path = os.path.join(folder, step.name, STEP)
   if not os.path.exists(path):
     return False
-  before, now = files.read_json(path)['settings'], _settings(step, folder)
+  before, now = (
+    files.read_json(path)['settings'],
+    _settings(step, folder, shared),
+  )
   for name in sorted(before.keys() | now.keys()):
     if before.get(name) != now.get(name):
       raise InputError(
@@ -126,9 +133,12 @@ def is_done(step: Step, folder: str) -> bool:
   return True
 
 
-def _settings(step: Step, folder: str) -> dict[str, str]:
+def _settings(
+  step: Step, folder: str, shared: Mapping[str, str]
+) -> dict[str, str]:
   """A step's settings as text, whatever the pipeline's folder is called."""
   return {
+    **shared,
     'gin_files': ', '.join(step.gin_files),
     **{
       name: repr(value).replace(folder.rstrip('/') + '/', '')
@@ -138,7 +148,13 @@ def _settings(step: Step, folder: str) -> dict[str, str]:
 
 
 class Pool:
-  """Worker processes, one step at a time each."""
+  """Worker processes, one step at a time each.
+
+  Attributes:
+    device: 'cpu', 'gpu' or 'tpu'.
+    shared: settings that all steps share, such as the backbone's fingerprint;
+      a step that was finished under others is an error, not a result.
+  """
 
   def __init__(
     self,
@@ -160,6 +176,7 @@ class Pool:
     """
     self._folder = folder
     self._share = backbone, data_dir, module
+    self.shared: dict[str, str] = {}
     self._limit = workers
     self._executors: list[concurrent.futures.ProcessPoolExecutor] = []
     self._seen: list[set[str]] = []
@@ -167,10 +184,12 @@ class Pool:
     self._cores = os.cpu_count() or 1
     with contextlib.suppress(AttributeError):
       self._cores = len(os.sched_getaffinity(0))
-    self._add(threads=self._cores if workers == 1 else 1)
+    # Each takes its share of the cores, so that they don't fight for them.
+    self._threads = max(1, self._cores // (workers or 2))
+    self._add()
 
-  def _add(self, threads: int) -> None:
-    with _environment(threads):
+  def _add(self) -> None:
+    with _environment(self._threads):
       executor = concurrent.futures.ProcessPoolExecutor(
         1,
         mp_context=multiprocessing.get_context('spawn'),
@@ -188,7 +207,7 @@ class Pool:
     """Starts the other workers; the data must be there."""
     wanted = self._limit or (1 if self.device != 'cpu' else min(2, self._cores))
     while len(self._executors) < wanted:
-      self._add(threads=max(1, self._cores // wanted))
+      self._add()
     for executor in self._executors:
       executor.submit(_warm_up, *self._share)
     log.info(
@@ -217,6 +236,10 @@ class Pool:
       raise StepError(f'{what}: {value}')
     return value
 
+  def is_done(self, step: Step) -> bool:
+    """Whether a step was finished by an earlier call; see `is_done`."""
+    return is_done(step, self._folder, self.shared)
+
   def run(self, steps: Sequence[Step], others: Sequence[Step] = ()) -> None:
     """Runs steps, each after those it needs.
 
@@ -228,8 +251,8 @@ class Pool:
       InputError: if a step was given something wrong.
       StepError: if a step fails otherwise.
     """
-    done = {s.name for s in steps if is_done(s, self._folder)}
-    ahead = [s for s in others if not is_done(s, self._folder)]
+    done = {s.name for s in steps if self.is_done(s)}
+    ahead = [s for s in others if not self.is_done(s)]
     waiting = sorted(
       (s for s in steps if s.name not in done), key=lambda s: s.priority
     )
@@ -246,7 +269,7 @@ class Pool:
         waiting.remove(step)
         self._seen[worker].add(step.likeness)
         future = self._executors[worker].submit(
-          _run_step, step, self._folder, *self._share
+          _run_step, step, self._folder, self.shared, *self._share
         )
         running[future] = worker, step
       if not running:
@@ -341,7 +364,7 @@ class _Progress:
 
 @contextlib.contextmanager
 def _environment(threads: int):
-  """What a worker inherits, so that two of them don't fight for the cores."""
+  """What a worker inherits: how many threads its libraries may use."""
   changed = {
     'TF_CPP_MIN_LOG_LEVEL': '3',
     'NPROC': str(threads),
@@ -441,7 +464,12 @@ def _guarded(
 
 
 def _run_step(
-  step: Step, folder: str, backbone: str, data_dir: str, module: str | None
+  step: Step,
+  folder: str,
+  shared: Mapping[str, str],
+  backbone: str,
+  data_dir: str,
+  module: str | None,
 ) -> tuple[str, Any]:
   """Runs one step; its output goes to its own folder."""
   path = os.path.join(folder, step.name)
@@ -453,18 +481,24 @@ def _run_step(
     _warm_up(backbone, data_dir, module)
     print(step.command(data_dir), flush=True)
     given = {} if step.entry == 'export' else {'backbone': _shared['backbone']}
-    cli.call(
-      f'mpt_jax.{step.entry}',
-      _FUNCTIONS[step.entry],
-      step.gin_files,
-      step.bindings,
-      **given,
-    )
+    try:
+      cli.call(
+        f'mpt_jax.{step.entry}',
+        _FUNCTIONS[step.entry],
+        step.gin_files,
+        step.bindings,
+        **given,
+      )
+    except trainer.NonFiniteLossError as e:
+      if not step.may_diverge:
+        raise
+      results = {'scores': {}, 'diverged': str(e).splitlines()[0]}
+      files.write_file(os.path.join(path, RESULTS), files.json_bytes(results))
     files.write_file(
       os.path.join(path, STEP),
       files.json_bytes(
         {
-          'settings': _settings(step, folder),
+          'settings': _settings(step, folder, shared),
           'command': step.command(data_dir),
           'seconds': round(time.monotonic() - begin, 2),
         }

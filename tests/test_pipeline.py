@@ -286,15 +286,20 @@ def test_command_can_be_typed():
 def test_finished_step_with_other_settings_is_refused(tmp_path):
   plan = dataclasses.replace(PLAN, folder=str(tmp_path))
   step = steps_of(plan)['seed0/teacher/mnli']
-  assert not workers.is_done(step, plan.folder)
+  shared = {'backbone': 'sha256:1', 'tfds_data_dir': 'data'}
+  assert not workers.is_done(step, plan.folder, shared)
   (tmp_path / step.name).mkdir(parents=True)
   (tmp_path / step.name / workers.STEP).write_text(
-    json.dumps({'settings': workers._settings(step, plan.folder)})
+    json.dumps({'settings': workers._settings(step, plan.folder, shared)})
   )
-  assert workers.is_done(step, plan.folder)
+  assert workers.is_done(step, plan.folder, shared)
   changed = dataclasses.replace(step, macros={**step.macros, 'TRAIN_STEPS': 8})
   with pytest.raises(InputError, match='TRAIN_STEPS = 7, now it is 8'):
-    workers.is_done(changed, plan.folder)
+    workers.is_done(changed, plan.folder, shared)
+  # Results of another backbone, or of other data, are no results.
+  for name in shared:
+    with pytest.raises(InputError, match=f'made with {name}'):
+      workers.is_done(step, plan.folder, {**shared, name: 'other'})
 
 
 def test_moved_folder_is_still_finished(tmp_path):
@@ -302,9 +307,35 @@ def test_moved_folder_is_still_finished(tmp_path):
   there = dataclasses.replace(PLAN, folder=str(tmp_path))
   for name, step in steps_of(here).items():
     other = steps_of(there)[name]
-    assert workers._settings(step, here.folder) == workers._settings(
-      other, there.folder
+    assert workers._settings(step, here.folder, {}) == workers._settings(
+      other, there.folder, {}
     )
+
+
+def test_diverged_run_counts_as_zero(tmp_path):
+  plan = dataclasses.replace(TUNED, folder=str(tmp_path))
+  for step in plan.tuning_steps():
+    if step.labels['stage'] == 'tuning':
+      assert step.may_diverge
+      scores = {step.labels['task']: {'accuracy': 50.0}}
+      if 'mpt/0.1-0.1' in step.name:
+        scores = {}
+      (tmp_path / step.name).mkdir(parents=True)
+      (tmp_path / step.name / 'results.json').write_text(
+        json.dumps({'scores': scores})
+      )
+  chosen, rows = plan.tuned_rates()
+  assert rows[0]['mean'] == 0.0
+  assert chosen['k32']['mpt'] == (0.3, 0.1)
+  assert not any(s.may_diverge for s in plan.steps(chosen))
+
+
+def test_data_inside_the_folder_move_with_it(tmp_path):
+  data = tmp_path / 'F/data'
+  data.mkdir(parents=True)
+  assert pipeline._inside(str(data), str(tmp_path / 'F')) == 'data'
+  other = str(tmp_path / 'other')
+  assert pipeline._inside(other, str(tmp_path / 'F')) == os.path.realpath(other)
 
 
 def test_second_pipeline_in_one_folder_is_refused(tmp_path):
@@ -361,10 +392,12 @@ def call(folder, *more):
 
 
 def times(folder):
+  """When each file was written, but for what every start writes."""
+  own = {folder / '.lock', folder / 'log.txt'}
   return {
     str(p): p.stat().st_mtime_ns
     for p in folder.rglob('*')
-    if p.is_file() and p.name != '.lock'
+    if p.is_file() and p not in own
   }
 
 
@@ -429,7 +462,7 @@ def test_tiny_pipeline_end_to_end_and_again(tmp_path):
     if after[p] != before[p] and 'compilation_cache' not in p
   }
   own = {str(p.relative_to(run)) for p in lost.iterdir()}
-  top = {'log.txt', 'pipeline.json', 'report.json', 'report.md'}
+  top = {'pipeline.json', 'report.json', 'report.md'}
   assert changed == own | top | set(report['plots'])
 
   wrong = call(tmp_path, '--gin.TEACHER_STEPS=5')

@@ -262,6 +262,10 @@ def test_losing_is_shown(tmp_path):
     tmp_path
   )
   assert 'bar not met: targets, full: MPT - PT' in report.summary(written)
+  text = text_of(tmp_path).replace('\n', ' ')
+  against = '- MPT against vanilla prompt tuning (PT): behind on '
+  assert f'{against}rte (-10.0), cola (-10.0).' in text
+  assert f'{against}none.' in text
 
 
 def test_undefined_correlation_counts_as_zero(tmp_path):

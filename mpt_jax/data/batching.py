@@ -93,7 +93,7 @@ class Packer:
     return True
 
   def finish(self) -> dict[str, np.ndarray]:
-    """Returns the batch: the features of design.md, [B, S] or [B, T] int32."""
+    """Returns the batch: see docs/architecture.md, [B, S] or [B, T] int32."""
     return lay_out(
       self._rows, self._shape, self._prompt_length, packed=self._pack
     )

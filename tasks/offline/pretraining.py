@@ -11,20 +11,22 @@ Importing this module registers
 The text is drawn while it is read; no data set on disk is needed.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import functools
 import random
+from typing import Any
 
 import seqio
 import tensorflow as tf
 
 from mpt_jax import data
-from tasks import metrics
+from tasks import metrics, postprocessors
 from tasks.offline import corpus
 
-TRAIN_EXAMPLES = 700_000
+TRAIN_EXAMPLES = 800_000
 TEST_EXAMPLES = 1000
 CHUNK = 250
+LENGTHS = {'inputs': 48, 'targets': 12}
 
 Draw = Callable[[random.Random, int], tuple[str, str]]
 
@@ -42,6 +44,12 @@ SKILL_OF: Mapping[str, str] = {
   'boolq': 'truth',
   'cola': 'grammar',
   'stsb': 'degree',
+}
+
+# What the downstream task is scored by, where it is not the accuracy.
+OTHER_METRICS: Mapping[str, Sequence[Callable[..., Any]]] = {
+  'grammar': (metrics.matthews_corrcoef,),
+  'degree': (metrics.pearson_corrcoef,),
 }
 
 
@@ -104,6 +112,36 @@ def _text(text: str, example=None, is_target: bool = False) -> str:
   return text
 
 
+def _register_skill(skill: str) -> None:
+  """Registers a skill's canonical form, and the one with style words."""
+  sizes = {'validation': TEST_EXAMPLES, 'test': TEST_EXAMPLES}
+  postprocess: Callable[..., Any] = _text
+  if skill in corpus.LABELS:
+    postprocess = functools.partial(
+      postprocessors.class_id, labels=corpus.LABELS[skill]
+    )
+  name = f'offline_skill_{skill}'
+  draw: Draw = functools.partial(_draw_skill, skill=skill)
+  data.register_task(
+    name,
+    _source(draw, sizes, name),
+    preprocessors=[],
+    postprocess_fn=postprocess,
+    metric_fns=[metrics.accuracy, *OTHER_METRICS.get(skill, ())],
+  )
+  if skill not in corpus.LABELS:
+    return
+  name = f'offline_style_{skill}'
+  draw = functools.partial(_draw_style, skill=skill)
+  data.register_task(
+    name,
+    _source(draw, sizes, name),
+    preprocessors=[],
+    postprocess_fn=_text,
+    metric_fns=[metrics.accuracy],
+  )
+
+
 def _register() -> None:
   data.register_task(
     'offline_pretrain',
@@ -116,24 +154,8 @@ def _register() -> None:
     postprocess_fn=_text,
     metric_fns=[metrics.accuracy],
   )
-  forms = {
-    'offline_skill': (_draw_skill, corpus.SKILLS),
-    'offline_style': (_draw_style, tuple(corpus.LABELS)),
-  }
-  for prefix, (draw, skills) in forms.items():
-    for skill in skills:
-      name = f'{prefix}_{skill}'
-      data.register_task(
-        name,
-        _source(
-          functools.partial(draw, skill=skill),
-          {'validation': TEST_EXAMPLES, 'test': TEST_EXAMPLES},
-          name,
-        ),
-        preprocessors=[],
-        postprocess_fn=_text,
-        metric_fns=[metrics.accuracy],
-      )
+  for skill in corpus.SKILLS:
+    _register_skill(skill)
   seqio.MixtureRegistry.add(
     'offline_skills',
     [f'offline_skill_{skill}' for skill in corpus.SKILLS],

@@ -12,8 +12,6 @@ from tasks.offline import corpus, datasets, pretraining  # noqa: E402
 
 pytestmark = pytest.mark.data
 
-LENGTHS = {'inputs': 48, 'targets': 12}
-
 
 @pytest.fixture(autouse=True)
 def _demo_vocabulary():
@@ -25,7 +23,7 @@ def _demo_vocabulary():
 
 def take(name, split, count):
   task = seqio.get_mixture_or_task(name)
-  dataset = task.get_dataset(LENGTHS, split, shuffle=False)
+  dataset = task.get_dataset(pretraining.LENGTHS, split, shuffle=False)
   return list(dataset.take(count).as_numpy_iterator())
 
 

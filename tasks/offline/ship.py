@@ -1,0 +1,125 @@
+r"""Makes a pretraining run's backbone the demo's: the last step of its recipe.
+
+    python -m mpt_jax.train --gin_file=gin_configs/runs/pretrain_demo.gin \
+      --gin.MODEL_DIR="'pretrained'"
+    python -m tasks.offline.ship pretrained
+
+Writes the weights in float16, the vocabulary, and `skills.json`: what these
+float16 weights score on the canonical form of each skill, on 1,000 examples
+drawn for it.
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+import os
+import sys
+import tempfile
+from typing import Any
+
+from mpt_jax.types import InputError
+
+DEMO_BACKBONE = os.path.join(os.path.dirname(__file__), 'demo_backbone')
+NAME = 'mpt_jax demo backbone'
+
+
+def measure(backbone: str) -> dict[str, Any]:
+  """Measures the skills of a backbone without prompts.
+
+  Args:
+    backbone: folder of a backbone with the demo's vocabulary.
+
+  Returns:
+    {'skills': {skill: {'score', 'accuracy', 'style_accuracy', 'examples'}},
+    'tasks': {task: skill}}, in percent. The score is the main metric of the
+    downstream task; the style accuracy is that with other label words.
+  """
+  from mpt_jax import eval as eval_lib
+  from tasks.offline import corpus, pretraining
+
+  styled = [f'offline_style_{skill}' for skill in corpus.LABELS]
+  with tempfile.TemporaryDirectory() as folder:
+    scores = eval_lib.evaluate(
+      model_dir=folder,
+      backbone=backbone,
+      mixture_or_task_name=['offline_skills', *styled],
+      task_feature_lengths=pretraining.LENGTHS,
+      module='tasks.offline.pretraining',
+    )
+  skills = {}
+  for skill in corpus.SKILLS:
+    values = scores[f'offline_skill_{skill}']
+    others = [v for k, v in values.items() if k != 'accuracy']
+    skills[skill] = {
+      'score': _round(others[0] if others else values['accuracy']),
+      'accuracy': _round(values['accuracy']),
+      'examples': pretraining.TEST_EXAMPLES,
+    }
+    if skill in corpus.LABELS:
+      style: Mapping[str, float] = scores[f'offline_style_{skill}']
+      skills[skill]['style_accuracy'] = _round(style['accuracy'])
+  return {'skills': skills, 'tasks': dict(pretraining.SKILL_OF)}
+
+
+def _round(value: float) -> float:
+  return round(float(value), 1)
+
+
+def ship(model_dir: str, out: str = DEMO_BACKBONE) -> dict[str, Any]:
+  """Writes the demo backbone.
+
+  Args:
+    model_dir: MODEL_DIR of the pretraining run, or a backbone's folder.
+    out: folder to write.
+
+  Returns:
+    What `measure` returned.
+
+  Raises:
+    InputError: if there is no backbone.
+  """
+  from mpt_jax.checkpoints import backbone as backbone_lib
+  from mpt_jax.checkpoints import files, huggingface
+  from tasks.offline import vocabulary
+
+  folder = os.path.join(model_dir, 'backbone')
+  folder = folder if os.path.isdir(folder) else model_dir
+  loaded = backbone_lib.load_backbone(folder)
+  with tempfile.TemporaryDirectory() as temporary:
+    spiece = os.path.join(temporary, 'spiece.model')
+    vocabulary.write(spiece)
+    if loaded.vocabulary_file and backbone_lib.digest_vocabulary(
+      loaded.vocabulary_file
+    ) != backbone_lib.digest_vocabulary(spiece):
+      raise InputError(
+        f'{loaded.vocabulary_file} is not the vocabulary of this version of'
+        ' tasks.offline: pretrain again'
+      )
+    huggingface.save_huggingface(
+      out, loaded.config, loaded.params, spiece, 'float16', NAME
+    )
+  result = measure(out)
+  files.write_file(os.path.join(out, 'skills.json'), files.json_bytes(result))
+  return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the command; returns the exit status."""
+  parser = argparse.ArgumentParser(
+    prog='python -m tasks.offline.ship',
+    description='Makes a pretraining run the backbone of the demo.',
+  )
+  parser.add_argument('model_dir', help='MODEL_DIR of the pretraining run')
+  parser.add_argument('--out', default=DEMO_BACKBONE, help='folder to write')
+  args = parser.parse_args(argv)
+  try:
+    result = ship(args.model_dir, args.out)
+  except InputError as error:
+    print(error, file=sys.stderr)
+    return 2
+  for skill, values in result['skills'].items():
+    print(skill, values)
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main())
