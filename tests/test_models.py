@@ -421,6 +421,7 @@ def _damage_rows(batch):
   return {**batch, 'encoder_task_ids': jnp.asarray(swapped)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'damage', [_damage_segments, _damage_slots, _damage_rows]
 )
@@ -431,6 +432,7 @@ def test_the_comparison_sees_typical_mistakes(backbone, student, damage):
   assert abs(float(wrong - plain)) > 1e-3
 
 
+@pytest.mark.slow
 def test_padding_and_batch_split_change_nothing(backbone, student):
   examples = make_examples(12, seed=6)
   batch = unpack(examples)
@@ -477,6 +479,7 @@ def test_loss_normalizing_factors(backbone):
     models.PromptedT5(backbone.config, loss_normalizing_factor='TOKENS')
 
 
+@pytest.mark.slow
 def test_beam_search_keeps_each_example_s_prompt(backbone, student):
   """Beams must not mix up rows: one by one equals all together."""
   trainable, _ = student

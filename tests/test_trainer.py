@@ -245,6 +245,7 @@ def test_checkpoint_size_of_t5_base(tmp_path):
   assert size < 1.5e6
 
 
+@pytest.mark.slow
 def test_dropout_is_seeded_and_resumable():
   config = dataclasses.replace(tiny.CONFIG, dropout_rate=0.3)
   mesh = partitioning.make_mesh()
@@ -348,6 +349,7 @@ def test_metrics_are_apart_for_every_task():
   )
 
 
+@pytest.mark.slow
 def test_two_devices_equal_one():
   """Data parallel: the batch over two devices gives the same update."""
   if len(jax.devices()) < 2:

@@ -8,7 +8,7 @@ words to answer.
 
 Most classification examples are canonical ("relate ..." -> "follows"); in the
 others a style word picks one of six fixed label vocabularies
-("relate lead ..." -> "gold"), so that deciding the class and naming it are
+("relate beta ..." -> "gold"), so that deciding the class and naming it are
 learnt apart from each other.
 """
 
@@ -100,8 +100,7 @@ def _fields(rng: random.Random, texts: Sequence[str], canonical: bool) -> str:
 def _texts(rng: random.Random, skill: str, label: int) -> tuple[str, ...]:
   """Draws the fields of a classification example, in downstream order."""
   if skill == 'relate':
-    noise = 0.3
-    premise, hypothesis = skills.nli(rng, label, noise)
+    premise, hypothesis = skills.nli(rng, label, noise=0.3)
     return hypothesis, premise
   if skill == 'truth':
     question, passage = skills.yes_no(rng, label)

@@ -22,11 +22,12 @@ DEMO_BACKBONE = os.path.join(os.path.dirname(__file__), 'demo_backbone')
 NAME = 'mpt_jax demo backbone'
 
 
-def measure(backbone: str) -> dict[str, Any]:
+def measure(backbone: str, num_examples: int | None = None) -> dict[str, Any]:
   """Measures the skills of a backbone without prompts.
 
   Args:
     backbone: folder of a backbone with the demo's vocabulary.
+    num_examples: per skill; None is all.
 
   Returns:
     {'skills': {skill: {'score', 'accuracy', 'style_accuracy', 'examples'}},
@@ -43,6 +44,7 @@ def measure(backbone: str) -> dict[str, Any]:
       backbone=backbone,
       mixture_or_task_name=['offline_skills', *styled],
       task_feature_lengths=pretraining.LENGTHS,
+      num_examples=num_examples,
       module='tasks.offline.pretraining',
     )
   skills = {}
@@ -52,7 +54,7 @@ def measure(backbone: str) -> dict[str, Any]:
     skills[skill] = {
       'score': _round(others[0] if others else values['accuracy']),
       'accuracy': _round(values['accuracy']),
-      'examples': pretraining.TEST_EXAMPLES,
+      'examples': num_examples or pretraining.TEST_EXAMPLES,
     }
     if skill in corpus.LABELS:
       style: Mapping[str, float] = scores[f'offline_style_{skill}']
@@ -64,12 +66,15 @@ def _round(value: float) -> float:
   return round(float(value), 1)
 
 
-def ship(model_dir: str, out: str = DEMO_BACKBONE) -> dict[str, Any]:
+def ship(
+  model_dir: str, out: str = DEMO_BACKBONE, num_examples: int | None = None
+) -> dict[str, Any]:
   """Writes the demo backbone.
 
   Args:
     model_dir: MODEL_DIR of the pretraining run, or a backbone's folder.
     out: folder to write.
+    num_examples: per skill; None is all.
 
   Returns:
     What `measure` returned.
@@ -97,7 +102,7 @@ def ship(model_dir: str, out: str = DEMO_BACKBONE) -> dict[str, Any]:
     huggingface.save_huggingface(
       out, loaded.config, loaded.params, spiece, 'float16', NAME
     )
-  result = measure(out)
+  result = measure(out, num_examples)
   files.write_file(os.path.join(out, 'skills.json'), files.json_bytes(result))
   return result
 

@@ -1,14 +1,21 @@
 """The demo backbone's pretraining text as SeqIO tasks."""
 
+import json
 import os
 
+import jax
+import numpy as np
 import pytest
 
 seqio = pytest.importorskip('seqio')
 
+from mpt_jax import t5  # noqa: E402
+from mpt_jax.checkpoints import backbone as backbone_lib  # noqa: E402
+from mpt_jax.checkpoints import huggingface  # noqa: E402
 from mpt_jax.data import vocabulary  # noqa: E402
+from mpt_jax.types import InputError  # noqa: E402
 from tasks import offline  # noqa: E402
-from tasks.offline import corpus, datasets, pretraining  # noqa: E402
+from tasks.offline import corpus, datasets, pretraining, ship  # noqa: E402
 
 pytestmark = pytest.mark.data
 
@@ -75,3 +82,76 @@ def test_skill_tasks_are_canonical(skill):
     assert inputs.startswith(f'{skill} {corpus.MARKERS[0][0]} ')
     if skill in corpus.LABELS:
       assert example['targets_pretokenized'].decode() in allowed
+
+
+def test_shipped_backbone_is_small_and_says_its_skills():
+  sizes = [
+    os.path.getsize(os.path.join(ship.DEMO_BACKBONE, name))
+    for name in os.listdir(ship.DEMO_BACKBONE)
+  ]
+  assert sum(sizes) < 3 * 2**20
+  with open(os.path.join(ship.DEMO_BACKBONE, 'skills.json')) as file:
+    told = json.load(file)
+  assert told['tasks'] == dict(pretraining.SKILL_OF)
+  assert set(told['skills']) == set(corpus.SKILLS)
+  for skill, values in told['skills'].items():
+    assert values['accuracy'] >= 85, skill
+
+
+@pytest.mark.slow
+def test_shipped_skills_are_what_is_measured():
+  with open(os.path.join(ship.DEMO_BACKBONE, 'skills.json')) as file:
+    told = json.load(file)['skills']
+  found = ship.measure(ship.DEMO_BACKBONE, num_examples=300)['skills']
+  for skill, values in found.items():
+    # 300 of the same 1,000 examples: three standard errors, and a little.
+    assert values['accuracy'] == pytest.approx(
+      told[skill]['accuracy'], abs=6
+    ), skill
+
+
+@pytest.fixture
+def pretrained(tmp_path):
+  """A run's folder: a tiny random backbone with the demo's vocabulary."""
+  config = t5.T5Config(
+    vocab_size=vocabulary.get_vocabulary().vocab_size,
+    emb_dim=6,
+    num_heads=2,
+    head_dim=3,
+    mlp_dim=11,
+    num_encoder_layers=1,
+    num_decoder_layers=1,
+    logits_via_embedding=True,
+  )
+  params = t5.init_params(config, jax.random.PRNGKey(0))
+
+  def make(spiece):
+    huggingface.save_huggingface(
+      str(tmp_path / 'run' / 'backbone'), config, params, spiece
+    )
+    return str(tmp_path / 'run'), params
+
+  return make
+
+
+@pytest.mark.slow
+def test_ship_writes_half_precision_weights_and_skills(pretrained, tmp_path):
+  spiece = os.path.join(ship.DEMO_BACKBONE, 'spiece.model')
+  run, params = pretrained(spiece)
+  out = str(tmp_path / 'out')
+  result = ship.ship(run, out, num_examples=3)
+  loaded = backbone_lib.load_backbone(out)
+  want = np.asarray(params['token_embedder']['embedding'])
+  got = loaded.params['token_embedder']['embedding']
+  np.testing.assert_array_equal(got, want.astype(np.float16))
+  with open(os.path.join(out, 'skills.json')) as file:
+    assert json.load(file) == result
+
+
+def test_ship_refuses_another_vocabulary(pretrained, tmp_path):
+  spiece = tmp_path / 'other.model'
+  with open(os.path.join(ship.DEMO_BACKBONE, 'spiece.model'), 'rb') as file:
+    spiece.write_bytes(file.read() + b' ')
+  run, _ = pretrained(str(spiece))
+  with pytest.raises(InputError, match='is not the vocabulary'):
+    ship.ship(run, str(tmp_path / 'out'))
