@@ -250,10 +250,16 @@ def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> Batch:
 class Progress:
   """Prints where a run stands: step, rate, examples/s, ETA."""
 
-  def __init__(self, total: int, examples_per_step: int, start: int = 0):
-    self._total, self._size = total, examples_per_step
-    self._first = start
+  def __init__(self, total: int, start: int = 0):
+    self._total, self._first, self._examples = total, start, 0
     self._begin = self._last = time.monotonic()
+
+  def count(self, batch: Mapping[str, np.ndarray]) -> None:
+    """Counts the examples of a host's batch, packed or not."""
+    if 'decoder_segment_ids' in batch:
+      self._examples += int(batch['decoder_segment_ids'].max(axis=1).sum())
+    else:
+      self._examples += len(batch['decoder_target_tokens'])
 
   def rates(self, step: int) -> dict[str, float]:
     """Steps and examples per second since the start, and seconds left."""
@@ -261,7 +267,7 @@ class Progress:
     rate = (step - self._first) / seconds
     return {
       'steps_per_second': rate,
-      'examples_per_second': rate * self._size,
+      'examples_per_second': self._examples / seconds,
       'seconds_left': (self._total - step) / rate if rate else math.inf,
     }
 
@@ -355,9 +361,10 @@ def fit(
     step += 1
     if progress is None:
       jax.block_until_ready(totals)
-      rows = len(next(iter(batch.values())))
       # Counted from here, so that compilation doesn't spoil the ETA.
-      progress = Progress(train_steps, rows, start=step)
+      progress = Progress(train_steps, start=step)
+    else:
+      progress.count(batch)
     last = step == train_steps
     saves = checkpointer is not None and (last or step % checkpoint_period == 0)
     evaluates = (
