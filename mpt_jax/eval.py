@@ -13,17 +13,14 @@ from collections.abc import Mapping, Sequence
 import logging
 import os
 
-import numpy as np
-
-from mpt_jax import cli, partitioning, t5, trainer
+from mpt_jax import cli, t5
 from mpt_jax.checkpoints import files
 from mpt_jax.checkpoints.backbone import Backbone
 from mpt_jax.runs import (
   RESULTS,
   finite_scores,
   format_scores,
-  load_backbone,
-  prompted_model,
+  make_predictor,
 )
 
 log = logging.getLogger(__name__)
@@ -72,13 +69,16 @@ def evaluate(
   Raises:
     InputError: if something given is wrong.
   """
-  loaded = load_backbone(backbone, backbone_config, vocabulary)
-  model, params, task_names = prompted_model(loaded, prompts, prompt_task)
-  mesh = partitioning.make_mesh(num_partitions)
-  partitioning.check_batch_size(batch_size, mesh)
-  params = partitioning.shard_params(params, mesh)
-  predict = trainer.make_predict_step(model, num_beams=num_beams)
-
+  predictor = make_predictor(
+    backbone,
+    prompts,
+    batch_size=batch_size,
+    prompt_task=prompt_task,
+    backbone_config=backbone_config,
+    vocabulary=vocabulary,
+    num_beams=num_beams,
+    num_partitions=num_partitions,
+  )
   log.info('reading the tasks (TensorFlow takes a few seconds) …')
   from mpt_jax import data
 
@@ -89,11 +89,9 @@ def evaluate(
         name,
         split,
         task_feature_lengths,
-        prompt_length=model.prompts.length if model.prompts else 0,
-        task_names=(name,) if prompt_task else task_names,
-        predict_fn=lambda batch: np.asarray(
-          predict(params, trainer.put_batch(batch, mesh))
-        ),
+        prompt_length=predictor.prompt_length,
+        task_names=(name,) if prompt_task else predictor.task_names,
+        predict_fn=predictor.predict_fn,
         batch_size=batch_size,
         num_examples=num_examples,
         module=module,
@@ -110,7 +108,7 @@ def evaluate(
         'split': split,
         'prompts': prompts,
         'prompt_task': prompt_task,
-        'backbone': loaded.name,
+        'backbone': predictor.backbone_name,
       }
     ),
   )

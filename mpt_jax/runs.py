@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mpt_jax import models, t5
+from mpt_jax import models, partitioning, t5, trainer
 from mpt_jax.checkpoints import backbone as backbone_lib
 from mpt_jax.checkpoints import bundle as bundle_lib
 from mpt_jax.checkpoints.backbone import Backbone
@@ -157,6 +157,68 @@ def prompted_model(
   params['prompts'] = dict(bundle.arrays)
   model = models.PromptedT5(backbone.config, bundle.make_module())
   return model, params, bundle.task_names
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictor:
+  """A prompted backbone on its mesh, ready to decode batches of text.
+
+  Attributes:
+    predict_fn: numpy features [B, ...] -> tokens [B, T].
+    prompt_length: P; 0 without prompts.
+    task_names: the tasks in row order; empty without prompts.
+    backbone_name: what the backbone is called.
+  """
+
+  predict_fn: Callable[[Mapping[str, np.ndarray]], np.ndarray]
+  prompt_length: int
+  task_names: tuple[str, ...]
+  backbone_name: str
+
+
+def make_predictor(
+  backbone: str | Backbone,
+  prompts: str | None,
+  *,
+  batch_size: int,
+  prompt_task: str | None = None,
+  backbone_config: t5.T5Config | str | None = None,
+  vocabulary: str | None = None,
+  num_beams: int = 1,
+  num_partitions: int = 1,
+) -> Predictor:
+  """Loads what decodes: backbone, prompts, mesh and the jitted step.
+
+  Args:
+    backbone: see `load_backbone`.
+    prompts: path of a prompt bundle, PEFT folder or `.npy`; None is none.
+    batch_size: B of the batches that will come.
+    prompt_task: only this task's composed prompt.
+    backbone_config: see `load_backbone`.
+    vocabulary: see `load_backbone`.
+    num_beams: 1 is greedy.
+    num_partitions: size of the mesh's `model` axis.
+
+  Returns:
+    The predictor.
+
+  Raises:
+    InputError: if something is missing or does not fit.
+  """
+  loaded = load_backbone(backbone, backbone_config, vocabulary)
+  model, params, task_names = prompted_model(loaded, prompts, prompt_task)
+  mesh = partitioning.make_mesh(num_partitions)
+  partitioning.check_batch_size(batch_size, mesh)
+  params = partitioning.shard_params(params, mesh)
+  predict = trainer.make_predict_step(model, num_beams=num_beams)
+  return Predictor(
+    predict_fn=lambda batch: np.asarray(
+      predict(params, trainer.put_batch(batch, mesh))
+    ),
+    prompt_length=model.prompts.length if model.prompts else 0,
+    task_names=task_names,
+    backbone_name=loaded.name,
+  )
 
 
 def format_scores(values: Mapping[str, float]) -> str:
