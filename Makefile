@@ -7,12 +7,13 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTHONS ?= python3.11 python3.12 python3.13 python3
 
-.PHONY: help demo demo-full test test-fast lint clean
+.PHONY: help demo demo-full backbone test test-fast lint clean
 
 help:
 	@echo 'make demo       the method end to end on the embedded benchmark'
 	@echo '                (one seed, under 10 minutes on 2 cores) -> demo/'
 	@echo 'make demo-full  the same with 3 seeds, full and few-shot -> demo-full/'
+	@echo 'make backbone   pretrain the demo backbone anew, about 20 minutes'
 	@echo 'make test       every test'
 	@echo 'make test-fast  the tests that take less than about five seconds'
 	@echo 'make lint       ruff and mypy'
@@ -25,6 +26,12 @@ demo: $(STAMP)
 demo-full: $(STAMP)
 	$(BIN)/python -m mpt_jax.pipeline \
 	  --gin_file=gin_configs/runs/demo_full.gin --gin.MODEL_DIR="'demo-full'"
+
+backbone: $(STAMP)
+	$(BIN)/python -m mpt_jax.train \
+	  --gin_file=gin_configs/runs/pretrain_demo.gin \
+	  --gin.MODEL_DIR="'pretrained'"
+	$(BIN)/python -m tasks.offline.ship pretrained
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
