@@ -11,6 +11,7 @@ drawn for it.
 
 import argparse
 from collections.abc import Mapping, Sequence
+import math
 import os
 import sys
 import tempfile
@@ -63,7 +64,8 @@ def measure(backbone: str, num_examples: int | None = None) -> dict[str, Any]:
 
 
 def _round(value: float) -> float:
-  return round(float(value), 1)
+  # A correlation with a constant is not defined: no skill.
+  return 0.0 if math.isnan(value) else round(float(value), 1)
 
 
 def ship(
