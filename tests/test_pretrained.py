@@ -221,7 +221,7 @@ class TestFromPretrained:
       PromptedT5.from_pretrained(str(testdata / 'hf_t5_v1_0_tiny'))
 
   def test_vocabulary_of_another_model(self, testdata):
-    with pytest.raises(InputError, match='the vocabulary has 475 ids'):
+    with pytest.raises(InputError, match=r'the vocabulary has \d+ ids'):
       PromptedT5.from_pretrained(
         str(testdata / 'hf_t5_v1_0_tiny'), vocabulary=str(VOCABULARY)
       )
