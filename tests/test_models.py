@@ -186,6 +186,7 @@ def test_teacher_takes_no_gradient_and_perfect_student_no_loss(
     assert abs(_mean(terms[name])) < 1e-6
 
 
+@pytest.mark.slow
 def test_a_task_that_is_absent_gets_no_gradient(backbone, distill):
   distill = {**distill, 'task_ids': np.zeros_like(distill['task_ids'])}
   loss_fn, trainable = _student(backbone, distill)
@@ -199,7 +200,7 @@ def test_a_task_that_is_absent_gets_no_gradient(backbone, distill):
 # fixtures/peft_mpt_tiny: PEFT's multitask prompts, through our prompt module.
 
 
-@pytest.mark.parametrize('rank', [1, 2])
+@pytest.mark.parametrize('rank', [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_equals_peft(backbone, testdata, rank):
   folder = testdata / 'peft_mpt_tiny'
   with np.load(folder / f'io_rank{rank}.npz', allow_pickle=False) as f:
@@ -376,8 +377,14 @@ def _loss_and_grads(backbone, student, batch, **settings):
   'settings',
   [
     {},
-    {'hidden_layers': 'all', 'temperature': 2.0, 'z_loss': 1e-3},
-    {'loss_normalizing_factor': 'AVERAGE_PER_SEQUENCE'},
+    pytest.param(
+      {'hidden_layers': 'all', 'temperature': 2.0, 'z_loss': 1e-3},
+      marks=pytest.mark.slow,
+    ),
+    pytest.param(
+      {'loss_normalizing_factor': 'AVERAGE_PER_SEQUENCE'},
+      marks=pytest.mark.slow,
+    ),
   ],
 )
 def test_packed_equals_unpacked(backbone, student, settings):
@@ -461,6 +468,7 @@ def test_padding_and_batch_split_change_nothing(backbone, student):
     )
 
 
+@pytest.mark.slow
 def test_loss_normalizing_factors(backbone):
   model = models.PromptedT5(backbone.config, loss_normalizing_factor=None)
   batch = unpack(make_examples(5, seed=8))

@@ -56,7 +56,9 @@ def run(stage, steps=20, optimizer=None, batches=None, **fit_args):
 
 
 @pytest.mark.parametrize('stage', ['teacher', 'source', 'target'])
-@pytest.mark.parametrize('name', ['adamw', 'adafactor'])
+@pytest.mark.parametrize(
+  'name', ['adamw', pytest.param('adafactor', marks=pytest.mark.slow)]
+)
 def test_only_prompts_move(stage, name):
   optimizer = make_optimizer(stage, 20, name=name)
   before, after, frozen, state = run(stage, optimizer=optimizer)
@@ -152,6 +154,7 @@ class StopAfter:
     return self._batches.get_state()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('stage', ['teacher', 'source', 'target'])
 def test_resume_is_bit_equal(stage, tmp_path):
   steps, optimizer = 15, make_optimizer(stage, 15)

@@ -26,7 +26,9 @@ def pack(examples, rows):
   return {k: jnp.asarray(v) for k, v in packer.finish().items()}
 
 
-@pytest.mark.parametrize('layers', ['last', 'all'])
+@pytest.mark.parametrize(
+  'layers', ['last', pytest.param('all', marks=pytest.mark.slow)]
+)
 def test_packed_batch_equals_unpacked(backbone, student, layers):
   examples = models_test.make_examples(24, seed=4)
   packed = pack(examples, rows=10)

@@ -111,6 +111,7 @@ def test_steps_equal_teacher_forcing():
   np.testing.assert_allclose(stepwise(data.params), want, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_step_takes_one_token():
   data = fixtures.load('t5x_v1_1_tiny')
   tokens = data.io['encoder_input_tokens']
@@ -160,6 +161,7 @@ def _score_all(logits, memory, length, alpha):
   return scores
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('alpha', [0.0, 0.6])
 def test_a_wide_beam_finds_the_best(alpha):
   logits = np.random.default_rng(5).normal(size=(5, 5))
@@ -185,6 +187,7 @@ def test_a_wide_beam_finds_the_best(alpha):
   assert (np.diff(scores, axis=1) >= 0).all()
 
 
+@pytest.mark.slow
 def test_without_an_end_the_live_beams_are_returned():
   logits = np.zeros((3, 3))
   logits[:, EOS] = -50
@@ -208,6 +211,7 @@ def _counted(step):
   return counting, calls
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('search', ['greedy', 'beam_search'])
 def test_stops_when_all_is_finished(search):
   logits = np.full((4, 4), -9.0)
@@ -237,6 +241,7 @@ def _first_tokens(logits, **kwargs):
   return counts / 4000, tokens, log_probs
 
 
+@pytest.mark.slow
 def test_sampling_follows_the_probabilities():
   logits = np.log([0.1, 0.2, 0.3, 0.4])
   shares, tokens, log_probs = _first_tokens(logits)
@@ -247,6 +252,7 @@ def test_sampling_follows_the_probabilities():
   np.testing.assert_allclose(shares, squares / squares.sum(), atol=0.03)
 
 
+@pytest.mark.slow
 def test_sampling_cuts_the_tail():
   logits = np.log([0.1, 0.2, 0.3, 0.4])
   shares, *_ = _first_tokens(logits, topk=2)
@@ -258,6 +264,7 @@ def test_sampling_cuts_the_tail():
   np.testing.assert_allclose(shares, [0, 2 / 9, 3 / 9, 4 / 9], atol=0.03)
 
 
+@pytest.mark.slow
 def test_topk_of_one_is_greedy():
   data = fixtures.load('t5x_v1_1_tiny')
   tokens, log_probs = _decode(
