@@ -109,9 +109,10 @@ def _check_gradient(grads, distill, name):
     ('L_plm', {'distill_weight': 0.0}),
     ('total', {}),
     ('L_logits_T1', {'logits_weight': 1.0, 'hidden_weight': 0.0}),
-    (
+    pytest.param(
       'L_logits_T2_scaled',
       {'logits_weight': 1.0, 'hidden_weight': 0.0, 'temperature': 2.0},
+      marks=pytest.mark.slow,
     ),
     (
       'L_hidden_all',

@@ -206,6 +206,7 @@ def test_resume_is_bit_equal(stage, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_checkpoint_of_another_shape_is_refused(tmp_path):
   checkpointer = RunCheckpointer(str(tmp_path))
   _, _, _, state = run('source', 2)

@@ -237,6 +237,7 @@ def _random_batch(rng, rows, inputs, targets):
   return tokens['inputs'], shifted, tokens['targets']
 
 
+@pytest.mark.slow
 def test_packed_prompts_equal_unpacked():
   # Two examples of unlike length and task in one row, and each alone.
   rng = np.random.default_rng(0)
