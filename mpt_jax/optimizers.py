@@ -4,7 +4,6 @@ MPT trains P* and the task factors with two learning rates; pretraining the
 demo backbone needs three groups. Both are a list of `Group`s, chosen by name.
 """
 
-from collections.abc import Sequence
 import dataclasses
 import re
 
@@ -160,11 +159,9 @@ def global_norm(tree: PyTree) -> Array:
   return optax.tree.norm(tree).astype(jnp.float32)
 
 
-def learning_rates(
-  optimizer: Optimizer, step: int, groups: Sequence[Group] | None = None
-) -> dict[str, float]:
+def learning_rates(optimizer: Optimizer, step: int) -> dict[str, float]:
   """{pattern: learning rate at this step}, for the metrics."""
   return {
     g.pattern: float(optimizer.rate(g.learning_rate)(step))
-    for g in groups or optimizer.groups
+    for g in optimizer.groups
   }
