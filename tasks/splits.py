@@ -13,7 +13,7 @@ from absl import logging
 import tensorflow_datasets as tfds
 
 from mpt_jax.data import TfdsSource, get_data_dir
-from mpt_jax.data.provenance import SYNTHETIC
+from mpt_jax.data.provenance import info_is_synthetic
 from mpt_jax.types import InputError
 
 NAMES = ('train', 'validation', 'test')
@@ -54,10 +54,6 @@ def mismatched(counts: Mapping[str, int]) -> dict[str, str]:
   }
 
 
-def _is_synthetic(info: tfds.core.DatasetInfo) -> bool:
-  return (info.description or '').startswith(SYNTHETIC)
-
-
 class BenchmarkSource(TfdsSource):
   """A TFDS data set that must have its official sizes, or be synthetic."""
 
@@ -89,7 +85,7 @@ class BenchmarkSource(TfdsSource):
       InputError: if real data lack a split or have another size.
     """
     on_disk = {name: split.num_examples for name, split in info.splits.items()}
-    synthetic = _is_synthetic(info)
+    synthetic = info_is_synthetic(info)
     for name, official in self._counts.items():
       found = on_disk.get(name)
       if found is None or (found != official and not synthetic):
@@ -104,7 +100,7 @@ class BenchmarkSource(TfdsSource):
     """Checks that a split can be read, and says so if it is synthetic."""
     super().check(split)
     data_dir = get_data_dir()
-    synthetic = _is_synthetic(self.tfds_dataset.info)
+    synthetic = info_is_synthetic(self.tfds_dataset.info)
     if synthetic and data_dir not in self._announced:
       self._announced.add(data_dir)
       logging.warning('SYNTHETIC DATA: %s in %s', self.tfds_name, data_dir)

@@ -1,11 +1,17 @@
 """Whether data are real: synthetic data say so in their DatasetInfo."""
 
 import seqio
+import tensorflow_datasets as tfds
 
 from mpt_jax.data.rows import get_provider
 
 # How the description of a synthetic data set begins.
 SYNTHETIC = 'SYNTHETIC DATA'
+
+
+def info_is_synthetic(info: tfds.core.DatasetInfo) -> bool:
+  """Whether a DatasetInfo declares its data made up."""
+  return (info.description or '').startswith(SYNTHETIC)
 
 
 def is_synthetic(mixture_or_task_name: str) -> bool:
@@ -19,7 +25,6 @@ def is_synthetic(mixture_or_task_name: str) -> bool:
   """
   for task in seqio.get_subtasks(get_provider(mixture_or_task_name)):
     if isinstance(task.source, seqio.TfdsDataSource):
-      info = task.source.tfds_dataset.info
-      if (info.description or '').startswith(SYNTHETIC):
+      if info_is_synthetic(task.source.tfds_dataset.info):
         return True
   return False
