@@ -134,8 +134,9 @@ def train(
   """Runs one stage up to `train_steps`, resuming what `model_dir` holds.
 
   Args:
-    model_dir: the run's folder: checkpoints, metrics, and at the end the
-      prompt bundle `prompts/` (or `backbone/`) and `results.json`.
+    model_dir: the run's folder: checkpoints, metrics, the chosen examples of
+      a few-shot run, and at the end the prompt bundle `prompts/` (or
+      `backbone/`) and `results.json`.
     stage: 'teacher', 'source', 'target' or 'finetune'.
     backbone: path of an HF folder or T5X checkpoint, or a loaded backbone;
       None draws a fresh one (`finetune` only).
@@ -250,6 +251,8 @@ def train(
     log.info('%s is finished; nothing to do', model_dir)
     return files.read_json(results_path)['scores']
   _write_config(model_dir)
+  if batches.chosen:
+    _write_few_shot(model_dir, dataset, batches.chosen)
 
   # Start order: 1. resume MODEL_DIR, 2. given prompts, 3. initialise.
   params = dict(loaded.params)
@@ -301,6 +304,9 @@ def train(
     train_steps,
     trainer.format_seconds(time.monotonic() - started),
   )
+  if len(batches.taken) > 1:
+    counts = ', '.join(f'{task} {n:,}' for task, n in batches.taken.items())
+    log.info('examples drawn: %s', counts)
   checkpointer.close()
   scores: dict[str, dict[str, float]] = {}
   if evaluate is not None:
@@ -579,6 +585,24 @@ def _save_backbone(model_dir: str, backbone: Backbone, params: PyTree) -> None:
     backbone.config,
     jax.device_get(params),
     vocabulary_file=backbone.vocabulary_file,
+  )
+
+
+def _write_few_shot(
+  model_dir: str, dataset: Any, chosen: Mapping[str, Any]
+) -> None:
+  """Writes which examples a few-shot run trains on: `few_shot.json`."""
+  facts = {
+    'split': dataset.split,
+    'num_shots': dataset.num_shots,
+    'per_class': dataset.shots_per_class,
+    'seed': dataset.seed,
+    'examples': {task: choice.examples() for task, choice in chosen.items()},
+  }
+  for task, choice in chosen.items():
+    log.info('few-shot: %d examples of %s', len(choice.positions), task)
+  files.write_file(
+    os.path.join(model_dir, 'few_shot.json'), files.json_bytes(facts)
   )
 
 

@@ -326,7 +326,8 @@ def fit(
     state: where to start; `state.step` counts.
     frozen: the frozen parameters, on the mesh.
     batches: host batches of numpy arrays [B, ...]; if it has `get_state()`,
-      that is saved with each checkpoint.
+      that is saved with each checkpoint; if it has `taken`, the examples drawn
+      of each task so far, they are written with the metrics.
     train_steps: the step at which to stop.
     mesh: the mesh.
     task_names: the K tasks in row order, for logging.
@@ -386,6 +387,8 @@ def fit(
           ).items()
         }
       )
+      taken: Mapping[str, int] = getattr(batches, 'taken', {})
+      scalars.update({f'examples/{name}': n for name, n in taken.items()})
       note = f'loss {scalars["loss"]:.4f}'
       if writer is not None:
         writer.write_scalars(

@@ -1,7 +1,8 @@
 """The tasks: `import tasks` registers them all with SeqIO.
 
-Neither disk nor network is touched. See `glue`, `super_glue` and `qa` for the
-tables of tasks, and `mixtures`.
+Neither disk nor network is touched. The tables are in `glue`, `super_glue`,
+`qa`, `other` and `nlg`; `python -m tasks.show` prints them. What is mixed is in
+`mixtures`.
 """
 
 # Imported for what they register. The data package comes first, since it
@@ -11,5 +12,7 @@ import mpt_jax.data  # noqa: F401
 from tasks import glue  # noqa: F401
 from tasks import super_glue  # noqa: F401
 from tasks import qa  # noqa: F401
+from tasks import other  # noqa: F401
+from tasks import nlg  # noqa: F401
 from tasks import mixtures  # noqa: F401
 # isort: on

@@ -1,11 +1,12 @@
 """Metrics on postprocessed targets and outputs, in percent.
 
 Names and values are T5's. An output that is no valid answer never counts as
-right (see `postprocessors.INVALID`).
+right, and `invalid` says how many there are.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
+import itertools
 import re
 import string
 from typing import Any
@@ -14,6 +15,8 @@ import warnings
 import numpy as np
 import scipy.stats
 import sklearn.metrics
+
+from mpt_jax.data.templates import INVALID
 
 Metric = Callable[[Sequence[Any], Sequence[Any]], dict[str, float]]
 
@@ -146,3 +149,149 @@ def once_per_group(metric: Metric) -> Metric:
     return metric(wanted, got)
 
   return deduplicated
+
+
+def invalid(
+  targets: Sequence[Any], predictions: Sequence[Any]
+) -> dict[str, float]:
+  """Returns the share of outputs that are no valid answer.
+
+  That is an output that is no label word or no number (-1 after
+  postprocessing), or, where any text may be right, an empty one.
+  """
+  del targets
+  return {
+    'invalid': 100 * float(np.mean([_is_invalid(p) for p in predictions]))
+  }
+
+
+def invalid_or_outside(low: float, high: float) -> Metric:
+  """Returns `invalid` for numbers that must also be in a range."""
+
+  def metric(
+    targets: Sequence[float], predictions: Sequence[float]
+  ) -> dict[str, float]:
+    del targets
+    outside = [not low <= p <= high for p in predictions]
+    return {'invalid': 100 * float(np.mean(outside))}
+
+  return metric
+
+
+def _is_invalid(prediction: Any) -> bool:
+  if isinstance(prediction, Mapping):
+    prediction = prediction['value']
+  if isinstance(prediction, str):
+    return not prediction.strip()
+  return prediction == INVALID
+
+
+def f1_over_answers(
+  targets: Sequence[Mapping[str, Any]],
+  predictions: Sequence[Mapping[str, Any]],
+) -> dict[str, float]:
+  """Returns MultiRC's F1 of the class True over all answers (F1a).
+
+  Args:
+    targets: `value` is the class id.
+    predictions: likewise, -1 for an invalid output.
+  """
+  return f1_with_invalid(
+    [target['value'] for target in targets],
+    [prediction['value'] for prediction in predictions],
+  )
+
+
+def exact_match_per_group(
+  targets: Sequence[Mapping[str, Any]],
+  predictions: Sequence[Mapping[str, Any]],
+) -> dict[str, float]:
+  """Returns the share of groups all of whose members are right.
+
+  MultiRC's EM: a question counts if every answer to it is judged rightly.
+
+  Args:
+    targets: `value` is compared, `group` says whose it is.
+    predictions: with a `value` each.
+  """
+  right: dict[Any, bool] = {}
+  for target, prediction in zip(targets, predictions, strict=True):
+    same = target['value'] == prediction['value']
+    right[target['group']] = right.get(target['group'], True) and same
+  return {'exact_match': 100 * float(np.mean(list(right.values())))}
+
+
+def _streams(references: Sequence[str | Sequence[str]]) -> list[list[Any]]:
+  """Per-example references as sacrebleu's streams, None where there is none."""
+  lists = [[r] if isinstance(r, str) else list(r) for r in references]
+  return [list(s) for s in itertools.zip_longest(*lists)]
+
+
+def bleu(
+  targets: Sequence[str | Sequence[str]], predictions: Sequence[str]
+) -> dict[str, float]:
+  """Returns corpus BLEU (sacrebleu, tokenised as T5 does: `intl`).
+
+  Args:
+    targets: the reference of each example, or all of them.
+    predictions: one output each.
+  """
+  import sacrebleu
+
+  score = sacrebleu.corpus_bleu(
+    list(predictions),
+    _streams(targets),
+    smooth_method='exp',
+    smooth_value=0.0,
+    force=False,
+    lowercase=False,
+    tokenize='intl',
+    use_effective_order=False,
+  )
+  return {'bleu': score.score}
+
+
+def rouge_l(
+  targets: Sequence[str | Sequence[str]], predictions: Sequence[str]
+) -> dict[str, float]:
+  """Returns the mean ROUGE-L F-measure against the best reference.
+
+  Args:
+    targets: the reference of each example, or all of them.
+    predictions: one output each.
+  """
+  # It imports all of NLTK, which few tasks need.
+  from rouge_score import rouge_scorer
+
+  scorer = rouge_scorer.RougeScorer(['rougeL'], use_stemmer=False)
+  values = []
+  for wanted, got in zip(targets, predictions, strict=True):
+    references = [wanted] if isinstance(wanted, str) else list(wanted)
+    score = scorer.score_multi(references, got)
+    values.append(score['rougeL'].fmeasure)
+  return {'rougeL': 100 * float(np.mean(values))}
+
+
+def references_per_group(metric: Metric) -> Metric:
+  """Returns a metric that pools the references of a group.
+
+  Data to text has one row for each way to say the same thing: each input
+  counts once, with all its rows' references.
+
+  Args:
+    metric: of reference lists and outputs.
+  """
+
+  def pooled(
+    targets: Sequence[Mapping[str, Any]],
+    predictions: Sequence[Mapping[str, Any]],
+  ) -> dict[str, float]:
+    references: dict[Any, list[str]] = defaultdict(list)
+    outputs: dict[Any, str] = {}
+    for target, prediction in zip(targets, predictions, strict=True):
+      known = references[target['group']]
+      known.extend(r for r in target['value'] if r not in known)
+      outputs.setdefault(target['group'], prediction['value'])
+    return metric(list(references.values()), list(outputs.values()))
+
+  return pooled

@@ -1,37 +1,19 @@
-"""Texts to what the metrics compare; called for targets and for outputs."""
+"""Texts to what the metrics compare; called for targets and for outputs.
+
+The ids of label words come from `mpt_jax.data.templates.class_id`.
+"""
 
 from collections.abc import Mapping, Sequence
 import math
 from typing import Any
 
-# What stands for an output that is no valid answer.
-INVALID = -1
+from mpt_jax.data.templates import INVALID, class_id
 
-
-def class_id(
-  text: str,
-  labels: Sequence[str],
-  example: Mapping[str, Any] | None = None,
-  is_target: bool = False,
-) -> int:
-  """Returns the id of a label word; -1 for anything else.
-
-  The text must be the word exactly: "Entailment" and " True" are wrong.
-
-  Args:
-    text: a target or an output.
-    labels: the words in the order of their ids.
-    example: not used.
-    is_target: not used.
-  """
-  del example, is_target
-  return labels.index(text) if text in labels else INVALID
+Example = Mapping[str, Any] | None
 
 
 def number(
-  text: str,
-  example: Mapping[str, Any] | None = None,
-  is_target: bool = False,
+  text: str, example: Example = None, is_target: bool = False
 ) -> float:
   """Returns a text's number; -1.0 if it is none, or not finite.
 
@@ -48,17 +30,12 @@ def number(
   return value if math.isfinite(value) else float(INVALID)
 
 
-def _answers(example: Mapping[str, Any]) -> list[str]:
-  return [
-    answer.decode() if isinstance(answer, bytes) else str(answer)
-    for answer in example['answers']
-  ]
+def _text(value: Any) -> str:
+  return value.decode() if isinstance(value, bytes) else str(value)
 
 
 def answers(
-  text: str,
-  example: Mapping[str, Any] | None = None,
-  is_target: bool = False,
+  text: str, example: Example = None, is_target: bool = False
 ) -> str | list[str]:
   """Returns an output as it is; for a target, all accepted answers.
 
@@ -67,15 +44,15 @@ def answers(
     example: has `answers`.
     is_target: which of the two.
   """
-  return _answers(example) if is_target and example is not None else text
+  if not is_target or example is None:
+    return text
+  return [_text(answer) for answer in example['answers']]
 
 
 def grouped_answers(
-  text: str,
-  example: Mapping[str, Any] | None = None,
-  is_target: bool = False,
+  text: str, example: Example = None, is_target: bool = False
 ) -> dict[str, Any]:
-  """Like `answers`, with the query that the example repeats.
+  """Like `answers`, with the ReCoRD query that the example repeats.
 
   Args:
     text: a target or an output.
@@ -85,7 +62,94 @@ def grouped_answers(
   Returns:
     `value`: an output, or a target's answers; for a target also `group`.
   """
+  value = answers(text, example, is_target)
+  if not is_target or example is None:
+    return {'value': value}
+  group = int(example['idx/passage']), int(example['idx/query'])
+  return {'value': value, 'group': group}
+
+
+def grouped_class_id(
+  text: str,
+  labels: Sequence[str],
+  example: Example = None,
+  is_target: bool = False,
+) -> dict[str, Any]:
+  """Returns the id of a label word with the question it belongs to.
+
+  Args:
+    text: a target or an output.
+    labels: the words in the order of their ids.
+    example: has `idx/question`.
+    is_target: which of the two.
+
+  Returns:
+    `value`: the id; for a target also `group`.
+  """
+  value = class_id(text, labels)
+  if not is_target or example is None:
+    return {'value': value}
+  return {'value': value, 'group': int(example['idx/question'])}
+
+
+def references(
+  text: str, example: Example = None, is_target: bool = False
+) -> dict[str, Any]:
+  """Returns an output, or a target's references and what they verbalise.
+
+  Args:
+    text: a target or an output.
+    example: has `inputs_pretokenized`; `references`, where the data list
+      them.
+    is_target: which of the two.
+
+  Returns:
+    `value`: an output, or the list of references; for a target also `group`,
+    the inputs.
+  """
   if not is_target or example is None:
     return {'value': text}
-  group = int(example['idx/passage']), int(example['idx/query'])
-  return {'value': _answers(example), 'group': group}
+  listed = [_text(reference) for reference in example.get('references', ())]
+  inputs = example.get('inputs_pretokenized', example.get('inputs'))
+  return {'value': listed or [text], 'group': _text(inputs)}
+
+
+# What WSC's comparison leaves out of a noun phrase.
+_DETERMINERS = frozenset(
+  'a an few her his each every many much my our some that the their these this'
+  ' those which whose your'.split()
+)
+
+
+def _content_words(text: str) -> list[str]:
+  words = text.strip().lower().split(' ')
+  return [word for word in words if word not in _DETERMINERS]
+
+
+def wsc_simple(
+  text: str, example: Example = None, is_target: bool = False
+) -> int:
+  """Returns whether an output names WSC's noun; for a target, the label.
+
+  Case and determiners don't count, and either side may have words more than
+  the other ("the fuzzy bunny" is "bunny"), but a genitive is another word
+  ("Bob's" is not "Bob").
+
+  Args:
+    text: a target or an output.
+    example: has `label` and, as `targets_pretokenized`, the noun.
+    is_target: which of the two.
+
+  Returns:
+    0 or 1; -1 for an output without a content word.
+  """
+  assert example is not None
+  if is_target:
+    return int(example['label'])
+  said = _content_words(text)
+  if not ' '.join(said):
+    return INVALID
+  noun = _content_words(_text(example['targets_pretokenized']))
+  if any("'" in word for word in said) != any("'" in word for word in noun):
+    return 0
+  return int(set(said) <= set(noun) or set(noun) <= set(said))

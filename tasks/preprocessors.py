@@ -1,67 +1,19 @@
-"""TFDS examples to T5's texts, letter by letter as T5 was trained on them.
+"""What happens to TFDS examples before the templates make texts of them.
 
-Nothing is stripped or lower-cased. Features that evaluation needs are kept.
+The texts are T5's, letter by letter. Nothing is stripped or lower-cased.
 """
-
-from collections.abc import Sequence
 
 import seqio
 import tensorflow as tf
 
-# What T5 writes where there is no label.
-NO_LABEL = '<unk>'
+from mpt_jax.data.templates import NO_LABEL
 
 
 @seqio.map_over_dataset
-def classification(
-  example, prefix: str, fields: Sequence[str], labels: Sequence[str]
-):
-  """Writes "prefix field: text field: text" and the label's word.
-
-  Args:
-    example: has the features `fields`, and `label` (-1 where it is hidden).
-    prefix: the first word.
-    fields: in the order in which they appear.
-    labels: words in the order of the class ids.
-
-  Returns:
-    `inputs`, `targets`, and `idx`.
-  """
-  parts: list = [prefix]
-  for field in fields:
-    parts += [f'{field}:', example[field]]
-  words = tf.constant([NO_LABEL, *labels])
-  return {
-    'inputs': tf.strings.join(parts, separator=' '),
-    'targets': words[example['label'] + 1],
-    'idx': example['idx'],
-  }
-
-
-@seqio.map_over_dataset
-def stsb(example):
-  """Writes a similarity score as a number on a grid of 0.2.
-
-  Args:
-    example: has `sentence1`, `sentence2` and the float `label`, 0 to 5.
-
-  Returns:
-    `inputs`, `targets`, and `idx`.
-  """
+def similarity(example):
+  """Adds STS-B's `score` as text, on a grid of 0.2, halves to even."""
   rounded = tf.round(example['label'] * 5) / 5
-  return {
-    'inputs': tf.strings.join(
-      [
-        'stsb sentence1:',
-        example['sentence1'],
-        'sentence2:',
-        example['sentence2'],
-      ],
-      separator=' ',
-    ),
-    'targets': tf.strings.as_string(rounded, precision=1),
-    'idx': example['idx'],
-  }
+  return {**example, 'score': tf.strings.as_string(rounded, precision=1)}
 
 
 def _collapse(text):
@@ -75,76 +27,157 @@ def _pad_punctuation(text):
 
 @seqio.map_over_dataset
 def squad(example):
-  """Writes "question: ... context: ..." and the first answer.
-
-  Args:
-    example: as in TFDS' `squad`.
-
-  Returns:
-    `inputs`, `targets`, and, padded in the same way, `question`, `context`
-    and all `answers`; `id`.
-  """
-  question = _pad_punctuation(example['question'])
-  context = _pad_punctuation(example['context'])
+  """Pads `question`, `context` and all `answers`; `answer` is the first."""
   answers = _pad_punctuation(example['answers']['text'])
-  inputs = tf.strings.join(
-    ['question:', question, 'context:', context], separator=' '
-  )
   return {
-    'inputs': _collapse(inputs),
-    'targets': answers[0],
-    'question': question,
-    'context': context,
+    'question': _pad_punctuation(example['question']),
+    'context': _pad_punctuation(example['context']),
     'answers': answers,
+    'answer': answers[0],
     'id': example['id'],
   }
 
 
+@seqio.map_over_dataset
+def mrqa(example):
+  """Does as `squad` in MRQA's schema: answers are texts, `qid` is the id."""
+  answers = _pad_punctuation(example['answers'])
+  return {
+    'question': _pad_punctuation(example['question']),
+    'context': _pad_punctuation(example['context']),
+    'answers': answers,
+    'answer': answers[0],
+    'id': example['qid'],
+  }
+
+
+@seqio.map_over_dataset
+def collapse_inputs(example):
+  """Makes one space of every run of white space in `inputs`."""
+  return {**example, 'inputs': _collapse(example['inputs'])}
+
+
 def record(dataset: tf.data.Dataset) -> tf.data.Dataset:
-  """Writes ReCoRD's query, entities and passage; one example per answer.
+  """Makes one example per answer; a highlight line becomes a sentence.
 
   Args:
     dataset: examples as in TFDS' `super_glue/record`.
 
   Returns:
-    Examples with `inputs`, `targets`, all `answers`, and the query's number
-    as `idx/passage` and `idx/query`.
+    Examples with `query`, `entities` (one text), `passage`, their `answer`
+    (`<unk>` if there is none), all `answers`, and the query's number as
+    `idx/passage` and `idx/query`.
   """
 
   def per_answer(example):
-    # A highlight line becomes a sentence, with a stop if it has none.
     passage = tf.strings.regex_replace(
       example['passage'], '(\\.|\\?|\\!|"|\')\n@highlight\n', r'\1 '
     )
     passage = tf.strings.regex_replace(passage, '\n@highlight\n', '. ')
-    inputs = tf.strings.join(
-      [
-        'record query:',
-        example['query'],
-        'entities:',
-        tf.strings.reduce_join(example['entities'], separator=', '),
-        'passage:',
-        passage,
-      ],
-      separator=' ',
-    )
     answers = example['answers']
-    targets = tf.cond(
-      tf.size(answers) > 0,
-      lambda: answers,
-      lambda: tf.constant([NO_LABEL]),
-    )
     shared = {
-      'inputs': inputs,
+      'query': example['query'],
+      'entities': tf.strings.reduce_join(example['entities'], separator=', '),
+      'passage': passage,
       'answers': answers,
       'idx/passage': example['idx']['passage'],
       'idx/query': example['idx']['query'],
     }
-    count = tf.size(targets)
+    each = tf.cond(
+      tf.size(answers) > 0, lambda: answers, lambda: tf.constant([NO_LABEL])
+    )
     repeated = {
-      key: tf.repeat(value[None], count, axis=0)
+      key: tf.repeat(value[None], tf.size(each), axis=0)
       for key, value in shared.items()
     }
-    return {**repeated, 'targets': targets}
+    return {**repeated, 'answer': each}
 
   return dataset.map(per_answer, num_parallel_calls=tf.data.AUTOTUNE).unbatch()
+
+
+@seqio.map_over_dataset
+def multirc(example):
+  """Removes MultiRC's mark-up: `<br>` becomes a space, `<b>` nothing."""
+
+  def clean(text):
+    text = tf.strings.regex_replace(text, '<br>', ' ')
+    return tf.strings.regex_replace(text, '</?b>', '')
+
+  fields = ('question', 'answer', 'paragraph')
+  return {**example, **{field: clean(example[field]) for field in fields}}
+
+
+def _escape(text):
+  """Escapes a text for RE2."""
+  return tf.strings.regex_replace(text, '([[:punct:]])', r'\\\1')
+
+
+def _mark(text, word, index, mark):
+  """Puts a mark on both sides of the words that begin at a word's index."""
+  before = tf.strings.join(
+    [r'^((?:\S+\s){', tf.strings.as_string(index), '})(', _escape(word), ')']
+  )
+  return tf.strings.regex_replace(text, before, rf'\1{mark} \2 {mark}')
+
+
+@seqio.map_over_dataset
+def wsc_spans(example):
+  """Marks WSC's noun by ` * ` and the pronoun by ` # ` in `text`."""
+  noun, pronoun = example['span1_index'], example['span2_index']
+  text = _mark(example['text'], example['span1_text'], noun, '*')
+  # The first marks are words too.
+  shift = 2 * tf.cast(noun < pronoun, pronoun.dtype)
+  text = _mark(text, example['span2_text'], pronoun + shift, '#')
+  return {**example, 'text': text}
+
+
+@seqio.map_over_dataset
+def wsc_pronoun(example):
+  """Marks WSC's pronoun in `text`: `*it*`."""
+  words = tf.strings.split([example['text']], sep=' ').values
+  index = example['span2_index']
+  marked = tf.strings.join(['*', example['span2_text'], '*'])
+  parts = tf.concat([words[:index], [marked], words[index + 1 :]], axis=0)
+  return {**example, 'text': tf.strings.reduce_join(parts, separator=' ')}
+
+
+def is_true(example) -> tf.Tensor:
+  """Whether a WSC example's noun is what the pronoun means."""
+  return tf.equal(example['label'], 1)
+
+
+@seqio.map_over_dataset
+def slots_to_text(example):
+  """Writes E2E's table as its `meaning_representation`: name[Aromi], ..."""
+  table = example['input_text']['table']
+  slots = tf.strings.join([table['column_header'], '[', table['content'], ']'])
+  text = tf.strings.reduce_join(slots, separator=', ')
+  return {'meaning_representation': text, 'target': example['target_text']}
+
+
+# Between WebNLG's triples.
+_AND = ' && '
+
+
+@seqio.map_over_dataset
+def table_to_triples(example):
+  """Writes WebNLG's table as `triples`: s | p | o && s | p | o."""
+  table = example['input_text']['table']
+  rows = table['row_number']
+  begins = tf.not_equal(rows[1:], rows[:-1])
+  between = tf.where(begins, _AND, ' | ')
+  separators = tf.concat(
+    [tf.fill([tf.minimum(tf.size(rows), 1)], ''), between], 0
+  )
+  pieces = tf.strings.join([separators, table['content']])
+  return {
+    'triples': tf.strings.reduce_join(pieces),
+    'target': example['target_text'],
+  }
+
+
+@seqio.map_over_dataset
+def join_triples(example):
+  """Joins GEM's list of triples to `triples`: s | p | o && s | p | o."""
+  triples = tf.strings.reduce_join(example['input'], separator=_AND)
+  return {**example, 'triples': triples}

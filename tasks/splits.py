@@ -10,6 +10,8 @@ examples as a half in a paper that shuffled first.
 from collections.abc import Callable, Mapping
 
 from absl import logging
+import seqio
+import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from mpt_jax.data import TfdsSource, get_data_dir
@@ -24,14 +26,32 @@ HELD_OUT = 1000
 Rule = Callable[[Mapping[str, int]], Mapping[str, str]]
 
 
-def hold_out(counts: Mapping[str, int]) -> dict[str, str]:
-  """Large tasks: validate on 1,000 training examples."""
-  del counts
-  return {
-    'train': f'train[{HELD_OUT}:]',
-    'validation': f'train[:{HELD_OUT}]',
-    'test': 'validation',
-  }
+def hold_out(
+  train: str = 'train', test: str = 'validation', most: int | None = None
+) -> Rule:
+  """Large tasks: validate on 1,000 training examples.
+
+  Args:
+    train: the TFDS split to train on.
+    test: the labelled TFDS split to test on.
+    most: train on so many examples only.
+
+  Returns:
+    The rule.
+  """
+
+  def rule(counts: Mapping[str, int]) -> dict[str, str]:
+    stop = counts[train]
+    if most is not None:
+      stop = min(stop, HELD_OUT + most)
+    end = '' if stop == counts[train] else str(stop)
+    return {
+      'train': f'{train}[{HELD_OUT}:{end}]',
+      'validation': f'{train}[:{HELD_OUT}]',
+      'test': test,
+    }
+
+  return rule
 
 
 def halve(counts: Mapping[str, int]) -> dict[str, str]:
@@ -44,30 +64,53 @@ def halve(counts: Mapping[str, int]) -> dict[str, str]:
   }
 
 
-def mismatched(counts: Mapping[str, int]) -> dict[str, str]:
-  """MNLI: validate on mismatched genres, test on matched ones."""
-  del counts
-  return {
-    'train': 'train',
-    'validation': 'validation_mismatched',
-    'test': 'validation_matched',
-  }
+def own(validation: str = 'validation', test: str = 'test') -> Rule:
+  """Tasks whose official splits all have labels.
+
+  Args:
+    validation: the TFDS split to validate on.
+    test: the one to test on.
+
+  Returns:
+    The rule.
+  """
+
+  def rule(counts: Mapping[str, int]) -> dict[str, str]:
+    del counts
+    return {'train': 'train', 'validation': validation, 'test': test}
+
+  return rule
+
+
+def size(part: str, counts: Mapping[str, int]) -> int:
+  """Returns the number of examples of a TFDS slice such as 'train[1000:]'."""
+  name, _, bounds = part.partition('[')
+  start, _, stop = bounds.rstrip(']').partition(':')
+  return int(stop or counts[name]) - int(start or 0)
 
 
 class BenchmarkSource(TfdsSource):
   """A TFDS data set that must have its official sizes, or be synthetic."""
 
-  def __init__(self, tfds_name: str, rule: Rule, counts: Mapping[str, int]):
+  def __init__(
+    self,
+    tfds_name: str,
+    rule: Rule,
+    counts: Mapping[str, int],
+    train_filter: Callable[..., tf.Tensor] | None = None,
+  ):
     """Names the data; touches no disk.
 
     Args:
       tfds_name: name with version.
       rule: how our splits are cut.
       counts: official sizes of the TFDS splits that the rule uses.
+      train_filter: which examples of `train` to train on; None is all.
     """
     super().__init__(tfds_name, splits=NAMES)
     self._rule = rule
     self._counts = dict(counts)
+    self._train_filter = train_filter
     self._announced: set[str] = set()
 
   def split_map(self, info: tfds.core.DatasetInfo) -> Mapping[str, str]:
@@ -95,6 +138,19 @@ class BenchmarkSource(TfdsSource):
           f'the official one has {official}: prepare the data anew'
         )
     return self._rule(on_disk)
+
+  def get_dataset(
+    self,
+    split: str,
+    shuffle: bool = True,
+    seed: int | None = None,
+    shard_info: seqio.ShardInfo | None = None,
+  ) -> tf.data.Dataset:
+    """Returns a split; of `train` only what the task trains on."""
+    dataset = super().get_dataset(split, shuffle, seed, shard_info)
+    if self._train_filter is None or split != 'train':
+      return dataset
+    return dataset.filter(self._train_filter)
 
   def check(self, split: str) -> None:
     """Checks that a split can be read, and says so if it is synthetic."""

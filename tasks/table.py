@@ -5,78 +5,125 @@ import dataclasses
 import functools
 from typing import Any
 
+import tensorflow as tf
+
 from mpt_jax import data
-from tasks import postprocessors, preprocessors, splits
+from mpt_jax.data import templates
+from tasks import metrics as metrics_lib
+from tasks import splits as splits_lib
+
+Preprocessor = Callable[[tf.data.Dataset], tf.data.Dataset]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Task:
   """One benchmark task.
 
   Attributes:
     name: its SeqIO name.
     tfds_name: the TFDS data set, with its version.
-    preprocess: tf.data.Dataset of TFDS examples -> one with `inputs` and
-      `targets`.
-    postprocess: text -> what the metrics compare.
+    counts: the official sizes of the TFDS splits that are used.
+    splits: how train, validation and test are cut from them.
+    inputs: template of the inputs.
+    targets: template of the targets.
+    labels: label words in the order of the class ids; none if the answer is
+      no class.
+    prepare: changes the data's features before the templates see them.
+    finish: changes the texts afterwards.
+    keep: features that evaluation needs.
+    postprocess: text -> what the metrics compare, given the `labels` if there
+      are any; None is the class id.
     metrics: metric functions.
-    rule: how train, validation and test are cut from the official splits.
-    counts: the official sizes of the TFDS splits that the rule uses.
+    train_filter: which examples of the train split to train on.
+    train_examples: how many examples the train split makes, where this is
+      neither its own size nor what `splits` leaves of it.
+    note: what a reader of its scores should know.
   """
 
   name: str
   tfds_name: str
-  preprocess: Callable[..., Any]
-  postprocess: Callable[..., Any]
-  metrics: Sequence[Callable[..., Any]]
-  rule: splits.Rule
   counts: Mapping[str, int]
+  splits: splits_lib.Rule
+  inputs: str
+  targets: str = '{label}'
+  labels: tuple[str, ...] | None = None
+  prepare: Preprocessor | None = None
+  finish: Preprocessor | None = None
+  keep: Sequence[str] = ('idx',)
+  postprocess: Callable[..., Any] | None = None
+  metrics: Sequence[metrics_lib.Metric]
+  train_filter: Callable[..., tf.Tensor] | None = None
+  train_examples: int | None = None
+  note: str = ''
+
+  @property
+  def sizes(self) -> dict[str, int]:
+    """Our split -> number of official examples (rows of the data)."""
+    return {
+      split: splits_lib.size(part, self.counts)
+      for split, part in self.splits(self.counts).items()
+    }
+
+  @property
+  def weight(self) -> int:
+    """Training examples, for mixing in proportion to them."""
+    return self.train_examples or self.counts['train']
+
+  def preprocess(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """Makes texts of TFDS examples.
+
+    Args:
+      dataset: examples in the data's own schema.
+
+    Returns:
+      Examples with `inputs`, `targets` and what is kept.
+    """
+    if self.prepare is not None:
+      dataset = self.prepare(dataset)
+    dataset = templates.text_to_text(
+      dataset, self.inputs, self.targets, self.labels, keep=self.keep
+    )
+    return dataset if self.finish is None else self.finish(dataset)
 
 
-def classification(
-  name: str,
-  tfds_name: str,
-  fields: str,
-  labels: str,
-  metrics: Sequence[Callable[..., Any]],
-  rule: splits.Rule,
-  counts: Mapping[str, int],
-) -> Task:
-  """Returns the row of a classification task in T5's text format.
+# Every registered benchmark task by name.
+TABLE: dict[str, Task] = {}
+
+
+def register(rows: Iterable[Task]) -> None:
+  """Registers tasks with SeqIO."""
+  for row in rows:
+    postprocess = row.postprocess or templates.class_id
+    if row.labels is not None:
+      postprocess = functools.partial(postprocess, labels=row.labels)
+    data.register_task(
+      row.name,
+      splits_lib.BenchmarkSource(
+        row.tfds_name, row.splits, row.counts, row.train_filter
+      ),
+      preprocessors=[row.preprocess],
+      postprocess_fn=postprocess,
+      metric_fns=row.metrics,
+    )
+    TABLE[row.name] = row
+
+
+def digits(row: Task, inputs: str, name: str | None = None) -> Task:
+  """Returns a task in the format of the MPT and ATTEMPT code lines.
+
+  Their targets are the digits of the class ids, and their inputs begin with
+  ATTEMPT's name of the data set.
 
   Args:
-    name: its SeqIO name, also the first word of the inputs.
-    tfds_name: the TFDS data set, with its version.
-    fields: the features that make the inputs, in order, space-separated.
-    labels: the label words in the order of the class ids, likewise.
-    metrics: metric functions of class ids.
-    rule: how train, validation and test are cut.
-    counts: the official sizes.
+    row: the same task in T5's format.
+    inputs: the template.
+    name: None is the task's own name and `_digits`.
   """
-  words = tuple(labels.split())
-  return Task(
-    name,
-    tfds_name,
-    functools.partial(
-      preprocessors.classification,
-      prefix=name,
-      fields=fields.split(),
-      labels=words,
-    ),
-    functools.partial(postprocessors.class_id, labels=words),
-    metrics,
-    rule,
-    counts,
+  assert row.labels is not None
+  return dataclasses.replace(
+    row,
+    name=name or f'{row.name}_digits',
+    inputs=inputs,
+    labels=tuple(str(i) for i in range(len(row.labels))),
+    note='digit labels of the MPT/ATTEMPT line, for reproduction',
   )
-
-
-def register(table: Iterable[Task]) -> None:
-  """Registers tasks with SeqIO."""
-  for task in table:
-    data.register_task(
-      task.name,
-      splits.BenchmarkSource(task.tfds_name, task.rule, task.counts),
-      preprocessors=[task.preprocess],
-      postprocess_fn=task.postprocess,
-      metric_fns=task.metrics,
-    )

@@ -21,13 +21,20 @@ import seqio
 import tensorflow as tf
 import tqdm
 
-from mpt_jax.data import batching, few_shot, rows, sources
+from mpt_jax.data import (
+  batching,
+  few_shot,
+  records,
+  rows,
+  sampling,
+  sources,
+)
 from mpt_jax.data.feature_converter import check_lengths
 from mpt_jax.data.quiet import only_errors
 from mpt_jax.data.vocabulary import get_vocabulary
 from mpt_jax.types import InputError
 
-# How many examples are read, and choices of a task drawn, at a time.
+# How many examples are read at a time.
 _BLOCK = 1024
 # Reading a split of this size takes some seconds.
 _LARGE = 20_000
@@ -50,7 +57,14 @@ class DatasetConfig:
     pack: whether a row holds several examples.
     use_cached: whether to read SeqIO's offline cache.
     module: the module that registers the task; None if it is imported.
-    num_shots: if set, train on so many examples per task only.
+    num_shots: k; if set, train on k examples of each class of a task.
+    shots_per_class: False for k examples of a task in all; a task without
+      classes always has k in all.
+    task_sampling: how a batch chooses among the tasks of a mixture:
+      'proportional', each example on its own, or 'stochastic', a few tasks
+      per batch (see `sampling.StochasticSampler`).
+    max_tasks_per_batch: the most tasks in a batch of stochastic sampling;
+      None is the number of tasks.
   """
 
   mixture_or_task_name: str
@@ -63,6 +77,9 @@ class DatasetConfig:
   use_cached: bool = False
   module: str | None = None
   num_shots: int | None = None
+  shots_per_class: bool = True
+  task_sampling: str = sampling.PROPORTIONAL
+  max_tasks_per_batch: int | None = None
 
   def __post_init__(self):
     if self.batch_size < 1:
@@ -123,7 +140,7 @@ def _check_task(task: seqio.Task, split: str, use_cached: bool) -> None:
       )
     return
   source = task.source
-  if isinstance(source, sources.TfdsSource):
+  if isinstance(source, sources.TfdsSource | records.RecordsSource):
     source.check(split)
   elif isinstance(source, seqio.TfdsDataSource) and source.tfds_dataset.name:
     if not source.tfds_dataset.data_dir:
@@ -140,11 +157,13 @@ class _Tokens:
     inputs: the input tokens of each example.
     targets: likewise.
     labels: the target texts.
+    ids: name of an identifying feature (`idx`, `id`) -> its values.
   """
 
-  inputs: list[np.ndarray]
-  targets: list[np.ndarray]
-  labels: list[str]
+  inputs: list[np.ndarray] = dataclasses.field(default_factory=list)
+  targets: list[np.ndarray] = dataclasses.field(default_factory=list)
+  labels: list[str] = dataclasses.field(default_factory=list)
+  ids: dict[str, list[Any]] = dataclasses.field(default_factory=dict)
 
 
 def loading_bar(task: seqio.Task, split: str) -> tqdm.tqdm:
@@ -164,6 +183,12 @@ def _rows_of(batch: tf.Tensor | tf.RaggedTensor) -> list[np.ndarray]:
     values, bounds = batch.values.numpy(), batch.row_splits.numpy()
     return [values[a:b] for a, b in itertools.pairwise(bounds)]
   return list(batch.numpy())
+
+
+def _identifies(name: str, spec: tf.TensorSpec) -> bool:
+  """Whether a feature tells examples apart: `id`, `idx`, `idx/query`, ..."""
+  named = name in ('id', 'idx', 'gem_id') or name.startswith('idx/')
+  return named and spec.shape.rank == 0
 
 
 @functools.lru_cache(maxsize=32)
@@ -191,9 +216,10 @@ def _load(
       try_in_mem_cache=False,
     )
   text = 'targets_pretokenized'
-  wanted = {'inputs', 'targets', text}
+  ids = [k for k, v in ds.element_spec.items() if _identifies(k, v)]
+  wanted = {'inputs', 'targets', text, *ids}
   ds = ds.map(lambda e: {k: v for k, v in e.items() if k in wanted})
-  tokens = _Tokens([], [], [])
+  tokens = _Tokens(ids={name: [] for name in ids})
   # One step of a Python iterator costs as much as tokenising an example.
   bar = loading_bar(task, split)
   for batch in ds.ragged_batch(_BLOCK):
@@ -205,6 +231,8 @@ def _load(
       tokens.labels.extend(label.decode() for label in batch[text].numpy())
     else:
       tokens.labels.extend(' '.join(map(str, x)) for x in targets)
+    for name, values in tokens.ids.items():
+      values.extend(batch[name].numpy().tolist())
     bar.update(len(inputs))
   bar.close()
   logging.info('%s/%s: %d examples', task.name, split, len(tokens.labels))
@@ -249,53 +277,38 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
 
   Attributes:
     num_examples: task name -> how many examples it draws from (of this host).
-    chosen: task name -> positions of the few-shot examples in the split;
-      empty without few-shot.
+    chosen: task name -> the few-shot choice; empty without few-shot.
+    taken: task name -> how many of its examples this host has drawn.
   """
 
   def __init__(
     self,
     streams: Mapping[str, _Stream],
-    rates: Mapping[str, float],
-    chosen: Mapping[str, list[int]],
+    sampler: sampling.TaskSampler,
+    chosen: Mapping[str, few_shot.Choice],
     make_packer: functools.partial,
-    draw_seed: tuple[int, ...],
   ):
     """Use `get_train_iterator`."""
     self.num_examples = {name: len(s) for name, s in streams.items()}
     self.chosen = dict(chosen)
     self._streams = streams
     self._names = list(streams)
-    weights = np.array([rates[name] for name in streams], np.float64)
-    self._weights = weights / weights.sum()
+    self._sampler = sampler
     self._make_packer = make_packer
-    self._draw_seed = draw_seed
-    self._block = -1
     self._batches = 0
     self._draws = 0
-    self._taken = dict.fromkeys(streams, 0)
-
-  def _next_task(self) -> str:
-    """Returns the task of the next draw, without drawing."""
-    if len(self._names) == 1:
-      return self._names[0]
-    block, place = divmod(self._draws, _BLOCK)
-    if block != self._block:
-      rng = np.random.default_rng([*self._draw_seed, block])
-      self._block = block
-      self._tasks = rng.choice(len(self._names), _BLOCK, p=self._weights)
-    return self._names[self._tasks[place]]
+    self.taken = dict.fromkeys(streams, 0)
 
   def __next__(self) -> dict[str, np.ndarray]:
     """Returns the next batch: [B, S] and [B, T] int32 features."""
     packer = self._make_packer()
-    while True:
-      name = self._next_task()
-      # An example that does not fit any more has not been taken: it opens
-      # the next batch.
-      if not packer.add(self._streams[name][self._taken[name]]):
+    for task in self._sampler.tasks(self._batches, self._draws):
+      name = self._names[task]
+      # An example that does not fit any more has not been taken: it is the
+      # next one of its task.
+      if not packer.add(self._streams[name][self.taken[name]]):
         break
-      self._taken[name] += 1
+      self.taken[name] += 1
       self._draws += 1
     self._batches += 1
     return packer.finish()
@@ -310,7 +323,7 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
     return {
       'batches': self._batches,
       'draws': self._draws,
-      'taken': dict(self._taken),
+      'taken': dict(self.taken),
     }
 
   def set_state(self, state: Mapping[str, Any]) -> None:
@@ -322,14 +335,14 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
     Raises:
       InputError: if the state belongs to other tasks.
     """
-    if set(state['taken']) != set(self._taken):
+    if set(state['taken']) != set(self.taken):
       raise InputError(
         f'the saved data position is of tasks {sorted(state["taken"])}, '
-        f'this run reads {sorted(self._taken)}'
+        f'this run reads {sorted(self.taken)}'
       )
     self._batches = state['batches']
     self._draws = state['draws']
-    self._taken = dict(state['taken'])
+    self.taken = dict(state['taken'])
 
 
 def get_train_iterator(
@@ -376,7 +389,7 @@ def get_train_iterator(
   )
   row_of = rows.task_rows(task_names, config.mixture_or_task_name)
   streams: dict[str, _Stream] = {}
-  chosen: dict[str, list[int]] = {}
+  chosen: dict[str, few_shot.Choice] = {}
   for task in seqio.get_subtasks(provider):
     # A few-shot choice is made over the whole split, then shared out.
     by_source = config.num_shots is None
@@ -393,9 +406,14 @@ def get_train_iterator(
     mine = None
     if config.num_shots is not None:
       chosen[task.name] = few_shot.choose(
-        tokens.labels, config.num_shots, config.seed, task.name
+        tokens.labels,
+        config.num_shots,
+        config.seed,
+        task.name,
+        per_class=config.shots_per_class,
+        ids=tokens.ids,
       )
-      mine = chosen[task.name][shard_index::num_shards]
+      mine = chosen[task.name].positions[shard_index::num_shards]
     identity = rows.task_identity(task.name)
     seed = (config.seed, _EXAMPLE_ORDER, identity, shard_index)
     stream = _Stream(
@@ -407,19 +425,27 @@ def get_train_iterator(
         f'host {shard_index} of {num_shards}'
       )
     streams[task.name] = stream
+  rates = _rates(provider)
+  rows_here = config.batch_size // num_shards
   return BatchIterator(
     streams,
-    rates=_rates(provider),
+    sampler=sampling.make_sampler(
+      config.task_sampling,
+      [rates[name] for name in streams],
+      config.max_tasks_per_batch,
+      (config.seed, _TASK_DRAWS),
+      shard_index,
+      rows_here,
+    ),
     chosen=chosen,
     make_packer=functools.partial(
       batching.Packer,
-      config.batch_size // num_shards,
+      rows_here,
       input_length,
       target_length,
       prompt_length,
       config.pack,
     ),
-    draw_seed=(config.seed, _TASK_DRAWS, shard_index),
   )
 
 

@@ -1,18 +1,23 @@
 """One call that registers a SeqIO task whose examples know their task."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import functools
+import os
+import re
 from typing import Any
 
 import seqio
 import tensorflow as tf
 
-from mpt_jax.data import rows
+from mpt_jax.data import records, rows, templates
 from mpt_jax.data.sources import TfdsSource
 from mpt_jax.data.vocabulary import get_vocabulary
 from mpt_jax.types import InputError
 
 Preprocessor = Callable[..., tf.data.Dataset]
+
+# 'glue/mnli:2.0.0'
+_TFDS_NAME = re.compile(r'[\w/.-]+:\d+\.\d+\.\d+')
 
 
 def _add_task_id(dataset: tf.data.Dataset, identity: int) -> tf.data.Dataset:
@@ -27,27 +32,52 @@ def _add_task_id(dataset: tf.data.Dataset, identity: int) -> tf.data.Dataset:
 
 def register_task(
   name: str,
-  source: seqio.DataSource | str,
+  source: seqio.DataSource
+  | str
+  | os.PathLike
+  | Mapping[str, str | os.PathLike]
+  | records.RowsFn,
   *,
-  preprocessors: Sequence[Preprocessor],
+  inputs: str | None = None,
+  targets: str | None = None,
+  labels: Sequence[str] | None = None,
+  columns: Mapping[str, str] | None = None,
+  splits: Mapping[str, str] | Sequence[str] | None = None,
+  keep: Sequence[str] = ('idx', 'id'),
+  preprocessors: Sequence[Preprocessor] = (),
   postprocess_fn: Callable[..., Any] | None = None,
   metric_fns: Sequence[Callable[..., Any]] = (),
 ) -> seqio.Task:
   """Registers a SeqIO task that works in every run, mixture and engine.
 
-  What happens to an example: source, `preprocessors`, tokenising with the
-  backbone's vocabulary (the texts stay as `inputs_pretokenized` and
-  `targets_pretokenized`), an end-of-sequence mark that survives cutting, and
-  the task's identity as the feature `task_id`. The registration touches
-  neither disk nor network.
+  What happens to an example: source, `preprocessors`, the templates,
+  tokenising with the backbone's vocabulary (the texts stay as
+  `inputs_pretokenized` and `targets_pretokenized`), an end-of-sequence mark
+  that survives cutting, and the task's identity as the feature `task_id`. The
+  registration touches neither disk nor network.
 
   Args:
     name: the task's name, letters, digits and underscores.
-    source: where examples come from: a SeqIO data source, or a TFDS name with
-      its version (`glue/mnli:2.0.0`), all of whose splits are then offered.
-    preprocessors: functions from tf.data.Dataset to tf.data.Dataset; after
-      the last one an example has the strings `inputs` and `targets`. Further
-      features are kept for evaluation.
+    source: where examples come from: a TFDS name with its version
+      (`glue/mnli:2.0.0`); a .jsonl, .tsv or .csv file, as a path with
+      `{split}` in it, {split: path}, or one path (the split `train`); a
+      Python function from the name of a split to rows (dicts); or a SeqIO
+      data source.
+    inputs: template of the model's input, as in 'nli premise: {premise}
+      hypothesis: {hypothesis}'. None if `preprocessors` make `inputs` and
+      `targets` themselves.
+    targets: template of the answer; default '{label}' where there are label
+      words.
+    labels: label words in the order of the class ids. The column `label`
+      holds the ids (-1 where hidden) or, in files, the words; '{label}' is
+      the word, and postprocessing gives the id, -1 for any other output.
+    columns: name in the templates -> column of the data, where they differ.
+    splits: our split -> split of the data, which may be cut
+      (`{'train': 'train[1000:]', 'validation': 'train[:1000]'}`); or the
+      names alone. None is every split that the source names.
+    keep: columns that stay with an example for its evaluation.
+    preprocessors: functions from tf.data.Dataset to tf.data.Dataset, which
+      run before the templates.
     postprocess_fn: makes of a text what the metrics compare; called as
       `postprocess_fn(text, example=..., is_target=...)`.
     metric_fns: functions of (targets, predictions) that return a dict of
@@ -57,9 +87,13 @@ def register_task(
     The registered task.
 
   Raises:
-    InputError: if the name is taken, or if another task has the same
-      identity.
+    InputError: if the name is no name or is taken, if another task has the
+      same identity, or if a template or the source is not understood.
   """
+  if not re.fullmatch(r'\w+', name, re.ASCII):
+    raise InputError(
+      f'{name!r} is no task name: letters, digits and underscores only'
+    )
   if name in seqio.TaskRegistry.names():
     raise InputError(f'a task named {name!r} is registered already')
   identity = rows.task_identity(name)
@@ -69,12 +103,53 @@ def register_task(
         f'the tasks {name!r} and {other!r} would share the identity '
         f'{identity}: choose another name'
       )
+  steps = list(preprocessors)
+  fields: tuple[str, ...] = ()
+  if inputs is not None:
+    if targets is None:
+      if labels is None:
+        raise InputError(f'task {name!r}: give targets or label words')
+      targets = '{label}'
+    fields = tuple(
+      dict.fromkeys(
+        templates.Template(inputs).fields + templates.Template(targets).fields
+      )
+    )
+    if labels is not None and postprocess_fn is None:
+      postprocess_fn = functools.partial(
+        templates.class_id, labels=tuple(labels)
+      )
+  elif targets is not None or labels is not None or columns:
+    raise InputError(
+      f'task {name!r}: targets, labels and columns go with an inputs template'
+    )
+  # Files hold columns under their own names, which the source maps.
+  renamed = dict(columns or {})
+  if not isinstance(source, seqio.DataSource):
+    if isinstance(source, str) and _TFDS_NAME.fullmatch(source):
+      source = TfdsSource(source, splits)
+    else:
+      wanted = [*fields, *(k for k in keep if k not in ('idx', 'id'))]
+      source = records.make_source(source, splits, wanted, renamed, labels)
+      renamed = {}
+  if inputs is not None:
+    assert targets is not None
+    steps.append(
+      functools.partial(
+        templates.text_to_text,
+        inputs=inputs,
+        targets=targets,
+        labels=labels,
+        columns=renamed,
+        keep=keep,
+      )
+    )
   vocabulary = get_vocabulary()
   return seqio.TaskRegistry.add(
     name,
-    source=TfdsSource(source) if isinstance(source, str) else source,
+    source=source,
     preprocessors=[
-      *preprocessors,
+      *steps,
       seqio.preprocessors.tokenize,
       seqio.CacheDatasetPlaceholder(),
       seqio.preprocessors.append_eos_after_trim,

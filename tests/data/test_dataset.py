@@ -223,26 +223,62 @@ def test_hosts_share_the_data_and_the_batch(mixture):
 
 
 def test_few_shot_trains_on_the_chosen_examples_only(mixture, vocabulary):
-  iterator = _iterator(num_shots=6, batch_size=6, seed=3)
+  few = {'num_shots': 6, 'shots_per_class': False, 'batch_size': 6}
+  iterator = _iterator(**few, seed=3)
   assert iterator.num_examples == dict.fromkeys(SIZES, 6)
-  again = _iterator(num_shots=6, batch_size=6, seed=3)
+  again = _iterator(**few, seed=3)
   assert iterator.chosen == again.chosen
-  other = _iterator(num_shots=6, batch_size=6, seed=4)
+  other = _iterator(**few, seed=4)
   assert iterator.chosen != other.chosen
   expected = {
     _expected(name, row, vocabulary)[i]
     for name, row in (('toy_a', 2), ('toy_b', 3), ('toy_c', 0))
-    for i in iterator.chosen[name]
+    for i in iterator.chosen[name].positions
   }
   seen = {e for _ in range(30) for e in _examples(next(iterator))}
   assert seen == expected
 
 
-def test_few_shot_is_balanced():
+def _choose(targets, k, seed, **kwargs):
+  return few_shot.choose(list(targets), k, seed, 'toy', **kwargs).positions
+
+
+def _choose_in_all(targets, k, seed):
+  return _choose(targets, k, seed, per_class=False)
+
+
+def test_few_shot_per_class():
+  rng = np.random.default_rng(0)
+  targets = rng.choice(['yes', 'no', 'maybe'], 97, p=[0.8, 0.15, 0.05])
+  rare = min(Counter(targets.tolist()).values())
+  for k in (1, 2, rare):
+    chosen = _choose(targets.tolist(), k, 0)
+    assert set(Counter(targets[chosen].tolist()).values()) == {k}
+  message = f"NUM_SHOTS={rare + 1} .* {rare} examples of class 'maybe'"
+  with pytest.raises(InputError, match=message):
+    _choose(targets.tolist(), rare + 1, 0)
+
+
+def test_few_shot_choices_are_told_by_their_ids():
+  targets = ['yes', 'no'] * 5
+  ids = {'idx': list(range(100, 110)), 'id': [b'q%d' % i for i in range(10)]}
+  choice = few_shot.choose(targets, 2, 0, 'toy', ids=ids)
+  assert choice.examples() == [
+    {
+      'position': p,
+      'target': targets[p],
+      'idx': 100 + p,
+      'id': f'q{p}',
+    }
+    for p in choice.positions
+  ]
+
+
+def test_few_shot_in_all_is_balanced():
   rng = np.random.default_rng(0)
   targets = rng.choice(['yes', 'no', 'maybe'], 97, p=[0.8, 0.15, 0.05])
   for k in (3, 7, 12, 31):
-    chosen = few_shot.choose(targets.tolist(), k, 0, 'toy')
+    chosen = _choose_in_all(targets.tolist(), k, 0)
     assert chosen == sorted(set(chosen))
     assert len(chosen) == k
     available = Counter(targets.tolist())
@@ -251,25 +287,25 @@ def test_few_shot_is_balanced():
     for label in available:
       left = counts[label] < available[label]
       assert not left or max(counts.values()) - counts[label] <= 1
-  small = few_shot.choose(targets.tolist(), 12, 0, 'toy')
-  assert set(small) < set(few_shot.choose(targets.tolist(), 31, 0, 'toy'))
+  small = _choose_in_all(targets.tolist(), 12, 0)
+  assert set(small) < set(_choose_in_all(targets.tolist(), 31, 0))
   # Both the members and the odd ones out vary with the seed.
-  draws = [few_shot.choose(targets.tolist(), 4, s, 'toy') for s in range(20)]
+  draws = [_choose_in_all(targets.tolist(), 4, s) for s in range(20)]
   assert len({tuple(d) for d in draws}) == 20
   assert len({Counter(targets[d]).most_common(1)[0][0] for d in draws}) > 1
 
 
 def test_few_shot_without_classes():
   targets = [f'answer {i}' for i in range(40)]
-  chosen = few_shot.choose(targets, 5, 0, 'toy')
+  chosen = _choose(targets, 5, 0)
   assert len(set(chosen)) == 5
-  assert chosen != few_shot.choose(targets, 5, 1, 'toy')
+  assert chosen != _choose(targets, 5, 1)
 
 
 @pytest.mark.parametrize('k', [0, 54])
 def test_few_shot_with_a_k_that_does_not_fit(mixture, k):
   with pytest.raises(InputError, match=f"NUM_SHOTS={k} .*'toy_a'.* 53"):
-    _iterator('toy_a', num_shots=k)
+    _iterator('toy_a', num_shots=k, shots_per_class=False)
 
 
 def test_a_plain_seqio_task_works_with_one_prompt(make_task, vocabulary):

@@ -1,0 +1,382 @@
+"""A user's own data: JSON Lines, TSV and CSV files, or a Python function.
+
+Everything is read and checked before a run starts, so that a broken line is
+reported with its file and number, not as a TensorFlow error in the middle of
+training. The rows are kept in memory, as the tokens will be.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import csv
+import dataclasses
+import functools
+import json
+import os
+import re
+from typing import Any
+
+import numpy as np
+import seqio
+import tensorflow as tf
+
+from mpt_jax.data.templates import LABEL
+from mpt_jax.types import InputError, nearest
+
+Row = Mapping[str, Any]
+RowsFn = Callable[[str], Iterable[Row]]
+
+SUFFIXES = ('.jsonl', '.tsv', '.csv')
+SPLITS = ('train', 'validation', 'test')
+# 'train', 'train[1000:]', 'train[:1000]', 'train[10:20]'.
+_SLICE = re.compile(r'(?P<split>[^\[\]]+)(\[(?P<start>\d*):(?P<stop>\d*)\])?')
+# The number of a row in its file, counted from 0.
+INDEX = 'idx'
+
+
+@dataclasses.dataclass(frozen=True)
+class Slice:
+  """A part of a split with absolute bounds.
+
+  Attributes:
+    split: name of the split.
+    start: first row.
+    stop: the row after the last one; None is the end.
+  """
+
+  split: str
+  start: int = 0
+  stop: int | None = None
+
+  @classmethod
+  def parse(cls, text: str) -> 'Slice':
+    """Reads 'train[1000:]'; raises InputError for anything else."""
+    match = _SLICE.fullmatch(text)
+    if not match:
+      raise InputError(
+        f"{text!r} is no split; expected 'train' or, with absolute bounds,"
+        " 'train[:1000]'"
+      )
+    return cls(
+      match['split'],
+      int(match['start'] or 0),
+      int(match['stop']) if match['stop'] else None,
+    )
+
+
+def _json_lines(path: str) -> Iterator[tuple[int, Row]]:
+  with open(path, 'rb') as file:
+    for number, line in enumerate(file, start=1):
+      if not line.strip():
+        continue
+      try:
+        row = json.loads(line)
+      except (ValueError, RecursionError) as e:
+        raise InputError(f'{path}:{number}: no JSON: {e}') from e
+      if not isinstance(row, dict):
+        raise InputError(
+          f'{path}:{number}: expected a JSON object, got {type(row).__name__}'
+        )
+      yield number, row
+
+
+def _table(path: str) -> Iterator[tuple[int, Row]]:
+  """Rows of a TSV or CSV file with a header.
+
+  In TSV a quotation mark is text, as in GLUE's files; in CSV it quotes.
+  """
+  tabs = path.endswith('.tsv')
+  with open(path, encoding='utf-8-sig', newline='') as file:
+    reader = csv.reader(
+      file,
+      delimiter='\t' if tabs else ',',
+      quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL,
+      strict=True,
+    )
+    header: list[str] | None = None
+    try:
+      for cells in reader:
+        if not cells:
+          continue
+        if header is None:
+          header = cells
+          twice = sorted({name for name in cells if cells.count(name) > 1})
+          if twice:
+            raise InputError(f'{path}:1: column {twice[0]!r} occurs twice')
+          continue
+        if len(cells) != len(header):
+          raise InputError(
+            f'{path}:{reader.line_num}: {len(cells)} cells, but the header'
+            f' has {len(header)}'
+          )
+        yield reader.line_num, dict(zip(header, cells, strict=True))
+    except csv.Error as e:
+      raise InputError(f'{path}:{reader.line_num}: {e}') from e
+    except UnicodeDecodeError as e:
+      # The text layer reads ahead, so the line is only known roughly.
+      raise InputError(
+        f'{path}: not UTF-8 after line {reader.line_num}: {e.reason}'
+      ) from e
+
+
+def _read_file(path: str) -> Iterator[tuple[str, Row]]:
+  """Yields ('file:line', row)."""
+  rows = _json_lines(path) if path.endswith('.jsonl') else _table(path)
+  try:
+    for number, row in rows:
+      yield f'{path}:{number}', row
+  except OSError as e:
+    raise InputError(f'{path} cannot be read: {e.strerror}') from e
+
+
+def _lookup(row: Row, column: str, where: str) -> Any:
+  value: Any = row
+  if column in row:
+    return row[column]
+  for part in column.split('/'):
+    if not isinstance(value, Mapping) or part not in value:
+      known = sorted(map(str, row))
+      raise InputError(
+        f'{where}: no column {column!r}; there is {known}'
+        f'{nearest(column, known)}'
+      )
+    value = value[part]
+  return value
+
+
+def _text(value: Any, column: str, where: str) -> str | list[str]:
+  """A cell as text; a list of cells as a list of texts."""
+  if isinstance(value, str):
+    return value
+  if isinstance(value, bool | int | float):
+    return str(value)
+  if isinstance(value, list | tuple):
+    return [str(_text(item, column, where)) for item in value]
+  raise InputError(
+    f'{where}: column {column!r} holds {type(value).__name__}, expected text,'
+    ' a number, or a list of them'
+  )
+
+
+def _class_id(value: Any, labels: Sequence[str], where: str) -> int:
+  """The class id of a cell, which may be the label's word or its id."""
+  if isinstance(value, bool):
+    value = int(value)
+  text = str(value)
+  if text in labels:
+    return labels.index(text)
+  if re.fullmatch(r'-?\d+', text) and -1 <= int(text) < len(labels):
+    return int(text)
+  raise InputError(
+    f'{where}: label {value!r} is outside the label words {list(labels)}'
+    f'{nearest(text, labels)}'
+  )
+
+
+class RecordsSource(seqio.DataSource):
+  """Rows of files or of a function, as a SeqIO data source."""
+
+  def __init__(
+    self,
+    rows: Mapping[str, str] | RowsFn,
+    splits: Mapping[str, str],
+    columns: Sequence[str],
+    renamed: Mapping[str, str],
+    labels: Sequence[str] | None,
+  ):
+    """Names the data; reads nothing.
+
+    Args:
+      rows: split of the data -> its file, or a function from the name of a
+        split to its rows.
+      splits: our split -> split of the data, or a slice of it.
+      columns: names that every row must have (those of the templates).
+      renamed: name in the templates -> column, where they differ.
+      labels: words in the order of the class ids, for the column `label`.
+    """
+    self._rows = rows
+    self._slices = {name: Slice.parse(text) for name, text in splits.items()}
+    if not callable(rows):
+      for name, part in self._slices.items():
+        if part.split not in rows:
+          raise InputError(
+            f'split {name!r} is cut from {part.split!r}, for which there is'
+            f' no file; there is {sorted(rows)}'
+          )
+    self._columns = tuple(columns)
+    self._renamed = dict(renamed)
+    self._labels = None if labels is None else tuple(labels)
+    super().__init__(splits=tuple(splits))
+
+  @property
+  def supports_arbitrary_sharding(self) -> bool:
+    """Rows are in memory: any host can take any of them."""
+    return True
+
+  def list_shards(self, split: str) -> Sequence[str]:
+    """Returns one name: a split is one shard, and is divided by rows."""
+    return [split]
+
+  def _file(self, split: str) -> str | None:
+    return None if callable(self._rows) else self._rows[split]
+
+  def _read(self, split: str) -> dict[str, Any]:
+    """Returns the columns of a split of the data, read once per state."""
+    path = self._file(split)
+    if path is None:
+      return self._columns_of(split, None)
+    try:
+      state = os.stat(path)
+    except OSError as e:
+      raise InputError(
+        f'{path} (split {split!r}) cannot be read: {e.strerror}'
+      ) from e
+    # A file that was edited is read anew.
+    return self._columns_of(split, (state.st_mtime_ns, state.st_size))
+
+  # On the instance's life: sources live as long as the registry.
+  @functools.lru_cache(maxsize=8)  # noqa: B019
+  def _columns_of(
+    self, split: str, state: tuple[int, int] | None
+  ) -> dict[str, Any]:
+    del state
+    path = self._file(split)
+    if path is None:
+      assert callable(self._rows)
+      name = getattr(self._rows, '__name__', repr(self._rows))
+      found: Iterable[tuple[str, Row]] = (
+        (f'{name}({split!r}) row {number}', row)
+        for number, row in enumerate(self._rows(split))
+      )
+    else:
+      found = _read_file(path)
+    columns: dict[str, list[Any]] = {name: [] for name in self._columns}
+    lists: dict[str, bool] = {}
+    count = 0
+    for where, row in found:
+      for name, cells in columns.items():
+        column = self._renamed.get(name, name)
+        value = _lookup(row, column, where)
+        if name == LABEL and self._labels is not None:
+          cells.append(_class_id(value, self._labels, where))
+          continue
+        text = _text(value, column, where)
+        if lists.setdefault(name, isinstance(text, list)) != isinstance(
+          text, list
+        ):
+          raise InputError(
+            f'{where}: column {column!r} holds a list in some rows only'
+          )
+        cells.append(text)
+      count += 1
+    return {
+      INDEX: np.arange(count, dtype=np.int64),
+      **{
+        name: tf.ragged.constant(cells, dtype=tf.string)
+        if lists.get(name)
+        else np.array(cells, np.int64)
+        if name == LABEL and self._labels is not None
+        else tf.constant(cells, tf.string, shape=[count])
+        for name, cells in columns.items()
+      },
+    }
+
+  def _part(self, split: str) -> tuple[dict[str, Any], slice]:
+    part = self._slices[split]
+    columns = self._read(part.split)
+    bounds = slice(part.start, part.stop)
+    return columns, slice(*bounds.indices(len(columns[INDEX])))
+
+  def num_input_examples(self, split: str) -> int:
+    """Returns the number of rows of a split; reads them."""
+    _, bounds = self._part(split)
+    return max(0, bounds.stop - bounds.start)
+
+  def check(self, split: str) -> None:
+    """Reads and checks every row of a split.
+
+    Args:
+      split: our name of the split.
+
+    Raises:
+      InputError: names the file and line, and what is wrong there.
+    """
+    if split not in self._slices:
+      raise InputError(f'no split {split!r}; it has {sorted(self._slices)}')
+    if not self.num_input_examples(split):
+      where = self._file(self._slices[split].split) or 'the function'
+      raise InputError(f'split {split!r} is empty: {where} has no row for it')
+
+  def get_dataset(
+    self,
+    split: str,
+    shuffle: bool = True,
+    seed: int | None = None,
+    shard_info: seqio.ShardInfo | None = None,
+  ) -> tf.data.Dataset:
+    """Returns the rows of a split: one feature per column, and `idx`."""
+    self.check(split)
+    columns, bounds = self._part(split)
+    dataset = tf.data.Dataset.from_tensor_slices(
+      {
+        name: cells[bounds.start : bounds.stop]
+        for name, cells in columns.items()
+      }
+    )
+    if shard_info and shard_info.num_shards > 1:
+      dataset = dataset.shard(shard_info.num_shards, shard_info.index)
+    if shuffle:
+      size = bounds.stop - bounds.start
+      dataset = dataset.shuffle(size, seed=seed)
+    return dataset
+
+
+def make_source(
+  source: str | os.PathLike | Mapping[str, str | os.PathLike] | RowsFn,
+  splits: Mapping[str, str] | Sequence[str] | None,
+  columns: Sequence[str],
+  renamed: Mapping[str, str],
+  labels: Sequence[str] | None,
+) -> RecordsSource:
+  """Makes a source of files or of a function.
+
+  Args:
+    source: a path with `{split}` in it, {split: path}, one path (which is
+      then the split `train`), or a function from the name of a split to its
+      rows. A path ends in .jsonl, .tsv or .csv.
+    splits: our split -> split of the data or a slice of it, or just names;
+      None is what the source says, or train, validation and test.
+    columns: names that every row must have.
+    renamed: name in the templates -> column.
+    labels: words in the order of the class ids.
+
+  Returns:
+    The source; nothing is read yet.
+
+  Raises:
+    InputError: for a file of another kind.
+  """
+  rows: Mapping[str, str] | RowsFn
+  known: tuple[str, ...]
+  if callable(source):
+    rows, known = source, SPLITS
+  elif isinstance(source, Mapping):
+    rows = {name: os.fspath(path) for name, path in source.items()}
+    known = tuple(rows)
+  else:
+    path = os.fspath(source)
+    if '{split}' in path:
+      named = splits.values() if isinstance(splits, Mapping) else splits
+      known = tuple(
+        dict.fromkeys(Slice.parse(text).split for text in named or SPLITS)
+      )
+      rows = {name: path.replace('{split}', name) for name in known}
+    else:
+      rows, known = {'train': path}, ('train',)
+  for path in () if callable(rows) else rows.values():
+    if not path.endswith(SUFFIXES):
+      raise InputError(
+        f'{path!r} is no data file: expected {", ".join(SUFFIXES)}, or a TFDS'
+        " name with its version, as in 'glue/mnli:2.0.0'"
+      )
+  if not isinstance(splits, Mapping):
+    splits = {name: name for name in (splits or known)}
+  return RecordsSource(rows, splits, columns, renamed, labels)
