@@ -6,6 +6,7 @@ right, and `invalid` says how many there are.
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
+import functools
 import itertools
 import re
 import string
@@ -55,8 +56,9 @@ def mean_f1(num_classes: int) -> Metric:
       average='macro',
       zero_division=0,
     )
-    return {f'mean_{num_classes}class_f1': 100 * value}
+    return {name: 100 * value}
 
+  name = metric.__name__ = f'mean_{num_classes}class_f1'
   return metric
 
 
@@ -64,7 +66,10 @@ def matthews_corrcoef(
   targets: Sequence[int], predictions: Sequence[int]
 ) -> dict[str, float]:
   """Returns Matthews' correlation; invalid outputs are a class of their own."""
-  value = sklearn.metrics.matthews_corrcoef(targets, predictions)
+  with warnings.catch_warnings():
+    # Of one class on both sides; the value is 0 then.
+    warnings.simplefilter('ignore', UserWarning)
+    value = sklearn.metrics.matthews_corrcoef(targets, predictions)
   return {'matthews_corrcoef': 100 * value}
 
 
@@ -137,6 +142,7 @@ def once_per_group(metric: Metric) -> Metric:
     metric: of the `value`s of targets and outputs.
   """
 
+  @functools.wraps(metric)
   def deduplicated(
     targets: Sequence[Mapping[str, Any]],
     predictions: Sequence[Mapping[str, Any]],
@@ -175,6 +181,7 @@ def invalid_or_outside(low: float, high: float) -> Metric:
     outside = [not low <= p <= high for p in predictions]
     return {'invalid': 100 * float(np.mean(outside))}
 
+  metric.__name__ = 'invalid'
   return metric
 
 
@@ -282,6 +289,7 @@ def references_per_group(metric: Metric) -> Metric:
     metric: of reference lists and outputs.
   """
 
+  @functools.wraps(metric)
   def pooled(
     targets: Sequence[Mapping[str, Any]],
     predictions: Sequence[Mapping[str, Any]],

@@ -152,4 +152,5 @@ def wsc_simple(
   noun = _content_words(_text(example['targets_pretokenized']))
   if any("'" in word for word in said) != any("'" in word for word in noun):
     return 0
-  return int(set(said) <= set(noun) or set(noun) <= set(said))
+  # A noun without a content word is no part of anything.
+  return int(set(said) <= set(noun) or set(noun or ['']) <= set(said))

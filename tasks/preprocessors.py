@@ -133,12 +133,34 @@ def wsc_spans(example):
 
 @seqio.map_over_dataset
 def wsc_pronoun(example):
-  """Marks WSC's pronoun in `text`: `*it*`."""
+  """Marks WSC's pronoun in `text`: `*it*`.
+
+  In two texts of the data the index is not that of the pronoun alone: it is
+  of 'him,"' or of the word before. T5 has their marked texts written out;
+  the same come out here.
+  """
   words = tf.strings.split([example['text']], sep=' ').values
-  index = example['span2_index']
-  marked = tf.strings.join(['*', example['span2_text'], '*'])
-  parts = tf.concat([words[:index], [marked], words[index + 1 :]], axis=0)
-  return {**example, 'text': tf.strings.reduce_join(parts, separator=' ')}
+  index, pronoun = example['span2_index'], example['span2_text']
+  word, length = words[index], tf.strings.length(pronoun)
+  same = tf.equal(word, pronoun)
+  begins = tf.equal(tf.strings.substr(word, 0, length), pronoun) & ~same
+  place = index + tf.cast(~same & ~begins, index.dtype)
+  rest = tf.strings.substr(word, length, tf.strings.length(word))
+  after = tf.cond(
+    begins,
+    lambda: tf.concat([rest[None], words[place + 1 :]], axis=0),
+    lambda: words[place + 1 :],
+  )
+  text = tf.strings.join(
+    [
+      tf.strings.reduce_join(words[:place], separator=' '),
+      tf.strings.join(['*', pronoun, '*']),
+      tf.strings.reduce_join(after, separator=' '),
+    ],
+    separator=' ',
+  )
+  text = tf.cond(begins, lambda: tf.strings.strip(text), lambda: text)
+  return {**example, 'text': text}
 
 
 def is_true(example) -> tf.Tensor:

@@ -8,6 +8,7 @@ iterators of a process, so a pipeline of many runs reads its data once.
 """
 
 from collections.abc import Iterator, Mapping
+import contextlib
 import dataclasses
 import functools
 import importlib
@@ -28,11 +29,12 @@ from mpt_jax.data import (
   rows,
   sampling,
   sources,
+  templates,
 )
 from mpt_jax.data.feature_converter import check_lengths
 from mpt_jax.data.quiet import only_errors
 from mpt_jax.data.vocabulary import get_vocabulary
-from mpt_jax.types import InputError
+from mpt_jax.types import InputError, nearest
 
 # How many examples are read at a time.
 _BLOCK = 1024
@@ -88,6 +90,38 @@ class DatasetConfig:
       raise InputError(f'the data seed {self.seed} must not be negative')
 
 
+def import_module(module: str) -> None:
+  """Imports the module that registers a run's tasks.
+
+  Args:
+    module: its dotted name (MIXTURE_OR_TASK_MODULE).
+
+  Raises:
+    InputError: if there is no such module, or if a mixture in it names an
+      unknown task.
+  """
+  try:
+    importlib.import_module(module)
+  except ModuleNotFoundError as e:
+    # A module that it imports in turn may be missing: that is not our input.
+    if e.name is None or not (module + '.').startswith(e.name + '.'):
+      raise
+    raise InputError(
+      f'MIXTURE_OR_TASK_MODULE={module!r} cannot be imported: there is no '
+      f'module {e.name!r}'
+    ) from None
+  except ValueError as e:
+    # What SeqIO says of a mixture of an unknown task.
+    said, _, name = str(e).partition('not registered: ')
+    if isinstance(e, InputError) or not said or not name:
+      raise
+    known = [*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()]
+    raise InputError(
+      f'a mixture of module {module!r} names {name!r}, which is no registered '
+      f'task{nearest(name, known)}'
+    ) from e
+
+
 def check_data(
   mixture_or_task_name: str,
   split: str,
@@ -110,15 +144,7 @@ def check_data(
       and what to do.
   """
   if module:
-    try:
-      importlib.import_module(module)
-    except ModuleNotFoundError as e:
-      if e.name is None or not (module + '.').startswith(e.name + '.'):
-        raise
-      raise InputError(
-        f'MIXTURE_OR_TASK_MODULE={module!r} cannot be imported: there is no '
-        f'module {e.name!r}'
-      ) from None
+    import_module(module)
   provider = rows.get_provider(mixture_or_task_name)
   for task in seqio.get_subtasks(provider):
     try:
@@ -191,6 +217,29 @@ def _identifies(name: str, spec: tf.TensorSpec) -> bool:
   return named and spec.shape.rank == 0
 
 
+@contextlib.contextmanager
+def telling_wrong_labels(task: seqio.Task, split: str) -> Iterator[None]:
+  """Makes one line of TensorFlow's complaint about a label.
+
+  Args:
+    task: what is read.
+    split: its split.
+
+  Yields:
+    Nothing.
+
+  Raises:
+    InputError: if the labels do not fit the label words.
+  """
+  try:
+    yield
+  except tf.errors.InvalidArgumentError as e:
+    if templates.OUTSIDE not in e.message:
+      raise
+    said = e.message[e.message.index(templates.OUTSIDE) :].split('\n')[0]
+    raise InputError(f'task {task.name!r}, split {split!r}: {said}') from e
+
+
 @functools.lru_cache(maxsize=32)
 def _load(
   task: seqio.Task,
@@ -222,6 +271,22 @@ def _load(
   tokens = _Tokens(ids={name: [] for name in ids})
   # One step of a Python iterator costs as much as tokenising an example.
   bar = loading_bar(task, split)
+  with telling_wrong_labels(task, split):
+    _tokenise(ds, tokens, text, input_limit, target_limit, bar)
+  bar.close()
+  logging.info('%s/%s: %d examples', task.name, split, len(tokens.labels))
+  return tokens
+
+
+def _tokenise(
+  ds: tf.data.Dataset,
+  tokens: _Tokens,
+  text: str,
+  input_limit: int,
+  target_limit: int,
+  bar: tqdm.tqdm,
+) -> None:
+  """Appends the examples of a data set to the tokens."""
   for batch in ds.ragged_batch(_BLOCK):
     inputs = _rows_of(batch['inputs'])
     targets = _rows_of(batch['targets'])
@@ -234,9 +299,6 @@ def _load(
     for name, values in tokens.ids.items():
       values.extend(batch[name].numpy().tolist())
     bar.update(len(inputs))
-  bar.close()
-  logging.info('%s/%s: %d examples', task.name, split, len(tokens.labels))
-  return tokens
 
 
 class _Stream:

@@ -17,7 +17,11 @@ import seqio
 import tqdm
 
 from mpt_jax.data import batching, rows, sources
-from mpt_jax.data.dataset import check_data, loading_bar
+from mpt_jax.data.dataset import (
+  check_data,
+  loading_bar,
+  telling_wrong_labels,
+)
 from mpt_jax.data.feature_converter import check_lengths
 from mpt_jax.data.quiet import only_errors
 from mpt_jax.data.vocabulary import get_vocabulary
@@ -67,9 +71,10 @@ def _load(
     ds = ds.take(num_examples)
   examples = []
   bar = loading_bar(task, split)
-  for example in ds.as_numpy_iterator():
-    examples.append(example)
-    bar.update()
+  with telling_wrong_labels(task, split):
+    for example in ds.as_numpy_iterator():
+      examples.append(example)
+      bar.update()
   bar.close()
   if not examples:
     raise InputError(f'task {task.name!r}: split {split!r} has no examples')

@@ -18,6 +18,8 @@ from mpt_jax.types import InputError, nearest
 NO_LABEL = '<unk>'
 # The feature whose class id a label word replaces.
 LABEL = 'label'
+# How the complaint about a class id without a word begins.
+OUTSIDE = 'a label is outside the label words'
 # What stands for an output that is no valid answer.
 INVALID = -1
 
@@ -106,7 +108,7 @@ def _word(label: tf.Tensor, words: Sequence[str]) -> tf.Tensor:
   check = tf.debugging.assert_less(
     label,
     tf.cast(len(words), label.dtype),
-    f'a label is outside the label words {list(words)}',
+    f'{OUTSIDE} {list(words)}',
   )
   with tf.control_dependencies([check]):
     return tf.constant([NO_LABEL, *words])[tf.maximum(label, -1) + 1]

@@ -25,7 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
   )
   parser.add_argument('--seed', type=int, default=0)
   parser.add_argument(
-    '--train_size', type=int, help='rows of every train split'
+    '--train_size',
+    type=int,
+    help='rows of every train split (of WinoGrande: train_xl)',
   )
   parser.add_argument(
     '--overwrite',

@@ -1,18 +1,15 @@
 """The synthetic data sets: rows in the schemas of the official ones.
 
 `DATASETS` says which data sets there are, under which TFDS name, with which
-splits; `make_split` draws the rows. No TensorFlow here.
+splits; `make_splits` draws the rows. Here are the twelve data sets of the
+demo; `more_datasets` and `data_to_text` have the others. No TensorFlow here.
 """
 
-from collections.abc import Callable, Mapping
-import dataclasses
+from collections.abc import Mapping
 import random
-from typing import Any
 
-from tasks.offline import skills, world
-
-Row = dict[str, Any]
-Maker = Callable[[random.Random], Row]
+from tasks.offline import data_to_text, more_datasets, skills, world
+from tasks.offline.rows import SOURCE, TARGET, Dataset, Row, single
 
 
 def _mnli(rng: random.Random) -> Row:
@@ -102,68 +99,45 @@ def _record(rng: random.Random) -> Row:
   }
 
 
-@dataclasses.dataclass(frozen=True)
-class Dataset:
-  """One synthetic data set.
+def _squad_id(row: Row, split: str, number: int) -> Row:
+  return {'id': f'{split}-{number}', **row}
 
-  Attributes:
-    name: the SeqIO task's short name.
-    tfds_name: the official name and version.
-    make: draws one row, without its running index.
-    source: whether it is a source task (large) or a target.
-    heldout: names of the official splits besides `train`; all have labels
-      but `test`, where the official one hides them.
-  """
 
-  name: str
-  tfds_name: str
-  make: Maker
-  source: bool
-  heldout: tuple[str, ...] = ('validation', 'test')
+def _record_idx(row: Row, split: str, number: int) -> Row:
+  del split
+  return {**row, 'idx': {'passage': number, 'query': number}}
 
+
+# What the demo trains and tests on. Its results depend on each of these rows.
+DEMO = (
+  Dataset(
+    'mnli',
+    'glue/mnli:2.0.0',
+    single(_mnli),
+    SOURCE,
+    heldout=('validation_matched', 'validation_mismatched'),
+    hidden=('test_matched', 'test_mismatched'),
+  ),
+  Dataset('qnli', 'glue/qnli:2.0.0', single(_qnli), SOURCE),
+  Dataset('qqp', 'glue/qqp:2.0.0', single(_qqp), SOURCE),
+  Dataset('sst2', 'glue/sst2:2.0.0', single(_sst2), SOURCE),
+  Dataset(
+    'squad', 'squad/v1.1:3.0.0', single(_squad), SOURCE, _squad_id, hidden=()
+  ),
+  Dataset(
+    'record', 'super_glue/record:1.0.2', single(_record), SOURCE, _record_idx
+  ),
+  Dataset('rte', 'glue/rte:2.0.0', single(_rte), TARGET),
+  Dataset('cb', 'super_glue/cb:1.0.2', single(_cb), TARGET),
+  Dataset('mrpc', 'glue/mrpc:2.0.0', single(_mrpc), TARGET),
+  Dataset('boolq', 'super_glue/boolq:1.0.2', single(_boolq), TARGET),
+  Dataset('cola', 'glue/cola:2.0.0', single(_cola), TARGET),
+  Dataset('stsb', 'glue/stsb:2.0.0', single(_stsb), TARGET),
+)
 
 DATASETS: Mapping[str, Dataset] = {
-  d.name: d
-  for d in (
-    Dataset(
-      'mnli',
-      'glue/mnli:2.0.0',
-      _mnli,
-      True,
-      (
-        'validation_matched',
-        'validation_mismatched',
-        'test_matched',
-        'test_mismatched',
-      ),
-    ),
-    Dataset('qnli', 'glue/qnli:2.0.0', _qnli, True),
-    Dataset('qqp', 'glue/qqp:2.0.0', _qqp, True),
-    Dataset('sst2', 'glue/sst2:2.0.0', _sst2, True),
-    Dataset('squad', 'squad/v1.1:3.0.0', _squad, True, ('validation',)),
-    Dataset('record', 'super_glue/record:1.0.2', _record, True),
-    Dataset('rte', 'glue/rte:2.0.0', _rte, False),
-    Dataset('cb', 'super_glue/cb:1.0.2', _cb, False),
-    Dataset('mrpc', 'glue/mrpc:2.0.0', _mrpc, False),
-    Dataset('boolq', 'super_glue/boolq:1.0.2', _boolq, False),
-    Dataset('cola', 'glue/cola:2.0.0', _cola, False),
-    Dataset('stsb', 'glue/stsb:2.0.0', _stsb, False),
-  )
+  d.name: d for d in (*DEMO, *more_datasets.DATASETS, *data_to_text.DATASETS)
 }
-
-# Rows. A source must leave 1,000 rows of `train` for validation; a target's
-# official validation split is halved into validation and test.
-SOURCE_TRAIN = 7000
-TARGET_TRAIN = 2000
-SOURCE_HELDOUT = 1000
-TARGET_HELDOUT = 1600
-HIDDEN_TEST = 100
-# A smaller `train` leaves the source tasks nothing beside their validation.
-LEAST_TRAIN = SOURCE_HELDOUT + 32
-
-
-def _key(row: Row) -> str:
-  return repr(sorted((k, v) for k, v in row.items() if k != 'label'))
 
 
 def make_splits(
@@ -174,45 +148,31 @@ def make_splits(
   Args:
     name: a key of `DATASETS`.
     seed: fixes the rows, together with the name.
-    train_size: rows of `train`; default by the kind of task.
+    train_size: rows of the split to train on; default by the data set.
 
   Returns:
     Rows by official split name. Those of a hidden test split carry the label
     -1 (or no answers), as the official ones do.
   """
   dataset = DATASETS[name]
-  if train_size is None:
-    train_size = SOURCE_TRAIN if dataset.source else TARGET_TRAIN
-  heldout = SOURCE_HELDOUT if dataset.source else TARGET_HELDOUT
   rng = random.Random(f'{name}/{seed}')
   seen: set[str] = set()
   splits: dict[str, list[Row]] = {}
-  # The held-out rows come first: they do not depend on the size of `train`.
-  for split in (*dataset.heldout, 'train'):
-    hidden = split.startswith('test')
-    size = HIDDEN_TEST if hidden else heldout
-    size = train_size if split == 'train' else size
+  for split, size in dataset.split_sizes(train_size).items():
     rows: list[Row] = []
     while len(rows) < size:
-      row = dataset.make(rng)
-      if (key := _key(row)) in seen:
+      drawn = dataset.draw(rng, split)
+      if (key := dataset.key(drawn[0])) in seen:
         continue
       seen.add(key)
-      rows.append(_finish(name, split, len(rows), row, hidden))
-    splits[split] = rows
+      for row in drawn:
+        row = dataset.identify(row, split, len(rows))
+        rows.append(_hide(row) if split in dataset.hidden else row)
+    splits[split] = rows[:size]
   return splits
 
 
-def _finish(name: str, split: str, number: int, row: Row, hidden: bool) -> Row:
-  """Adds the running index and hides what the official test split hides."""
-  if name == 'squad':
-    return {'id': f'{split}-{number}', **row}
-  if name == 'record':
-    row['idx'] = {'passage': number, 'query': number}
-    if hidden:
-      row['answers'] = []
-    return row
-  row['idx'] = number
-  if hidden:
-    row['label'] = -1
-  return row
+def _hide(row: Row) -> Row:
+  """Hides what the official test split hides."""
+  nothing: Row = {'label': -1, 'answers': []}
+  return {key: nothing.get(key, value) for key, value in row.items()}

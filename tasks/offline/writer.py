@@ -6,19 +6,21 @@ import shutil
 
 from mpt_jax.types import InputError, nearest
 from tasks import offline
-from tasks.offline import datasets
+from tasks.offline import datasets, rows
 
 ROWS_PER_FILE = 2000
 
 
 def _write_one(
   data_dir: str,
-  dataset: datasets.Dataset,
-  splits: dict[str, list[datasets.Row]],
+  dataset: rows.Dataset,
+  splits: dict[str, list[rows.Row]],
   seed: int,
 ) -> None:
   """Writes one data set beside its place, then moves it there."""
   import tensorflow_datasets as tfds
+
+  from mpt_jax.data import quiet
 
   final = offline.dataset_path(data_dir, dataset.tfds_name)
   # TFDS derives the folder from the name: a temporary data_dir, then a move.
@@ -41,7 +43,9 @@ def _write_one(
       info, max_examples_per_shard=ROWS_PER_FILE
     )
     writer.initialize_splits(list(splits))
-    writer.add_examples(splits)
+    # TFDS warns of its own use of a field when it writes nested sequences.
+    with quiet.only_errors():
+      writer.add_examples(splits)
     writer.close_all()
     os.makedirs(os.path.dirname(final), exist_ok=True)
     if os.path.isdir(final):
@@ -68,7 +72,7 @@ def write(
     data_dir: the folder; made if missing.
     names: which data sets, by task name; default all.
     seed: fixes the rows.
-    train_size: rows of each `train` split; default by the kind of task.
+    train_size: rows of each split to train on; default by the data set.
     overwrite: write synthetic data anew where there are some.
     say: takes one line for each data set.
 
@@ -87,10 +91,10 @@ def write(
         f'no synthetic data set {name!r} (--tasks); known are'
         f' {", ".join(datasets.DATASETS)}{nearest(name, datasets.DATASETS)}'
       )
-  if train_size is not None and train_size < datasets.LEAST_TRAIN:
+  if train_size is not None and train_size < rows.LEAST_TRAIN:
     raise InputError(
       f'--train_size={train_size} is too small: at least'
-      f' {datasets.LEAST_TRAIN} rows, {datasets.SOURCE_HELDOUT} of which'
+      f' {rows.LEAST_TRAIN} rows, {rows.HELD_OUT} of which'
       ' the source tasks hold out for validation'
     )
   try:
@@ -112,7 +116,7 @@ def write(
         continue
     splits = datasets.make_splits(name, seed, train_size)
     _write_one(data_dir, dataset, splits, seed)
-    sizes = ', '.join(f'{s} {len(rows)}' for s, rows in splits.items())
+    sizes = ', '.join(f'{s} {len(r)}' for s, r in splits.items())
     say(f'{name}: {offline.SYNTHETIC}, {sizes}')
     written.append(name)
   return written

@@ -1,0 +1,346 @@
+"""Shows what is registered, and what a task's examples look like.
+
+python -m tasks.show
+python -m tasks.show mnli --data_dir=DIR --examples=3
+python -m tasks.show my_task --module=my_tasks
+"""
+
+import argparse
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+import contextlib
+import importlib
+import os
+import pathlib
+import sys
+import tempfile
+from typing import TYPE_CHECKING, Any
+
+from mpt_jax.types import InputError, nearest
+
+if TYPE_CHECKING:
+  import seqio
+
+DEMO_VOCABULARY = (
+  pathlib.Path(__file__).parent / 'offline/demo_backbone/spiece.model'
+)
+# Texts longer than this are shown in part.
+_WIDTH = 400
+# How many examples the lengths are taken from.
+_SAMPLE = 1000
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the command; returns the exit status."""
+  parser = argparse.ArgumentParser(
+    prog='python -m tasks.show',
+    description='Lists the tasks and mixtures; or shows one of them, with'
+    ' examples from the data to the tokens.',
+    epilog='example: python -m tasks.show mnli --data_dir=~/tensorflow_datasets'
+    ' --vocabulary=t5-base/spiece.model',
+  )
+  parser.add_argument('name', nargs='?', help='a task or mixture')
+  parser.add_argument('--data_dir', help='TFDS data folder')
+  parser.add_argument('--module', help='module that registers more tasks')
+  parser.add_argument('--split', default='train')
+  parser.add_argument(
+    '--examples', type=int, default=2, help='how many to show'
+  )
+  parser.add_argument('--vocabulary', help='SentencePiece file of the backbone')
+  parser.add_argument(
+    '--inputs', type=int, default=356, help='input length, prompt included'
+  )
+  parser.add_argument('--targets', type=int, default=128, help='target length')
+  parser.add_argument('--prompt_length', type=int, default=100)
+  parser.add_argument(
+    '--prompt_tasks', help="the model's tasks in row order, comma-separated"
+  )
+  args = parser.parse_args(argv)
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+  try:
+    for line in _run(args):
+      print(line)
+  except InputError as error:
+    print(f'error: {error}', file=sys.stderr)
+    return 2
+  return 0
+
+
+def _run(args: argparse.Namespace) -> Iterator[str]:
+  importlib.import_module('tasks')
+  if args.module:
+    from mpt_jax.data.dataset import import_module
+
+    import_module(args.module)
+  import seqio
+
+  from mpt_jax import data
+
+  if args.data_dir:
+    data.set_data_dir(os.path.expanduser(args.data_dir))
+  if args.vocabulary:
+    data.use_vocabulary(args.vocabulary)
+  if args.name is None:
+    yield from registry()
+  elif args.name in seqio.MixtureRegistry.names():
+    yield from mixture(args.name)
+  elif args.name in seqio.TaskRegistry.names():
+    yield from _task(seqio.TaskRegistry.get(args.name), args)
+  else:
+    known = [*seqio.MixtureRegistry.names(), *seqio.TaskRegistry.names()]
+    raise InputError(
+      f'{args.name!r} is no registered task or mixture'
+      f'{nearest(args.name, known)}'
+    )
+
+
+def _table(rows: Iterable[Sequence[str]]) -> Iterator[str]:
+  rows = list(rows)
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  for row in rows:
+    cells = (c.ljust(w) for c, w in zip(row, widths, strict=True))
+    yield '  '.join(cells).rstrip()
+
+
+def _names(functions: Iterable[Any]) -> str:
+  """Returns the names of functions, which may be partial ones."""
+  plain = [getattr(fn, 'func', fn) for fn in functions]
+  return ' '.join(getattr(fn, '__name__', repr(fn)) for fn in plain)
+
+
+def registry() -> Iterator[str]:
+  """Yields one line for each task of the tables and each mixture."""
+  import seqio
+
+  from mpt_jax.data import templates
+  from tasks import mixtures
+  from tasks.table import TABLE
+
+  sizes = 'TRAIN/VALIDATION/TEST'
+  rows = [('TASK', 'DATA', sizes, 'POSTPROCESSOR', 'METRICS', 'TEXT')]
+  for row in TABLE.values():
+    answer = '|'.join(row.labels) if row.labels else row.targets
+    rows.append(
+      (
+        row.name,
+        row.tfds_name,
+        '/'.join(f'{n:,}' for n in row.sizes.values()),
+        _names([row.postprocess or templates.class_id]),
+        _names(row.metrics),
+        f'{row.inputs} -> {answer}',
+      )
+    )
+  yield from _table(rows)
+  others = set(seqio.TaskRegistry.names()) - set(TABLE)
+  if others:
+    yield f'\nnot of the tables: {" ".join(sorted(others))}'
+  yield ''
+  yield from _table(
+    [
+      ('MIXTURE', 'TASKS'),
+      *((name, ' '.join(names)) for name, names in mixtures.GROUPS.items()),
+    ]
+  )
+  yield (
+    'Each is mixed in proportion to its training examples, of which at most'
+    f' {mixtures.CAP:,} count; NAME_equal mixes evenly.'
+  )
+
+
+def mixture(name: str) -> Iterator[str]:
+  """Yields the tasks of a mixture and their shares."""
+  import seqio
+
+  provider = seqio.MixtureRegistry.get(name)
+  yield f'mixture {name}'
+  total = sum(provider.get_rate(task) for task in provider.tasks)
+  rows = []
+  for task in provider.tasks:
+    rate = provider.get_rate(task)
+    rows.append(
+      (f'  {task.name}', f'{rate:,.0f}', f'{100 * rate / total:.1f}%')
+    )
+  yield from _table(rows)
+
+
+def _short(text: str) -> str:
+  text = _on_one_line(text)
+  return text if len(text) <= _WIDTH else f'{text[:_WIDTH]} …'
+
+
+def _on_one_line(text: str) -> str:
+  """Returns the text on one line: control characters as escapes."""
+  return ''.join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def _plain(value: Any) -> Any:
+  if isinstance(value, bytes):
+    return value.decode()
+  if isinstance(value, Mapping):
+    return {k: _plain(v) for k, v in value.items()}
+  if hasattr(value, 'tolist'):
+    return _plain(value.tolist())
+  if isinstance(value, list | tuple):
+    return [_plain(v) for v in value]
+  return value
+
+
+def _from_home(path: str) -> str:
+  home = os.path.expanduser('~')
+  return path.replace(home, '~', 1) if path.startswith(home + os.sep) else path
+
+
+@contextlib.contextmanager
+def _some_data(task: 'seqio.Task', split: str, draw: bool) -> Iterator[str]:
+  """Makes sure that there are examples; yields where they come from.
+
+  Without data on disk synthetic ones are drawn, if that is wanted; they are
+  not kept.
+  """
+  from mpt_jax import data
+  from mpt_jax.data import provenance, sources
+  from tasks.table import TABLE
+
+  source = task.source
+  if not isinstance(source, sources.TfdsSource):
+    data.check_data(task.name, split)
+    yield 'data of its own'
+    return
+  try:
+    sources.find_dataset(source.tfds_name)
+  except InputError:
+    if not draw or task.name not in TABLE:
+      raise
+  else:
+    data.check_data(task.name, split)
+    synthetic = data.is_synthetic(task.name)
+    kind = f'{provenance.SYNTHETIC}, ' if synthetic else ''
+    yield f'{kind}{_from_home(sources.find_dataset(source.tfds_name))}'
+    return
+  from tasks.offline import datasets, writer
+
+  before = data.get_data_dir()
+  [name] = [
+    name
+    for name, dataset in datasets.DATASETS.items()
+    if dataset.tfds_name == source.tfds_name
+  ]
+  with tempfile.TemporaryDirectory() as folder:
+    writer.write(folder, [name], say=lambda line: None)
+    data.set_data_dir(folder)
+    try:
+      yield (
+        f'{provenance.SYNTHETIC}, since there is no {source.tfds_name} in'
+        f' {_from_home(before)} (--data_dir)'
+      )
+    finally:
+      data.set_data_dir(None)
+
+
+def _vocabulary_note() -> str:
+  """Falls back on the demo's vocabulary; says which one is in use."""
+  from mpt_jax import data
+
+  vocabulary = data.get_vocabulary()
+  file = vocabulary.sentencepiece_model_file
+  try:
+    vocabulary.encode('a')
+  except InputError:
+    data.use_vocabulary(DEMO_VOCABULARY)
+    return f"the demo backbone's, since {file} cannot be read (--vocabulary)"
+  return file
+
+
+def _task(task: 'seqio.Task', args: argparse.Namespace) -> Iterator[str]:
+  """Yields what a task is, then its examples and their lengths."""
+  import numpy as np
+
+  from mpt_jax import data
+  from tasks import mixtures
+  from tasks.table import TABLE
+
+  row = TABLE.get(task.name)
+  limits = {'inputs': args.inputs - args.prompt_length, 'targets': args.targets}
+  if limits['inputs'] < 1:
+    raise InputError(
+      f'--inputs={args.inputs} leaves no room beside'
+      f' --prompt_length={args.prompt_length}'
+    )
+  yield f'task {task.name}'
+  if row is not None:
+    sizes = ', '.join(f'{s} {n:,}' for s, n in row.sizes.items())
+    yield f'  data         {row.tfds_name}; {sizes}'
+    cuts = row.splits(row.counts).items()
+    yield f'  splits       {", ".join(f"{s} = {cut}" for s, cut in cuts)}'
+    yield f'  inputs       {row.inputs}'
+    answer = ' | '.join(row.labels) if row.labels else row.targets
+    yield f'  targets      {answer}'
+    if row.note:
+      yield f'  note         {row.note}'
+  yield f'  metrics      {_names(task.metric_fns)}'
+  source = mixtures.GROUPS['mpt_source']
+  names = (
+    args.prompt_tasks.split(',')
+    if args.prompt_tasks
+    else source
+    if task.name in source
+    else (task.name,)
+  )
+  place = data.task_rows(names, task.name)[task.name]
+  yield f'  prompt row   {place} of PROMPT_TASKS = {list(names)}'
+  with _some_data(task, args.split, args.data_dir is None) as origin:
+    yield f'  examples     {origin}'
+    yield f'  vocabulary   {_vocabulary_note()}'
+    raw = task.source.get_dataset(args.split, shuffle=False)
+    yield ''
+    yield from _examples(task, raw.take(args.examples), limits)
+    lengths: dict[str, list[int]] = {key: [] for key in limits}
+    for example in (
+      task.get_dataset(None, args.split, shuffle=False)
+      .take(_SAMPLE)
+      .as_numpy_iterator()
+    ):
+      for key, values in lengths.items():
+        values.append(len(example[key]))
+  yield f'lengths in tokens, of the first {len(lengths["inputs"]):,} examples'
+  rows = [('', 'mean', '95%', 'longest', 'limit', 'cut')]
+  for key, values in lengths.items():
+    cut = 100 * np.mean([n > limits[key] for n in values])
+    rows.append(
+      (
+        f'  {key}',
+        f'{np.mean(values):.1f}',
+        f'{np.percentile(values, 95):.0f}',
+        str(max(values)),
+        str(limits[key]),
+        f'{cut:.1f}%',
+      )
+    )
+  yield from _table(rows)
+
+
+def _examples(
+  task: 'seqio.Task', raw: Any, limits: Mapping[str, int]
+) -> Iterator[str]:
+  """Yields raw examples and the texts and tokens that become of them."""
+  import tensorflow as tf
+
+  vocabulary = task.output_features['inputs'].vocabulary
+  for number, example in enumerate(raw.as_numpy_iterator(), start=1):
+    yield f'example {number}'
+    for key, value in sorted(_plain(example).items()):
+      yield f'  raw {key}: {_short(str(value))}'
+    # One example may become several, or none.
+    one = tf.data.Dataset.from_tensors(example)
+    for result in task.preprocess_precache(one).as_numpy_iterator():
+      for key, limit in limits.items():
+        tokens = [*result[key].tolist(), vocabulary.eos_id]
+        pieces = [vocabulary.tokenizer.id_to_piece(i) for i in tokens]
+        text = result[f'{key}_pretokenized'].decode()
+        yield f'  {key}: {_short(text)}'
+        kept = f', cut to {limit}' if len(tokens) > limit else ''
+        yield f'  {len(tokens)} tokens{kept}: {_short(" ".join(pieces))}'
+    yield ''
+
+
+if __name__ == '__main__':
+  sys.exit(main())
