@@ -97,6 +97,10 @@ def evaluate(
         module=module,
       )
     )
+  names = cli.as_list(mixture_or_task_name)
+  synthetic = any(data.is_synthetic(name) for name in names)
+  if synthetic:
+    log.info('SYNTHETIC DATA: these scores say nothing about the real data')
   for task, values in scores.items():
     log.info('%s %s: %s', task, split, format_scores(values))
   os.makedirs(model_dir, exist_ok=True)
@@ -109,6 +113,7 @@ def evaluate(
         'prompts': prompts,
         'prompt_task': prompt_task,
         'backbone': predictor.backbone_name,
+        'synthetic_data': synthetic,
       }
     ),
   )

@@ -237,17 +237,16 @@ def _some_data(task: 'seqio.Task', split: str, draw: bool) -> Iterator[str]:
 
 
 def _vocabulary_note() -> str:
-  """Falls back on the demo's vocabulary; says which one is in use."""
+  """Takes the demo's vocabulary if none was chosen; says which is in use."""
   from mpt_jax import data
+  from mpt_jax.data.vocabulary import DEFAULT_FILE
 
-  vocabulary = data.get_vocabulary()
-  file = vocabulary.sentencepiece_model_file
-  try:
-    vocabulary.encode('a')
-  except InputError:
-    data.use_vocabulary(DEMO_VOCABULARY)
-    return f"the demo backbone's, since {file} cannot be read (--vocabulary)"
-  return file
+  file = data.get_vocabulary().sentencepiece_model_file
+  if file != DEFAULT_FILE:
+    return _from_home(file)
+  # T5's own lies on the network.
+  data.use_vocabulary(DEMO_VOCABULARY)
+  return "the demo backbone's; --vocabulary chooses yours"
 
 
 def _task(task: 'seqio.Task', args: argparse.Namespace) -> Iterator[str]:
@@ -264,6 +263,11 @@ def _task(task: 'seqio.Task', args: argparse.Namespace) -> Iterator[str]:
     raise InputError(
       f'--inputs={args.inputs} leaves no room beside'
       f' --prompt_length={args.prompt_length}'
+    )
+  if args.split not in task.splits:
+    raise InputError(
+      f'task {task.name!r} has no split {args.split!r}; it has'
+      f' {sorted(task.splits)}'
     )
   yield f'task {task.name}'
   if row is not None:

@@ -9,6 +9,7 @@ import scipy.stats
 import seqio
 
 from mpt_jax import data
+from mpt_jax.checkpoints.bundle import PromptBundle, load_prompts
 from mpt_jax.data import sampling
 from mpt_jax.types import InputError
 from tests.data.toys import LENGTHS, read_segments
@@ -184,8 +185,23 @@ def test_wrong_settings(mixture):
     _iterator(max_tasks_per_batch=1)
 
 
-def test_a_larger_or_reordered_mixture_moves_no_row(mixture, make_task):
+def test_a_larger_or_reordered_mixture_moves_no_row(
+  mixture, make_task, tmp_path
+):
   names = ['toy_c', 'toy_a', 'toy_b']
+  rng = np.random.default_rng(0)
+  PromptBundle(
+    method='multitask',
+    stage='source',
+    task_names=tuple(names),
+    arrays={
+      'shared_prompt': rng.normal(size=(3, 4)).astype(np.float32),
+      'task_u': rng.normal(size=(3, 3, 1)).astype(np.float32),
+      'task_v': rng.normal(size=(3, 1, 4)).astype(np.float32),
+    },
+    backbone_name='b',
+    backbone_fingerprint='f',
+  ).save(str(tmp_path / 'bundle'))
   make_task('toy_new', train=9)
   before = data.task_rows(names, 'toy_mix')
   seqio.MixtureRegistry.add(
@@ -201,3 +217,8 @@ def test_a_larger_or_reordered_mixture_moves_no_row(mixture, make_task):
     seqio.MixtureRegistry.remove('toy_larger')
   assert {name: after[name] for name in before} == before
   assert after['toy_new'] == 3
+  bundle = load_prompts(str(tmp_path / 'bundle'))
+  for name in names:
+    np.testing.assert_array_equal(
+      bundle.table[after[name]], bundle.compose(name)
+    )

@@ -1,5 +1,7 @@
 """Whole runs through the command line: stages, kill and resume, bad input."""
 
+from collections import Counter
+import json
 import os
 import pathlib
 import signal
@@ -88,21 +90,12 @@ def bundles(world):
   return world
 
 
-@pytest.fixture(scope='module', autouse=True)
-def _mixture():
-  """A mixture of two of the source tasks."""
-  import seqio
-
-  import tasks  # noqa: F401
-
-  if 'two_sources' not in seqio.MixtureRegistry.names():
-    seqio.MixtureRegistry.add('two_sources', ['mnli', 'sst2'], default_rate=1.0)
-
-
 STAGES = {
   'teacher': {'MIXTURE_OR_TASK_NAME': 'sst2'},
+  # Of two tasks, drawn by stochastic task sampling.
   'source': {
-    'MIXTURE_OR_TASK_NAME': 'sst2',
+    'MIXTURE_OR_TASK_NAME': 'two_sources',
+    'MIXTURE_OR_TASK_MODULE': 'tests.helpers.pipeline_tasks',
     'PROMPT_TASKS': ['mnli', 'sst2'],
     'TEACHER_PROMPTS': '{world}/teachers/{{task}}',
     'PACK': True,
@@ -157,6 +150,19 @@ def test_killed_and_resumed_equals_uninterrupted(bundles, stage, tmp_path):
   lines = (killed / 'metrics.jsonl').read_text().splitlines()
   steps = [int(line.split('"step": ')[1].split(',')[0]) for line in lines]
   assert steps == [8, 16, 24, 24]  # The last is the final evaluation.
+  if stage == 'target':
+    chosen = json.loads((killed / 'few_shot.json').read_text())
+    assert chosen == json.loads((whole / 'few_shot.json').read_text())
+    assert (chosen['num_shots'], chosen['per_class']) == (16, True)
+    targets = [e['target'] for e in chosen['examples']['rte']]
+    assert Counter(targets) == {'entailment': 16, 'not_entailment': 16}
+    ids = [e['idx'] for e in chosen['examples']['rte']]
+    assert len(set(ids)) == 32
+  if stage == 'source':
+    last = json.loads(lines[-2])
+    drawn = [last['train/examples/mnli'], last['train/examples/sst2']]
+    assert min(drawn) > 0
+    assert sum(drawn) > 4 * STEPS  # Packed rows hold more than one.
   # A third start has nothing to do and changes nothing.
   before = (killed / 'results.json').stat().st_mtime_ns
   gin.clear_config()
@@ -189,6 +195,64 @@ def test_unknown_task(bundles, capsys, tmp_path):
   )
   assert "'sst3'" in error
   assert "'sst2'" in error
+  assert not (tmp_path / 'r').exists()
+
+
+def test_more_shots_than_examples(bundles, capsys, tmp_path):
+  error = train_fails(capsys, bundles, 'target', tmp_path / 'r', NUM_SHOTS=5000)
+  assert 'NUM_SHOTS=5000' in error
+  assert not (tmp_path / 'r').exists()
+
+
+def test_a_mixture_of_an_unknown_task(bundles, capsys, tmp_path, monkeypatch):
+  (tmp_path / 'bad_mixture.py').write_text(
+    "import seqio\nseqio.MixtureRegistry.add('m', [('mnli', 1), ('sst3', 1)])\n"
+  )
+  monkeypatch.syspath_prepend(tmp_path)
+  error = train_fails(
+    capsys,
+    bundles,
+    'teacher',
+    tmp_path / 'r',
+    MIXTURE_OR_TASK_MODULE='bad_mixture',
+    MIXTURE_OR_TASK_NAME='m',
+  )
+  assert "names 'sst3'" in error
+  assert "'sst2'" in error
+
+
+@pytest.mark.parametrize(
+  ('line', 'message'),
+  [
+    ('{"text": "x", "label": "god"}', "3: label 'god' is outside"),
+    ('{"text": "x", "lable": "bad"}', "3: no column 'label'"),
+    ('{"text"', '3: no JSON'),
+    (None, "split 'train' is empty"),
+  ],
+)
+def test_a_mistake_in_own_data(
+  bundles, capsys, tmp_path, monkeypatch, line, message
+):
+  name = f'own_{abs(hash(message))}'
+  good = '{"text": "x", "label": "bad"}\n'
+  path = tmp_path / 'train.jsonl'
+  path.write_text('' if line is None else f'{good}{good}{line}\n')
+  (tmp_path / f'{name}.py').write_text(
+    'from mpt_jax import data\n'
+    f'data.register_task({name!r}, {str(path)!r}, inputs="{{text}}",'
+    ' labels=("bad", "good"))\n'
+  )
+  monkeypatch.syspath_prepend(tmp_path)
+  error = train_fails(
+    capsys,
+    bundles,
+    'teacher',
+    tmp_path / 'r',
+    MIXTURE_OR_TASK_MODULE=name,
+    MIXTURE_OR_TASK_NAME=name,
+  )
+  assert message in error
+  assert str(path) in error
   assert not (tmp_path / 'r').exists()
 
 
@@ -225,7 +289,6 @@ def test_tasks_that_the_model_lacks(bundles, capsys, tmp_path):
     bundles,
     'source',
     tmp_path / 'r',
-    MIXTURE_OR_TASK_NAME='two_sources',
     PROMPT_TASKS=['sst2'],
     TEACHER_PROMPTS=str(bundles / 'teachers/{task}'),
   )
@@ -283,8 +346,6 @@ def test_model_dir_of_another_run(bundles, capsys, tmp_path):
 
 def test_eval_infer_export(bundles, tmp_path, capsys):
   """What a run made is scored, answered with and exported by command."""
-  import json
-
   common = {
     'INITIAL_CHECKPOINT_PATH': str(bundles / 'backbone'),
     'PROMPTS': str(bundles / 'source'),
@@ -317,7 +378,9 @@ def test_eval_infer_export(bundles, tmp_path, capsys):
   )
   results = json.loads((tmp_path / 'eval/results.json').read_text())
   assert set(results['scores']) == {'sst2'}
+  assert set(results['scores']['sst2']) == {'accuracy', 'invalid'}
   assert results['split'] == 'test'
+  assert results['synthetic_data'] is True
   run(
     'mpt_jax.infer',
     'infer',
