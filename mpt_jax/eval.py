@@ -90,7 +90,8 @@ def evaluate(
         split,
         task_feature_lengths,
         prompt_length=predictor.prompt_length,
-        task_names=(name,) if prompt_task else predictor.task_names,
+        # One prompt for whatever is read, or each task's own.
+        task_names=() if prompt_task else predictor.task_names,
         predict_fn=predictor.predict_fn,
         batch_size=batch_size,
         num_examples=num_examples,

@@ -79,7 +79,7 @@ def infer(
     split,
     task_feature_lengths,
     prompt_length=predictor.prompt_length,
-    task_names=(mixture_or_task_name,) if prompt_task else predictor.task_names,
+    task_names=() if prompt_task else predictor.task_names,
     predict_fn=predictor.predict_fn,
     batch_size=batch_size,
     num_examples=num_examples,

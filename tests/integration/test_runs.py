@@ -393,15 +393,21 @@ def test_eval_infer_export(bundles, tmp_path, capsys):
   ]
   assert [a['index'] for a in answers] == list(range(5))
   assert all(a['inputs'].startswith('sst2 sentence: ') for a in answers)
-  # Another task's prompt, as in zero-shot transfer.
+  # Another task's prompt, as in zero-shot transfer, on a mixture too.
   run(
     'mpt_jax.eval',
     'evaluate',
     'eval',
     MODEL_DIR=str(tmp_path / 'other'),
     PROMPT_TASK='mnli',
-    **common,
+    **common
+    | {
+      'MIXTURE_OR_TASK_NAME': 'two_sources',
+      'MIXTURE_OR_TASK_MODULE': 'tests.helpers.pipeline_tasks',
+    },
   )
+  results = json.loads((tmp_path / 'other/results.json').read_text())
+  assert set(results['scores']) == {'mnli', 'sst2'}
   run(
     'mpt_jax.export',
     'export',
