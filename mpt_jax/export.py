@@ -5,12 +5,15 @@ r"""Turns prompts into the form another program reads.
     --gin.OUTPUT="'exported'" --gin.FORMAT="'npy'"
 
 Formats: `npy` (one composed [P, D] matrix per task, the layout of Google's
-prompt-tuning), `peft` (a Hugging Face PEFT adapter folder) and `bundle` (ours,
-with other tasks). PROMPTS may itself be any of the three.
+prompt-tuning), `peft` (a Hugging Face PEFT adapter folder with all tasks),
+`peft_composed` (one PEFT PROMPT_TUNING folder per task) and `bundle` (ours,
+with other tasks). PROMPTS may itself be a bundle, a PEFT adapter folder, a
+.npy file, or a list of them, whose tasks are put together.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import logging
+import os
 
 from mpt_jax import cli
 from mpt_jax.checkpoints import bundle as bundle_lib
@@ -18,43 +21,59 @@ from mpt_jax.types import InputError, nearest
 
 log = logging.getLogger(__name__)
 
-FORMATS = ('npy', 'peft', 'bundle')
+FORMATS = ('npy', 'peft', 'peft_composed', 'bundle')
 
 
 def export(
   *,
-  prompts: str,
+  prompts: str | Sequence[str],
   output: str,
   format: str = 'npy',
   tasks: Sequence[str] | str | None = None,
+  rename: Mapping[str, str] | None = None,
 ) -> None:
   """Exports prompts.
 
   Args:
-    prompts: path of a bundle, PEFT adapter folder or `.npy` file.
+    prompts: path of a bundle, PEFT adapter folder or `.npy` file; or several.
+      A `.npy` file's task is called by the file's name.
     output: folder to write.
-    format: 'npy', 'peft' or 'bundle'.
+    format: 'npy', 'peft', 'peft_composed' or 'bundle'.
     tasks: the tasks to export, in row order; None is all.
+    rename: old task name -> new one; done before `tasks` are picked.
 
   Raises:
-    InputError: if the prompts can't be read, a task or format is unknown, or
-      `output` can't be written; nothing is left behind.
+    InputError: if the prompts can't be read or put together, a task or format
+      is unknown, or `output` can't be written; nothing is left behind.
   """
   if format not in FORMATS:
     raise InputError(
       f'FORMAT = {format!r}, expected one of {", ".join(FORMATS)}'
       f'{nearest(format, FORMATS)}'
     )
-  bundle = bundle_lib.load_prompts(prompts)
+  paths = cli.as_list(prompts)
+  bundle = bundle_lib.merge([_load(path) for path in paths])
+  if rename:
+    bundle = bundle.renamed(rename)
   if tasks is not None:
     bundle = bundle.with_tasks(cli.as_list(tasks))
   if format == 'npy':
     bundle.to_npy(output)
   elif format == 'peft':
     bundle.to_peft(output)
+  elif format == 'peft_composed':
+    for task in bundle.task_names:
+      bundle.to_peft(os.path.join(output, task), task)
   else:
     bundle.save(output)
   log.info('wrote %s of %s to %s', format, ', '.join(bundle.task_names), output)
+
+
+def _load(path: str) -> bundle_lib.PromptBundle:
+  if not path.endswith('.npy'):
+    return bundle_lib.load_prompts(path)
+  name = os.path.basename(path).removesuffix('.npy')
+  return bundle_lib.load_prompts(path, task_names=[name])
 
 
 if __name__ == '__main__':

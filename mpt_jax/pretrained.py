@@ -1,6 +1,6 @@
 """A trained model as a user meets it: text in, text out."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 import os
 
 import jax
@@ -121,8 +121,15 @@ class PromptedT5:
     self.params = jax.device_put(params)
     self._predict = jax.jit(
       self.model.predict_batch,
-      static_argnames=('max_decode_length', 'num_beams'),
+      static_argnames=(
+        'max_decode_length',
+        'num_beams',
+        'temperature',
+        'topk',
+        'topp',
+      ),
     )
+    self._score = jax.jit(self.model.score_batch)
 
   @classmethod
   def from_pretrained(
@@ -176,6 +183,10 @@ class PromptedT5:
     max_decode_length: int = 64,
     batch_size: int = 32,
     num_beams: int = 1,
+    temperature: float = 0.0,
+    topk: int = 0,
+    topp: float = 0.0,
+    seed: int = 0,
   ) -> list[str]:
     """Answers each text.
 
@@ -185,44 +196,105 @@ class PromptedT5:
         where there is one prompt.
       max_decode_length: longest answer, in tokens.
       batch_size: texts that are decoded together.
-      num_beams: width of the beam search; 1 is greedy.
+      num_beams: width of the beam search; 1 is greedy, or samples.
+      temperature: above 0, answers are sampled.
+      topk: sample among the k likeliest tokens; 0 is all.
+      topp: sample among the likeliest tokens of this total probability; 0 is
+        all.
+      seed: fixes what is sampled for the same texts and batch_size.
 
     Returns:
       One answer per text, in their order.
 
     Raises:
-      InputError: if a task is not among the prompts, or the names are not as
-        many as the texts.
+      InputError: if a task is not among the prompts, the names are not as
+        many as the texts, or a setting is out of range.
     """
-    if isinstance(texts, str):
-      raise InputError('generate takes a list of texts, not one text')
-    for name, value in (
-      ('max_decode_length', max_decode_length),
-      ('batch_size', batch_size),
-      ('num_beams', num_beams),
-    ):
-      if value < 1:
-        raise InputError(f'{name} is {value}, expected 1 or more')
+    _check_texts('generate', texts)
+    _check_least(
+      1,
+      max_decode_length=max_decode_length,
+      batch_size=batch_size,
+      num_beams=num_beams,
+    )
+    _check_least(0, temperature=temperature, topk=topk, topp=topp, seed=seed)
+    if topp > 1:
+      raise InputError(f'topp is {topp}, expected a probability')
+    if num_beams > 1 and temperature:
+      raise InputError(
+        f'num_beams is {num_beams} and temperature {temperature}: search or'
+        ' sample, not both'
+      )
     rows = self._rows(task, len(texts))
     inputs = [[*self.tokenizer.encode(text), _EOS_ID] for text in texts]
     answers = [''] * len(texts)
-    # Texts of like length go together: less padding, fewer shapes.
-    order = sorted(range(len(texts)), key=lambda i: len(inputs[i]))
-    for start in range(0, len(order), batch_size):
-      chosen = order[start : start + batch_size]
-      # The batch is filled up with its last text, which unlike an empty one
-      # cannot keep the decoder busy longer.
-      size = min(_round_up(len(chosen), 1), batch_size)
-      members = chosen + chosen[-1:] * (size - len(chosen))
+    key = jax.random.PRNGKey(seed)
+    for number, (chosen, members) in enumerate(_batches(inputs, batch_size)):
       tokens = self._predict(
         self.params,
         self._batch([inputs[i] for i in members], [rows[i] for i in members]),
+        jax.random.fold_in(key, number) if temperature else None,
         max_decode_length=max_decode_length,
         num_beams=num_beams,
+        temperature=temperature,
+        topk=topk,
+        topp=topp,
       )
       for i, ids in zip(chosen, np.asarray(tokens), strict=False):
         answers[i] = self.tokenizer.decode(ids)
     return answers
+
+  def score(
+    self,
+    texts: Sequence[str],
+    targets: Sequence[str],
+    task: str | Sequence[str] | None = None,
+    *,
+    batch_size: int = 32,
+  ) -> list[float]:
+    """Returns how likely each target is as the answer to its text.
+
+    For rank classification, give a text once for each label word and take the
+    likeliest.
+
+    Args:
+      texts: inputs in the form that the task was trained on.
+      targets: one answer per text.
+      task: whose prompt to use, as for `generate`.
+      batch_size: pairs that are scored together.
+
+    Returns:
+      The log probability of each target, its end mark included, in nats.
+
+    Raises:
+      InputError: as `generate`; also if there are not as many targets as
+        texts.
+    """
+    _check_texts('score', texts)
+    _check_least(1, batch_size=batch_size)
+    if isinstance(targets, str) or len(targets) != len(texts):
+      raise InputError(
+        f'score takes one target for each of the {len(texts)} texts'
+      )
+    rows = self._rows(task, len(texts))
+    inputs = [[*self.tokenizer.encode(text), _EOS_ID] for text in texts]
+    outputs = [[*self.tokenizer.encode(text), _EOS_ID] for text in targets]
+    scores = [0.0] * len(texts)
+    for chosen, members in _batches(inputs, batch_size):
+      batch = self._batch(
+        [inputs[i] for i in members], [rows[i] for i in members]
+      )
+      wanted = [outputs[i] for i in members]
+      length = _round_up(max(map(len, wanted)), 4)
+      tokens = np.zeros((len(members), length), np.int32)
+      for row, ids in zip(tokens, wanted, strict=True):
+        row[: len(ids)] = ids
+      batch['decoder_target_tokens'] = tokens
+      batch['decoder_input_tokens'] = np.pad(tokens[:, :-1], ((0, 0), (1, 0)))
+      found = np.asarray(self._score(self.params, batch))
+      for i, value in zip(chosen, found, strict=False):
+        scores[i] = float(value)
+    return scores
 
   def _rows(self, task: str | Sequence[str] | None, count: int) -> list[int]:
     """Returns each text's row of the prompt table."""
@@ -261,6 +333,38 @@ class PromptedT5:
       'encoder_prompt_slots': slots,
       'encoder_task_ids': np.where(tokens > 0, task_rows, 0),
     }
+
+
+def _check_texts(method: str, texts: Sequence[str]) -> None:
+  if isinstance(texts, str):
+    raise InputError(f'{method} takes a list of texts, not one text')
+
+
+def _check_least(least: int, **values: float) -> None:
+  for name, value in values.items():
+    if not value >= least:
+      raise InputError(f'{name} is {value}, expected {least} or more')
+
+
+def _batches(
+  inputs: Sequence[Sequence[int]], batch_size: int
+) -> Iterator[tuple[list[int], list[int]]]:
+  """Cuts inputs into batches of few shapes: like lengths go together.
+
+  Args:
+    inputs: tokens of each input.
+    batch_size: the most inputs in a batch.
+
+  Yields:
+    (positions of the inputs, the same filled up to the batch's size). The
+    batch is filled up with its last input, which unlike an empty one cannot
+    keep the decoder busy longer.
+  """
+  order = sorted(range(len(inputs)), key=lambda i: len(inputs[i]))
+  for start in range(0, len(order), batch_size):
+    chosen = order[start : start + batch_size]
+    size = min(_round_up(len(chosen), 1), batch_size)
+    yield chosen, chosen + chosen[-1:] * (size - len(chosen))
 
 
 def _round_up(size: int, least: int) -> int:

@@ -242,3 +242,36 @@ def test_export_names_what_is_wrong(tmp_path):
   with pytest.raises(InputError, match='missing'):
     export(prompts=str(tmp_path / 'missing'), output=str(tmp_path / 'o'))
   assert not (tmp_path / 'o').exists()
+
+
+def test_export_puts_together_and_renames(tmp_path):
+  import numpy as np
+
+  from mpt_jax.checkpoints.bundle import load_prompts
+  from mpt_jax.export import export
+
+  rng = np.random.default_rng(0)
+  prompts = {n: rng.normal(size=(3, 4)).astype(np.float32) for n in ('a', 'b')}
+  for name, prompt in prompts.items():
+    np.save(tmp_path / f'{name}.npy', prompt)
+  paths = [str(tmp_path / f'{name}.npy') for name in prompts]
+  for format in ('bundle', 'peft', 'peft_composed', 'npy'):
+    output = str(tmp_path / format)
+    export(
+      prompts=paths,
+      output=output,
+      format=format,
+      rename={'a': 'cb'},
+      tasks=['b', 'cb'],
+    )
+  for name, old in (('cb', 'a'), ('b', 'b')):
+    for path in (
+      tmp_path / 'bundle',
+      tmp_path / 'peft',
+      tmp_path / 'peft_composed' / name,
+    ):
+      got = load_prompts(str(path))
+      np.testing.assert_array_equal(got.compose(name), prompts[old])
+    got = np.load(tmp_path / f'npy/{name}.npy', allow_pickle=False)
+    np.testing.assert_array_equal(got, prompts[old])
+  assert load_prompts(str(tmp_path / 'peft')).task_names == ('b', 'cb')

@@ -141,6 +141,15 @@ class TestGenerate:
     )
     assert len(one) == 1
 
+  def test_sampling(self, model):
+    arguments = {'task': 'rte', 'max_decode_length': 7, 'temperature': 1.0}
+    first = model.generate(TEXTS, **arguments, seed=1)
+    assert first == model.generate(TEXTS, **arguments, seed=1)
+    assert first != model.generate(TEXTS, **arguments, seed=2)
+    # One candidate leaves nothing to chance.
+    greedy = model.generate(TEXTS, task='rte', max_decode_length=7)
+    assert model.generate(TEXTS, **arguments, topk=1) == greedy
+
   def test_backbone_alone(self, backbone):
     model = PromptedT5(backbone, None, Tokenizer(str(VOCABULARY)))
     assert len(model.generate(TEXTS[:1], max_decode_length=3)) == 1
@@ -161,6 +170,14 @@ class TestGenerate:
       (['a'], {}, 'task is one of mnli, sst2, rte'),
       ('a', {'task': 'rte'}, 'list of texts'),
       (['a'], {'task': 'rte', 'batch_size': 0}, 'batch_size is 0'),
+      (['a'], {'task': 'rte', 'temperature': -1.0}, 'temperature is -1.0'),
+      (['a'], {'task': 'rte', 'temperature': float('nan')}, 'is nan'),
+      (['a'], {'task': 'rte', 'topp': 1.5}, 'topp is 1.5'),
+      (
+        ['a'],
+        {'task': 'rte', 'num_beams': 2, 'temperature': 1.0},
+        'search or sample',
+      ),
     ],
   )
   def test_wrong_input(self, model, texts, arguments, message):
@@ -188,6 +205,44 @@ class TestGenerate:
         num_beams=1,
       )
       np.testing.assert_array_equal(got, want)
+
+
+class TestScore:
+  TARGETS = ['yes', 'the town of the record', '', 'no', 'it is']
+
+  def _by_hand(self, model, text, target, task):
+    """Log probability of one pair alone, in float64."""
+    ids = [*model.tokenizer.encode(text), 1]
+    wanted = [*model.tokenizer.encode(target), 1]
+    logits = t5.Transformer(model.backbone.config).apply(
+      {'params': model.backbone.params},
+      np.array([[7] * P + ids]),
+      np.array([[0, *wanted[:-1]]]),
+      np.array([wanted]),
+      enable_dropout=False,
+      prompt_table=model.bundle.table,
+      encoder_prompt_slots=np.array([[1, 2, 3] + [0] * len(ids)]),
+      encoder_task_ids=np.full((1, P + len(ids)), TASKS.index(task)),
+    )
+    logits = np.asarray(logits[0], np.float64)
+    top = logits.max(axis=-1)
+    total = top + np.log(np.exp(logits - top[:, None]).sum(axis=-1))
+    return sum(logits[t, i] - total[t] for t, i in enumerate(wanted))
+
+  def test_equals_one_by_one(self, model):
+    tasks = [TASKS[i % 3] for i in range(len(TEXTS))]
+    scores = model.score(TEXTS, self.TARGETS, task=tasks, batch_size=3)
+    expected = [
+      self._by_hand(model, *pair)
+      for pair in zip(TEXTS, self.TARGETS, tasks, strict=True)
+    ]
+    np.testing.assert_allclose(scores, expected, rtol=1e-5)
+
+  def test_wrong_input(self, model):
+    with pytest.raises(InputError, match='one target for each of the 5 texts'):
+      model.score(TEXTS, ['yes'], task='rte')
+    with pytest.raises(InputError, match='list of texts'):
+      model.score('a', 'b', task='rte')
 
 
 class TestFromPretrained:

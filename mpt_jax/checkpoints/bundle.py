@@ -183,6 +183,24 @@ class PromptBundle:
     except ValueError as e:
       raise InputError(str(e)) from e
 
+  def renamed(self, names: Mapping[str, str]) -> 'PromptBundle':
+    """Returns the bundle with other names for some tasks.
+
+    Args:
+      names: old name -> new name.
+
+    Raises:
+      InputError: if the bundle lacks a task, or the new names don't do.
+    """
+    for old in names:
+      self.row(old)
+    try:
+      return dataclasses.replace(
+        self, task_names=tuple(names.get(n, n) for n in self.task_names)
+      )
+    except ValueError as e:
+      raise InputError(str(e)) from e
+
   def save(self, path: str) -> None:
     """Writes the bundle; a bundle that is there already is replaced.
 
@@ -251,6 +269,85 @@ class PromptBundle:
 _STORED_FIELDS = tuple(
   f.name for f in dataclasses.fields(PromptBundle) if f.name != 'arrays'
 )
+
+
+def merge(bundles: Sequence[PromptBundle]) -> PromptBundle:
+  """Puts the tasks of several bundles into one, for one backbone.
+
+  Bundles of one shared prompt and rank keep it. Any other prompts [P, D] are
+  held exactly as factors of rank P: a shared prompt of ones, u_k the identity
+  and v_k the prompt.
+
+  Args:
+    bundles: of one prompt length and width, whose task names all differ.
+
+  Returns:
+    The bundle; its tasks are in the order given.
+
+  Raises:
+    InputError: if lengths, backbones or vocabularies differ, or a name occurs
+      twice.
+  """
+  if not bundles:
+    raise InputError('there are no prompts to merge')
+  first = bundles[0]
+  if len(bundles) == 1:
+    return first
+  for field in (
+    'prompt_length',
+    'emb_dim',
+    'backbone_fingerprint',
+    'vocabulary_digest',
+  ):
+    values = [getattr(bundle, field) for bundle in bundles]
+    known = sorted({str(v) for v in values if v != ''})
+    if len(known) > 1:
+      raise InputError(
+        f'prompts of different {field} cannot be merged: {", ".join(known)}'
+      )
+  shared = all(
+    bundle.method == 'multitask'
+    and bundle.rank == first.rank
+    and np.array_equal(
+      bundle.arrays['shared_prompt'], first.arrays['shared_prompt']
+    )
+    for bundle in bundles
+  )
+  parts = [b.arrays if shared else _exact_factors(b) for b in bundles]
+  known_first = max(
+    bundles, key=lambda bundle: bool(bundle.backbone_fingerprint)
+  )
+  try:
+    return dataclasses.replace(
+      known_first,
+      method='multitask',
+      stage=first.stage,
+      task_names=tuple(n for b in bundles for n in b.task_names),
+      arrays={
+        'shared_prompt': parts[0]['shared_prompt'],
+        **{
+          name: np.concatenate([part[name] for part in parts])
+          for name in ('task_u', 'task_v')
+        },
+      },
+      vocabulary_digest=max(b.vocabulary_digest for b in bundles),
+      step=max(b.step for b in bundles),
+      metrics={k: v for b in bundles for k, v in b.metrics.items()},
+    )
+  except ValueError as e:
+    raise InputError(str(e)) from e
+
+
+def _exact_factors(bundle: PromptBundle) -> dict[str, np.ndarray]:
+  """Returns arrays of a multitask bundle with the same composed prompts."""
+  table = bundle.table
+  tasks, length, _ = table.shape
+  identity = np.eye(length, dtype=np.float32)
+  return {
+    'shared_prompt': np.ones(table.shape[1:], np.float32),
+    'task_u': np.broadcast_to(identity, (tasks, length, length)),
+    'task_v': np.asarray(table),
+  }
 
 
 def load_prompts(

@@ -4,6 +4,7 @@ Guards against prompts that come back changed, half-written or under another
 task's name, and against damaged files that load without a word.
 """
 
+import dataclasses
 import json
 import os
 import types
@@ -44,10 +45,8 @@ def _multitask(**changes) -> bundle_lib.PromptBundle:
 
 def _soft(**changes) -> bundle_lib.PromptBundle:
   prompt = np.random.default_rng(1).normal(size=(P, D))
-  changes = {'arrays': {'prompt': prompt}} | changes
-  return bundle_lib.PromptBundle(
-    method='soft', stage='teacher', task_names=('rte',), **changes
-  )
+  changes = {'arrays': {'prompt': prompt}, 'task_names': ('rte',)} | changes
+  return bundle_lib.PromptBundle(method='soft', stage='teacher', **changes)
 
 
 def _assert_same(got, want):
@@ -170,6 +169,65 @@ class TestTasks:
   def test_bad_names_are_refused(self, names):
     with pytest.raises(ValueError, match='task_names'):
       _multitask(task_names=names)
+
+
+class TestMerge:
+  def test_one_shared_prompt_stays_one(self):
+    whole = _multitask()
+    parts = [whole.with_tasks([name]) for name in reversed(whole.task_names)]
+    merged = bundle_lib.merge(parts)
+    assert merged.task_names == whole.task_names[::-1]
+    _assert_same(merged.with_tasks(whole.task_names), whole)
+
+  def test_other_prompts_are_kept_exactly(self, tmp_path):
+    rng = np.random.default_rng(1)
+    soft = [
+      _soft(
+        task_names=(name,),
+        arrays={'prompt': rng.normal(size=(P, D)).astype(np.float32)},
+      )
+      for name in ('cb', 'wsc')
+    ]
+    multi = _multitask()
+    merged = bundle_lib.merge([*soft, multi])
+    assert merged.task_names == ('cb', 'wsc', *multi.task_names)
+    merged.save(str(tmp_path / 'm'))
+    loaded = bundle_lib.load_prompts(str(tmp_path / 'm'))
+    for bundle in (*soft, multi):
+      for name in bundle.task_names:
+        np.testing.assert_array_equal(
+          loaded.compose(name), bundle.compose(name)
+        )
+
+  def test_what_cannot_be_merged(self):
+    one = _multitask()
+    with pytest.raises(InputError, match='twice'):
+      bundle_lib.merge([one, one])
+    other = dataclasses.replace(
+      _soft(task_names=('cb',)), backbone_fingerprint='sha256:other'
+    )
+    with pytest.raises(InputError, match='different backbone_fingerprint'):
+      bundle_lib.merge(
+        [dataclasses.replace(one, backbone_fingerprint='sha256:x'), other]
+      )
+    long = _soft(
+      task_names=('cb',), arrays={'prompt': np.ones((P + 1, D), np.float32)}
+    )
+    with pytest.raises(InputError, match=f'prompt_length .*: {P}, {P + 1}'):
+      bundle_lib.merge([one, long])
+
+  def test_other_names(self):
+    one = _multitask()
+    first, *rest = one.task_names
+    renamed = one.renamed({first: 'fresh'})
+    assert renamed.task_names == ('fresh', *rest)
+    np.testing.assert_array_equal(renamed.table, one.table)
+    with pytest.raises(InputError, match='have no task'):
+      one.renamed({'nope': 'x'})
+    with pytest.raises(InputError, match='twice'):
+      one.renamed({first: rest[0]})
+    with pytest.raises(InputError, match='made of letters'):
+      one.renamed({first: '../x'})
 
 
 class TestConstruction:
