@@ -61,7 +61,7 @@ def load_backbone(
     loaded = _fresh_backbone(config, seed)
   elif isinstance(backbone, str):
     if backbone == DEMO and not os.path.exists(backbone):
-      backbone = _demo_folder()
+      backbone = demo_folder()
     log.info('loading the backbone from %s …', backbone)
     loaded = backbone_lib.load_backbone(backbone, config)
     report = loaded.report
@@ -76,7 +76,7 @@ def load_backbone(
   else:
     loaded = backbone
   if vocabulary == DEMO and not os.path.exists(DEMO):
-    vocabulary = os.path.join(_demo_folder(), 'spiece.model')
+    vocabulary = os.path.join(demo_folder(), 'spiece.model')
   if vocabulary is not None:
     if not os.path.isfile(vocabulary) and '://' not in vocabulary:
       raise InputError(f'VOCABULARY = {vocabulary!r} does not exist')
@@ -89,7 +89,8 @@ def load_backbone(
   return loaded
 
 
-def _demo_folder() -> str:
+def demo_folder() -> str:
+  """Returns the folder of the demo backbone."""
   spec = importlib.util.find_spec('tasks.offline')
   assert spec is not None
   assert spec.submodule_search_locations is not None

@@ -18,6 +18,7 @@ RUNS = {
   'finetune': ('mpt_jax.train', 'train'),
   'eval': ('mpt_jax.eval', 'evaluate'),
   'infer': ('mpt_jax.infer', 'infer'),
+  'answer': ('mpt_jax.infer', 'infer'),
   'export': ('mpt_jax.export', 'export'),
 }
 # Bound and run by other tests, or only included.

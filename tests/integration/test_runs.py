@@ -1,6 +1,7 @@
 """Whole runs through the command line: stages, kill and resume, bad input."""
 
 from collections import Counter
+import io
 import json
 import os
 import pathlib
@@ -16,6 +17,7 @@ from mpt_jax import cli
 from mpt_jax import prompts as prompts_lib
 from mpt_jax.checkpoints import load_backbone
 from mpt_jax.checkpoints.bundle import PromptBundle, load_prompts
+from mpt_jax.pretrained import PromptedT5
 from tests.integration.conftest import CONFIG, save_backbone
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -421,3 +423,86 @@ def test_eval_infer_export(bundles, tmp_path, capsys):
       np.load(tmp_path / f'npy/{task}.npy', allow_pickle=False),
       source.compose(task),
     )
+
+
+def _answer(bundles, capsys, stream, monkeypatch, **macros):
+  """Answers lines from standard input; returns what came out."""
+  import gin
+
+  gin.clear_config()
+  monkeypatch.setattr('sys.stdin', io.StringIO(stream))
+  settings = {
+    'INITIAL_CHECKPOINT_PATH': str(bundles / 'backbone'),
+    'PROMPTS': str(bundles / 'source'),
+    'OUTPUT': '-',
+    'MAX_DECODE_LENGTH': 5,
+    'BATCH_SIZE': 2,
+    **macros,
+  }
+  cli.main(
+    'mpt_jax.infer',
+    'infer',
+    [
+      '--gin_file=gin_configs/runs/answer.gin',
+      *(f'--gin.{k}={v!r}' for k, v in settings.items()),
+    ],
+  )
+  return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+LINES = (
+  'ann bought a kite\n\n'
+  '{"inputs": "the film was great", "task": "mnli", "id": 7}\n'
+  '{"inputs": "the film was great"}\n'
+)
+
+
+def test_lines_of_text_are_answered(bundles, capsys, monkeypatch, tmp_path):
+  answers = _answer(bundles, capsys, LINES, monkeypatch, PROMPT_TASK='sst2')
+  assert [a['index'] for a in answers] == [0, 1, 2]
+  assert [a['task'] for a in answers] == ['sst2', 'mnli', 'sst2']
+  assert answers[1]['id'] == 7
+  model = PromptedT5.from_pretrained(
+    str(bundles / 'backbone'), prompts=str(bundles / 'source')
+  )
+  for a in answers:
+    [expected] = model.generate(
+      [a['inputs']], task=a['task'], max_decode_length=5
+    )
+    assert a['prediction'] == expected
+  (tmp_path / 'in.txt').write_text(LINES)
+  out = tmp_path / 'new/out.jsonl'
+  _answer(
+    bundles,
+    capsys,
+    '',
+    monkeypatch,
+    PROMPT_TASK='sst2',
+    INPUT=str(tmp_path / 'in.txt'),
+    OUTPUT=str(out),
+  )
+  assert [json.loads(line) for line in out.read_text().splitlines()] == answers
+  assert os.listdir(out.parent) == ['out.jsonl']
+
+
+@pytest.mark.parametrize(
+  ('stream', 'macros', 'message'),
+  [
+    ('a\n{"inputs": 3}\n', {}, "-:2: 'inputs' is 3, expected text"),
+    ('{"input": "x"}\n', {}, "-:1: no 'inputs'; there is ['input']"),
+    ('{x\n', {}, '-:1: no JSON'),
+    ('a\n', {'PROMPT_TASK': 'sst3'}, "did you mean 'sst2'"),
+    ('a\n', {'PROMPT_TASK': None}, 'task is one of mnli, sst2'),
+    ('a\n', {'INPUT': '/nowhere'}, 'INPUT /nowhere cannot be read'),
+    ('a\n', {'OUTPUT': '/proc/nowhere/x'}, 'cannot be written'),
+    ('a\n', {'BATCH_SIZE': 0}, 'batch_size is 0'),
+  ],
+)
+def test_lines_that_cannot_be_answered(
+  bundles, capsys, monkeypatch, stream, macros, message
+):
+  macros = {'PROMPT_TASK': 'sst2', **macros}
+  with pytest.raises(SystemExit) as e:
+    _answer(bundles, capsys, stream, monkeypatch, **macros)
+  assert e.value.code == 2
+  assert message in capsys.readouterr().err
