@@ -171,6 +171,20 @@ def invalid(
   }
 
 
+def majority(
+  targets: Sequence[Any], predictions: Sequence[Any]
+) -> dict[str, float]:
+  """Returns the share of the most frequent output.
+
+  Near 100 the model says the same whatever it reads, and an accuracy is no
+  more than the share of that class.
+  """
+  del targets
+  values = [p['value'] if isinstance(p, Mapping) else p for p in predictions]
+  [(_, count)] = Counter(values).most_common(1)
+  return {'majority': 100 * count / len(values)}
+
+
 def invalid_or_outside(low: float, high: float) -> Metric:
   """Returns `invalid` for numbers that must also be in a range."""
 

@@ -260,7 +260,29 @@ def evaluate(
       kind: np.array(reader.run(task, model_fns[kind])) for kind in wanted
     }
     results[task.name] = _compute(task, reader.load(task), outputs)
+    if _Output.PREDICTION in outputs:
+      _warn_of_collapse(task, reader.load(task), outputs[_Output.PREDICTION])
   return results
+
+
+def _warn_of_collapse(
+  task: seqio.Task, split: _Split, outputs: np.ndarray
+) -> None:
+  """Says so if a model gives one answer to everything."""
+  if (outputs != outputs[:1]).any():
+    return
+  targets = {tuple(e['targets'].tolist()) for e in split.examples}
+  if len(targets) > 1:
+    answer = task.output_features['targets'].vocabulary.decode(
+      outputs[0].tolist()
+    )
+    logging.warning(
+      'task %r has collapsed: the answer to all %d examples is %r, so a score '
+      'says no more than how often that is right',
+      task.name,
+      len(outputs),
+      answer,
+    )
 
 
 def _compute(

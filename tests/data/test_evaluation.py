@@ -172,3 +172,20 @@ def test_bad_input(mixture):
     _evaluate('toy_a', batch_size=0)
   with pytest.raises(InputError, match='0 examples'):
     _evaluate('toy_a', num_examples=0)
+
+
+def test_one_answer_to_everything_is_said(make_task, caplog):
+  make_task('toy_flat')
+  ids = [*data.get_vocabulary().encode('red'), 1]
+
+  def always_red(batch):
+    tokens = np.zeros((len(batch['encoder_input_tokens']), 11), np.int32)
+    tokens[:, : len(ids)] = ids
+    return tokens
+
+  _evaluate('toy_flat', always_red, task_names=['toy_flat'])
+  assert "task 'toy_flat' has collapsed: the answer to all 23 " in caplog.text
+  assert "examples is 'red'" in caplog.text
+  caplog.clear()
+  _evaluate('toy_flat', task_names=['toy_flat'])
+  assert 'collapsed' not in caplog.text

@@ -380,7 +380,7 @@ def test_eval_infer_export(bundles, tmp_path, capsys):
   )
   results = json.loads((tmp_path / 'eval/results.json').read_text())
   assert set(results['scores']) == {'sst2'}
-  assert set(results['scores']['sst2']) == {'accuracy', 'invalid'}
+  assert set(results['scores']['sst2']) == {'accuracy', 'invalid', 'majority'}
   assert results['split'] == 'test'
   assert results['synthetic_data'] is True
   run(

@@ -122,3 +122,14 @@ def test_number(text, value):
 )
 def test_class_id(text, value):
   assert postprocessors.class_id(text, ('no', 'yes')) == value
+
+
+def test_shape_of_the_outputs():
+  targets = [0, 1, 1, 2]
+  assert metrics.invalid(targets, [0, -1, -1, 1]) == {'invalid': 50}
+  assert metrics.invalid(['a', 'b'], ['', ' \n']) == {'invalid': 100}
+  assert metrics.invalid([{}], [{'value': -1}]) == {'invalid': 100}
+  numbers = metrics.invalid_or_outside(0, 5)
+  assert numbers([1.0] * 4, [-1.0, 5.0, 5.2, 0.0]) == {'invalid': 50}
+  assert metrics.majority(targets, [1, 1, 1, 0]) == {'majority': 75}
+  assert metrics.majority([{}] * 2, [{'value': 1}] * 2) == {'majority': 100}

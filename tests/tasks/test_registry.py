@@ -336,6 +336,7 @@ def test_a_task_from_folder_to_batch_and_score(write_tfds):
       'mean_3class_f1': pytest.approx(100 / 6),
       'accuracy': pytest.approx(100 / 3),
       'invalid': 0.0,
+      'majority': 100.0,
     }
   }
   data.use_vocabulary(None)
