@@ -68,6 +68,7 @@ setup(
   install_requires=_CORE + _DATA + _RUNS,
   extras_require={
     'test': [
+      'hypothesis>=6.170',
       'mypy>=2.4',
       'pre-commit>=4.7',
       'pytest>=9.2',

@@ -8,6 +8,7 @@ prompts these are, for which backbone, and how they came about.
 from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
+import hashlib
 import math
 import os
 import re
@@ -213,12 +214,10 @@ class PromptBundle:
       'emb_dim': self.emb_dim,
       'rank': self.rank,
     } | {name: getattr(self, name) for name in _STORED_FIELDS}
+    tensors = files.tensor_bytes(self.arrays, {'format': 'np'})
+    config[_DIGEST] = _digest(config, tensors)
     files.write_folder(
-      path,
-      {
-        CONFIG: files.json_bytes(config),
-        TENSORS: files.tensor_bytes(self.arrays, {'format': 'np'}),
-      },
+      path, {CONFIG: files.json_bytes(config), TENSORS: tensors}
     )
 
   def to_peft(self, path: str, task: str | None = None) -> None:
@@ -266,6 +265,8 @@ class PromptBundle:
     return targets
 
 
+# The key of the digest of everything else in the folder.
+_DIGEST = 'digest'
 _STORED_FIELDS = tuple(
   f.name for f in dataclasses.fields(PromptBundle) if f.name != 'arrays'
 )
@@ -432,7 +433,7 @@ def _load_bundle(path: str) -> PromptBundle:
       f' {FORMAT_VERSION}'
     )
   sizes = ('prompt_length', 'emb_dim', 'rank')
-  known = ('format_version', *sizes, *_STORED_FIELDS)
+  known = ('format_version', _DIGEST, *sizes, *_STORED_FIELDS)
   for key in known:
     if key not in config:
       raise InputError(f'{config_path} lacks the key {key!r}')
@@ -457,7 +458,15 @@ def _load_bundle(path: str) -> PromptBundle:
     )
   except ValueError as e:
     raise InputError(f'{config_path}: {e}') from e
-  arrays, _ = files.read_tensors(os.path.join(path, TENSORS), shapes)
+  tensor_path = os.path.join(path, TENSORS)
+  arrays, _ = files.read_tensors(tensor_path, shapes)
+  with open(tensor_path, 'rb') as f:
+    found = _digest(config, f.read())
+  if config[_DIGEST] != found:
+    raise InputError(
+      f'{path} is damaged or was edited: its digest is {found}, and'
+      f' {CONFIG} says {config[_DIGEST]!r}'
+    )
   stored = {name: config[name] for name in _STORED_FIELDS}
   try:
     return PromptBundle(arrays=arrays, **stored)
@@ -490,6 +499,13 @@ def _imported(
     )
   except ValueError as e:
     raise InputError(f'{path}: {e}') from e
+
+
+def _digest(config: Mapping[str, Any], tensors: bytes) -> str:
+  """Returns the digest of a bundle's content, of which no bit may change."""
+  text = {k: v for k, v in config.items() if k != _DIGEST}
+  content = files.json_bytes(text) + tensors
+  return f'sha256:{hashlib.sha256(content).hexdigest()}'
 
 
 def _array_shapes(
