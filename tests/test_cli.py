@@ -20,6 +20,7 @@ RUNS = {
   'infer': ('mpt_jax.infer', 'infer'),
   'answer': ('mpt_jax.infer', 'infer'),
   'export': ('mpt_jax.export', 'export'),
+  'convert': ('mpt_jax.convert', 'convert'),
 }
 # Bound and run by other tests, or only included.
 INCLUDED = (

@@ -34,6 +34,7 @@ ENTRY_POINTS = {
   'eval',
   'infer',
   'export',
+  'convert',
   'pipeline',
   'workers',
 }

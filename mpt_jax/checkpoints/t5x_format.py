@@ -1,26 +1,30 @@
-"""Reads T5X checkpoints without T5X.
+"""Reads and writes T5X checkpoints without T5X.
 
 Two layouts hold a folder `checkpoint_<step>`: the legacy one (a msgpack file
 `checkpoint` and a zarr folder per array) and orbax's (`state/`, one OCDBT
-database or, older, a zarr folder per array). Only the parameters are read,
-never the optimizer's state.
+database or, older, a zarr folder per array). Both are read, the legacy one is
+written; parameters only, never an optimizer's state.
 """
 
 from collections.abc import Mapping, Sequence
 import os
 import re
+import shutil
+import tempfile
 from typing import Any
 
-from flax import serialization
+from flax import serialization, traverse_util
 import jax.numpy as jnp
 import numpy as np
 
-from mpt_jax.checkpoints.tensors import TensorSource
+from mpt_jax.checkpoints.tensors import TensorSource, expected_shapes
 from mpt_jax.t5 import T5Config
-from mpt_jax.types import InputError
+from mpt_jax.types import InputError, PyTree
 
 _STEP_FOLDER = re.compile(r'checkpoint_(\d+)')
 _PREFIX = 'target.'
+# T5X's number of the legacy layout.
+_LEGACY_VERSION = 3
 # Reading many arrays at once hides the latency of the file system; reading
 # all would hold every compressed one in memory besides.
 _READS_AT_ONCE = 32
@@ -53,6 +57,94 @@ def open_checkpoint(folder: str) -> TensorSource:
   if _is_orbax(folder):
     return _open_orbax(folder)
   return _open_legacy(folder)
+
+
+def save_t5x(path: str, config: T5Config, params: PyTree, step: int = 0) -> str:
+  """Writes parameters as a legacy T5X checkpoint, without optimizer state.
+
+  The checkpoint appears whole or not at all.
+
+  Args:
+    path: the folder for `checkpoint_<step>`.
+    config: the architecture.
+    params: the parameter tree; what does not belong to the backbone is left
+      out.
+    step: the number in its name.
+
+  Returns:
+    The folder `checkpoint_<step>`.
+
+  Raises:
+    InputError: if the folder is there already, or cannot be written.
+  """
+  final = os.path.join(os.path.abspath(path), f'checkpoint_{step}')
+  if os.path.lexists(final):
+    raise InputError(f'{final} is there already; choose a new folder')
+  flat: Mapping[str, Any] = traverse_util.flatten_dict(params, sep='/')
+  arrays = {
+    name: np.asarray(flat[name], np.float32) for name in expected_shapes(config)
+  }
+  try:
+    os.makedirs(path, exist_ok=True)
+    work = tempfile.mkdtemp(prefix='.checkpoint.', dir=path)
+    try:
+      _write_legacy(work, arrays, step)
+      os.chmod(work, 0o755)
+      os.replace(work, final)
+    finally:
+      shutil.rmtree(work, ignore_errors=True)
+  except OSError as e:
+    raise InputError(f'cannot write {final}: {e.strerror or e}') from e
+  return final
+
+
+def _write_legacy(
+  folder: str, arrays: Mapping[str, np.ndarray], step: int
+) -> None:
+  import tensorstore as ts
+
+  leaves: dict[str, Any] = {}
+  writing = []
+  for name, array in arrays.items():
+    place = f'{_PREFIX}{name.replace("/", ".")}/'
+    metadata = {
+      'chunks': list(array.shape),
+      'compressor': {'id': 'gzip', 'level': 1},
+      'shape': list(array.shape),
+    }
+    stored = ts.open(
+      {
+        'driver': 'zarr',
+        'dtype': 'float32',
+        'metadata': metadata,
+        'kvstore': {'driver': 'file', 'path': os.path.join(folder, place)},
+      },
+      create=True,
+      open=True,
+    ).result()
+    writing.append(stored.write(array))
+    leaves[name] = {
+      'driver': 'zarr',
+      'dtype': 'float32',
+      'kvstore': {'driver': 'file', 'path': place},
+      'metadata': metadata,
+    }
+  try:
+    for future in writing:
+      future.result()
+  except ValueError as e:  # Tensorstore's way to say that a disk is full.
+    raise OSError(None, _first_line(e)) from e
+  content = {
+    'version': _LEGACY_VERSION,
+    'optimizer': {
+      'target': traverse_util.unflatten_dict(leaves, sep='/'),
+      'state': {'step': np.int32(step), 'param_states': {}},
+    },
+  }
+  with open(os.path.join(folder, 'checkpoint'), 'wb') as f:
+    f.write(serialization.msgpack_serialize(content))
+    f.flush()
+    os.fsync(f.fileno())
 
 
 def infer_config(source: TensorSource) -> T5Config:

@@ -1,0 +1,75 @@
+r"""Writes a backbone in another program's format.
+
+  python -m mpt_jax.convert --gin_file=gin_configs/runs/convert.gin \
+    --gin.INITIAL_CHECKPOINT_PATH="'t5-base'" \
+    --gin.OUTPUT="'t5x/t5_base'" --gin.FORMAT="'t5x'"
+
+Formats: `t5x` (a checkpoint that T5X restores) and `huggingface` (a folder
+that transformers loads). Neither T5X, torch nor transformers is needed.
+"""
+
+import logging
+
+import jax
+import numpy as np
+
+from mpt_jax import cli, t5
+from mpt_jax.checkpoints import huggingface, t5x_format
+from mpt_jax.runs import load_backbone
+from mpt_jax.types import InputError, nearest
+
+log = logging.getLogger(__name__)
+
+FORMATS = ('huggingface', 't5x')
+
+
+def convert(
+  *,
+  backbone: str,
+  output: str,
+  format: str = 'huggingface',
+  dtype: str = 'float32',
+  step: int = 0,
+  backbone_config: t5.T5Config | str | None = None,
+  vocabulary: str | None = None,
+) -> None:
+  """Converts a backbone.
+
+  Args:
+    backbone: path of an HF folder or T5X checkpoint.
+    output: folder to write.
+    format: 'huggingface' or 't5x'.
+    dtype: of the stored weights, 'float32' or 'float16'; T5X's are float32.
+    step: number of the T5X checkpoint.
+    backbone_config: sizes or their name, where the checkpoint has none.
+    vocabulary: SentencePiece file to put beside it; None is the backbone's
+      own.
+
+  Raises:
+    InputError: if the backbone can't be read or `output` not be written.
+  """
+  if format not in FORMATS:
+    raise InputError(
+      f'FORMAT = {format!r}, expected one of {", ".join(FORMATS)}'
+      f'{nearest(format, FORMATS)}'
+    )
+  loaded = load_backbone(backbone, backbone_config, vocabulary)
+  params = jax.tree.map(np.asarray, loaded.params)
+  if format == 't5x':
+    if dtype != 'float32':
+      raise InputError(f'DTYPE = {dtype!r}: a T5X checkpoint is float32')
+    output = t5x_format.save_t5x(output, loaded.config, params, step)
+  else:
+    huggingface.save_huggingface(
+      output,
+      loaded.config,
+      params,
+      vocabulary_file=loaded.vocabulary_file,
+      dtype=dtype,
+      name=loaded.name,
+    )
+  log.info('wrote %s to %s', loaded.name, output)
+
+
+if __name__ == '__main__':
+  cli.main('mpt_jax.convert', 'convert')
