@@ -138,7 +138,7 @@ def _write_legacy(
     'version': _LEGACY_VERSION,
     'optimizer': {
       'target': traverse_util.unflatten_dict(leaves, sep='/'),
-      'state': {'step': np.int32(step), 'param_states': {}},
+      'state': {'step': np.asarray(step)},
     },
   }
   with open(os.path.join(folder, 'checkpoint'), 'wb') as f:
