@@ -1,0 +1,120 @@
+"""Our exports in the real PEFT and transformers, where they are installed."""
+
+import numpy as np
+import pytest
+
+from mpt_jax import models
+from mpt_jax.checkpoints import backbone as backbone_lib
+from mpt_jax.checkpoints.bundle import PromptBundle
+from mpt_jax.convert import convert
+
+pytestmark = [pytest.mark.torch, pytest.mark.slow]
+
+torch = pytest.importorskip('torch', reason='torch is not installed')
+transformers = pytest.importorskip(
+  'transformers', reason='transformers is not installed'
+)
+
+P, TASKS = 5, ('a', 'b', 'c')
+BASES = ('hf_t5_v1_0_tiny', 'hf_t5_v1_1_tiny')
+
+
+def _bundle(width, rank):
+  rng = np.random.default_rng(rank)
+  return PromptBundle(
+    method='multitask',
+    stage='source',
+    task_names=TASKS,
+    arrays={
+      'shared_prompt': rng.normal(size=(P, width)),
+      'task_u': rng.normal(size=(3, P, rank)),
+      'task_v': rng.normal(size=(3, rank, width)),
+    },
+  )
+
+
+def _inputs(vocab_size):
+  rng = np.random.default_rng(0)
+  tokens = rng.integers(2, vocab_size - 1, size=(4, 9))
+  tokens[1, 6:] = 0
+  targets = rng.integers(2, vocab_size - 1, size=(4, 6))
+  return tokens, targets, np.array([0, 2, 1, 0])
+
+
+def _our_logits(backbone, bundle, tokens, targets, rows):
+  module = bundle.make_module()
+  model = models.PromptedT5(backbone.config, module)
+  slots = np.zeros((len(tokens), P + tokens.shape[1]), np.int32)
+  slots[:, :P] = np.arange(1, P + 1)
+  padded = np.pad(tokens, ((0, 0), (P, 0)), constant_values=1)
+  return np.asarray(
+    model.module.apply(
+      {'params': backbone.params},
+      padded,
+      np.pad(targets[:, :-1], ((0, 0), (1, 0))),
+      targets,
+      enable_dropout=False,
+      prompt_table=bundle.table,
+      encoder_prompt_slots=slots,
+      encoder_task_ids=np.broadcast_to(rows[:, None], padded.shape),
+    )
+  )
+
+
+def _their_logits(base, adapter, tokens, targets, **inputs):
+  peft = pytest.importorskip('peft', reason='peft is not installed')
+  model = transformers.T5ForConditionalGeneration.from_pretrained(base).eval()
+  model = peft.PeftModel.from_pretrained(model, adapter).eval()
+  with torch.no_grad():
+    out = model(
+      input_ids=torch.tensor(tokens),
+      attention_mask=torch.tensor((tokens > 0).astype(np.int64)),
+      labels=torch.tensor(targets),
+      **inputs,
+    )
+  return out.logits.numpy()
+
+
+@pytest.mark.parametrize('rank', [1, 2])
+@pytest.mark.parametrize('base', BASES)
+def test_exported_adapters_give_our_logits(base, rank, testdata, tmp_path):
+  folder = str(testdata / base)
+  backbone = backbone_lib.load_backbone(folder)
+  bundle = _bundle(backbone.config.emb_dim, rank)
+  tokens, targets, rows = _inputs(100)
+  ours = _our_logits(backbone, bundle, tokens, targets, rows)
+  bundle.to_peft(str(tmp_path / 'multitask'))
+  theirs = _their_logits(
+    folder,
+    str(tmp_path / 'multitask'),
+    tokens,
+    targets,
+    task_ids=torch.tensor(rows),
+  )
+  np.testing.assert_allclose(theirs, ours, atol=1e-4)
+  # One composed prompt, as plain prompt tuning.
+  for row, task in enumerate(TASKS):
+    bundle.to_peft(str(tmp_path / task), task)
+    mine = rows == row
+    theirs = _their_logits(
+      folder, str(tmp_path / task), tokens[mine], targets[mine]
+    )
+    np.testing.assert_allclose(theirs, ours[mine], atol=1e-4)
+
+
+@pytest.mark.parametrize('base', BASES)
+def test_converted_backbones_load_in_transformers(base, testdata, tmp_path):
+  folder = str(testdata / base)
+  convert(backbone=folder, output=str(tmp_path / 'hf'))
+  tokens, targets, _ = _inputs(100)
+  logits = []
+  for path in (folder, str(tmp_path / 'hf')):
+    model = transformers.T5ForConditionalGeneration.from_pretrained(path).eval()
+    with torch.no_grad():
+      out = model(
+        input_ids=torch.tensor(tokens),
+        attention_mask=torch.tensor((tokens > 0).astype(np.int64)),
+        labels=torch.tensor(targets),
+      )
+    logits.append(out.logits.numpy())
+  np.testing.assert_array_equal(*logits)
