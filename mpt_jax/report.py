@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from mpt_jax import selection
 from mpt_jax.checkpoints import bundle as bundle_lib
 from mpt_jax.checkpoints import files
 from mpt_jax.runs import RESULTS
@@ -27,15 +28,6 @@ SKILLS = 'skills.json'
 CURVES_PLOT, TARGETS_PLOT = 'source_curves.png', 'targets_{setting}.png'
 SIMILARITY_PLOT = 'prompt_similarity.png'
 
-# The first that a task has is its main score.
-_MAIN = (
-  'accuracy',
-  'f1',
-  'em',
-  'matthews_corrcoef',
-  'pearson_corrcoef',
-  'spearman_corrcoef',
-)
 _PACKAGES = (
   'mpt_jax',
   'jax',
@@ -86,11 +78,9 @@ def main_score(values: Mapping[str, float | None]) -> tuple[str, float]:
   Raises:
     InputError: if the task has no metric.
   """
-  for name in (*_MAIN, *values):
-    if name in values:
-      value = values[name]
-      return name, 0.0 if value is None or math.isnan(value) else float(value)
-  raise InputError('a task without metrics cannot be reported')
+  name = selection.main_metric(values)
+  value = values[name]
+  return name, 0.0 if value is None or math.isnan(value) else float(value)
 
 
 def versions() -> dict[str, str]:
