@@ -19,7 +19,6 @@ from mpt_jax.checkpoints import bundle as bundle_lib
 from mpt_jax.checkpoints import files
 from mpt_jax.runs import RESULTS
 from mpt_jax.trainer import format_seconds
-from mpt_jax.types import InputError
 
 RECORD = 'pipeline.json'
 JSON = 'report.json'
