@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import json
 import logging
 
-from mpt_jax import cli, t5
+from mpt_jax import cli, multihost, t5
 from mpt_jax.checkpoints import files
 from mpt_jax.checkpoints.backbone import Backbone
 from mpt_jax.runs import make_predictor
@@ -86,7 +86,8 @@ def infer(
     module=module,
   )
   lines = [json.dumps(a, ensure_ascii=False) + '\n' for a in answers]
-  files.write_file(output, ''.join(lines).encode())
+  content = ''.join(lines).encode()
+  multihost.on_first(lambda: files.write_file(output, content))
   log.info('wrote %d answers to %s', len(lines), output)
   return len(lines)
 

@@ -23,7 +23,12 @@ ROOT = pathlib.Path(__file__).parent.parent
 LAYERS = (
   {'mpt_jax', 'mpt_jax.types'},
   {'mpt_jax.prompts', 'mpt_jax.params', 'mpt_jax.t5', 'mpt_jax.losses'},
-  {'mpt_jax.models', 'mpt_jax.optimizers', 'mpt_jax.partitioning'},
+  {
+    'mpt_jax.models',
+    'mpt_jax.optimizers',
+    'mpt_jax.partitioning',
+    'mpt_jax.multihost',
+  },
   {'mpt_jax.trainer', 'mpt_jax.checkpoints', 'mpt_jax.data'},
   {'mpt_jax.pretrained', 'mpt_jax.runs', 'mpt_jax.report'},
 )
