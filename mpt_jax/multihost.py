@@ -29,6 +29,7 @@ from mpt_jax.types import InputError
 
 log = logging.getLogger(__name__)
 
+_INITIALIZATION_SECONDS = 300
 # How long to look for process 0, and to wait for others to leave first.
 _CONNECT_SECONDS = 20.0
 _LEAVE_SECONDS = 3.0
@@ -71,7 +72,7 @@ def initialize(
     coordinator_address: 'host:port' of process 0.
     process_count: how many processes there are.
     process_index: which one this is, from 0.
-    initialization_timeout: seconds to wait for the others; None is JAX's 300.
+    initialization_timeout: seconds to wait for the others; None is 300.
 
   Raises:
     InputError: if the arguments do not fit together, or the others do not come.
@@ -79,23 +80,39 @@ def initialize(
   _check_arguments(coordinator_address, process_count, process_index)
   # The one implementation of collectives on CPUs that needs no MPI.
   jax.config.update('jax_cpu_collectives_implementation', 'gloo')
-  given: dict[str, Any] = {}
-  if initialization_timeout is not None:
-    given['initialization_timeout'] = initialization_timeout
-  if coordinator_address is not None:
-    # All is said: JAX need not look for a cluster. Local devices: all of them.
-    given['cluster_detection_method'] = 'deactivate'
+  seconds = initialization_timeout or _INITIALIZATION_SECONDS
+  if coordinator_address is None:
+    log.info('looking for the other processes …')
+    place = 'no --coordinator_address was given'
+  else:
+    log.info(
+      'process %d of %d meets the others at %s, within %d s …',
+      process_index,
+      process_count,
+      coordinator_address,
+      seconds,
+    )
+    place = f'{coordinator_address}, process {process_index} of {process_count}'
+  timer = threading.Timer(seconds, _give_up, (seconds, place))
+  timer.daemon = True
+  timer.start()
   try:
     jax.distributed.initialize(
-      coordinator_address, process_count, process_index, **given
+      coordinator_address,
+      process_count,
+      process_index,
+      # With an address all is said, and all local devices are meant.
+      cluster_detection_method='deactivate' if coordinator_address else None,
+      # JAX itself gives up with a stack trace; the timer is before it.
+      initialization_timeout=seconds + 30,
     )
   except (ValueError, RuntimeError) as e:
     said = ' '.join(str(e).split())
     raise InputError(
-      'the processes did not find each other (coordinator_address ='
-      f' {coordinator_address!r}, process_count = {process_count},'
-      f' process_index = {process_index}): {said[:300]}'
+      f'the processes did not find each other ({place}): {said[:300]}'
     ) from e
+  finally:
+    timer.cancel()
   if count() > 1:
     global _watch
     _watch = Watch.start(coordinator_address)
@@ -106,6 +123,16 @@ def initialize(
     jax.local_device_count(),
     jax.device_count(),
   )
+
+
+def _give_up(seconds: int, place: str) -> None:
+  line = (
+    f'error: the processes did not find each other within {seconds} s'
+    f' ({place}): start all of them, and check that process 0 can be reached'
+    ' there; --initialization_timeout=SECONDS waits longer'
+  )
+  os.write(2, f'{line}\n'.encode())
+  _exit(2)
 
 
 def _check_arguments(
@@ -247,7 +274,7 @@ def configuration_lines(text: str) -> dict[str, str]:
 
 
 def _short(value: Any) -> str:
-  text = repr(value)
+  text = value if isinstance(value, str) else repr(value)
   return text if len(text) <= 80 else f'{text[:77]}…'
 
 
@@ -323,6 +350,9 @@ class Watch:
   def __init__(self, peers: Mapping[int, socket.socket]):
     """Use `start`."""
     self._peers = dict(peers)
+    # TensorFlow's start-up messages are kept off the terminal by taking
+    # stderr away for a while: ours must be seen even then.
+    self._stderr = os.dup(2)
     self._left = {peer: threading.Event() for peer in peers}
     self._ending = threading.Lock()
     for peer, connection in peers.items():
@@ -371,7 +401,7 @@ class Watch:
     if not self._ending.acquire(blocking=False):
       time.sleep(60)  # The other thread is ending this process.
     # The shortest way: JAX may be about to end us, too.
-    os.write(2, f'{text}\n'.encode())
+    os.write(self._stderr, f'{text}\n'.encode())
     self.say(f'stop {code} {" ".join(message.split())}')
     if is_first():
       # JAX ends the others with a stack trace as soon as process 0 is gone.
