@@ -12,12 +12,21 @@ import logging
 import os
 import re
 import sys
+import traceback
 from typing import Any
 
 import gin
 
 from mpt_jax.types import InputError, nearest
 
+# The entry points that several processes run as one.
+MULTIPROCESS = ('mpt_jax.train', 'mpt_jax.eval', 'mpt_jax.infer')
+_PROCESS_FLAGS = (
+  'coordinator_address',
+  'process_count',
+  'process_index',
+  'initialization_timeout',
+)
 _MACRO = r'[A-Za-z_][A-Za-z0-9_]*'
 # '%gin.REQUIRED' is a constant, not a macro.
 _REFERENCE = re.compile(rf'%({_MACRO})\b(?!\.)')
@@ -43,24 +52,70 @@ def main(module: str, function: str, argv: Sequence[str] | None = None) -> None:
   )
   for noisy in ('jax', 'orbax', 'absl', 'tensorflow', 'h5py', 'matplotlib'):
     logging.getLogger(noisy).setLevel(logging.WARNING)
+  processes = None
   try:
     target = getattr(importlib.import_module(module), function)
     flags, bindings = _parse_flags(module, target, argv)
+    if _several(flags):
+      if module not in MULTIPROCESS:
+        raise InputError(
+          f'{module} runs in one process: start it once, without'
+          ' --multiprocess_gpu and its companions'
+        )
+      # Imported here: a command of one process needs none of it.
+      processes = importlib.import_module('mpt_jax.multihost')
+      processes.initialize(**{n: getattr(flags, n) for n in _PROCESS_FLAGS})
+      processes.check_same('code version', processes.code_version())
     if flags.tfds_data_dir is not None:
       use_data_dir(flags.tfds_data_dir)
     logging.getLogger().setLevel(logging.WARNING)  # Gin logs every file.
     configure(flags.gin_file, bindings, flags.gin_search_paths)
-    logging.getLogger().setLevel(logging.INFO)
+    if processes:
+      configuration = processes.configuration_lines(gin.config_str())
+      processes.check_same('configuration', configuration)
+    if not processes or processes.is_first() or debug:
+      logging.getLogger().setLevel(logging.INFO)
     gin.get_configurable(target)()
+    if processes:
+      processes.finish()
   except InputError as e:
-    if debug:
+    if debug and not processes:
       raise
     # Gin appends the call it was in; the first line is ours.
-    print(f'error: {str(e).splitlines()[0]}', file=sys.stderr)
+    line = str(e).splitlines()[0]
+    text = traceback.format_exc() if debug else f'error: {line}'
+    if processes:
+      processes.abort(text, line, 2)
+    print(text, file=sys.stderr)
     sys.exit(2)
   except KeyboardInterrupt:
-    print('interrupted; the same command resumes', file=sys.stderr)
+    line = 'interrupted; the same command resumes'
+    if processes:
+      processes.abort(line, line, 130)
+    print(line, file=sys.stderr)
     sys.exit(130)
+  except Exception as e:
+    if processes:
+      # It may be another process's end that we noticed in our own way.
+      processes.wait_for_verdict()
+      line = f'{type(e).__name__}: {str(e).partition(chr(10))[0]}'
+      processes.abort(traceback.format_exc(), line, 1)
+    raise
+
+
+def _several(flags: argparse.Namespace) -> bool:
+  """Whether the command line says that there are other processes."""
+  given = {
+    name: getattr(flags, name)
+    for name in _PROCESS_FLAGS
+    if getattr(flags, name) is not None
+  }
+  if given and not flags.multiprocess_gpu:
+    raise InputError(
+      f'--{next(iter(given))} is given without --multiprocess_gpu; with it'
+      ' several processes run as one'
+    )
+  return flags.multiprocess_gpu
 
 
 def _parse_flags(
@@ -89,6 +144,28 @@ def _parse_flags(
   parser.add_argument(
     '--tfds_data_dir', default=None, help='folder of prepared TFDS data'
   )
+  processes = parser.add_argument_group(
+    'several processes',
+    'the same command in each, but for --process_index; see docs/gpu.md and'
+    ' docs/tpu.md',
+  )
+  processes.add_argument(
+    '--multiprocess_gpu',
+    '--multiprocess',
+    action='store_true',
+    help='run as one of several processes, on GPUs, TPUs or CPUs; without the'
+    ' next three flags JAX finds the others (TPU pods, Slurm, Open MPI)',
+  )
+  processes.add_argument(
+    '--coordinator_address', help='HOST:PORT of process 0, the port a free one'
+  )
+  processes.add_argument('--process_count', type=int, help='how many')
+  processes.add_argument('--process_index', type=int, help='this one, from 0')
+  processes.add_argument(
+    '--initialization_timeout',
+    type=int,
+    help='seconds to wait for the others at the start (300)',
+  )
   parser.add_argument(
     '--debug', action='store_true', help='show the traceback of wrong input'
   )
@@ -96,7 +173,14 @@ def _parse_flags(
   bindings = []
   for argument in rest:
     if not argument.startswith('--gin.') or '=' not in argument:
-      known = ['--gin_file', '--gin_search_paths', '--tfds_data_dir', '--debug']
+      known = [
+        '--gin_file',
+        '--gin_search_paths',
+        '--tfds_data_dir',
+        '--debug',
+        '--multiprocess_gpu',
+        *(f'--{name}' for name in _PROCESS_FLAGS),
+      ]
       hint = nearest(argument.split('=')[0], known)
       raise InputError(f'unknown argument {argument!r}{hint or "; see --help"}')
     bindings.append(argument.removeprefix('--gin.'))

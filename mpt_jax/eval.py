@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import logging
 import os
 
-from mpt_jax import cli, t5
+from mpt_jax import cli, multihost, t5
 from mpt_jax.checkpoints import files
 from mpt_jax.checkpoints.backbone import Backbone
 from mpt_jax.runs import (
@@ -104,20 +104,18 @@ def evaluate(
     log.info('SYNTHETIC DATA: these scores say nothing about the real data')
   for task, values in scores.items():
     log.info('%s %s: %s', task, split, format_scores(values))
-  os.makedirs(model_dir, exist_ok=True)
-  files.write_file(
-    os.path.join(model_dir, RESULTS),
-    files.json_bytes(
-      {
-        'scores': finite_scores(scores),
-        'split': split,
-        'prompts': prompts,
-        'prompt_task': prompt_task,
-        'backbone': predictor.backbone_name,
-        'synthetic_data': synthetic,
-      }
-    ),
+  content = files.json_bytes(
+    {
+      'scores': finite_scores(scores),
+      'split': split,
+      'prompts': prompts,
+      'prompt_task': prompt_task,
+      'backbone': predictor.backbone_name,
+      'synthetic_data': synthetic,
+    }
   )
+  path = os.path.join(model_dir, RESULTS)
+  multihost.on_first(lambda: files.write_file(path, content))
   return scores
 
 

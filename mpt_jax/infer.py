@@ -24,9 +24,10 @@ import os
 import sys
 from typing import Any, TextIO
 
+import jax
 import tqdm
 
-from mpt_jax import cli, pretrained, t5
+from mpt_jax import cli, multihost, pretrained, t5
 from mpt_jax.checkpoints.backbone import Backbone
 from mpt_jax.runs import DEMO, demo_folder, make_predictor
 from mpt_jax.types import InputError
@@ -143,7 +144,12 @@ def infer(
     num_examples=num_examples,
     module=module,
   )
-  return _write(answers, output)
+  if jax.process_count() == 1:
+    return _write(answers, output)
+  # Every process decodes its part and knows all answers; one writes.
+  known = list(answers)
+  multihost.on_first(lambda: _write(known, output))
+  return len(known)
 
 
 def _answers(

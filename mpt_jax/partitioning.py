@@ -10,6 +10,7 @@ import re
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
@@ -48,7 +49,8 @@ def make_mesh(
 
   Args:
     num_partitions: size of the `model` axis.
-    devices: the devices to use; None is all of them.
+    devices: the devices to use; None is all of them, those of a process one
+      after the other, so that a process has consecutive rows of a batch.
 
   Returns:
     A mesh of len(devices) / num_partitions by num_partitions.
@@ -56,7 +58,8 @@ def make_mesh(
   Raises:
     InputError: if the devices don't divide by `num_partitions`.
   """
-  devices = jax.devices() if devices is None else devices
+  if devices is None:
+    devices = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
   if num_partitions < 1 or len(devices) % num_partitions:
     raise InputError(
       f'num_partitions = {num_partitions} does not divide the'
@@ -84,6 +87,67 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def replicated(mesh: Mesh) -> NamedSharding:
   """The same array on every device."""
   return NamedSharding(mesh, PartitionSpec())
+
+
+def data_part(mesh: Mesh) -> tuple[int, int]:
+  """Which rows of a batch this process's devices need.
+
+  Args:
+    mesh: the mesh, over all processes.
+
+  Returns:
+    (number of the part, how many equal parts of consecutive rows there are).
+    Processes that a partition of the model spans share a part.
+
+  Raises:
+    InputError: if the mesh does not cut the batch so for every process.
+  """
+  rows: dict[int, set[int]] = {}
+  for row, devices in enumerate(mesh.devices):
+    for device in devices.flat:
+      rows.setdefault(device.process_index, set()).add(row)
+  size = len(rows[jax.process_index()])
+  for mine in rows.values():
+    start = min(mine)
+    if mine != set(range(start, start + size)) or start % size:
+      raise InputError(
+        f'a mesh of {mesh.shape["data"]} (data) x {mesh.shape["model"]} (model)'
+        f' cuts the devices of the {len(rows)} processes unevenly: choose'
+        ' NUM_PARTITIONS so that one of it and the devices of a process'
+        ' divides the other'
+      )
+  return min(rows[jax.process_index()]) // size, mesh.shape['data'] // size
+
+
+def put(value: Any, sharding: NamedSharding) -> jax.Array:
+  """Puts a host's array onto devices, of other processes too.
+
+  Args:
+    value: the whole array, the same on every process (which is not checked).
+    sharding: where its parts go.
+
+  Returns:
+    The array on its devices.
+  """
+  if sharding.is_fully_addressable:
+    return jax.device_put(value, sharding)
+  host = np.asarray(value)
+  return jax.make_array_from_callback(
+    host.shape, sharding, lambda place: host[place]
+  )
+
+
+def to_host(tree: PyTree) -> PyTree:
+  """Whole arrays on every process; all processes must call it together."""
+
+  def fetch(array: Any) -> np.ndarray:
+    if isinstance(array, jax.Array) and not (
+      array.is_fully_addressable or array.is_fully_replicated
+    ):
+      return multihost_utils.process_allgather(array, tiled=True)
+    return np.asarray(array)
+
+  return jax.tree.map(fetch, tree)
 
 
 def param_sharding(name: str, shape: Sequence[int], mesh: Mesh):
@@ -114,7 +178,7 @@ def shard_params(params: PyTree, mesh: Mesh) -> dict[str, Any]:
   """Puts a parameter tree onto the mesh."""
   return params_lib.unflatten(
     {
-      name: jax.device_put(value, param_sharding(name, value.shape, mesh))
+      name: put(value, param_sharding(name, value.shape, mesh))
       for name, value in params_lib.flatten(params).items()
     }
   )

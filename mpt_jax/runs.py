@@ -165,7 +165,8 @@ class Predictor:
   """A prompted backbone on its mesh, ready to decode batches of text.
 
   Attributes:
-    predict_fn: numpy features [B, ...] -> tokens [B, T].
+    predict_fn: numpy features [B, ...] -> tokens [B, T]. Every process gives
+      all rows, decodes a part and has the answers to all.
     prompt_length: P; 0 without prompts.
     task_names: the tasks in row order; empty without prompts.
     backbone_name: what the backbone is called.
@@ -213,8 +214,8 @@ def make_predictor(
   params = partitioning.shard_params(params, mesh)
   predict = trainer.make_predict_step(model, num_beams=num_beams)
   return Predictor(
-    predict_fn=lambda batch: np.asarray(
-      predict(params, trainer.put_batch(batch, mesh))
+    predict_fn=lambda batch: partitioning.to_host(
+      predict(params, trainer.put_batch(batch, mesh, whole=True))
     ),
     prompt_length=model.prompts.length if model.prompts else 0,
     task_names=task_names,

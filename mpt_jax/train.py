@@ -27,6 +27,7 @@ from mpt_jax import (
   checkpoints,
   cli,
   models,
+  multihost,
   optimizers,
   partitioning,
   t5,
@@ -216,12 +217,13 @@ def train(
   log.info('reading the tasks (TensorFlow takes a few seconds) …')
   from mpt_jax import data
 
+  part, parts = partitioning.data_part(mesh)
   batches = data.get_train_iterator(
     dataset,
     prompt_length=prompt_length,
     task_names=task_names if prompts else (),
-    shard_index=jax.process_index(),
-    num_shards=jax.process_count(),
+    shard_index=part,
+    num_shards=parts,
   )
   synthetic = data.is_synthetic(dataset.mixture_or_task_name)
   if synthetic:
@@ -230,29 +232,27 @@ def train(
       dataset.mixture_or_task_name,
     )
 
-  existed = run_lib.check_run_config(
-    model_dir,
-    {
-      'stage': stage,
-      'backbone_fingerprint': loaded.fingerprint,
-      'model': repr(model),
-      'optimizer': repr(settings),
-      'prompts': repr(prompts),
-      'distillation': repr(distillation),
-      'dataset': repr(dataset),
-      'train_steps': train_steps,
-      'seed': seed,
-      'synthetic_data': synthetic,
-      'package_version': mpt_jax.__version__,
-    },
+  run_config = {
+    'stage': stage,
+    'backbone_fingerprint': loaded.fingerprint,
+    'model': repr(model),
+    'optimizer': repr(settings),
+    'prompts': repr(prompts),
+    'distillation': repr(distillation),
+    'dataset': repr(dataset),
+    'train_steps': train_steps,
+    'seed': seed,
+    'synthetic_data': synthetic,
+    'package_version': mpt_jax.__version__,
+  }
+  multihost.check_same('run', {**run_config, 'data': batches.num_examples})
+  finished = multihost.on_first(
+    lambda: _open_run(model_dir, run_config, dataset, batches.chosen)
   )
-  results_path = os.path.join(model_dir, RESULTS)
-  if existed and os.path.exists(results_path):
+  if finished is not None:
     log.info('%s is finished; nothing to do', model_dir)
-    return files.read_json(results_path)['scores']
-  _write_config(model_dir)
-  if batches.chosen:
-    _write_few_shot(model_dir, dataset, batches.chosen)
+    return finished
+  run_lib.check_shared(model_dir)
 
   # Start order: 1. resume MODEL_DIR, 2. given prompts, 3. initialise.
   params = dict(loaded.params)
@@ -270,8 +270,9 @@ def train(
   _check_count(trained, model, trainable)
   state = trainer.make_state(model, settings, trained, seed, mesh)
   checkpointer = run_lib.RunCheckpointer(model_dir, max_to_keep=max_checkpoints)
-  if checkpointer.latest_step() is not None:
-    state, iterator_state = checkpointer.restore(state)
+  step = multihost.on_first(checkpointer.latest_step)
+  if step is not None:
+    state, iterator_state = checkpointer.restore(state, step)
     batches.set_state(iterator_state)
     log.info('resumed %s at step %d', model_dir, int(state.step))
   frozen = partitioning.shard_params(frozen, mesh)
@@ -314,37 +315,61 @@ def train(
       writer.write_scalars(train_steps, evaluate(train_steps, state.params))
     scores = evaluate.latest_scores
   writer.close()
-  trained = jax.device_get(state.params)
   if prompts is None:
-    _save_backbone(model_dir, loaded, params_lib.merge(trained, frozen))
+    product = partitioning.to_host(params_lib.merge(state.params, frozen))
   else:
-    bundle_lib.PromptBundle(
-      method=prompts.method,
-      stage=stage,
-      task_names=task_names,
-      arrays={k: np.asarray(v) for k, v in trained['prompts'].items()},
-      backbone_name=loaded.name,
-      backbone_fingerprint=loaded.fingerprint,
-      vocabulary_digest=vocabulary_digest(loaded),
-      step=train_steps,
-      metrics=scores,
-      package_version=mpt_jax.__version__,
-    ).save(os.path.join(model_dir, PROMPTS))
-  files.write_file(
-    results_path,
-    files.json_bytes(
-      {
-        'scores': finite_scores(scores),
-        'step': train_steps,
-        'split': evaluation.split if evaluation else None,
-        'synthetic_data': synthetic,
-      }
-    ),
-  )
+    product = partitioning.to_host(state.params['prompts'])
+
+  def write() -> None:
+    if prompts is None:
+      _save_backbone(model_dir, loaded, product)
+    else:
+      bundle_lib.PromptBundle(
+        method=prompts.method,
+        stage=stage,
+        task_names=task_names,
+        arrays=product,
+        backbone_name=loaded.name,
+        backbone_fingerprint=loaded.fingerprint,
+        vocabulary_digest=vocabulary_digest(loaded),
+        step=train_steps,
+        metrics=scores,
+        package_version=mpt_jax.__version__,
+      ).save(os.path.join(model_dir, PROMPTS))
+    files.write_file(
+      os.path.join(model_dir, RESULTS),
+      files.json_bytes(
+        {
+          'scores': finite_scores(scores),
+          'step': train_steps,
+          'split': evaluation.split if evaluation else None,
+          'synthetic_data': synthetic,
+        }
+      ),
+    )
+
+  multihost.on_first(write)
   return scores
 
 
 # ---------------------------------------------------------------------------
+
+
+def _open_run(
+  model_dir: str,
+  run_config: Mapping[str, Any],
+  dataset: Any,
+  chosen: Mapping[str, Any],
+) -> dict[str, dict[str, float]] | None:
+  """Makes or checks the run's folder; returns the scores of a finished run."""
+  existed = run_lib.check_run_config(model_dir, run_config)
+  results = os.path.join(model_dir, RESULTS)
+  if existed and os.path.exists(results):
+    return files.read_json(results)['scores']
+  _write_config(model_dir)
+  if chosen:
+    _write_few_shot(model_dir, dataset, chosen)
+  return None
 
 
 def _make_model(
@@ -525,6 +550,7 @@ class _Evaluator:
     if self._loss_batches is None:
       from mpt_jax import data
 
+      part, num_parts = partitioning.data_part(self._mesh)
       batches = data.get_train_iterator(
         dataclasses.replace(
           self._dataset,
@@ -534,8 +560,8 @@ class _Evaluator:
         ),
         prompt_length=self._prompt_length,
         task_names=self._rows,
-        shard_index=jax.process_index(),
-        num_shards=jax.process_count(),
+        shard_index=part,
+        num_shards=num_parts,
       )
       count = self._evaluation.loss_steps
       self._loss_batches = [next(batches) for _ in range(count)]
@@ -554,8 +580,8 @@ class _Evaluator:
     params = {k: v for k, v in params.items() if k != 'teacher_prompts'}
 
     def predict_fn(batch: Mapping[str, np.ndarray]) -> np.ndarray:
-      placed = trainer.put_batch(batch, self._mesh)
-      return np.asarray(self._predict(params, placed))
+      placed = trainer.put_batch(batch, self._mesh, whole=True)
+      return partitioning.to_host(self._predict(params, placed))
 
     evaluation = self._evaluation
     scores: dict[str, dict[str, float]] = {}
@@ -583,7 +609,7 @@ def _save_backbone(model_dir: str, backbone: Backbone, params: PyTree) -> None:
   checkpoints.save_huggingface(
     os.path.join(model_dir, 'backbone'),
     backbone.config,
-    jax.device_get(params),
+    params,
     vocabulary_file=backbone.vocabulary_file,
   )
 
@@ -659,7 +685,9 @@ class Writers:
 
 
 def make_writer(model_dir: str, tensorboard: bool, resume_step: int) -> Writers:
-  """metrics.jsonl, and clu's TensorBoard writer beside it."""
+  """metrics.jsonl, and clu's TensorBoard writer beside it; on process 0."""
+  if not multihost.is_first():
+    return Writers()
   os.makedirs(model_dir, exist_ok=True)
   writers: list[Any] = [
     JsonlWriter(os.path.join(model_dir, 'metrics.jsonl'), resume_step)

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 import numpy as np
 
 from mpt_jax import optimizers, partitioning
@@ -91,34 +91,33 @@ def make_state(
   trainable = jax.tree.map(jnp.array, trainable)
   params = partitioning.shard_params(trainable, mesh)
   everywhere = partitioning.replicated(mesh)
-  opt_state = _shard_like(
-    jax.jit(optimizer.make(params).init)(params), params, mesh
-  )
+  init = optimizer.make(params).init
+  places = _shard_like(jax.eval_shape(init, params), params, mesh)
   return TrainState(
-    step=jax.device_put(jnp.int32(0), everywhere),
+    step=partitioning.put(np.int32(0), everywhere),
     params=params,
-    opt_state=opt_state,
-    rng=jax.device_put(jax.random.PRNGKey(seed), everywhere),
-    bad_step=jax.device_put(jnp.int32(-1), everywhere),
-    bad_tasks=jax.device_put(jnp.zeros(model.num_tasks, bool), everywhere),
+    opt_state=jax.jit(init, out_shardings=places)(params),
+    rng=partitioning.put(jax.random.PRNGKey(seed), everywhere),
+    bad_step=partitioning.put(np.int32(-1), everywhere),
+    bad_tasks=partitioning.put(np.zeros(model.num_tasks, bool), everywhere),
   )
 
 
 def _shard_like(opt_state: PyTree, params: PyTree, mesh: Mesh) -> PyTree:
-  """Puts each moment where its parameter is, and the rest everywhere."""
+  """Where things go: a moment where its parameter is, the rest everywhere."""
   shardings = {n: p.sharding for n, p in params_lib.flatten(params).items()}
   shapes = {n: p.shape for n, p in params_lib.flatten(params).items()}
 
-  def put(path: Sequence[Any], leaf: Array) -> Array:
+  def place(path: Sequence[Any], leaf: Array) -> NamedSharding:
     # A moment's path ends with its parameter's: …/mu/prompts/task_u.
     keys = [k.key for k in path if isinstance(k, jax.tree_util.DictKey)]
     for start in range(len(keys)):
       name = '/'.join(keys[start:])
       if shapes.get(name) == leaf.shape:
-        return jax.device_put(leaf, shardings[name])
-    return jax.device_put(leaf, partitioning.replicated(mesh))
+        return shardings[name]
+    return partitioning.replicated(mesh)
 
-  return jax.tree_util.tree_map_with_path(put, opt_state)
+  return jax.tree_util.tree_map_with_path(place, opt_state)
 
 
 @functools.lru_cache(maxsize=64)
@@ -226,7 +225,7 @@ def summarize(totals: Metrics, task_names: Sequence[str]) -> dict[str, float]:
     examples are left out. With one task there is no 'name/task'.
   """
   scalars = {}
-  for name, (sums, weights) in jax.device_get(totals).items():
+  for name, (sums, weights) in partitioning.to_host(totals).items():
     if weights.sum() > 0:
       scalars[name] = float(sums.sum() / weights.sum())
     if len(weights) == len(task_names) > 1:
@@ -238,9 +237,23 @@ def summarize(totals: Metrics, task_names: Sequence[str]) -> dict[str, float]:
   return scalars
 
 
-def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> Batch:
-  """Moves a host's rows onto the mesh, over the `data` axis."""
+def put_batch(
+  batch: Mapping[str, np.ndarray], mesh: Mesh, whole: bool = False
+) -> Batch:
+  """Moves rows onto the mesh, over the `data` axis.
+
+  Args:
+    batch: host arrays [B, ...]: this process's part of the rows
+      (`partitioning.data_part`).
+    mesh: the mesh.
+    whole: every process has all rows of the batch.
+
+  Returns:
+    The batch of all processes.
+  """
   sharding = partitioning.batch_sharding(mesh)
+  if whole:
+    return {k: partitioning.put(v, sharding) for k, v in batch.items()}
   return {
     k: jax.make_array_from_process_local_data(sharding, v)
     for k, v in batch.items()
@@ -250,8 +263,16 @@ def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> Batch:
 class Progress:
   """Prints where a run stands: step, rate, examples/s, ETA."""
 
-  def __init__(self, total: int, start: int = 0):
+  def __init__(self, total: int, start: int = 0, parts: int = 1):
+    """Starts the clock.
+
+    Args:
+      total: the last step.
+      start: the step it is.
+      parts: how many parts a batch has, of which this process counts one.
+    """
     self._total, self._first, self._examples = total, start, 0
+    self._parts = parts
     self._begin = self._last = time.monotonic()
 
   def count(self, batch: Mapping[str, np.ndarray]) -> None:
@@ -267,7 +288,7 @@ class Progress:
     rate = (step - self._first) / seconds
     return {
       'steps_per_second': rate,
-      'examples_per_second': self._examples / seconds,
+      'examples_per_second': self._parts * self._examples / seconds,
       'seconds_left': (self._total - step) / rate if rate else math.inf,
     }
 
@@ -325,7 +346,8 @@ def fit(
     optimizer: the optimizer's settings.
     state: where to start; `state.step` counts.
     frozen: the frozen parameters, on the mesh.
-    batches: host batches of numpy arrays [B, ...]; if it has `get_state()`,
+    batches: host batches of numpy arrays [B, ...], of this process's rows
+      only (`partitioning.data_part`); if it has `get_state()`,
       that is saved with each checkpoint; if it has `taken`, the examples drawn
       of each task so far, they are written with the metrics.
     train_steps: the step at which to stop.
@@ -351,7 +373,12 @@ def fit(
   # Placed as the step returns them; otherwise it is compiled twice.
   everywhere = partitioning.replicated(mesh)
   zeros = jax.device_get(zero_metrics(model))
-  totals = jax.device_put(zeros, everywhere)
+
+  def start_totals() -> Metrics:
+    return jax.tree.map(lambda z: partitioning.put(z, everywhere), zeros)
+
+  totals = start_totals()
+  _, parts = partitioning.data_part(mesh)
   progress: Progress | None = None
   note = ''
   while step < train_steps:
@@ -363,7 +390,7 @@ def fit(
     if progress is None:
       jax.block_until_ready(totals)
       # Counted from here, so that compilation doesn't spoil the ETA.
-      progress = Progress(train_steps, start=step)
+      progress = Progress(train_steps, start=step, parts=parts)
     else:
       progress.count(batch)
     last = step == train_steps
@@ -377,7 +404,7 @@ def fit(
       check_finite(state, task_names)
     if last or step % log_period == 0:
       scalars = summarize(totals, task_names)
-      totals = jax.device_put(zeros, everywhere)
+      totals = start_totals()
       scalars.update(progress.rates(step))
       scalars.update(
         {

@@ -25,7 +25,7 @@ LAYERS = (
   {'mpt_jax.prompts', 'mpt_jax.params', 'mpt_jax.t5', 'mpt_jax.losses'},
   {
     *('mpt_jax.models', 'mpt_jax.optimizers', 'mpt_jax.partitioning'),
-    *('mpt_jax.selection', 'mpt_jax.preemption'),
+    *('mpt_jax.selection', 'mpt_jax.preemption', 'mpt_jax.multihost'),
   },
   {'mpt_jax.trainer', 'mpt_jax.checkpoints', 'mpt_jax.data'},
   {'mpt_jax.pretrained', 'mpt_jax.runs', 'mpt_jax.report'},

@@ -1,5 +1,10 @@
 """Save and resume a run with orbax: prompts, optimizer, position in the data.
 
+With several processes all of them save and restore together, in a folder that
+all of them see; the data's position is the same on all, and process 0 writes
+it. A checkpoint holds whole arrays: any number of devices and processes can
+restore it.
+
 A MODEL_DIR holds `run_config.json` (what the run is), `checkpoints/<step>/`
 (orbax) and, when it has finished, the prompt bundle. The backbone is never in
 it; its fingerprint is.
@@ -16,6 +21,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from mpt_jax import multihost
 from mpt_jax import params as params_lib
 from mpt_jax.checkpoints import files
 from mpt_jax.types import InputError
@@ -159,6 +165,21 @@ def check_run_config(model_dir: str, config: Mapping[str, Any]) -> bool:
         ' MODEL_DIR or the same settings'
       )
   return True
+
+
+def check_shared(model_dir: str) -> None:
+  """Checks that every process sees the folder that process 0 has opened.
+
+  Raises:
+    InputError: on every process, if one does not.
+  """
+  seen = os.path.exists(os.path.join(model_dir, RUN_CONFIG))
+  multihost.raise_together(
+    ''
+    if seen
+    else f'MODEL_DIR {model_dir!r} is not the folder of process 0: give one on'
+    ' storage that all hosts share'
+  )
 
 
 def _plain(value: Any) -> Any:

@@ -92,11 +92,15 @@ class Packer:
     self._room[fits[0]] = self._room[fits[0]] - need if self._pack else 0
     return True
 
-  def finish(self) -> dict[str, np.ndarray]:
-    """Returns the batch: see docs/architecture.md, [B, S] or [B, T] int32."""
-    return lay_out(
-      self._rows, self._shape, self._prompt_length, packed=self._pack
-    )
+  def finish(self, part: slice = slice(None)) -> dict[str, np.ndarray]:
+    """Returns the batch: see docs/architecture.md, [B, S] or [B, T] int32.
+
+    Args:
+      part: the rows to return, a host's part of the batch; default all.
+    """
+    rows = self._rows[part]
+    shape = (len(rows), *self._shape[1:])
+    return lay_out(rows, shape, self._prompt_length, packed=self._pack)
 
 
 def lay_out(

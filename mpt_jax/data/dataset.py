@@ -5,6 +5,11 @@ source tasks of the paper take about half a gigabyte at 256 tokens). Every
 epoch is then a full permutation, the state of the stream is a few numbers,
 and a resumed run is at its batch at once. The tokens are shared by all
 iterators of a process, so a pipeline of many runs reads its data once.
+
+The batch is the same however many hosts share it: each host follows the whole
+stream, which costs next to nothing as the tokens are in memory, and lays out
+its own rows only. So a seed means the same run on one host and on many, packed
+or not, and a saved position holds for any number of hosts.
 """
 
 from collections.abc import Iterator, Mapping
@@ -247,7 +252,6 @@ def _load(
   input_limit: int,
   target_limit: int,
   use_cached: bool,
-  shard: tuple[int, int],
   data_dir: str,
   vocabulary_file: str,
 ) -> _Tokens:
@@ -260,7 +264,6 @@ def _load(
       split=split,
       use_cached=use_cached,
       shuffle=False,
-      shard_info=seqio.ShardInfo(*shard) if shard[1] > 1 else None,
       trim_output_features=False,
       try_in_mem_cache=False,
     )
@@ -338,9 +341,9 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
   """Endless batches of model features, with a state that can be saved.
 
   Attributes:
-    num_examples: task name -> how many examples it draws from (of this host).
+    num_examples: task name -> how many examples it draws from.
     chosen: task name -> the few-shot choice; empty without few-shot.
-    taken: task name -> how many of its examples this host has drawn.
+    taken: task name -> how many of its examples all hosts have drawn.
   """
 
   def __init__(
@@ -349,6 +352,7 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
     sampler: sampling.TaskSampler,
     chosen: Mapping[str, few_shot.Choice],
     make_packer: functools.partial,
+    part: slice,
   ):
     """Use `get_train_iterator`."""
     self.num_examples = {name: len(s) for name, s in streams.items()}
@@ -357,12 +361,13 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
     self._names = list(streams)
     self._sampler = sampler
     self._make_packer = make_packer
+    self._part = part
     self._batches = 0
     self._draws = 0
     self.taken = dict.fromkeys(streams, 0)
 
   def __next__(self) -> dict[str, np.ndarray]:
-    """Returns the next batch: [B, S] and [B, T] int32 features."""
+    """Returns this host's rows of the next batch: model features, int32."""
     packer = self._make_packer()
     for task in self._sampler.tasks(self._batches, self._draws):
       name = self._names[task]
@@ -373,10 +378,10 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
       self.taken[name] += 1
       self._draws += 1
     self._batches += 1
-    return packer.finish()
+    return packer.finish(self._part)
 
   def get_state(self) -> dict[str, Any]:
-    """Returns the position in the stream, fit for JSON.
+    """Returns the position in the stream, fit for JSON; all hosts' is the same.
 
     Returns:
       `batches`: batches given; `draws`: examples in them; `taken`: the same
@@ -418,15 +423,15 @@ def get_train_iterator(
   """Builds the stream of training batches.
 
   The tasks of a mixture are drawn example by example at the mixture's rates.
-  The same configuration gives the same batches, on any machine.
+  The same configuration gives the same batches, on any machine and any number
+  of them.
 
   Args:
     config: what to read.
     prompt_length: P; 0 for no prompt slots.
     task_names: the model's tasks in row order (PROMPT_TASKS).
-    shard_index: this host's number.
-    num_shards: how many hosts share the data; each reads its own part of
-      every task and makes its part of the batch.
+    shard_index: which part of each batch to make.
+    num_shards: how many parts of consecutive rows a batch has.
 
   Returns:
     An iterator that never ends.
@@ -453,15 +458,12 @@ def get_train_iterator(
   streams: dict[str, _Stream] = {}
   chosen: dict[str, few_shot.Choice] = {}
   for task in seqio.get_subtasks(provider):
-    # A few-shot choice is made over the whole split, then shared out.
-    by_source = config.num_shots is None
     tokens = _load(
       task,
       config.split,
       input_length - prompt_length,
       target_length,
       config.use_cached,
-      (shard_index, num_shards) if by_source else (0, 1),
       os.path.abspath(sources.get_data_dir()),
       get_vocabulary().sentencepiece_model_file,
     )
@@ -475,16 +477,15 @@ def get_train_iterator(
         per_class=config.shots_per_class,
         ids=tokens.ids,
       )
-      mine = chosen[task.name].positions[shard_index::num_shards]
+      mine = chosen[task.name].positions
     identity = rows.task_identity(task.name)
-    seed = (config.seed, _EXAMPLE_ORDER, identity, shard_index)
+    seed = (config.seed, _EXAMPLE_ORDER, identity, 0)
     stream = _Stream(
       tokens, mine, row_of[task.name], seed if config.shuffle else None
     )
     if not len(stream):
       raise InputError(
-        f'task {task.name!r}: split {config.split!r} has no examples for '
-        f'host {shard_index} of {num_shards}'
+        f'task {task.name!r}: split {config.split!r} has no examples'
       )
     streams[task.name] = stream
   rates = _rates(provider)
@@ -496,18 +497,17 @@ def get_train_iterator(
       [rates[name] for name in streams],
       config.max_tasks_per_batch,
       (config.seed, _TASK_DRAWS),
-      shard_index,
-      rows_here,
     ),
     chosen=chosen,
     make_packer=functools.partial(
       batching.Packer,
-      rows_here,
+      config.batch_size,
       input_length,
       target_length,
       prompt_length,
       config.pack,
     ),
+    part=slice(shard_index * rows_here, (shard_index + 1) * rows_here),
   )
 
 

@@ -1,8 +1,8 @@
 """Which task the next example is of.
 
 A sampler is a pure function of a seed and a position, so that a resumed run
-goes on where it was. It yields the tasks of one batch, without end: the
-batch decides how many it has room for.
+goes on where it was, and all hosts draw the same. It yields the tasks of one
+batch, without end: the batch decides how many it has room for.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,7 +28,7 @@ class TaskSampler(Protocol):
 
     Args:
       batch: how many batches came before.
-      draws: how many examples this host has drawn before.
+      draws: how many examples were drawn before.
 
     Yields:
       Numbers of tasks, without end.
@@ -42,7 +42,7 @@ class ProportionalSampler:
 
   Attributes:
     weights: rates of the tasks, in any unit.
-    seed: fixes the draws; every host has its own.
+    seed: fixes the draws.
   """
 
   weights: Sequence[float]
@@ -69,20 +69,17 @@ class StochasticSampler:
   For a batch, n is drawn uniformly from 2..max_tasks, then n tasks at the
   mixture's rates, with replacement as in the DPT code ("based on MPT"): so a
   task's expected share of all examples is its rate. The places of the batch
-  go round the n draws. All hosts draw the same tasks, and a host's places
-  follow those of the host before it.
+  go round the n draws.
 
   Attributes:
     weights: rates of the tasks, in any unit.
-    seed: fixes the draws; the same on every host.
+    seed: fixes the draws.
     max_tasks: the largest n.
-    offset: how many places of a batch belong to the hosts before this one.
   """
 
   weights: Sequence[float]
   seed: Sequence[int]
   max_tasks: int
-  offset: int = 0
 
   def draw(self, batch: int) -> list[int]:
     """Returns the n tasks drawn for a batch; one may occur twice."""
@@ -94,9 +91,7 @@ class StochasticSampler:
   def tasks(self, batch: int, draws: int) -> Iterator[int]:
     """Yields the tasks of a batch's places; `draws` plays no part."""
     del draws
-    drawn = self.draw(batch)
-    start = self.offset % len(drawn)
-    yield from itertools.cycle(drawn[start:] + drawn[:start])
+    yield from itertools.cycle(self.draw(batch))
 
 
 def make_sampler(
@@ -104,8 +99,6 @@ def make_sampler(
   weights: Sequence[float],
   max_tasks: int | None,
   seed: Sequence[int],
-  shard_index: int,
-  rows: int,
 ) -> TaskSampler:
   """Makes the sampler that a run asks for.
 
@@ -115,8 +108,6 @@ def make_sampler(
     max_tasks: the most tasks in a batch of stochastic sampling; None is the
       number of tasks.
     seed: of the run and its purpose.
-    shard_index: this host's number.
-    rows: rows of a batch on each host.
 
   Returns:
     The sampler.
@@ -135,7 +126,5 @@ def make_sampler(
       ' least 2 tasks a batch'
     )
   if sampling == PROPORTIONAL or len(weights) == 1:
-    return ProportionalSampler(weights, [*seed, shard_index])
-  return StochasticSampler(
-    weights, seed, max_tasks or len(weights), offset=shard_index * rows
-  )
+    return ProportionalSampler(weights, [*seed, 0])
+  return StochasticSampler(weights, seed, max_tasks or len(weights))

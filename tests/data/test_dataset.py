@@ -202,24 +202,53 @@ def test_tasks_are_drawn_at_the_mixtures_rates(mixture):
   )
 
 
-def test_hosts_share_the_data_and_the_batch(mixture):
+def test_hosts_share_no_example_of_an_epoch(mixture):
   hosts = [
     _iterator('toy_a', batch_size=14, shard_index=i, num_shards=2)
     for i in range(2)
   ]
-  parts = []
-  for host in hosts:
-    size = host.num_examples['toy_a']
-    seen = []
-    while len(seen) < size:
+  parts = [set(), set()]
+  for _ in range(3):
+    for host, seen in zip(hosts, parts, strict=True):
       batch = next(host)
       assert len(batch['encoder_input_tokens']) == 7
-      seen.extend(_examples(batch))
-    parts.append(set(seen[:size]))
-  assert len(parts[0]) + len(parts[1]) == 53
+      seen.update(_examples(batch))
+  # 3 batches of 14 of the 53 examples.
+  assert len(parts[0]) == len(parts[1]) == 21
   assert not parts[0] & parts[1]
   with pytest.raises(InputError, match='BATCH_SIZE=15 .* 2 hosts'):
     _iterator('toy_a', batch_size=15, shard_index=0, num_shards=2)
+
+
+@pytest.mark.parametrize('pack', [False, True])
+@pytest.mark.parametrize('num_shards', [2, 3])
+@pytest.mark.parametrize(
+  'kwargs',
+  [{}, {'task_sampling': 'stochastic'}, {'num_shots': 6}],
+  ids=['mixture', 'stochastic', 'few-shot'],
+)
+def test_the_batch_does_not_depend_on_the_hosts(
+  mixture, pack, num_shards, kwargs
+):
+  kwargs = {'batch_size': 12, 'pack': pack, **kwargs}
+  whole = _iterator(**kwargs)
+  hosts = [
+    _iterator(**kwargs, shard_index=i, num_shards=num_shards)
+    for i in range(num_shards)
+  ]
+  for step in range(12):
+    expected = next(whole)
+    parts = [next(host) for host in hosts]
+    _assert_equal(
+      expected,
+      {k: np.concatenate([part[k] for part in parts]) for k in expected},
+    )
+    assert [host.get_state() for host in hosts] == (
+      [whole.get_state()] * num_shards
+    )
+    if step == 5:  # A position saved on one host holds on all.
+      for host in hosts:
+        host.set_state(whole.get_state())
 
 
 def test_few_shot_trains_on_the_chosen_examples_only(mixture, vocabulary):
