@@ -61,7 +61,7 @@ def split(
 
 
 def merge(first: PyTree, second: PyTree) -> dict[str, Any]:
-  """Joins two disjoint trees that `split` made."""
+  """Joins two trees; where both have a name, the second counts."""
   return unflatten({**flatten(first), **flatten(second)})
 
 

@@ -90,8 +90,8 @@ def check_batch_size(
       f'BATCH_SIZE = {batch_size} is not divisible by the {size} data-parallel'
       f' devices: use a multiple of {size}'
     )
-  if microbatches < 1:
-    raise InputError(f'MICROBATCHES = {microbatches}, expected 1 or more')
+  if type(microbatches) is not int or microbatches < 1:
+    raise InputError(f'MICROBATCHES = {microbatches!r}, expected 1, 2, 3, …')
   if batch_size % (size * microbatches):
     rows = batch_size // size
     fits = [k for k in range(1, rows + 1) if rows % k == 0]

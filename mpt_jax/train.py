@@ -15,6 +15,7 @@ import dataclasses
 import json
 import logging
 import os
+import re
 import time
 from typing import Any
 
@@ -128,6 +129,11 @@ def train(
   checkpoint_period: int = 1000,
   max_checkpoints: int = 3,
   num_partitions: int = 1,
+  microbatches: int = 1,
+  dtype: str | None = None,
+  remat_layers: bool = False,
+  scan_layers: bool = False,
+  shard_backbone: bool = False,
   seed: int = 0,
   tensorboard: bool = True,
 ) -> dict[str, dict[str, float]]:
@@ -164,6 +170,12 @@ def train(
     checkpoint_period: steps between checkpoints.
     max_checkpoints: how many of the newest ones to keep.
     num_partitions: size of the mesh's `model` axis.
+    microbatches: parts that a batch is run in; the update is the same.
+    dtype: type of activations and frozen matrices; None is the model's own.
+    remat_layers: see `t5.T5Config`.
+    scan_layers: run the layers as a loop over stacked parameters, which
+      compiles one layer in place of all; for a frozen backbone.
+    shard_backbone: split the backbone over the `data` axis too.
     seed: seeds start values and dropout.
     tensorboard: also write TensorBoard events beside `metrics.jsonl`.
 
@@ -185,13 +197,18 @@ def train(
       + ('trains no prompts' if stage == 'finetune' else 'needs prompts')
     )
   mesh = partitioning.make_mesh(num_partitions)
-  partitioning.check_batch_size(dataset.batch_size, mesh)
+  partitioning.check_batch_size(dataset.batch_size, mesh, microbatches)
   task_names = prompts.task_names if prompts else ('all',)
   prompt_length = prompts.length if prompts else 0
   loaded = load_backbone(
     backbone, backbone_config, vocabulary, seed, fresh=stage == 'finetune'
   )
-  config = dataclasses.replace(loaded.config, dropout_rate=dropout_rate)
+  config = dataclasses.replace(
+    loaded.config,
+    dropout_rate=dropout_rate,
+    dtype=dtype or loaded.config.dtype,
+    remat_layers=remat_layers,
+  )
   model = _make_model(
     config,
     prompts,
@@ -265,16 +282,26 @@ def train(
     }
   patterns = trainable or (params_lib.PROMPTS if prompts else ('.*',))
   trained, frozen = params_lib.split(params, patterns)
+  if scan_layers:
+    _check_no_layer_trains(trained)
   for line in params_lib.describe(trained, frozen):
     log.info(line)
   _check_count(trained, model, trainable)
-  state = trainer.make_state(model, settings, trained, seed, mesh)
+  state = trainer.make_state(
+    model, settings, trained, seed, mesh, shard_backbone
+  )
   checkpointer = run_lib.RunCheckpointer(model_dir, max_to_keep=max_checkpoints)
   if checkpointer.latest_step() is not None:
     state, iterator_state = checkpointer.restore(state)
     batches.set_state(iterator_state)
     log.info('resumed %s at step %d', model_dir, int(state.step))
-  frozen = partitioning.shard_params(frozen, mesh)
+  frozen = partitioning.place_backbone(
+    frozen,
+    mesh,
+    dtype=config.dtype,
+    scan_layers=scan_layers,
+    shard_backbone=shard_backbone,
+  )
 
   evaluate = None
   if evaluation is not None:
@@ -298,6 +325,7 @@ def train(
     eval_period=(evaluation.period or None) if evaluation else None,
     evaluate=evaluate,
     writer=writer,
+    microbatches=microbatches,
   )
   log.info(
     'trained to step %d in %s',
@@ -316,7 +344,7 @@ def train(
   writer.close()
   trained = jax.device_get(state.params)
   if prompts is None:
-    _save_backbone(model_dir, loaded, params_lib.merge(trained, frozen))
+    _save_backbone(model_dir, loaded, trained)
   else:
     bundle_lib.PromptBundle(
       method=prompts.method,
@@ -483,6 +511,15 @@ def _check_count(
     raise ValueError(f'{got} parameters train, the formula says {expected}')
 
 
+def _check_no_layer_trains(trained: PyTree) -> None:
+  for name in params_lib.flatten(trained):
+    if re.match(r'(encoder|decoder)/layers_', name):
+      raise InputError(
+        f'SCAN_LAYERS = True stacks the layers of a frozen backbone, and this'
+        f' run trains {name!r}: set SCAN_LAYERS = False'
+      )
+
+
 class _Evaluator:
   """Scores the prompts of a step; remembers the latest scores.
 
@@ -579,11 +616,12 @@ class _Evaluator:
     return scores
 
 
-def _save_backbone(model_dir: str, backbone: Backbone, params: PyTree) -> None:
+def _save_backbone(model_dir: str, backbone: Backbone, trained: PyTree) -> None:
+  """Saves the backbone with what was trained in the place of what it had."""
   checkpoints.save_huggingface(
     os.path.join(model_dir, 'backbone'),
     backbone.config,
-    jax.device_get(params),
+    params_lib.merge(backbone.params, trained),
     vocabulary_file=backbone.vocabulary_file,
   )
 
