@@ -203,6 +203,9 @@ def train(
   loaded = load_backbone(
     backbone, backbone_config, vocabulary, seed, fresh=stage == 'finetune'
   )
+  patterns = trainable or (params_lib.PROMPTS if prompts else ('.*',))
+  if scan_layers:
+    _check_no_layer_trains(loaded.params, patterns)
   config = dataclasses.replace(
     loaded.config,
     dropout_rate=dropout_rate,
@@ -280,10 +283,7 @@ def train(
     params['teacher_prompts'] = {
       'prompt_table': _teacher_table(distillation, prompts, loaded)
     }
-  patterns = trainable or (params_lib.PROMPTS if prompts else ('.*',))
   trained, frozen = params_lib.split(params, patterns)
-  if scan_layers:
-    _check_no_layer_trains(trained)
   for line in params_lib.describe(trained, frozen):
     log.info(line)
   _check_count(trained, model, trainable)
@@ -511,11 +511,12 @@ def _check_count(
     raise ValueError(f'{got} parameters train, the formula says {expected}')
 
 
-def _check_no_layer_trains(trained: PyTree) -> None:
-  for name in params_lib.flatten(trained):
-    if re.match(r'(encoder|decoder)/layers_', name):
+def _check_no_layer_trains(backbone: PyTree, trainable: Sequence[str]) -> None:
+  for name in params_lib.flatten(backbone):
+    in_layer = re.match(r'(encoder|decoder)/layers_', name)
+    if in_layer and any(re.fullmatch(pattern, name) for pattern in trainable):
       raise InputError(
-        f'SCAN_LAYERS = True stacks the layers of a frozen backbone, and this'
+        'SCAN_LAYERS = True stacks the layers of a frozen backbone, and this'
         f' run trains {name!r}: set SCAN_LAYERS = False'
       )
 

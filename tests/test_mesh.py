@@ -179,7 +179,8 @@ def test_a_layer_that_trains_is_not_stacked():
   kernel = np.zeros((2, 2))
   tree = {'encoder': {'layers_0': {'mlp': {'wo': {'kernel': kernel}}}}}
   with pytest.raises(InputError, match="SCAN_LAYERS .*'encoder/layers_0/mlp"):
-    train._check_no_layer_trains(tree)
+    train._check_no_layer_trains(tree, ['encoder/.*'])
+  train._check_no_layer_trains(tree, ['encoder/encoder_norm/.*'])
 
 
 # ---------------------------------------------------------------------------
