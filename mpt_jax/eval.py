@@ -42,6 +42,9 @@ def evaluate(
   vocabulary: str | None = None,
   num_beams: int = 1,
   num_partitions: int = 1,
+  dtype: str | None = None,
+  scan_layers: bool = False,
+  shard_backbone: bool = False,
 ) -> dict[str, dict[str, float]]:
   """Scores a backbone with or without prompts.
 
@@ -62,6 +65,9 @@ def evaluate(
     vocabulary: SentencePiece file; None is the backbone's own.
     num_beams: 1 is greedy.
     num_partitions: size of the mesh's `model` axis.
+    dtype: type of activations and backbone matrices; None is the model's own.
+    scan_layers: see `train.train`.
+    shard_backbone: split the backbone over the `data` axis too.
 
   Returns:
     {task: {metric: value}}.
@@ -78,6 +84,9 @@ def evaluate(
     vocabulary=vocabulary,
     num_beams=num_beams,
     num_partitions=num_partitions,
+    dtype=dtype,
+    scan_layers=scan_layers,
+    shard_backbone=shard_backbone,
   )
   log.info('reading the tasks (TensorFlow takes a few seconds) …')
   from mpt_jax import data

@@ -58,6 +58,9 @@ def infer(
   max_decode_length: int = 64,
   temperature: float = 0.0,
   seed: int = 0,
+  dtype: str | None = None,
+  scan_layers: bool = False,
+  shard_backbone: bool = False,
 ) -> int:
   """Answers a task or mixture, or lines of text, and writes the answers.
 
@@ -83,6 +86,9 @@ def infer(
     max_decode_length: longest answer to a line, in tokens.
     temperature: above 0, answers to lines are sampled.
     seed: fixes what is sampled.
+    dtype: type of activations and backbone matrices; None is the model's own.
+    scan_layers: see `train.train`.
+    shard_backbone: split the backbone over the `data` axis too.
 
   Returns:
     How many answers were written.
@@ -129,6 +135,9 @@ def infer(
     vocabulary=vocabulary,
     num_beams=num_beams,
     num_partitions=num_partitions,
+    dtype=dtype,
+    scan_layers=scan_layers,
+    shard_backbone=shard_backbone,
   )
   log.info('reading the tasks (TensorFlow takes a few seconds) …')
   from mpt_jax import data

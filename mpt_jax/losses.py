@@ -130,13 +130,20 @@ def weighted_by_task(
   Returns:
     (sums [K], weights [K]), float32. A row outside of 0..K-1 counts nowhere.
   """
-  weights = weights.astype(jnp.float32)
-  member = (rows[..., None] == jnp.arange(num_tasks)[None, None]) & (
-    weights[..., None] > 0
-  )  # [B, N, K]
   # Selected, not multiplied: NaN * 0 would blame every task.
+  member = _members(weights, rows, num_tasks)
   chosen = jnp.where(member, values[..., None], 0.0)
-  return (
-    jnp.sum(chosen * weights[..., None], axis=(0, 1)),
-    jnp.sum(member * weights[..., None], axis=(0, 1)),
-  )
+  sums = jnp.sum(chosen * weights.astype(jnp.float32)[..., None], axis=(0, 1))
+  return sums, weights_by_task(weights, rows, num_tasks)
+
+
+def weights_by_task(weights: Array, rows: Array, num_tasks: int) -> Array:
+  """The weights of `weighted_by_task` alone: [K] float32."""
+  member = _members(weights, rows, num_tasks)
+  return jnp.sum(member * weights.astype(jnp.float32)[..., None], axis=(0, 1))
+
+
+def _members(weights: Array, rows: Array, num_tasks: int) -> Array:
+  """[B, N, K] bool: whether a place counts, and for which task."""
+  same = rows[..., None] == jnp.arange(num_tasks)[None, None]
+  return same & (weights[..., None] > 0)

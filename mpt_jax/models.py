@@ -130,7 +130,7 @@ class PromptedT5:
     logits, _ = self._forward(
       params, self.prompt_table(params), batch, dropout_rng
     )
-    return self._target_terms(logits, batch)
+    return self._by_task(self._target_values(logits, batch), batch)
 
   def loss_fn(
     self, params: PyTree, batch: Batch, dropout_rng: Array | None
@@ -151,6 +151,32 @@ class PromptedT5:
   def eval_fn(self, params: PyTree, batch: Batch) -> tuple[Array, Metrics]:
     """`loss_fn` without dropout."""
     return self.loss_fn(params, batch, dropout_rng=None)
+
+  def part_loss_fn(
+    self, params: PyTree, part: Batch, batch: Batch, dropout_rng: Array | None
+  ) -> tuple[Array, Metrics]:
+    """The share of some rows in the loss of their whole batch.
+
+    What a loss is divided by depends on the batch alone, not on parameters.
+    So the losses and the gradients of disjoint parts add up to those of
+    `loss_fn` on the whole batch, however uneven the parts are.
+
+    Args:
+      params: the parameter tree.
+      part: model features of some rows of the batch.
+      batch: model features of the whole batch.
+      dropout_rng: key for dropout, or None for none.
+
+    Returns:
+      (scalar float32 share of the loss, the part's own terms).
+    """
+    terms = self.loss_terms(params, part, dropout_rng)
+    places = self._places(batch)
+    whole = {
+      name: (sums, losses.weights_by_task(*places[name], self.num_tasks))
+      for name, (sums, _) in terms.items()
+    }
+    return self.combine(whole, batch), terms
 
   def combine(self, terms: Metrics, batch: Batch) -> Array:
     """The scalar loss that these terms of this batch make."""
@@ -292,25 +318,32 @@ class PromptedT5:
     )
     return out if hidden_states else (out, {})
 
-  def _target_terms(self, logits: Array, batch: Batch) -> Metrics:
+  def _target_values(self, logits: Array, batch: Batch) -> dict[str, Array]:
+    """[B, T] float32 of each term, at every target."""
     targets = batch['decoder_target_tokens']
     loss, z_loss = losses.cross_entropy_per_token(
       logits, targets, self.label_smoothing, self.z_loss
     )
     right = (jnp.argmax(logits, axis=-1) == targets).astype(jnp.float32)
+    return {'cross_entropy': loss, 'z_loss': z_loss, 'token_accuracy': right}
+
+  def _places(self, batch: Batch) -> dict[str, tuple[Array, Array]]:
+    """{term: (weights, prompt table rows)}, both [B, T] or [B, S]."""
     rows, weights = self._decoder_rows(batch), _token_weights(batch)
+    loss_weights = weights
     if self.loss_normalizing_factor == 'AVERAGE_PER_SEQUENCE':
       loss_weights = weights / jnp.maximum(_sequence_sums(weights, batch), 1.0)
-    else:
-      loss_weights = weights
-
-    def by_task(values: Array, weights: Array) -> losses.SumAndWeight:
-      return losses.weighted_by_task(values, weights, rows, self.num_tasks)
-
     return {
-      'cross_entropy': by_task(loss, loss_weights),
-      'z_loss': by_task(z_loss, loss_weights),
-      'token_accuracy': by_task(right, weights),
+      'cross_entropy': (loss_weights, rows),
+      'z_loss': (loss_weights, rows),
+      'token_accuracy': (weights, rows),
+    }
+
+  def _by_task(self, values: Mapping[str, Array], batch: Batch) -> Metrics:
+    places = self._places(batch)
+    return {
+      name: losses.weighted_by_task(value, *places[name], self.num_tasks)
+      for name, value in values.items()
     }
 
   def _decoder_rows(self, batch: Batch) -> Array:
@@ -401,7 +434,7 @@ class DistilledPromptedT5(PromptedT5):
   def loss_terms(
     self, params: PyTree, batch: Batch, dropout_rng: Array | None
   ) -> Metrics:
-    """As `PromptedT5`, with 'logits_loss' and 'hidden_loss'."""
+    """As `PromptedT5`, with the logits loss and one hidden loss a side."""
     student_logits, student = self._forward(
       params, self.prompt_table(params), batch, dropout_rng, True
     )
@@ -410,34 +443,32 @@ class DistilledPromptedT5(PromptedT5):
         params, params['teacher_prompts']['prompt_table'], batch, None, True
       )
     )
-    terms = self._target_terms(student_logits, batch)
-    kl = losses.kl_per_token(teacher_logits, student_logits, self.temperature)
-    real = (batch['decoder_target_tokens'] > 0).astype(jnp.float32)
-    rows = self._decoder_rows(batch)
-    terms['logits_loss'] = losses.weighted_by_task(
-      kl, real, rows, self.num_tasks
+    values = self._target_values(student_logits, batch)
+    values['logits_loss'] = losses.kl_per_token(
+      teacher_logits, student_logits, self.temperature
     )
-    places = {
-      'encoder': (
-        (batch['encoder_input_tokens'] > 0).astype(jnp.float32),
-        batch['encoder_task_ids'],
-      ),
-      'decoder': (real, rows),
-    }
-    for side, (weights, side_rows) in places.items():
+    for side in ('encoder', 'decoder'):
       pairs = zip(
         losses.select_states(teacher[side], self.hidden_layers),
         losses.select_states(student[side], self.hidden_layers),
         strict=True,
       )
       errors = [losses.squared_error_per_position(t, s) for t, s in pairs]
-      terms[f'hidden_loss_{side}'] = losses.weighted_by_task(
-        self._state_scale * sum(errors[1:], errors[0]),
-        weights,
-        side_rows,
-        self.num_tasks,
+      values[f'hidden_loss_{side}'] = self._state_scale * sum(
+        errors[1:], errors[0]
       )
-    return terms
+    return self._by_task(values, batch)
+
+  def _places(self, batch: Batch) -> dict[str, tuple[Array, Array]]:
+    places = super()._places(batch)
+    real = (batch['decoder_target_tokens'] > 0).astype(jnp.float32)
+    targets = real, self._decoder_rows(batch)
+    places['logits_loss'] = places['hidden_loss_decoder'] = targets
+    places['hidden_loss_encoder'] = (
+      (batch['encoder_input_tokens'] > 0).astype(jnp.float32),
+      batch['encoder_task_ids'],
+    )
+    return places
 
   @property
   def _state_scale(self) -> float:

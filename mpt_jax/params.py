@@ -4,7 +4,7 @@ Trainable and frozen parameters are two trees from the start, so that
 gradients, optimizer state and checkpoints see only the trainable one.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import re
 from typing import Any
 
@@ -61,8 +61,37 @@ def split(
 
 
 def merge(first: PyTree, second: PyTree) -> dict[str, Any]:
-  """Joins two disjoint trees that `split` made."""
+  """Joins two trees; where both have a name, the second counts."""
   return unflatten({**flatten(first), **flatten(second)})
+
+
+def layer_groups(names: Iterable[str]) -> dict[str, list[str]]:
+  """Which parameters are one when the layers of a stack are stacked.
+
+  Args:
+    names: of parameters; those of a layer, 'encoder/layers_0/…', for every
+      layer of its stack.
+
+  Returns:
+    {'encoder/layers/…': names of layers 0, 1, … in order}; every other name
+    stands for itself alone.
+
+  Examples:
+    >>> layer_groups(['a/layers_1/w', 'a/layers_0/w', 'b'])
+    {'a/layers/w': ['a/layers_0/w', 'a/layers_1/w'], 'b': ['b']}
+  """
+  groups: dict[str, dict[int, str]] = {}
+  for name in names:
+    found = re.fullmatch(r'(.*/layers)_(\d+)(/.*)', name)
+    if found:
+      group = groups.setdefault(found[1] + found[3], {})
+      group[int(found[2])] = name
+    else:
+      groups[name] = {0: name}
+  return {
+    group: [members[i] for i in sorted(members)]
+    for group, members in groups.items()
+  }
 
 
 def count(tree: PyTree) -> int:

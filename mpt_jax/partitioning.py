@@ -3,6 +3,10 @@
 Mesh axes are `data` and `model`. Logical axis names are T5X's own; prompts,
 their optimizer state and scalars are replicated. One device is a 1x1 mesh and
 takes the same path.
+
+The frozen backbone is what fills memory. Its matrices are split over `model`,
+and with `shard_backbone` over `data` too: each device then keeps a part of
+every matrix and fetches the others' as it comes to a layer.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,6 +15,7 @@ from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
+import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
@@ -69,13 +74,34 @@ def make_mesh(
   return Mesh(grid, ('data', 'model'))
 
 
-def check_batch_size(batch_size: int, mesh: Mesh) -> None:
-  """Raises InputError unless the batch divides over the `data` axis."""
+def check_batch_size(
+  batch_size: int, mesh: Mesh, microbatches: int = 1
+) -> None:
+  """Checks that each part of a batch divides over the `data` axis.
+
+  Args:
+    batch_size: B.
+    mesh: the mesh.
+    microbatches: parts that a batch is cut into.
+
+  Raises:
+    InputError: if it does not.
+  """
   size = mesh.shape['data']
   if batch_size % size:
     raise InputError(
       f'BATCH_SIZE = {batch_size} is not divisible by the {size} data-parallel'
       f' devices: use a multiple of {size}'
+    )
+  if type(microbatches) is not int or microbatches < 1:
+    raise InputError(f'MICROBATCHES = {microbatches!r}, expected 1, 2, 3, …')
+  if batch_size % (size * microbatches):
+    rows = batch_size // size
+    fits = [k for k in range(1, rows + 1) if rows % k == 0]
+    raise InputError(
+      f'MICROBATCHES = {microbatches} does not divide the {rows} rows that'
+      f' BATCH_SIZE = {batch_size} leaves to each of {size} data-parallel'
+      f' device(s): use one of {", ".join(map(str, fits))}'
     )
 
 
@@ -150,35 +176,91 @@ def to_host(tree: PyTree) -> PyTree:
   return jax.tree.map(fetch, tree)
 
 
-def param_sharding(name: str, shape: Sequence[int], mesh: Mesh):
+def param_sharding(
+  name: str, shape: Sequence[int], mesh: Mesh, shard_backbone: bool = False
+) -> NamedSharding:
   """The sharding of a parameter by its name.
 
   An axis that its mesh axis does not divide is replicated. Names without a
   rule are replicated.
 
   Args:
-    name: 'encoder/layers_0/attention/query/kernel'.
+    name: 'encoder/layers_0/attention/query/kernel', or of a stack
+      'encoder/layers/attention/query/kernel'.
     shape: its shape.
     mesh: the mesh.
+    shard_backbone: whether to split matrices over `data` too, along D.
 
   Returns:
     A NamedSharding.
   """
   for pattern, axes in LOGICAL_AXES:
     if re.fullmatch(pattern, name):
+      rules = RULES
+      if shard_backbone and len(axes) > 1:
+        rules = {**RULES, 'embed': 'data'}
+      if '/layers/' in name:
+        axes = None, *axes
       spec = [
-        RULES[axis] if size % mesh.shape.get(RULES[axis], 1) == 0 else None
+        rules[axis] if size % mesh.shape.get(rules[axis], 1) == 0 else None
         for axis, size in zip(axes, shape, strict=bool(axes))
       ]
       return NamedSharding(mesh, PartitionSpec(*spec))
   return replicated(mesh)
 
 
-def shard_params(params: PyTree, mesh: Mesh) -> dict[str, Any]:
-  """Puts a parameter tree onto the mesh."""
+def shard_params(
+  params: PyTree, mesh: Mesh, shard_backbone: bool = False
+) -> dict[str, Any]:
+  """Puts a parameter tree onto the mesh; see `param_sharding`."""
   return params_lib.unflatten(
     {
-      name: put(value, param_sharding(name, value.shape, mesh))
+      name: put(value, param_sharding(name, value.shape, mesh, shard_backbone))
       for name, value in params_lib.flatten(params).items()
     }
   )
+
+
+def place_backbone(
+  params: PyTree,
+  mesh: Mesh,
+  *,
+  dtype: str = 'float32',
+  scan_layers: bool = False,
+  shard_backbone: bool = False,
+) -> dict[str, Any]:
+  """Puts frozen parameters onto the mesh in the form that they run in.
+
+  Args:
+    params: the frozen tree, as it is on disk: host arrays, or shapes
+      (jax.ShapeDtypeStruct), which stay shapes and get a sharding.
+    mesh: the mesh.
+    dtype: type of the matrices that inputs are multiplied with. Norms,
+      position biases and prompts stay as they are.
+    scan_layers: whether to stack the layers, so that the network scans them.
+    shard_backbone: see `param_sharding`.
+
+  Returns:
+    The tree on the mesh.
+  """
+  flat = params_lib.flatten(params)
+  groups = {name: [name] for name in flat}
+  if scan_layers:
+    groups = params_lib.layer_groups(flat)
+  placed = {}
+  # One tensor after another, so that the host never holds a second backbone.
+  for name, members in groups.items():
+    stacked = members != [name]
+    leaf = flat[members[0]]
+    kind = leaf.dtype
+    if re.fullmatch(r'token_embedder/embedding|.*/kernel', name):
+      kind = jnp.dtype(dtype)
+    shape = (len(members), *leaf.shape) if stacked else leaf.shape
+    sharding = param_sharding(name, shape, mesh, shard_backbone)
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+      placed[name] = jax.ShapeDtypeStruct(shape, kind, sharding=sharding)
+      continue
+    parts = [np.asarray(flat[member]).astype(kind) for member in members]
+    value = np.stack(parts) if stacked else parts[0]
+    placed[name] = put(value, sharding)
+  return params_lib.unflatten(placed)

@@ -188,6 +188,9 @@ def make_predictor(
   vocabulary: str | None = None,
   num_beams: int = 1,
   num_partitions: int = 1,
+  dtype: str | None = None,
+  scan_layers: bool = False,
+  shard_backbone: bool = False,
 ) -> Predictor:
   """Loads what decodes: backbone, prompts, mesh and the jitted step.
 
@@ -200,6 +203,9 @@ def make_predictor(
     vocabulary: see `load_backbone`.
     num_beams: 1 is greedy.
     num_partitions: size of the mesh's `model` axis.
+    dtype: type of activations and backbone matrices; None is the model's own.
+    scan_layers: see `train.train`.
+    shard_backbone: split the backbone over the `data` axis too.
 
   Returns:
     The predictor.
@@ -208,10 +214,20 @@ def make_predictor(
     InputError: if something is missing or does not fit.
   """
   loaded = load_backbone(backbone, backbone_config, vocabulary)
+  if dtype is not None:
+    loaded = dataclasses.replace(
+      loaded, config=loaded.config.replace(dtype=dtype)
+    )
   model, params, task_names = prompted_model(loaded, prompts, prompt_task)
   mesh = partitioning.make_mesh(num_partitions)
   partitioning.check_batch_size(batch_size, mesh)
-  params = partitioning.shard_params(params, mesh)
+  params = partitioning.place_backbone(
+    params,
+    mesh,
+    dtype=model.config.dtype,
+    scan_layers=scan_layers,
+    shard_backbone=shard_backbone,
+  )
   predict = trainer.make_predict_step(model, num_beams=num_beams)
   return Predictor(
     predict_fn=lambda batch: partitioning.to_host(

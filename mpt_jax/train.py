@@ -15,6 +15,7 @@ import dataclasses
 import json
 import logging
 import os
+import re
 import time
 from typing import Any
 
@@ -129,6 +130,11 @@ def train(
   checkpoint_period: int = 1000,
   max_checkpoints: int = 3,
   num_partitions: int = 1,
+  microbatches: int = 1,
+  dtype: str | None = None,
+  remat_layers: bool = False,
+  scan_layers: bool = False,
+  shard_backbone: bool = False,
   seed: int = 0,
   tensorboard: bool = True,
 ) -> dict[str, dict[str, float]]:
@@ -165,6 +171,12 @@ def train(
     checkpoint_period: steps between checkpoints.
     max_checkpoints: how many of the newest ones to keep.
     num_partitions: size of the mesh's `model` axis.
+    microbatches: parts that a batch is run in; the update is the same.
+    dtype: type of activations and frozen matrices; None is the model's own.
+    remat_layers: see `t5.T5Config`.
+    scan_layers: run the layers as a loop over stacked parameters, which
+      compiles one layer in place of all; for a frozen backbone.
+    shard_backbone: split the backbone over the `data` axis too.
     seed: seeds start values and dropout.
     tensorboard: also write TensorBoard events beside `metrics.jsonl`.
 
@@ -186,13 +198,21 @@ def train(
       + ('trains no prompts' if stage == 'finetune' else 'needs prompts')
     )
   mesh = partitioning.make_mesh(num_partitions)
-  partitioning.check_batch_size(dataset.batch_size, mesh)
+  partitioning.check_batch_size(dataset.batch_size, mesh, microbatches)
   task_names = prompts.task_names if prompts else ('all',)
   prompt_length = prompts.length if prompts else 0
   loaded = load_backbone(
     backbone, backbone_config, vocabulary, seed, fresh=stage == 'finetune'
   )
-  config = dataclasses.replace(loaded.config, dropout_rate=dropout_rate)
+  patterns = trainable or (params_lib.PROMPTS if prompts else ('.*',))
+  if scan_layers:
+    _check_no_layer_trains(loaded.params, patterns)
+  config = dataclasses.replace(
+    loaded.config,
+    dropout_rate=dropout_rate,
+    dtype=dtype or loaded.config.dtype,
+    remat_layers=remat_layers,
+  )
   model = _make_model(
     config,
     prompts,
@@ -263,19 +283,26 @@ def train(
     params['teacher_prompts'] = {
       'prompt_table': _teacher_table(distillation, prompts, loaded)
     }
-  patterns = trainable or (params_lib.PROMPTS if prompts else ('.*',))
   trained, frozen = params_lib.split(params, patterns)
   for line in params_lib.describe(trained, frozen):
     log.info(line)
   _check_count(trained, model, trainable)
-  state = trainer.make_state(model, settings, trained, seed, mesh)
+  state = trainer.make_state(
+    model, settings, trained, seed, mesh, shard_backbone
+  )
   checkpointer = run_lib.RunCheckpointer(model_dir, max_to_keep=max_checkpoints)
   step = multihost.on_first(checkpointer.latest_step)
   if step is not None:
     state, iterator_state = checkpointer.restore(state, step)
     batches.set_state(iterator_state)
     log.info('resumed %s at step %d', model_dir, int(state.step))
-  frozen = partitioning.shard_params(frozen, mesh)
+  frozen = partitioning.place_backbone(
+    frozen,
+    mesh,
+    dtype=config.dtype,
+    scan_layers=scan_layers,
+    shard_backbone=shard_backbone,
+  )
 
   evaluate = None
   if evaluation is not None:
@@ -299,6 +326,7 @@ def train(
     eval_period=(evaluation.period or None) if evaluation else None,
     evaluate=evaluate,
     writer=writer,
+    microbatches=microbatches,
   )
   log.info(
     'trained to step %d in %s',
@@ -315,10 +343,7 @@ def train(
       writer.write_scalars(train_steps, evaluate(train_steps, state.params))
     scores = evaluate.latest_scores
   writer.close()
-  if prompts is None:
-    product = partitioning.to_host(params_lib.merge(state.params, frozen))
-  else:
-    product = partitioning.to_host(state.params['prompts'])
+  product = partitioning.to_host(state.params)
 
   def write() -> None:
     if prompts is None:
@@ -328,7 +353,7 @@ def train(
         method=prompts.method,
         stage=stage,
         task_names=task_names,
-        arrays=product,
+        arrays=product['prompts'],
         backbone_name=loaded.name,
         backbone_fingerprint=loaded.fingerprint,
         vocabulary_digest=vocabulary_digest(loaded),
@@ -508,6 +533,16 @@ def _check_count(
     raise ValueError(f'{got} parameters train, the formula says {expected}')
 
 
+def _check_no_layer_trains(backbone: PyTree, trainable: Sequence[str]) -> None:
+  for name in params_lib.flatten(backbone):
+    in_layer = re.match(r'(encoder|decoder)/layers_', name)
+    if in_layer and any(re.fullmatch(pattern, name) for pattern in trainable):
+      raise InputError(
+        'SCAN_LAYERS = True stacks the layers of a frozen backbone, and this'
+        f' run trains {name!r}: set SCAN_LAYERS = False'
+      )
+
+
 class _Evaluator:
   """Scores the prompts of a step; remembers the latest scores.
 
@@ -605,11 +640,12 @@ class _Evaluator:
     return scores
 
 
-def _save_backbone(model_dir: str, backbone: Backbone, params: PyTree) -> None:
+def _save_backbone(model_dir: str, backbone: Backbone, trained: PyTree) -> None:
+  """Saves the backbone with what was trained in the place of what it had."""
   checkpoints.save_huggingface(
     os.path.join(model_dir, 'backbone'),
     backbone.config,
-    params,
+    params_lib.merge(backbone.params, trained),
     vocabulary_file=backbone.vocabulary_file,
   )
 

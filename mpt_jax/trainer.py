@@ -73,6 +73,7 @@ def make_state(
   trainable: PyTree,
   seed: int,
   mesh: Mesh,
+  shard_backbone: bool = False,
 ) -> TrainState:
   """Makes the state of step 0, on the mesh.
 
@@ -83,13 +84,14 @@ def make_state(
     seed: seeds dropout.
     mesh: the mesh; prompts are replicated, backbone tensors as in
       `partitioning`.
+    shard_backbone: see `partitioning.param_sharding`.
 
   Returns:
     The train state.
   """
   # A copy: the step donates its state, and the caller keeps its arrays.
   trainable = jax.tree.map(jnp.array, trainable)
-  params = partitioning.shard_params(trainable, mesh)
+  params = partitioning.shard_params(trainable, mesh, shard_backbone)
   everywhere = partitioning.replicated(mesh)
   init = optimizer.make(params).init
   places = _shard_like(jax.eval_shape(init, params), params, mesh)
@@ -122,7 +124,7 @@ def _shard_like(opt_state: PyTree, params: PyTree, mesh: Mesh) -> PyTree:
 
 @functools.lru_cache(maxsize=64)
 def make_train_step(
-  model: PromptedT5, optimizer: optimizers.Optimizer
+  model: PromptedT5, optimizer: optimizers.Optimizer, microbatches: int = 1
 ) -> Callable[..., tuple[TrainState, Metrics]]:
   """Returns the jitted step of a model and an optimizer.
 
@@ -131,6 +133,9 @@ def make_train_step(
   Args:
     model: the model; dropout is on if its config has a rate.
     optimizer: the optimizer's settings.
+    microbatches: parts that a batch is cut into. They are run one after
+      another and make the update of the whole batch; activations are held for
+      one part at a time.
 
   Returns:
     (state, frozen params, batch, totals) -> (state, totals): one update, with
@@ -143,11 +148,20 @@ def make_train_step(
   ) -> tuple[TrainState, Metrics]:
     rng = jax.random.fold_in(state.rng, state.step) if dropout else None
 
-    def loss_fn(trainable: PyTree) -> tuple[Array, Metrics]:
-      return model.loss_fn(params_lib.merge(trainable, frozen), batch, rng)
+    def loss_fn(
+      trainable: PyTree, part: Batch, rng: Array | None
+    ) -> tuple[Array, Metrics]:
+      params = params_lib.merge(trainable, frozen)
+      if microbatches == 1:
+        return model.loss_fn(params, part, rng)
+      return model.part_loss_fn(params, part, batch, rng)
 
-    (loss, terms), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-      state.params
+    (loss, terms), grads = _accumulate(
+      jax.value_and_grad(loss_fn, has_aux=True),
+      state.params,
+      batch,
+      rng,
+      microbatches,
     )
     norm = optimizers.global_norm(grads)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
@@ -180,6 +194,36 @@ def make_train_step(
     return new_state, jax.tree.map(jnp.add, totals, terms)
 
   return jax.jit(train_step, donate_argnums=(0, 3))
+
+
+def _accumulate(
+  value_and_grad: Callable[..., PyTree],
+  params: PyTree,
+  batch: Batch,
+  rng: Array | None,
+  microbatches: int,
+) -> PyTree:
+  """Sums what (params, part, rng) -> … returns over the parts of a batch."""
+  if microbatches == 1:
+    return value_and_grad(params, batch, rng)
+
+  def split(rows: Array) -> Array:
+    # Every device gives some of its rows to each part: none moves.
+    parts = rows.reshape(-1, microbatches, *rows.shape[1:])
+    return parts.swapaxes(0, 1)
+
+  def run(index: Array, part: Batch) -> PyTree:
+    key = None if rng is None else jax.random.fold_in(rng, index)
+    return value_and_grad(params, part, key)
+
+  def add(totals: PyTree, indexed: tuple[Array, Batch]) -> tuple[PyTree, None]:
+    return jax.tree.map(jnp.add, totals, run(*indexed)), None
+
+  indexed = jnp.arange(microbatches), jax.tree.map(split, batch)
+  shapes = jax.eval_shape(run, *jax.tree.map(lambda x: x[0], indexed))
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+  totals, _ = jax.lax.scan(add, zeros, indexed)
+  return totals
 
 
 @functools.lru_cache(maxsize=64)
@@ -338,6 +382,7 @@ def fit(
   eval_period: int | None = None,
   evaluate: Callable[[int, PyTree], Mapping[str, float]] | None = None,
   writer: Writer | None = None,
+  microbatches: int = 1,
 ) -> TrainState:
   """Trains up to step `train_steps`.
 
@@ -360,6 +405,7 @@ def fit(
     eval_period: steps between evaluations; None evaluates never.
     evaluate: (step, trainable params) -> scalars to write.
     writer: takes the scalars.
+    microbatches: see `make_train_step`.
 
   Returns:
     The final state.
@@ -369,7 +415,7 @@ def fit(
       is untouched.
   """
   step = int(state.step)
-  train_step = make_train_step(model, optimizer)
+  train_step = make_train_step(model, optimizer, microbatches)
   # Placed as the step returns them; otherwise it is compiled twice.
   everywhere = partitioning.replicated(mesh)
   zeros = jax.device_get(zero_metrics(model))

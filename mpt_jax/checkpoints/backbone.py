@@ -15,7 +15,12 @@ from mpt_jax.checkpoints import huggingface, t5x_format, tensors
 from mpt_jax.types import InputError, PyTree
 
 # How a backbone is run, not which one it is.
-_RUNTIME_FIELDS = ('dtype', 'dropout_rate', 'float32_attention_logits')
+_RUNTIME_FIELDS = (
+  'dtype',
+  'dropout_rate',
+  'float32_attention_logits',
+  'remat_layers',
+)
 
 
 @dataclasses.dataclass(frozen=True)

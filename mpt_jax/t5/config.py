@@ -20,7 +20,8 @@ class T5Config:
 
   Attributes:
     vocab_size: V, rows of the embedding (published models pad it).
-    dtype: type of the activations; parameters stay float32.
+    dtype: type of the activations. Norms, softmax and logits are float32
+      whatever it is, and parameters what they are given as.
     emb_dim: D, the model width.
     num_heads: H.
     num_encoder_layers: blocks of the encoder.
@@ -35,6 +36,9 @@ class T5Config:
     layer_norm_epsilon: added to the mean square in the norms.
     relpos_num_buckets: buckets of the relative position bias.
     relpos_max_distance: distance from which all share the last bucket.
+    remat_layers: keep of each block its input alone and compute the rest
+      again in the backward pass. Changes memory and time and no number, so it
+      is no part of the config's name.
   """
 
   vocab_size: int
@@ -52,6 +56,7 @@ class T5Config:
   layer_norm_epsilon: float = 1e-6
   relpos_num_buckets: int = 32
   relpos_max_distance: int = 128
+  remat_layers: bool = dataclasses.field(default=False, repr=False)
 
   def __post_init__(self):
     # Lists come from JSON and gin; a tuple keeps the config hashable.

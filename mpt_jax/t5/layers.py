@@ -46,7 +46,7 @@ class LayerNorm(nn.Module):
     mean_square = jnp.mean(jax.lax.square(x), axis=-1, keepdims=True)
     x = x * jax.lax.rsqrt(mean_square + self.epsilon)
     scale = scale.reshape((1,) * (x.ndim - 1) + scale.shape)
-    return x.astype(self.dtype) * scale.astype(self.dtype)
+    return (x * scale).astype(self.dtype)
 
 
 class Dense(nn.Module):
@@ -90,8 +90,27 @@ class Embed(nn.Module):
 
   def attend(self, x: Array) -> Array:
     """Returns float32 logits [..., V] of x [..., D], as T5 v1.0 scales them."""
-    logits = jnp.dot(x.astype(jnp.float32), self.embedding.T)
+    logits = jnp.dot(x, self.embedding.T, preferred_element_type=jnp.float32)
     return logits / np.sqrt(self.config.emb_dim).astype(np.float32)
+
+
+class Logits(nn.Module):
+  """The output projection of T5 v1.1, `x @ kernel` in float32."""
+
+  config: T5Config
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    """Maps [..., D] to float32 [..., V]."""
+    kernel = nn_partitioning.param_with_axes(
+      'kernel',
+      _kernel_init(),
+      (x.shape[-1], self.config.vocab_size),
+      axes=('embed', 'vocab'),
+    )
+    # Products of the wider type of the two: no float32 copy of a bfloat16
+    # kernel, no rounding of a float32 one.
+    return jnp.dot(x, kernel, preferred_element_type=jnp.float32)
 
 
 class MlpBlock(nn.Module):
@@ -166,7 +185,9 @@ class RelativePositionBias(nn.Module):
     )
     distance = key_positions[None, :] - query_positions[:, None]  # [T, S]
     bucket = buckets[jnp.clip(distance, -limit, limit) + limit]
-    return jnp.take(embedding, bucket, axis=1)[None].astype(cfg.dtype)
+    # The type of the attention logits that it is added to.
+    dtype = 'float32' if cfg.float32_attention_logits else cfg.dtype
+    return jnp.take(embedding, bucket, axis=1)[None].astype(dtype)
 
 
 class _Attention(nn.Module):

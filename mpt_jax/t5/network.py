@@ -3,8 +3,13 @@
 Prompts enter the encoder by one rule for packed and unpacked rows alike:
 `x = where(slot > 0, prompt_table[task_id, slot - 1], embedding[token])`.
 Only positions that hold a token (id > 0) mean something in the outputs.
+
+A stack runs its blocks one by one, or as a scan where its parameters come
+stacked (`partitioning.place_backbone`: `encoder/layers/…` [L, …] instead of
+`encoder/layers_0/…`): one block is compiled then, whatever L is.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from flax import linen as nn
@@ -119,6 +124,53 @@ class DecoderLayer(nn.Module):
     return x + layers.dropout(cfg)(y, deterministic)
 
 
+def _run_layers(
+  stack: nn.Module,
+  make_layer: Callable[[str], nn.Module],
+  call: Callable[[Any, Array], Array],
+  x: Array,
+  num_layers: int,
+  remat: bool,
+) -> tuple[Array, list[Array]]:
+  """Runs the blocks of a stack, one by one or scanned.
+
+  Args:
+    stack: the module whose blocks they are, in its compact call.
+    make_layer: name -> a block of that name.
+    call: (block, its input) -> its output.
+    x: [B, S, D], the input of the first block.
+    num_layers: L.
+    remat: whether to compute blocks again in the backward pass.
+
+  Returns:
+    The last block's output and those of all L blocks.
+  """
+  scanned = stack.has_variable('params', 'layers')
+  if remat:
+    # In a scan nothing can be merged with what was computed before.
+    call = nn.remat(call, prevent_cse=not scanned)
+  if not scanned:
+    outputs = []
+    for i in range(num_layers):
+      x = call(make_layer(f'layers_{i}'), x)
+      outputs.append(x)
+    return x, outputs
+
+  def body(layer: Any, x: Array, _: None) -> tuple[Array, Array]:
+    x = call(layer, x)
+    return x, x
+
+  # Caches keep their rows in front, where the decoding loops want them.
+  scan = nn.scan(
+    body,
+    variable_axes={'params': 0, 'cache': 1, 'encoder_cache': 1},
+    split_rngs={'params': True, 'dropout': True},
+    length=num_layers,
+  )
+  x, stacked = scan(make_layer('layers'), x, None)
+  return x, [stacked[i] for i in range(num_layers)]
+
+
 class Encoder(nn.Module):
   """The encoder stack."""
 
@@ -145,14 +197,19 @@ class Encoder(nn.Module):
       positions, positions
     )
     x = layers.dropout(cfg)(x, deterministic)
-    states = [x]
-    for i in range(cfg.num_encoder_layers):
-      x = EncoderLayer(cfg, name=f'layers_{i}')(x, mask, bias, deterministic)
-      states.append(x)
+    embedded = x
+    x, outputs = _run_layers(
+      self,
+      lambda name: EncoderLayer(cfg, name=name),
+      lambda layer, x: layer(x, mask, bias, deterministic),
+      x,
+      cfg.num_encoder_layers,
+      cfg.remat_layers,
+    )
     x = _norm(cfg, 'encoder_norm')(x)
-    states.append(x)
+    states = (embedded, *outputs, x)
     x = nn.Dropout(cfg.dropout_rate)(x, deterministic)
-    return x, tuple(states)
+    return x, states
 
 
 class Decoder(nn.Module):
@@ -194,8 +251,10 @@ class Decoder(nn.Module):
       cache_length = max_decode_length or length
       if is_step:
         check_shape('tokens of a decoding step', tokens, (None, 1))
-        first: Any = self.get_variable('cache', 'layers_0')
-        cache_length = first['self_attention']['cached_key'].shape[2]
+        stacked = self.has_variable('cache', 'layers')
+        name = 'layers' if stacked else 'layers_0'
+        first: Any = self.get_variable('cache', name)
+        cache_length = first['self_attention']['cached_key'].shape[-2]
         index = cached.value
         cached.value = index + 1
         positions = index[None]
@@ -207,9 +266,11 @@ class Decoder(nn.Module):
     )
     y = self.shared_embedding(tokens)
     y = layers.dropout(cfg)(y, deterministic)
-    states = [y]
-    for i in range(cfg.num_decoder_layers):
-      y = DecoderLayer(cfg, name=f'layers_{i}')(
+    embedded = y
+    y, outputs = _run_layers(
+      self,
+      lambda name: DecoderLayer(cfg, name=name),
+      lambda layer, y: layer(
         y,
         encoded,
         mask,
@@ -218,18 +279,19 @@ class Decoder(nn.Module):
         deterministic,
         cache_length,
         index,
-      )
-      states.append(y)
+      ),
+      y,
+      cfg.num_decoder_layers,
+      cfg.remat_layers and not decode,
+    )
     y = _norm(cfg, 'decoder_norm')(y)
-    states.append(y)
+    states = (embedded, *outputs, y)
     y = layers.dropout(cfg)(y, deterministic)
     if cfg.logits_via_embedding:
       logits = self.shared_embedding.attend(y)
     else:
-      logits = layers.Dense(
-        cfg.vocab_size, 'float32', ('embed', 'vocab'), name='logits_dense'
-      )(y)
-    return logits, tuple(states)
+      logits = layers.Logits(cfg, name='logits_dense')(y)
+    return logits, states
 
 
 class Transformer(nn.Module):

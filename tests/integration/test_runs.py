@@ -5,6 +5,8 @@ import io
 import json
 import os
 import pathlib
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -172,6 +174,63 @@ def test_killed_and_resumed_equals_uninterrupted(bundles, stage, tmp_path):
   assert (killed / 'results.json').stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
+def test_a_run_goes_on_with_other_settings_for_memory(bundles, tmp_path):
+  """Its last third in parts, scanned, split: the same prompts and scores."""
+  import gin
+
+  folder = tmp_path / 'run'
+  macros = stage_macros(bundles, 'source')
+  cli.main(
+    'mpt_jax.train', 'train', arguments(bundles, 'source', folder, **macros)
+  )
+  want = load_prompts(str(folder / 'prompts'))
+  scores = json.loads((folder / 'results.json').read_text())
+  # As if it had been stopped after step 16.
+  (folder / 'results.json').unlink()
+  shutil.rmtree(folder / 'prompts')
+  shutil.rmtree(folder / 'checkpoints' / '24')
+  macros.update(
+    MICROBATCHES=2, REMAT_LAYERS=True, SCAN_LAYERS=True, SHARD_BACKBONE=True
+  )
+  gin.clear_config()
+  cli.main(
+    'mpt_jax.train', 'train', arguments(bundles, 'source', folder, **macros)
+  )
+  got = load_prompts(str(folder / 'prompts'))
+  for name, array in want.arrays.items():
+    np.testing.assert_allclose(got.arrays[name], array, rtol=2e-3, atol=2e-4)
+  assert json.loads((folder / 'results.json').read_text()) == scores
+
+
+@pytest.mark.slow
+def test_evaluation_in_bfloat16_with_a_scanned_backbone(bundles, tmp_path):
+  macros = {
+    'INITIAL_CHECKPOINT_PATH': str(bundles / 'backbone'),
+    'PROMPTS': str(bundles / 'source'),
+    'MIXTURE_OR_TASK_NAME': 'sst2',
+    'TASK_FEATURE_LENGTHS': {'inputs': 60, 'targets': 7},
+    'EVAL_SPLIT': 'validation',
+    'EVAL_EXAMPLES': 5,
+    'BATCH_SIZE': 4,
+    'MODEL_DIR': str(tmp_path),
+    'DTYPE': 'bfloat16',
+    'SCAN_LAYERS': True,
+    'SHARD_BACKBONE': True,
+  }
+  cli.main(
+    'mpt_jax.eval',
+    'evaluate',
+    [
+      '--gin_file=gin_configs/runs/eval.gin',
+      f'--tfds_data_dir={bundles / "data"}',
+      *(f'--gin.{name}={value!r}' for name, value in macros.items()),
+    ],
+  )
+  scores = json.loads((tmp_path / 'results.json').read_text())['scores']
+  assert 0 <= scores['sst2']['accuracy'] <= 100
+
+
 def fails(capsys, module, function, argv):
   """Runs an entry point that must refuse; returns its one error line."""
   with pytest.raises(SystemExit) as e:
@@ -282,6 +341,44 @@ def test_lengths_shorter_than_the_prompt(bundles, capsys, tmp_path):
 def test_batch_not_divisible_by_the_devices(bundles, capsys, tmp_path):
   error = train_fails(capsys, bundles, 'teacher', tmp_path / 'r', BATCH_SIZE=5)
   assert 'BATCH_SIZE = 5 is not divisible by the 2' in error
+  assert not (tmp_path / 'r').exists()
+
+
+@pytest.mark.parametrize(
+  ('macros', 'message'),
+  [
+    ({'MICROBATCHES': 4}, 'MICROBATCHES = 4 does not divide the 2 rows'),
+    ({'NUM_PARTITIONS': 3}, 'num_partitions = 3 does not divide the 2'),
+    ({'DTYPE': 'bfloat'}, "dtype is 'bfloat', .*did you mean 'bfloat16'"),
+  ],
+)
+def test_settings_for_devices_and_memory(
+  bundles, capsys, tmp_path, macros, message
+):
+  error = train_fails(capsys, bundles, 'teacher', tmp_path / 'r', **macros)
+  assert re.search(message, error)
+  assert not (tmp_path / 'r').exists()
+
+
+def test_a_backbone_that_trains_is_not_scanned(bundles, capsys, tmp_path):
+  settings = {
+    'INITIAL_CHECKPOINT_PATH': str(bundles / 'backbone'),
+    'MIXTURE_OR_TASK_NAME': 'sst2',
+    'MODEL_DIR': str(tmp_path / 'r'),
+    'BATCH_SIZE': 4,
+    'SCAN_LAYERS': True,
+  }
+  error = fails(
+    capsys,
+    'mpt_jax.train',
+    'train',
+    [
+      '--gin_file=gin_configs/runs/finetune.gin',
+      f'--tfds_data_dir={bundles / "data"}',
+      *(f'--gin.{name}={value!r}' for name, value in settings.items()),
+    ],
+  )
+  assert 'SCAN_LAYERS = True stacks the layers of a frozen backbone' in error
   assert not (tmp_path / 'r').exists()
 
 

@@ -1,0 +1,1 @@
+"""Scripts that measure mpt_jax; not part of the package."""

@@ -1,0 +1,210 @@
+"""Trains the same ten steps on many meshes; prints what each of them got.
+
+  XLA_FLAGS=--xla_force_host_platform_device_count=8 \
+    python -m tests.helpers.mesh_check FOLDER
+
+Needs eight devices, so it runs in a process of its own: conftest.py fixes two
+for the tests. The last line is JSON, {case: {'losses': [10], 'terms': {…},
+'gradients': {…}, 'prompts': {…}}}. The state of case '2x2' after half of the
+steps is saved in FOLDER.
+"""
+
+import dataclasses
+import functools
+import json
+import sys
+
+import jax
+import numpy as np
+
+from mpt_jax import optimizers, partitioning, trainer
+from mpt_jax import params as params_lib
+from mpt_jax.checkpoints.run import RunCheckpointer
+from tests.helpers import tiny
+
+ROWS, STEPS = 32, 10
+# Eight partitions divide every matrix and the heads.
+CONFIG = tiny.CONFIG.replace(
+  vocab_size=40,
+  emb_dim=16,
+  num_heads=8,
+  head_dim=2,
+  mlp_dim=24,
+  num_encoder_layers=2,
+  num_decoder_layers=1,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+  """How the steps are run; all of it should change nothing."""
+
+  data: int = 1
+  model: int = 1
+  microbatches: int = 1
+  packed: bool = False
+  remat: bool = False
+  scan: bool = False
+  shard_backbone: bool = False
+  dtype: str = 'float32'
+
+
+CASES = {
+  'plain': Case(),
+  'plain_packed': Case(packed=True),
+  **{
+    f'{data}x{model}{"_packed" if packed else ""}': Case(
+      data, model, packed=packed
+    )
+    for data, model in ((8, 1), (4, 2), (2, 4), (1, 8))
+    for packed in (False, True)
+  },
+  '2x2': Case(2, 2),
+  'microbatches_4': Case(microbatches=4),
+  '4x2_microbatches_4_packed': Case(4, 2, microbatches=4, packed=True),
+  '8x1_microbatches_2_packed': Case(8, 1, microbatches=2, packed=True),
+  'remat': Case(remat=True),
+  'scan_packed': Case(scan=True, packed=True),
+  '8x1_sharded': Case(8, 1, shard_backbone=True),
+  '4x2_all': Case(
+    4, 2, microbatches=2, remat=True, scan=True, shard_backbone=True
+  ),
+  '4x2_all_bfloat16': Case(
+    4,
+    2,
+    microbatches=2,
+    remat=True,
+    scan=True,
+    shard_backbone=True,
+    dtype='bfloat16',
+  ),
+}
+
+
+def make_batch(step: int, packed: bool) -> dict[str, np.ndarray]:
+  """Examples of uneven lengths, one or two to a row, mixed tasks."""
+  rng = np.random.RandomState([7, step])
+  prompt, source, target = tiny.P, 9, 4
+  names = (
+    'encoder_input_tokens',
+    'encoder_prompt_slots',
+    'encoder_task_ids',
+    'encoder_segment_ids',
+    'decoder_target_tokens',
+    'decoder_input_tokens',
+    'decoder_segment_ids',
+  )
+  rows = []
+  for _ in range(ROWS):
+    parts = []
+    for segment in range(1, 3 if packed else 2):
+      length, answer = rng.randint(2, source + 1), rng.randint(1, target + 1)
+      pad = [0] * (source - length) if not packed else []
+      tokens = [2] * prompt + list(rng.randint(3, 40, length)) + pad
+      answers = list(rng.randint(3, 40, answer))
+      rest = [0] * (target - answer) if not packed else []
+      parts.append(
+        (
+          tokens,
+          list(range(1, prompt + 1)) + [0] * (len(tokens) - prompt),
+          [rng.randint(tiny.K)] * len(tokens),
+          [segment] * len(tokens),
+          answers + rest,
+          [0, *(answers + rest)[:-1]],
+          [segment] * len(answers + rest),
+        )
+      )
+    joined = [sum(lists, []) for lists in zip(*parts, strict=True)]
+    sizes = [2 * (prompt + source)] * 4 + [2 * target] * 3
+    rows.append(
+      [
+        np.pad(v, (0, size - len(v)))
+        for v, size in zip(joined, sizes, strict=True)
+      ]
+    )
+  batch = {
+    name: np.stack(column).astype(np.int32)
+    for name, column in zip(names, zip(*rows, strict=True), strict=True)
+  }
+  if not packed:
+    del batch['encoder_segment_ids'], batch['decoder_segment_ids']
+  return batch
+
+
+@functools.cache
+def _model():
+  model, params = tiny.stage_model('source', CONFIG)
+  return dataclasses.replace(model, hidden_layers='all', z_loss=1e-3), params
+
+
+def run(
+  case: Case, save: str | None = None, restore: str | None = None
+) -> dict:
+  """Trains ten steps of the source stage, distillation included.
+
+  Args:
+    case: how.
+    save: folder for a checkpoint after half of the steps.
+    restore: folder of one to start from; the other half is trained.
+  """
+  config = CONFIG.replace(remat_layers=case.remat, dtype=case.dtype)
+  model, params = _model()
+  model = dataclasses.replace(model, config=config)
+  devices = jax.devices()[: case.data * case.model]
+  mesh = partitioning.make_mesh(case.model, devices)
+  partitioning.check_batch_size(ROWS, mesh, case.microbatches)
+  optimizer = optimizers.Optimizer(
+    optimizers.prompt_groups(True, 0.03, 0.01), schedule='constant'
+  )
+  trained, frozen = params_lib.split(params, params_lib.PROMPTS)
+  frozen = partitioning.place_backbone(
+    frozen,
+    mesh,
+    dtype=case.dtype,
+    scan_layers=case.scan,
+    shard_backbone=case.shard_backbone,
+  )
+  state = trainer.make_state(model, optimizer, trained, 0, mesh)
+  step = trainer.make_train_step(model, optimizer, case.microbatches)
+  everywhere = partitioning.replicated(mesh)
+  zeros = jax.device_get(trainer.zero_metrics(model))
+  losses, terms, gradients = [], {}, {}
+  if restore:
+    state, _ = RunCheckpointer(restore).restore(state)
+  for i in range(int(state.step), STEPS):
+    if save and i == STEPS // 2:
+      RunCheckpointer(save).save(state, None)
+    batch = trainer.put_batch(make_batch(i, case.packed), mesh)
+    state, totals = step(
+      state, frozen, batch, jax.device_put(zeros, everywhere)
+    )
+    totals = jax.device_get(totals)
+    losses.append(float(totals['loss'][0][0]))
+    if i == 0:
+      terms = {n: (s / w).tolist() for n, (s, w) in totals.items()}
+      # The first moment of the first step is a tenth of the gradient.
+      for path, leaf in jax.tree_util.tree_leaves_with_path(state.opt_state):
+        keys = jax.tree_util.keystr(path, simple=True, separator='/')
+        if '/mu/' in keys:
+          name = keys.rpartition('/')[2]
+          gradients[name] = (np.asarray(leaf) * 10).tolist()
+  prompts = jax.device_get(state.params)['prompts']
+  return {
+    'losses': losses,
+    'terms': terms,
+    'gradients': gradients,
+    'prompts': {n: v.tolist() for n, v in prompts.items()},
+  }
+
+
+def main(folder: str) -> None:
+  jax.config.update('jax_numpy_rank_promotion', 'raise')
+  results = {
+    name: run(case, save=folder if name == '2x2' else None)
+    for name, case in CASES.items()
+  }
+  print(json.dumps(results))
+
+
+if __name__ == '__main__':
+  main(sys.argv[1])
