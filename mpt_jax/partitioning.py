@@ -247,7 +247,7 @@ def place_backbone(
   groups = {name: [name] for name in flat}
   if scan_layers:
     groups = params_lib.layer_groups(flat)
-  placed = {}
+  placed: dict[str, Any] = {}
   # One tensor after another, so that the host never holds a second backbone.
   for name, members in groups.items():
     stacked = members != [name]
