@@ -25,7 +25,12 @@ LAYERS = (
   {'mpt_jax.prompts', 'mpt_jax.params', 'mpt_jax.t5', 'mpt_jax.losses'},
   {'mpt_jax.models', 'mpt_jax.optimizers', 'mpt_jax.partitioning'},
   {'mpt_jax.trainer', 'mpt_jax.checkpoints', 'mpt_jax.data'},
-  {'mpt_jax.pretrained', 'mpt_jax.runs', 'mpt_jax.report'},
+  {
+    'mpt_jax.pretrained',
+    'mpt_jax.runs',
+    'mpt_jax.starts',
+    'mpt_jax.report',
+  },
 )
 # The only modules that import gin.
 ENTRY_POINTS = {
