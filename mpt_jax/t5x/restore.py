@@ -8,10 +8,10 @@ backbone by `mpt_jax.checkpoints`.
 
 from collections.abc import Mapping
 import dataclasses
-import logging
 import os
 from typing import Any
 
+from absl import logging
 from flax import core
 import jax
 import numpy as np
@@ -26,8 +26,6 @@ from mpt_jax.checkpoints.backbone import Backbone
 from mpt_jax.t5x import remote
 from mpt_jax.t5x.models import PromptedModel, host_array
 from mpt_jax.types import Array, InputError, PyTree
-
-log = logging.getLogger(__name__)
 
 _DIFFERENTLY_NAMED = 5  # names of ignored tensors that are logged
 
@@ -168,7 +166,7 @@ class PromptStateInitializer(t5x_utils.TrainStateInitializer):
       backbone, report = _read_backbone(model)
     ours = self._new_params(backbone)
     new = params_lib.flatten(ours)
-    log.info(
+    logging.info(
       'backbone %s: %d tensors restored, 0 new, %d ignored%s',
       model.backbone_name,
       len(report['restored']),
@@ -177,7 +175,7 @@ class PromptStateInitializer(t5x_utils.TrainStateInitializer):
       if report['ignored']
       else '',
     )
-    log.info('new parameters: %s', ', '.join(new))
+    logging.info('new parameters: %s', ', '.join(new))
     if self._optimizer_def is not None:
       trained = {n: v for n, v in new.items() if n.startswith('prompts/')}
       rest = {
@@ -187,7 +185,7 @@ class PromptStateInitializer(t5x_utils.TrainStateInitializer):
       for line in params_lib.describe(
         params_lib.unflatten(trained), params_lib.unflatten(rest)
       ):
-        log.info(line)
+        logging.info(line)
     return self._make_state(
       {**backbone, **ours}, remote.initial_step(start.backbone)
     )
@@ -260,7 +258,9 @@ class PromptStateInitializer(t5x_utils.TrainStateInitializer):
       report={},
     )
     if not backbone.fingerprint and any(given):
-      log.info('the backbone is not float32: prompts are not checked with it')
+      logging.info(
+        'the backbone is not float32: prompts are not checked with it'
+      )
     if start.prompts.source_prompts is None:
       backbone.params['token_embedder'] = {
         'embedding': host_array(params['token_embedder']['embedding'])

@@ -7,7 +7,6 @@ writes anything.
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import importlib.util
-import logging
 import os
 import shutil
 import tempfile
@@ -46,7 +45,6 @@ __all__ = [
   'train_model',
 ]
 
-log = logging.getLogger(__name__)
 
 STAGES = ('teacher', 'source', 'target')
 DEMO = 'demo'

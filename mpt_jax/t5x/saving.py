@@ -1,8 +1,8 @@
 """At each T5X checkpoint: the prompts as a bundle, beside it."""
 
-import logging
 import os
 
+from absl import logging
 import jax
 from t5x import utils as t5x_utils
 
@@ -13,8 +13,6 @@ from mpt_jax.t5x import remote
 from mpt_jax.t5x.models import host_array
 from mpt_jax.t5x.restore import TrainModel
 from mpt_jax.types import PyTree
-
-log = logging.getLogger(__name__)
 
 # Folders in MODEL_DIR: the newest prompts, and those of each checkpoint.
 LATEST = 'prompts'
@@ -53,7 +51,7 @@ class BundleWriter:
       history = os.path.join(self._model_dir, HISTORY, str(bundle.step))
       for path in (history, os.path.join(self._model_dir, LATEST)):
         remote.save_bundle(bundle, path)
-      log.info('prompts of step %d: %s', bundle.step, history)
+      logging.info('prompts of step %d: %s', bundle.step, history)
     return state_dict, parameter_infos
 
   def bundle(self, state_dict: PyTree) -> PromptBundle:
