@@ -126,11 +126,14 @@ def initial_prompts(
     raise InputError(
       'stage target needs SOURCE_PROMPTS, the prompt bundle of a source run'
     )
+  embedding = None
+  if prompts.source_prompts is None:
+    embedding = backbone.params['token_embedder']['embedding']
   return prompts_lib.initial_prompts(
     module,
     jax.random.PRNGKey(seed),
     init,
-    backbone.params['token_embedder']['embedding'],
+    embedding,
     tokenizer(backbone),
   )
 

@@ -212,7 +212,10 @@ class PromptStateInitializer(t5x_utils.TrainStateInitializer):
       )
       report['ignored'] = tensors.check_tensors(source, self._model.core.config)
       report['restored'] = list(expected)
-      return state_dict
+      return {
+        'target': state_dict['target'],
+        'state': {'step': state_dict['state']['step']},
+      }
 
     only_backbone = t5x_utils.TrainStateInitializer(
       optimizer_def=None,

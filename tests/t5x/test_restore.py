@@ -123,7 +123,7 @@ def test_what_t5x_restored_computes_what_t5x_computes(
   np.testing.assert_allclose(
     logits[real], packed['logits'][real], rtol=1e-4, atol=1e-4
   )
-  batch['decoder_input_tokens'] = np.zeros((4, 14), np.int32)
+  batch['decoder_input_tokens'] = np.zeros_like(io['greedy_tokens'])
   tokens, aux = model.predict_batch_with_aux(params, batch)
   np.testing.assert_array_equal(tokens, io['greedy_tokens'])
   np.testing.assert_allclose(aux['scores'], io['greedy_log_probs'], rtol=1e-4)
