@@ -10,7 +10,9 @@ from typing import Any
 
 from clu import metrics as clu_metrics
 from flax import core
+from flax.linen import partitioning
 import jax
+from jax.experimental import multihost_utils
 import jax.numpy as jnp
 import numpy as np
 import seqio
@@ -261,8 +263,6 @@ class PromptedModel(t5x_models.BaseTransformerModel):
 
 
 def _axis_metadata(names: tuple[str, ...]) -> Any:
-  from flax.linen import partitioning
-
   return partitioning.AxisMetadata(names)
 
 
@@ -271,7 +271,5 @@ def host_array(value: Any) -> np.ndarray:
   if isinstance(value, jax.Array) and not value.is_fully_addressable:
     if value.is_fully_replicated:
       return np.asarray(value.addressable_data(0))
-    from jax.experimental import multihost_utils
-
     return np.asarray(multihost_utils.process_allgather(value, tiled=True))
   return np.asarray(value)
