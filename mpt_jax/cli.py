@@ -263,14 +263,35 @@ def configure(
   paths = search_paths(extra_paths)
   for path in paths[1:]:
     gin.add_config_file_search_path(path)
-  gin_files = [_find(name, paths) for name in gin_files]
-  _check_macros(*_definitions(gin_files, paths), bindings)
+  gin_files = check_macros(gin_files, bindings, extra_paths)
   try:
     gin.parse_config_files_and_bindings(gin_files, list(bindings))
   except InputError:
     raise
   except (ValueError, TypeError, SyntaxError, OSError, ImportError) as e:
     raise InputError(f'gin: {" ".join(str(e).split())}') from e
+
+
+def check_macros(
+  gin_files: Sequence[str], bindings: Sequence[str], extra_paths: str = ''
+) -> list[str]:
+  """Checks that every macro is used and every required one is set.
+
+  Args:
+    gin_files: as for `configure`; nothing is parsed by gin.
+    bindings: 'NAME=VALUE'.
+    extra_paths: comma-separated folders.
+
+  Returns:
+    The gin files, found.
+
+  Raises:
+    InputError: if a file is missing, a macro unknown or a required one unset.
+  """
+  paths = search_paths(extra_paths)
+  found = [_find(name, paths) for name in gin_files]
+  _check_macros(*_definitions(found, paths), bindings)
+  return found
 
 
 def call(

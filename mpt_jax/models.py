@@ -196,6 +196,33 @@ class PromptedT5:
     topk: int = 0,
     topp: float = 0.0,
   ) -> Array:
+    """The tokens [B, T] of `decode_batch`; same arguments."""
+    tokens, _ = self.decode_batch(
+      params,
+      batch,
+      rng,
+      max_decode_length=max_decode_length,
+      num_beams=num_beams,
+      beam_alpha=beam_alpha,
+      temperature=temperature,
+      topk=topk,
+      topp=topp,
+    )
+    return tokens
+
+  def decode_batch(
+    self,
+    params: PyTree,
+    batch: Batch,
+    rng: Array | None = None,
+    *,
+    max_decode_length: int | None = None,
+    num_beams: int = 1,
+    beam_alpha: float = 0.6,
+    temperature: float = 0.0,
+    topk: int = 0,
+    topp: float = 0.0,
+  ) -> tuple[Array, Array]:
     """Decodes an unpacked batch.
 
     Args:
@@ -212,7 +239,8 @@ class PromptedT5:
       topp: sample among the likeliest ids of this total probability; 0 is all.
 
     Returns:
-      [B, T] int32: ids with EOS, then 0.
+      [B, T] int32: ids with EOS, then 0; and [B] float32: the log probability
+      of each row, with beams divided by the length penalty.
     """
     length = max_decode_length or batch['decoder_input_tokens'].shape[1]
     table = self.prompt_table(params)
@@ -229,7 +257,7 @@ class PromptedT5:
     )
     size = encoded.shape[0]
     if num_beams > 1:
-      tokens, _ = decoding.beam_search(
+      tokens, scores = decoding.beam_search(
         step,
         cache,
         batch_size=size,
@@ -238,11 +266,11 @@ class PromptedT5:
         alpha=beam_alpha,
         eos_id=self.eos_id,
       )
-      return tokens[:, -1]
+      return tokens[:, -1], scores[:, -1]
     if temperature > 0.0:
       if rng is None:
         raise ValueError('sampling needs a random key: give rng')
-      tokens, _ = decoding.temperature_sample(
+      return decoding.temperature_sample(
         step,
         cache,
         rng,
@@ -253,15 +281,13 @@ class PromptedT5:
         topp=topp,
         eos_id=self.eos_id,
       )
-      return tokens
-    tokens, _ = decoding.greedy(
+    return decoding.greedy(
       step,
       cache,
       batch_size=size,
       max_decode_length=length,
       eos_id=self.eos_id,
     )
-    return tokens
 
   def score_batch(self, params: PyTree, batch: Batch) -> Array:
     """Log probability of each row's target tokens.

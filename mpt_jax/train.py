@@ -31,6 +31,7 @@ from mpt_jax import (
   multihost,
   optimizers,
   partitioning,
+  starts,
   t5,
   trainer,
 )
@@ -46,37 +47,15 @@ from mpt_jax.runs import (
   flat_scores,
   format_scores,
   load_backbone,
-  tokenizer,
   vocabulary_digest,
 )
+from mpt_jax.starts import Distillation
 from mpt_jax.types import InputError, PyTree, nearest
 
 log = logging.getLogger(__name__)
 
 STAGES = ('teacher', 'source', 'target', 'finetune')
 PROMPTS = 'prompts'
-
-
-@dataclasses.dataclass(frozen=True)
-class Distillation:
-  """The teachers of a source run and the weights of their losses.
-
-  Attributes:
-    teacher_prompts: where each task's finished prompt is: a pattern with
-      '{task}' in it, a list of paths, or {task: path}.
-    distill_weight: lambda of the paper.
-    logits_weight: weight of the logits loss; None is `distill_weight`.
-    hidden_weight: weight of the hidden loss; None is `distill_weight`.
-    temperature: of both softmaxes.
-    hidden_layers: 'last' or 'all'.
-  """
-
-  teacher_prompts: Any
-  distill_weight: float = 0.9
-  logits_weight: float | None = None
-  hidden_weight: float | None = None
-  temperature: float = 1.0
-  hidden_layers: str = 'last'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,7 +192,7 @@ def train(
     dtype=dtype or loaded.config.dtype,
     remat_layers=remat_layers,
   )
-  model = _make_model(
+  model = starts.make_model(
     config,
     prompts,
     distillation,
@@ -277,11 +256,15 @@ def train(
   # Start order: 1. resume MODEL_DIR, 2. given prompts, 3. initialise.
   params = dict(loaded.params)
   if prompts is not None:
-    params['prompts'] = _initial_prompts(prompts, model, loaded, stage, seed)
+    params['prompts'] = starts.initial_prompts(
+      prompts, model.prompts, loaded, stage, seed
+    )
   if distillation is not None:
     assert prompts is not None
     params['teacher_prompts'] = {
-      'prompt_table': _teacher_table(distillation, prompts, loaded)
+      'prompt_table': starts.teacher_table(
+        distillation.teacher_prompts, prompts, loaded
+      )
     }
   trained, frozen = params_lib.split(params, patterns)
   for line in params_lib.describe(trained, frozen):
@@ -397,32 +380,6 @@ def _open_run(
   return None
 
 
-def _make_model(
-  config: t5.T5Config,
-  prompts: prompts_lib.PromptConfig | None,
-  distillation: Distillation | None,
-  **loss: Any,
-) -> models.PromptedT5:
-  module = prompts.make_module(config.emb_dim) if prompts else None
-  if distillation is None:
-    return models.PromptedT5(config, module, **loss)
-  return models.DistilledPromptedT5(
-    config,
-    module,
-    **loss,
-    **{
-      name: getattr(distillation, name)
-      for name in (
-        'distill_weight',
-        'logits_weight',
-        'hidden_weight',
-        'temperature',
-        'hidden_layers',
-      )
-    },
-  )
-
-
 def _default_groups(
   prompts: prompts_lib.PromptConfig | None,
   learning_rate: float,
@@ -435,88 +392,6 @@ def _default_groups(
     learning_rate,
     learning_rate if task_learning_rate is None else task_learning_rate,
   )
-
-
-def _initial_prompts(
-  prompts: prompts_lib.PromptConfig,
-  model: models.PromptedT5,
-  backbone: Backbone,
-  stage: str,
-  seed: int,
-) -> dict[str, Any]:
-  """Start values of the prompt parameters, from source prompts or drawn."""
-  module = model.prompts
-  assert module is not None
-  init = prompts.init
-  if prompts.source_prompts is not None:
-    source = bundle_lib.load_prompts(prompts.source_prompts)
-    bundle_lib.check_backbone(source, backbone)
-    log.info('starting from the prompts in %s', prompts.source_prompts)
-    if prompts.source_task is not None:
-      init = prompts_lib.FromArray(source.compose(prompts.source_task))
-    elif source.method == 'soft':
-      init = prompts_lib.FromArray(source.arrays['prompt'])
-    elif isinstance(module, prompts_lib.MultitaskPrompts):
-      return prompts_lib.target_prompts(module, source.arrays)
-    else:
-      raise InputError(
-        f'SOURCE_PROMPTS {prompts.source_prompts!r} holds'
-        f' {len(source.task_names)} task prompts and this run trains one plain'
-        ' prompt: name one of'
-        f' {", ".join(source.task_names)} as SOURCE_TASK'
-      )
-  elif stage == 'target' and prompts.method == 'multitask':
-    raise InputError(
-      'stage target needs SOURCE_PROMPTS, the prompt bundle of a source run'
-    )
-  return prompts_lib.initial_prompts(
-    module,
-    jax.random.PRNGKey(seed),
-    init,
-    backbone.params['token_embedder']['embedding'],
-    tokenizer(backbone),
-  )
-
-
-def _teacher_table(
-  distillation: Distillation,
-  prompts: prompts_lib.PromptConfig,
-  backbone: Backbone,
-) -> np.ndarray:
-  """[K, P, D]: each task's teacher prompt, in the run's row order."""
-  given = distillation.teacher_prompts
-  if isinstance(given, str):
-    if '{task}' not in given:
-      raise InputError(
-        f"TEACHER_PROMPTS = {given!r} must contain '{{task}}', or be a list of"
-        ' paths, or {task: path}'
-      )
-    given = {t: given.replace('{task}', t) for t in prompts.task_names}
-  if not isinstance(given, Mapping):
-    bundles = [bundle_lib.load_prompts(path) for path in given]
-    found = {t: b for b in bundles for t in b.task_names}
-  else:
-    found = {
-      t: bundle_lib.load_prompts(path)
-      for t, path in given.items()
-      if t in prompts.task_names
-    }
-  rows = []
-  for task in prompts.task_names:
-    if task not in found:
-      raise InputError(
-        f'TEACHER_PROMPTS has no teacher for {task!r}; it has'
-        f' {", ".join(sorted(found)) or "none"}'
-      )
-    teacher = found[task]
-    bundle_lib.check_backbone(teacher, backbone)
-    if teacher.prompt_length != prompts.length:
-      raise InputError(
-        f'the teacher of {task!r} has {teacher.prompt_length} prompt vectors'
-        f' and PROMPT_LENGTH = {prompts.length}: they must be equal'
-      )
-    rows.append(teacher.compose(task))
-  return np.stack(rows)
 
 
 def _check_count(

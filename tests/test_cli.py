@@ -30,6 +30,17 @@ INCLUDED = (
   'pipeline_common',
   'pretrain_demo',
 )
+# Run by T5X's programs; tests/t5x does so.
+T5X = {
+  'teacher': ['INITIAL_CHECKPOINT_PATH', 'MODEL_DIR', 'MIXTURE_OR_TASK_NAME'],
+  'source': ['INITIAL_CHECKPOINT_PATH', 'MODEL_DIR', 'TEACHER_PROMPTS'],
+  'target': [
+    *('INITIAL_CHECKPOINT_PATH', 'MODEL_DIR', 'MIXTURE_OR_TASK_NAME'),
+    'SOURCE_PROMPTS',
+  ],
+  'eval': ['CHECKPOINT_PATH', 'MIXTURE_OR_TASK_NAME', 'EVAL_OUTPUT_DIR'],
+  'infer': ['CHECKPOINT_PATH', 'MIXTURE_OR_TASK_NAME', 'INFER_OUTPUT_DIR'],
+}
 REQUIRED = {
   'INITIAL_CHECKPOINT_PATH': "'backbone'",
   'MODEL_DIR': "'run'",
@@ -91,10 +102,29 @@ def test_every_run_file_binds_its_entry_point(monkeypatch, name):
   assert len(captured) >= 4
 
 
+@pytest.mark.parametrize('name', T5X)
+@pytest.mark.parametrize('size', ['t5_base', 'mt5_xxl'])
+def test_t5x_files_use_and_require_the_macros_they_name(name, size):
+  path = ROOT / f'gin_configs/t5x/{name}.gin'
+  head = path.read_text().partition('from __gin__')[0]
+  files = [f'gin_configs/t5x/{name}.gin', f'gin_configs/models/{size}.gin']
+  given = [f"{macro}='x'" for macro in T5X[name]]
+  cli.check_macros(files, given)
+  for macro in T5X[name]:
+    assert f'--gin.{macro}=' in head
+    others = [g for g in given if not g.startswith(f'{macro}=')]
+    with pytest.raises(InputError, match=f'required macro {macro} is not set'):
+      cli.check_macros(files, others)
+  assert f'--gin_file=gin_configs/t5x/{name}.gin' in head
+  with pytest.raises(InputError, match='sets a macro that no gin file uses'):
+    cli.check_macros(files, [*given, 'BATCHSIZE=3'])
+
+
 def test_every_shipped_gin_file_is_covered():
   known = {f'runs/{n}.gin' for n in RUNS}
   known |= {f'runs/{n}.gin' for n in INCLUDED}
   known |= {f'models/{n}.gin' for n in t5.CONFIGS}
+  known |= {f't5x/{n}.gin' for n in (*T5X, 'common')}
   known |= {f'prompts/{n}.gin' for n in PROMPT_INITS}
   folder = ROOT / 'gin_configs'
   shipped = {str(p.relative_to(folder)) for p in folder.rglob('*.gin')}

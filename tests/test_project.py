@@ -28,7 +28,14 @@ LAYERS = (
     *('mpt_jax.selection', 'mpt_jax.preemption', 'mpt_jax.multihost'),
   },
   {'mpt_jax.trainer', 'mpt_jax.checkpoints', 'mpt_jax.data'},
-  {'mpt_jax.pretrained', 'mpt_jax.runs', 'mpt_jax.report'},
+  {
+    'mpt_jax.pretrained',
+    'mpt_jax.runs',
+    'mpt_jax.starts',
+    'mpt_jax.report',
+  },
+  # Beside the entry points, of which it may use `cli` alone.
+  {'mpt_jax.t5x', 'mpt_jax.cli'},
 )
 # The only modules that import gin.
 ENTRY_POINTS = {
@@ -137,6 +144,18 @@ class TestLayers:
     for name in MODULES:
       if 'gin' in map(_top, _imports(name)):
         assert _is_entry_point(name), name
+
+  def test_only_the_adapter_imports_t5x(self):
+    for name in MODULES:
+      if not name.startswith('mpt_jax.t5x'):
+        used = list(_imports(name))
+        assert 't5x' not in map(_top, used), name
+        assert not any(u.startswith('mpt_jax.t5x') for u in used), name
+
+  def test_the_adapter_can_say_that_t5x_is_absent(self):
+    for name in ('', '.__main__', '.requirements'):
+      used = _imports(f'mpt_jax.t5x{name}', top_only=True)
+      assert not {'t5x', 'tensorflow', 'seqio', 'clu'} & set(map(_top, used))
 
   def test_imports_run_downwards(self):
     for name in MODULES:

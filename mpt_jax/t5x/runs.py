@@ -1,0 +1,497 @@
+"""What gin_configs/t5x/*.gin builds: models, data and checkpoint settings.
+
+Everything that a user can get wrong is checked here, before T5X compiles or
+writes anything.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import importlib.util
+import os
+import shutil
+import tempfile
+from typing import Any
+
+import jax
+from t5x import utils as t5x_utils
+import tensorflow as tf
+
+import mpt_jax
+from mpt_jax import data, models, optimizers, starts, t5
+from mpt_jax import prompts as prompts_lib
+from mpt_jax.checkpoints import bundle as bundle_lib
+from mpt_jax.checkpoints import files, huggingface, t5x_format
+from mpt_jax.checkpoints import run as run_lib
+from mpt_jax.data.dataset import import_module
+from mpt_jax.data.feature_converter import check_lengths
+from mpt_jax.starts import Distillation
+from mpt_jax.t5x import optimizers as t5x_optimizers
+from mpt_jax.t5x import remote, saving
+from mpt_jax.t5x.models import PromptedModel, prompt_axis_rules
+from mpt_jax.t5x.requirements import require_t5x
+from mpt_jax.t5x.restore import PromptStateInitializer, Start, TrainModel
+from mpt_jax.types import InputError, nearest
+
+__all__ = [
+  'Distillation',
+  'PromptStateInitializer',
+  'checkpoint_config',
+  'dataset_config',
+  'inference_model',
+  'learning_rate',
+  'prompt_axis_rules',
+  'restore_config',
+  'total_steps',
+  'train_model',
+]
+
+
+STAGES = ('teacher', 'source', 'target')
+DEMO = 'demo'
+
+
+def train_model(
+  *,
+  stage: str,
+  initial_checkpoint_path: str,
+  prompts: prompts_lib.PromptConfig,
+  train_steps: int | None = None,
+  train_steps_relative: int | None = None,
+  learning_rate: float,
+  task_learning_rate: float | None = None,
+  distillation: Distillation | None = None,
+  optimizer: str = 'adamw',
+  schedule: str = 'linear',
+  warmup_steps: int = 0,
+  weight_decay: float = 1e-5,
+  clip_norm: float | None = None,
+  backbone_config: t5.T5Config | str | None = None,
+  vocabulary: str | None = None,
+  dropout_rate: float = 0.0,
+  dtype: str = 'float32',
+  loss_normalizing_factor: float | str | None = 'NUM_REAL_TARGET_TOKENS',
+  label_smoothing: float = 0.0,
+  z_loss: float = 0.0,
+  num_beams: int = 1,
+  seed: int = 0,
+) -> TrainModel:
+  """Makes the model of a training run.
+
+  Args:
+    stage: 'teacher', 'source' or 'target'.
+    initial_checkpoint_path: the backbone: a T5X checkpoint (gs:// too), an HF
+      folder, or 'demo'.
+    prompts: what to train and how it starts.
+    train_steps: see `total_steps`.
+    train_steps_relative: see `total_steps`.
+    learning_rate: peak rate of P* (or of the plain prompt).
+    task_learning_rate: peak rate of u and v; None is `learning_rate`.
+    distillation: teachers of a source run; None trains without.
+    optimizer: 'adamw' or 'adafactor'.
+    schedule: 'linear' (to 0) or 'constant', after the warm-up.
+    warmup_steps: steps of the linear rise.
+    weight_decay: decoupled weight decay.
+    clip_norm: largest global norm of the prompts' gradient; None is none.
+    backbone_config: sizes or their name; None takes what the checkpoint says.
+    vocabulary: SentencePiece file; None is the one beside the backbone, else
+      T5's public one.
+    dropout_rate: dropout of the frozen backbone during training.
+    dtype: of activations; prompts, logits and loss are float32.
+    loss_normalizing_factor: see `models.PromptedT5`.
+    label_smoothing: see `models.PromptedT5`.
+    z_loss: see `models.PromptedT5`.
+    num_beams: of inference evaluation; 1 is greedy.
+    seed: seeds the prompts' start values.
+
+  Returns:
+    A T5X model.
+
+  Raises:
+    InputError: if something given is wrong.
+  """
+  require_t5x()
+  if stage not in STAGES:
+    raise InputError(
+      f'stage is {stage!r}, expected one of {", ".join(STAGES)}'
+      f'{nearest(stage, STAGES)}'
+    )
+  path = _backbone_path(initial_checkpoint_path)
+  config = _config(path, backbone_config).replace(
+    dropout_rate=dropout_rate, dtype=dtype
+  )
+  vocabulary_file = _use_vocabulary(path, vocabulary)
+  prompts = _localize(prompts)
+  teachers = None
+  if distillation is not None:
+    teachers = _localize_teachers(distillation.teacher_prompts, prompts)
+  last = total_steps(train_steps, train_steps_relative, initial_checkpoint_path)
+  settings = optimizers.Optimizer(
+    groups=optimizers.prompt_groups(
+      prompts.method == 'multitask',
+      learning_rate,
+      learning_rate if task_learning_rate is None else task_learning_rate,
+    ),
+    name=optimizer,
+    schedule=schedule,
+    # A constant rate needs no end: such a run can be prolonged.
+    total_steps=last - remote.initial_step(path)
+    if schedule == 'linear'
+    else None,
+    warmup_steps=warmup_steps,
+    weight_decay=weight_decay,
+    clip_norm=clip_norm,
+  )
+  return TrainModel(
+    starts.make_model(
+      config,
+      prompts,
+      distillation,
+      loss_normalizing_factor=loss_normalizing_factor,
+      label_smoothing=label_smoothing,
+      z_loss=z_loss,
+    ),
+    prompts.task_names,
+    optimizer_def=t5x_optimizers.PromptOptimizer(
+      settings, t5x_optimizers.trainable_names(prompts.method)
+    ),
+    num_beams=num_beams,
+    start=Start(
+      backbone=path,
+      stage=stage,
+      prompts=prompts,
+      teacher_prompts=teachers,
+      vocabulary_file=vocabulary_file,
+      seed=seed,
+    ),
+  )
+
+
+def inference_model(
+  *,
+  checkpoint_path: str,
+  prompts: str | None = None,
+  backbone_config: t5.T5Config | str | None = None,
+  vocabulary: str | None = None,
+  dtype: str = 'float32',
+  num_beams: int = 1,
+  beam_alpha: float = 0.6,
+  temperature: float = 0.0,
+  topk: int = 0,
+  topp: float = 0.0,
+) -> PromptedModel:
+  """Makes the model for `t5x.eval` and `t5x.infer`.
+
+  Args:
+    checkpoint_path: a checkpoint that our T5X run wrote.
+    prompts: a bundle that says what prompts the checkpoint holds (not their
+      values); None is the one that the run wrote beside it.
+    backbone_config: sizes or their name; None is what the checkpoint says.
+    vocabulary: SentencePiece file; None is T5's public one.
+    dtype: of activations.
+    num_beams: see `models.PromptedT5.decode_batch`.
+    beam_alpha: likewise.
+    temperature: likewise.
+    topk: likewise.
+    topp: likewise.
+
+  Returns:
+    A T5X model.
+
+  Raises:
+    InputError: if there is no such checkpoint, or no bundle beside it.
+  """
+  require_t5x()
+  folder = _checkpoint(checkpoint_path)
+  if prompts is None:
+    prompts = f'{os.path.dirname(folder)}/{saving.LATEST}'
+  bundle = bundle_lib.load_prompts(remote.localize(prompts))
+  config = _config(folder, backbone_config).replace(dtype=dtype)
+  _use_vocabulary(folder, vocabulary)
+  return PromptedModel(
+    models.PromptedT5(config, bundle.make_module()),
+    bundle.task_names,
+    num_beams=num_beams,
+    beam_alpha=beam_alpha,
+    temperature=temperature,
+    topk=topk,
+    topp=topp,
+  )
+
+
+def total_steps(
+  train_steps: int | None,
+  train_steps_relative: int | None,
+  initial_checkpoint_path: str,
+) -> int:
+  """The T5X step at which a run ends.
+
+  T5X counts the backbone's own steps too, and its own `relative_steps` count
+  from wherever a run was stopped; these count from the backbone, always.
+
+  Args:
+    train_steps: TRAIN_STEPS, the backbone's steps included.
+    train_steps_relative: TRAIN_STEPS_RELATIVE, steps of this run; if given,
+      `train_steps` is ignored.
+    initial_checkpoint_path: the backbone.
+
+  Returns:
+    The last step.
+
+  Raises:
+    InputError: if neither is given or nothing would be left to train.
+  """
+  first = remote.initial_step(_backbone_path(initial_checkpoint_path))
+  if train_steps_relative:
+    return first + train_steps_relative
+  if not train_steps:
+    raise InputError('give TRAIN_STEPS_RELATIVE, or TRAIN_STEPS')
+  if train_steps <= first:
+    raise InputError(
+      f'TRAIN_STEPS = {train_steps} counts the {first} steps of'
+      f' {initial_checkpoint_path} too: give TRAIN_STEPS_RELATIVE ='
+      f' {train_steps} for as many steps of prompt training'
+    )
+  return train_steps
+
+
+def learning_rate(model: TrainModel) -> Callable[[Any], Any]:
+  """What T5X's trainer logs: the rate of P* (or of the plain prompt).
+
+  Args:
+    model: the run's model.
+
+  Returns:
+    A function from T5X's step to the rate.
+  """
+  settings = model.optimizer_def.settings
+  rate = settings.rate(settings.groups[0].learning_rate)
+  first = remote.initial_step(model.start.backbone)
+  return lambda step: jax.numpy.asarray(rate(step - first), jax.numpy.float32)
+
+
+def dataset_config(
+  *,
+  model: PromptedModel,
+  mixture_or_task_name: str,
+  task_feature_lengths: Mapping[str, int],
+  split: str,
+  batch_size: int,
+  module: str | None = 'tasks',
+  shuffle: bool = False,
+  seed: int | None = None,
+  use_cached: bool = False,
+  pack: bool = False,
+) -> t5x_utils.DatasetConfig:
+  """T5X's data settings, checked against the model's prompts.
+
+  Args:
+    model: the model that will read the data.
+    mixture_or_task_name: a registered SeqIO mixture or task.
+    task_feature_lengths: {'inputs': S with prompt slots, 'targets': T}.
+    split: the split.
+    batch_size: rows of a batch.
+    module: the module that registers the task; None if it is imported.
+    shuffle: whether to shuffle.
+    seed: of the order.
+    use_cached: whether to read SeqIO's offline cache.
+    pack: whether a row holds several examples.
+
+  Returns:
+    The settings.
+
+  Raises:
+    InputError: if the task is unknown, its data are missing, it has no
+      prompt, or no token fits beside the prompt.
+  """
+  if module:
+    import_module(module)
+  data.task_rows(model.task_names, mixture_or_task_name)
+  data.check_data(mixture_or_task_name, split, use_cached=use_cached)
+  check_lengths(task_feature_lengths, model.prompt_length)
+  return t5x_utils.DatasetConfig(
+    mixture_or_task_name=mixture_or_task_name,
+    task_feature_lengths=dict(task_feature_lengths),
+    split=split,
+    batch_size=batch_size,
+    shuffle=shuffle,
+    seed=seed,
+    use_cached=use_cached,
+    pack=pack,
+  )
+
+
+def checkpoint_config(
+  *,
+  model: TrainModel,
+  model_dir: str,
+  period: int = 1000,
+  keep: int | None = 3,
+  save_dataset: bool = False,
+) -> t5x_utils.CheckpointConfig:
+  """T5X's checkpoint settings; refuses a MODEL_DIR of another run.
+
+  Nothing is restored by T5X itself but a run's own checkpoint: the backbone
+  is the business of `PromptStateInitializer`.
+
+  Args:
+    model: the run's model.
+    model_dir: MODEL_DIR.
+    period: steps between checkpoints.
+    keep: how many of the newest to keep; None is all.
+    save_dataset: whether the data iterator's state is saved too.
+
+  Returns:
+    The settings.
+
+  Raises:
+    InputError: if `model_dir` holds a run with other settings.
+  """
+  _check_run(
+    model_dir,
+    {
+      'engine': 't5x',
+      'stage': model.start.stage,
+      'initial_checkpoint_path': model.start.backbone,
+      'model': repr(model.core),
+      'optimizer': repr(model.optimizer_def.settings),
+      'task_names': list(model.task_names),
+      'source_prompts': model.start.prompts.source_prompts is not None,
+      'teacher_prompts': model.start.teacher_prompts is not None,
+      'seed': model.start.seed,
+      'package_version': mpt_jax.__version__,
+    },
+  )
+  return t5x_utils.CheckpointConfig(
+    save=saving.save_config(model, model_dir, period, keep, save_dataset),
+    restore=None,
+  )
+
+
+def restore_config(
+  checkpoint_path: str, dtype: str = 'float32'
+) -> t5x_utils.RestoreCheckpointConfig:
+  """T5X's settings for reading a run's checkpoint.
+
+  Args:
+    checkpoint_path: the folder of a step, or locally a run's folder.
+    dtype: of the parameters.
+
+  Returns:
+    The settings.
+
+  Raises:
+    InputError: if there is no checkpoint.
+  """
+  return t5x_utils.RestoreCheckpointConfig(
+    path=_checkpoint(checkpoint_path), mode='specific', dtype=dtype
+  )
+
+
+# ---------------------------------------------------------------------------
+
+
+def _backbone_path(path: str) -> str:
+  if path == DEMO and not os.path.exists(path):
+    spec = importlib.util.find_spec('tasks.offline')
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
+    return os.path.join(spec.submodule_search_locations[0], 'demo_backbone')
+  return path
+
+
+def _checkpoint(path: str) -> str:
+  folder = remote.checkpoint_folder(path)
+  if folder is None:
+    raise InputError(
+      f'CHECKPOINT_PATH = {path!r} holds no T5X checkpoint (checkpoint_<step>)'
+    )
+  return folder
+
+
+def _config(path: str, given: t5.T5Config | str | None) -> t5.T5Config:
+  """The sizes that are given, or that a local backbone implies."""
+  if given is not None:
+    return t5.get_config(given) if isinstance(given, str) else given
+  if remote.is_remote(path):
+    raise InputError(
+      f'the sizes of {path} are not known: give a second --gin_file, such as'
+      ' gin_configs/models/t5_1_1_base.gin'
+    )
+  folder = remote.checkpoint_folder(path)
+  if folder is not None:
+    return t5x_format.infer_config(t5x_format.open_checkpoint(folder))
+  if not huggingface.is_model_folder(path):
+    raise InputError(
+      f'there is no backbone in {path}; expected config.json with'
+      ' model.safetensors, or a T5X checkpoint (checkpoint_<step>)'
+    )
+  return huggingface.open_folder(path)[1]
+
+
+def _use_vocabulary(path: str, given: str | None) -> str | None:
+  """Makes a vocabulary that of the tasks; returns its file if it is known."""
+  if given == DEMO and not os.path.exists(DEMO):
+    given = os.path.join(_backbone_path(DEMO), huggingface.VOCABULARY)
+  if given is not None:
+    if not tf.io.gfile.exists(given):
+      raise InputError(f'VOCABULARY = {given!r} does not exist')
+  elif not remote.is_remote(path):
+    beside = os.path.join(path, huggingface.VOCABULARY)
+    given = beside if os.path.isfile(beside) else None
+  if given is not None:
+    data.use_vocabulary(given)
+    given = None if remote.is_remote(given) else given
+  return given
+
+
+def _localize(prompts: prompts_lib.PromptConfig) -> prompts_lib.PromptConfig:
+  if prompts.source_prompts is None:
+    return prompts
+  return dataclasses.replace(
+    prompts, source_prompts=remote.localize(prompts.source_prompts)
+  )
+
+
+def _localize_teachers(given: Any, prompts: prompts_lib.PromptConfig) -> Any:
+  if isinstance(given, str) and '{task}' in given:
+    given = {t: given.replace('{task}', t) for t in prompts.task_names}
+  if isinstance(given, Mapping):
+    return {
+      task: remote.localize(path)
+      for task, path in given.items()
+      if task in prompts.task_names
+    }
+  if isinstance(given, Sequence) and not isinstance(given, str):
+    return [remote.localize(path) for path in given]
+  return given
+
+
+def _check_run(model_dir: str, config: Mapping[str, Any]) -> None:
+  """Compares with what MODEL_DIR was made with; process 0 writes it."""
+  gfile = tf.io.gfile
+  path = f'{model_dir}/{run_lib.RUN_CONFIG}'
+  stored = gfile.exists(path)
+  if not stored and gfile.glob(f'{model_dir}/checkpoint_*'):
+    raise InputError(
+      f'MODEL_DIR {model_dir!r} holds checkpoints but no {run_lib.RUN_CONFIG}:'
+      ' it is not one of our runs; use another MODEL_DIR'
+    )
+  folder = tempfile.mkdtemp(prefix='mpt_jax.')
+  try:
+    if stored:
+      local = os.path.join(folder, run_lib.RUN_CONFIG)
+      gfile.copy(path, local)
+    try:
+      run_lib.check_run_config(folder, config)
+    except InputError as e:
+      raise InputError(str(e).replace(repr(folder), repr(model_dir))) from e
+    if not stored and jax.process_index() == 0:
+      gfile.makedirs(model_dir)
+      with gfile.GFile(path, 'w') as f:
+        f.write(
+          files.json_bytes(
+            files.read_json(os.path.join(folder, run_lib.RUN_CONFIG))
+          ).decode()
+        )
+  finally:
+    shutil.rmtree(folder, ignore_errors=True)
