@@ -201,7 +201,14 @@ def _read(
     line = line.rstrip('\r\n')
     if not line:
       continue
-    yield {'index': index, **default, **_parse(line, f'{name}:{number}')}
+    where = f'{name}:{number}'
+    row = {'index': index, **default, **_parse(line, where)}
+    try:
+      # What cannot be written as an answer must not be computed.
+      json.dumps(row, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, RecursionError) as e:
+      raise InputError(f'{where}: no valid text or number: {e}') from e
+    yield row
     index += 1
 
 

@@ -8,6 +8,7 @@ checked before anything is allocated, and whatever is wrong ends as an
 from collections.abc import Mapping
 import io
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -49,6 +50,13 @@ def _no_constant(name: str) -> None:
   raise ValueError(f'{name} is not JSON')
 
 
+def _finite(text: str) -> float:
+  value = float(text)
+  if not math.isfinite(value):
+    raise ValueError(f'{text} is out of range')
+  return value
+
+
 def read_json(path: str, follow_links: bool = False) -> dict[str, Any]:
   """Reads a JSON object from a file.
 
@@ -61,7 +69,7 @@ def read_json(path: str, follow_links: bool = False) -> dict[str, Any]:
       text = f.read(_MAX_JSON_BYTES + 1)
     if len(text) > _MAX_JSON_BYTES:
       raise ValueError(f'larger than {_MAX_JSON_BYTES} bytes')
-    value = json.loads(text, parse_constant=_no_constant)
+    value = json.loads(text, parse_constant=_no_constant, parse_float=_finite)
   except (OSError, ValueError, RecursionError) as e:
     raise InputError(f'{path} cannot be read as JSON: {e}') from e
   if not isinstance(value, dict):
