@@ -46,7 +46,8 @@ class Tokenizer:
     Raises:
       InputError: if the file is no SentencePiece model.
     """
-    files.require_file(path, follow_links=True)
+    if os.path.exists(path):
+      files.require_file(path, follow_links=True)
     try:
       with open(path, 'rb') as f:
         model = _ModelProto.FromString(f.read())

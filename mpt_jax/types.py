@@ -31,11 +31,11 @@ class InputError(ValueError):
 
 
 def _one_line(text: str) -> str:
-  """Returns the text without line breaks and control characters.
+  r"""Returns the text without line breaks and control characters.
 
   Examples:
-    >>> _one_line('a\\nb \\x1b[2J')
-    'a b \\\\x1b[2J'
+    >>> _one_line('a\nb \x1b[2J')
+    'a b \\x1b[2J'
   """
   if len(text) > _MESSAGE_CHARACTERS:
     half = _MESSAGE_CHARACTERS // 2

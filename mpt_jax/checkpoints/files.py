@@ -123,7 +123,8 @@ def read_tensors(
             f'{path}: {name} has type {view.get_dtype()}, expected'
             f' {" or ".join(dtypes)}'
           )
-      arrays = {n: f.get_tensor(n).astype(np.float32) for n in shapes}
+      with np.errstate(invalid='ignore'):  # NaN is refused below.
+        arrays = {n: f.get_tensor(n).astype(np.float32) for n in shapes}
   except InputError:
     raise
   except Exception as e:  # safetensors raises several unrelated types.
@@ -155,7 +156,8 @@ def read_npy(path: str) -> np.ndarray:
       f'{path} holds {mapped.dtype} of shape {mapped.shape}, expected one'
       ' prompt of floats [length, width]'
     )
-  with np.errstate(over='ignore'):  # Becomes infinity, which is refused.
+  # Becomes infinity or NaN, which is refused.
+  with np.errstate(over='ignore', invalid='ignore'):
     array = np.array(mapped, np.float32, order='C')
   if not np.isfinite(array).all():
     raise InputError(f'{path} holds NaN or infinity')

@@ -1,4 +1,4 @@
-"""The long run: `make fuzz`, or for one case again
+"""The long run: `make fuzz`, or one case again
 
   python -m tests.fuzz --readers=peft --show=1234
 
@@ -124,7 +124,9 @@ def main() -> int:
   names = args.readers.split(',')
   for name in names:
     if name not in readers.READERS:
-      parser.error(f'no reader {name!r}; there are {", ".join(readers.READERS)}')
+      parser.error(
+        f'no reader {name!r}; there are {", ".join(readers.READERS)}'
+      )
   out = args.out or tempfile.mkdtemp(prefix='mpt_jax-fuzz-')
   os.makedirs(out, exist_ok=True)
   if args.show is not None:

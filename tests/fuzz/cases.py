@@ -67,7 +67,12 @@ class _Watch:
       self._note(os.fsdecode(path), bool(writes))
     elif event in ('os.mkdir', 'os.remove', 'os.rename', 'os.rmdir'):
       self._note(os.fsdecode(args[0]), True)
-    elif event in ('subprocess.Popen', 'os.system', 'os.exec', 'socket.connect'):
+    elif event in (
+      'subprocess.Popen',
+      'os.system',
+      'os.exec',
+      'socket.connect',
+    ):
       self.found.append(f'{event} {args[0]!r}')
 
   def _note(self, path: str, writes: bool) -> None:
@@ -99,7 +104,7 @@ class Arena:
     for i, files in enumerate(self._seeds):
       for name, content in files.items():
         self._put(self._parent / f'seed{i}' / name, content)
-    for name, content in readers.outside().items():
+    for name, content in reader.outside().items():
       self._put(self._parent / 'outside' / name, content)
     self._listing = self._list()
 

@@ -1,6 +1,6 @@
 """Writes tests/fuzz/corpus/orbax, whose file names are drawn anew each time.
 
-  python -m tests.fuzz.make_orbax
+python -m tests.fuzz.make_orbax
 """
 
 import shutil

@@ -290,7 +290,9 @@ def _safetensors(rng: random.Random, data: bytes) -> bytes:
   header, body = data[8 : 8 + size], data[8 + size :]
   kind = rng.randrange(5)
   if kind == 0:
-    size = rng.choice((0, size + 1, size - 1, 1 << 40, len(data), (1 << 64) - 1))
+    size = rng.choice(
+      (0, size + 1, size - 1, 1 << 40, len(data), (1 << 64) - 1)
+    )
   elif kind == 1:
     at = rng.randrange(max(1, len(body) // 4)) * 4
     bad = rng.choice((0x7FC00000, 0x7F800000, 0x7F800001, 0xFF7FFFFF))
@@ -305,7 +307,9 @@ def _safetensors(rng: random.Random, data: bytes) -> bytes:
 def _npy(rng: random.Random, data: bytes) -> bytes:
   (size,) = struct.unpack('<H', data[8:10])
   header, body = data[10 : 10 + size].decode('latin1'), data[10 + size :]
-  old = rng.choice(("'<f4'", 'False', header[header.index('(') :].split('}')[0]))
+  old = rng.choice(
+    ("'<f4'", 'False', header[header.index('(') :].split('}')[0])
+  )
   new = rng.choice(
     (
       "'<f8'",

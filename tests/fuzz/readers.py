@@ -38,6 +38,7 @@ class Reader:
     read: reads a damaged folder; raises `Unclean` if what it got is wrong.
     targets: ends of the names of files to damage; () is every file.
     own_files_only: whether opening a file elsewhere is unclean.
+    outside: what lies beside the folder, which nothing may read.
   """
 
   name: str
@@ -45,6 +46,7 @@ class Reader:
   read: Callable[[str, int], None]
   targets: tuple[str, ...] = ()
   own_files_only: bool = True
+  outside: Callable[[], dict[str, bytes]] = dict
 
 
 def _check(condition: object, message: str) -> None:
@@ -173,7 +175,9 @@ def _read_npy(folder: str, seed: int) -> None:
 # --- Backbones ---
 
 
-_TIED = tiny.CONFIG.replace(mlp_activations=('relu',), logits_via_embedding=True)
+_TIED = tiny.CONFIG.replace(
+  mlp_activations=('relu',), logits_via_embedding=True
+)
 
 
 def _sharded(files: dict[str, bytes]) -> dict[str, bytes]:
@@ -204,7 +208,7 @@ def _hf_seeds() -> list[dict[str, bytes]]:
   return [whole, tied, _sharded(dict(tied))]
 
 
-def _check_backbone(folder: str) -> None:
+def _read_backbone(folder: str, seed: int) -> None:
   backbone = load_backbone(folder)
   _check(not backbone.report['new'], 'a random tensor')
   flat = traverse_util.flatten_dict(backbone.params, sep='/')
@@ -332,8 +336,9 @@ def _record_seeds() -> list[dict[str, bytes]]:
     }
     for i in range(6)
   ]
-  jsonl = '\n'.join(json.dumps(r, ensure_ascii=i % 2 == 0) for i, r in
-                    enumerate(rows))
+  jsonl = '\n'.join(
+    json.dumps(r, ensure_ascii=i % 2 == 0) for i, r in enumerate(rows)
+  )
   tsv = 'premise\thypothesis\tlabel\n' + ''.join(
     f'a "b" {i}\tc, d\t{i % 2}\n' for i in range(6)
   )
@@ -426,8 +431,10 @@ def _gin_seeds() -> list[dict[str, bytes]]:
 def _read_gin(folder: str, seed: int) -> None:
   import gin
 
-  from mpt_jax import cli
-  from mpt_jax import infer  # noqa: F401
+  from mpt_jax import (
+    cli,
+    infer,  # noqa: F401
+  )
 
   try:
     with open(os.path.join(folder, 'bindings.json'), 'rb') as f:
@@ -452,9 +459,9 @@ READERS = {
     ),
     Reader('peft', _peft_seeds, _read_peft, ('json', 'safetensors')),
     Reader('npy', _npy_seeds, _read_npy),
-    Reader('huggingface', _hf_seeds, lambda f, _: _check_backbone(f)),
-    Reader('t5x_legacy', t5x_legacy, lambda f, _: _check_backbone(f)),
-    Reader('t5x_orbax', t5x_orbax, lambda f, _: _check_backbone(f)),
+    Reader('huggingface', _hf_seeds, _read_backbone),
+    Reader('t5x_legacy', t5x_legacy, _read_backbone, outside=outside),
+    Reader('t5x_orbax', t5x_orbax, _read_backbone, outside=outside),
     Reader(
       'vocabulary',
       lambda: [{'spiece.model': VOCABULARY.read_bytes()}],
