@@ -228,7 +228,7 @@ def _definitions(
     ([(name, value, file)], text of all files); a later definition wins.
   """
   found: list[tuple[str, str, str]] = []
-  texts = []
+  texts: list[str] = []
 
   def read(path: str, including: tuple[str, ...] = ()) -> None:
     if os.path.realpath(path) in including:

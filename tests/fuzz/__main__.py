@@ -19,7 +19,8 @@ import time
 from tests.fuzz import cases, readers
 
 # A case that no signal could end: the process is killed.
-_SILENT_SECONDS = 120
+_SILENT_SECONDS = 300
+_START_SECONDS = 1800
 _MEMORY = 4 << 30
 
 
@@ -56,13 +57,15 @@ def _supervise(reader: str, count: int, seed: int, folder: str) -> bytes:
     errors = pathlib.Path(folder, f'{reader}.stderr')
     with errors.open('ab') as stderr:
       process = subprocess.Popen(command, stderr=stderr)
-    changed, last, killed = time.monotonic(), b'', False
+    changed, last, killed = time.monotonic(), path.read_bytes(), False
+    limit = _START_SECONDS
     while process.poll() is None:
       time.sleep(0.5)
       now = path.read_bytes()
       if now != last:
         last, changed = now, time.monotonic()
-      elif time.monotonic() - changed > _SILENT_SECONDS:
+        limit = _SILENT_SECONDS
+      elif time.monotonic() - changed > limit:
         process.kill()
         killed = True
       _progress(reader, now, began)
@@ -93,6 +96,8 @@ def _progress(reader: str, outcomes: bytes, began: float) -> None:
   done = len(outcomes) - outcomes.count(cases.NOT_RUN)
   seconds = time.monotonic() - began
   left = seconds * (len(outcomes) - done) / max(done, 1)
+  if not done:
+    left = float('nan')
   text = (
     f'{reader} {done}/{len(outcomes)},'
     f' {outcomes.count(cases.UNCLEAN)} unclean, {left / 60:.1f} min left'
