@@ -7,6 +7,7 @@ never the optimizer's state.
 """
 
 from collections.abc import Mapping, Sequence
+import contextlib
 import os
 import re
 from typing import Any
@@ -205,11 +206,11 @@ def _is_inside(folder: str, name: str) -> bool:
 
 def _check_declared(folder: str, arrays: Mapping[str, Any]) -> None:
   """Refuses arrays that the files cannot hold, before they are allocated."""
-  stored = sum(
-    os.lstat(os.path.join(base, name)).st_size
-    for base, _, names in os.walk(folder)
-    for name in names
-  )
+  stored = 0
+  for base, _, names in os.walk(folder):
+    for name in names:
+      with contextlib.suppress(OSError):  # A link to nowhere.
+        stored += os.path.getsize(os.path.join(base, name))
   declared, largest = 0, ('', 0)
   for name, array in arrays.items():
     size = array.dtype.numpy_dtype.itemsize

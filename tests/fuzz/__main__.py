@@ -96,11 +96,13 @@ def _progress(reader: str, outcomes: bytes, began: float) -> None:
   done = len(outcomes) - outcomes.count(cases.NOT_RUN)
   seconds = time.monotonic() - began
   left = seconds * (len(outcomes) - done) / max(done, 1)
-  if not done:
-    left = float('nan')
   text = (
-    f'{reader} {done}/{len(outcomes)},'
-    f' {outcomes.count(cases.UNCLEAN)} unclean, {left / 60:.1f} min left'
+    f'{reader} is starting'
+    if not done
+    else (
+      f'{reader} {done}/{len(outcomes)},'
+      f' {outcomes.count(cases.UNCLEAN)} unclean, {left / 60:.1f} min left'
+    )
   )
   if sys.stderr.isatty():
     print(f'\r{text:<70}', end='', file=sys.stderr, flush=True)
