@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTHONS ?= python3.11 python3.12 python3.13 python3
 
-.PHONY: help demo demo-full backbone test test-fast lint clean
+.PHONY: help demo demo-full backbone test test-fast fuzz lint clean
 
 help:
 	@echo 'make demo       the method end to end on the embedded benchmark'
@@ -16,6 +16,7 @@ help:
 	@echo 'make backbone   pretrain the demo backbone anew, about 20 minutes'
 	@echo 'make test       every test'
 	@echo 'make test-fast  the tests that take less than about five seconds'
+	@echo 'make fuzz       20,000 damaged files per reader, about an hour and a half'
 	@echo 'make lint       ruff and mypy'
 	@echo 'make clean      remove build leftovers and caches (keeps results)'
 
@@ -38,6 +39,9 @@ test: $(STAMP)
 
 test-fast: $(STAMP)
 	$(BIN)/python -m pytest -m 'not slow'
+
+fuzz: $(STAMP)
+	$(BIN)/python -m tests.fuzz
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

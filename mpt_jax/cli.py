@@ -28,6 +28,8 @@ _PROCESS_FLAGS = (
   'initialization_timeout',
 )
 _MACRO = r'[A-Za-z_][A-Za-z0-9_]*'
+# Files that include one another can be as many as 2 to their number.
+_MOST_FILES = 1000
 # '%gin.REQUIRED' is a constant, not a macro.
 _REFERENCE = re.compile(rf'%({_MACRO})\b(?!\.)')
 
@@ -268,7 +270,7 @@ def configure(
     gin.parse_config_files_and_bindings(gin_files, list(bindings))
   except InputError:
     raise
-  except (ValueError, TypeError, SyntaxError, OSError, ImportError) as e:
+  except Exception as e:  # Its parsers raise many unrelated types.
     raise InputError(f'gin: {" ".join(str(e).split())}') from e
 
 
@@ -331,15 +333,24 @@ def _definitions(
     ([(name, value, file)], text of all files); a later definition wins.
   """
   found: list[tuple[str, str, str]] = []
-  texts = []
+  texts: list[str] = []
 
-  def read(path: str) -> None:
-    with open(path, encoding='utf-8') as f:
-      text = re.sub(r'(?m)^\s*#.*$|\s#.*$', '', f.read())
+  def read(path: str, including: tuple[str, ...] = ()) -> None:
+    if os.path.realpath(path) in including:
+      raise InputError(f'gin file {path} includes itself')
+    if len(texts) >= _MOST_FILES:
+      raise InputError(f'more than {_MOST_FILES} gin files are included')
+    including = (*including, os.path.realpath(path))
+    try:
+      with open(path, encoding='utf-8') as f:
+        text = re.sub(r'(?m)^\s*#.*$|\s#.*$', '', f.read())
+    except (OSError, UnicodeDecodeError) as e:
+      reason = getattr(e, 'strerror', None) or 'not UTF-8'
+      raise InputError(f'gin file {path} cannot be read: {reason}') from e
     texts.append(text)
     for line in text.splitlines():
       if include := re.match(r'include\s+[\'"](.+?)[\'"]', line):
-        read(_find(include.group(1), paths))
+        read(_find(include.group(1), paths), including)
       elif macro := re.match(rf'({_MACRO})[ \t]*=[ \t]*(.*)$', line):
         found.append((macro.group(1), macro.group(2).strip(), path))
 

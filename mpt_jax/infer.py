@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 
 # Stands for standard input or output in place of a file.
 STANDARD = '-'
+_LONGEST_LINE = 1 << 20
 
 
 def infer(
@@ -205,18 +206,31 @@ def _read(
   """Yields lines as dicts with `index`, `inputs` and perhaps `task`."""
   default = {} if task is None else {'task': task}
   index = 0
-  lines = enumerate(stream, start=1)
-  while True:
+  for number in itertools.count(1):
     try:
-      number, line = next(lines)
-    except StopIteration:
-      return
+      line = stream.readline(_LONGEST_LINE + 1)
     except UnicodeDecodeError as e:
       raise InputError(f'INPUT {name} is not UTF-8: {e.reason}') from e
+    except OSError as e:
+      raise InputError(f'INPUT {name} cannot be read: {e.strerror}') from e
+    if not line:
+      return
+    if len(line) > _LONGEST_LINE:
+      # A device or a damaged file need not have a second line.
+      raise InputError(
+        f'{name}:{number}: the line has more than {_LONGEST_LINE} characters'
+      )
     line = line.rstrip('\r\n')
     if not line:
       continue
-    yield {'index': index, **default, **_parse(line, f'{name}:{number}')}
+    where = f'{name}:{number}'
+    row = {'index': index, **default, **_parse(line, where)}
+    try:
+      # What cannot be written as an answer must not be computed.
+      json.dumps(row, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, RecursionError) as e:
+      raise InputError(f'{where}: no valid text or number: {e}') from e
+    yield row
     index += 1
 
 

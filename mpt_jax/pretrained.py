@@ -9,6 +9,7 @@ import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
 from mpt_jax import models
+from mpt_jax.checkpoints import files
 from mpt_jax.checkpoints.backbone import (
   Backbone,
   digest_vocabulary,
@@ -45,6 +46,8 @@ class Tokenizer:
     Raises:
       InputError: if the file is no SentencePiece model.
     """
+    if os.path.exists(path):
+      files.require_file(path, follow_links=True)
     try:
       with open(path, 'rb') as f:
         model = _ModelProto.FromString(f.read())

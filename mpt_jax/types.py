@@ -11,12 +11,40 @@ PyTree = Any
 Batch = Mapping[str, Array]
 
 
+# What a terminal shows without drowning the rest.
+_MESSAGE_CHARACTERS = 1000
+# Near names are searched for in time that grows with the square of these.
+_NAME_CHARACTERS = 100
+_NAMES = 1000
+
+
 class InputError(ValueError):
   """Something the user gave is wrong.
 
   The message is one line that names the value, where it came from and what
-  would be right. Entry points print it to stderr and exit with code 2.
+  would be right. Entry points print it to stderr and exit with code 2. What a
+  file from a stranger brings into it is cut and made printable.
   """
+
+  def __init__(self, message: str):
+    super().__init__(_one_line(message))
+
+
+def _one_line(text: str) -> str:
+  r"""Returns the text without line breaks and control characters.
+
+  Examples:
+    >>> _one_line('a\nb \x1b[2J')
+    'a b \\x1b[2J'
+  """
+  if len(text) > _MESSAGE_CHARACTERS:
+    half = _MESSAGE_CHARACTERS // 2
+    # The end says what would be right.
+    text = f'{text[:half]} … {text[-half:]}'
+  if text.isprintable():
+    return text
+  text = ' '.join(text.split('\n'))
+  return ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -33,7 +61,10 @@ def nearest(name: str, known: Iterable[str]) -> str:
     >>> nearest('BATCHSIZE', ['BATCH_SIZE', 'MODEL_DIR'])
     "; did you mean 'BATCH_SIZE'?"
   """
-  close = difflib.get_close_matches(name, list(known), n=2, cutoff=0.6)
+  if len(name) > _NAME_CHARACTERS:
+    return ''
+  some = [k for k in known if len(k) <= _NAME_CHARACTERS][:_NAMES]
+  close = difflib.get_close_matches(name, some, n=2, cutoff=0.6)
   if not close:
     return ''
   return '; did you mean ' + ' or '.join(repr(c) for c in close) + '?'

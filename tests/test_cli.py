@@ -307,3 +307,57 @@ def test_export_puts_together_and_renames(tmp_path):
     got = np.load(tmp_path / f'npy/{name}.npy', allow_pickle=False)
     np.testing.assert_array_equal(got, prompts[old])
   assert load_prompts(str(tmp_path / 'peft')).task_names == ('b', 'cb')
+
+
+@pytest.mark.parametrize(
+  ('text', 'message'),
+  [
+    (b'A = 1 \xff\xfe', 'own.gin cannot be read: not UTF-8'),
+    (b"include 'own.gin'", 'own.gin includes itself'),
+    (b'infer.batch_size = ' + b'(' * 300, 'gin: '),
+    (b'infer.batch_size = ' + b'-' * 3000 + b'1', 'gin: '),
+    (b'infer.batch_size = @', 'gin: '),
+  ],
+)
+def test_hostile_gin_files_are_one_line(tmp_path, monkeypatch, text, message):
+  (tmp_path / 'own.gin').write_bytes(text)
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(InputError, match=message) as error:
+    cli.configure(['own.gin'], [])
+  assert str(error.value).isprintable()
+
+
+def test_files_that_include_one_another_too_often(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  for i in range(30):
+    (tmp_path / f'{i}.gin').write_text(f"include '{i + 1}.gin'\n" * 2)
+  (tmp_path / '30.gin').write_text('')
+  with pytest.raises(InputError, match='more than 1000 gin files'):
+    cli.configure(['0.gin'], [])
+
+
+@pytest.mark.parametrize(
+  'line',
+  [
+    '{"inputs": "half \\ud800"}',
+    '{"inputs": "a", "\\udfff": 1}',
+    '{"inputs": "a", "score": NaN}',
+    '{"inputs": "a", "score": 1e999}',
+    '{"inputs": "a", "deep": ' + '[' * 5000,
+  ],
+)
+def test_lines_that_could_not_be_answered(line):
+  import io
+
+  from mpt_jax import infer
+
+  with pytest.raises(InputError, match='^in.jsonl:2: no '):
+    list(infer._read(io.StringIO(f'a text\n{line}\n'), 'in.jsonl', None))
+
+
+def test_a_line_without_end():
+  from mpt_jax import infer
+
+  with open('/dev/zero', encoding='utf-8') as stream:
+    with pytest.raises(InputError, match='^zero:1: the line has more than'):
+      list(infer._read(stream, 'zero', None))

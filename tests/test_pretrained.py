@@ -102,6 +102,11 @@ class TestTokenizer:
     for ids in rng.integers(0, ours.size + 9, (200, 6)).tolist():
       assert ours.decode(ids) == theirs.decode(ids)
 
+  def test_a_device_is_not_a_vocabulary(self, tmp_path):
+    (tmp_path / 'v.model').symlink_to('/dev/zero')
+    with pytest.raises(InputError, match='not a regular file'):
+      Tokenizer(str(tmp_path / 'v.model'))
+
   def test_not_a_vocabulary(self, tmp_path):
     (tmp_path / 'v.model').write_bytes(b'\xff' * 50)
     with pytest.raises(InputError, match=r'v\.model is not a Sentence'):

@@ -94,7 +94,12 @@ def load_backbone(
     )
   ignored = tensors.check_tensors(source, config)
   names = list(tensors.expected_shapes(config))
-  arrays = source.read(names)
+  # What is not finite is refused below.
+  with np.errstate(over='ignore', invalid='ignore'):
+    arrays = source.read(names)
+  for tensor, array in arrays.items():
+    if not np.isfinite(array).all():
+      raise InputError(f'{path}: {tensor} holds NaN or infinity')
   params = traverse_util.unflatten_dict(arrays, sep='/')
   vocabulary = os.path.join(path, huggingface.VOCABULARY)
   return Backbone(

@@ -460,8 +460,11 @@ def _load_bundle(path: str) -> PromptBundle:
     raise InputError(f'{config_path}: {e}') from e
   tensor_path = os.path.join(path, TENSORS)
   arrays, _ = files.read_tensors(tensor_path, shapes)
-  with open(tensor_path, 'rb') as f:
-    found = _digest(config, f.read())
+  try:
+    with open(tensor_path, 'rb') as f:
+      found = _digest(config, f.read())
+  except (OSError, ValueError, RecursionError) as e:
+    raise InputError(f'{path} cannot be read: {e}') from e
   if config[_DIGEST] != found:
     raise InputError(
       f'{path} is damaged or was edited: its digest is {found}, and'

@@ -8,6 +8,7 @@ checked before anything is allocated, and whatever is wrong ends as an
 from collections.abc import Mapping
 import io
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -49,6 +50,13 @@ def _no_constant(name: str) -> None:
   raise ValueError(f'{name} is not JSON')
 
 
+def _finite(text: str) -> float:
+  value = float(text)
+  if not math.isfinite(value):
+    raise ValueError(f'{text} is out of range')
+  return value
+
+
 def read_json(path: str, follow_links: bool = False) -> dict[str, Any]:
   """Reads a JSON object from a file.
 
@@ -61,7 +69,7 @@ def read_json(path: str, follow_links: bool = False) -> dict[str, Any]:
       text = f.read(_MAX_JSON_BYTES + 1)
     if len(text) > _MAX_JSON_BYTES:
       raise ValueError(f'larger than {_MAX_JSON_BYTES} bytes')
-    value = json.loads(text, parse_constant=_no_constant)
+    value = json.loads(text, parse_constant=_no_constant, parse_float=_finite)
   except (OSError, ValueError, RecursionError) as e:
     raise InputError(f'{path} cannot be read as JSON: {e}') from e
   if not isinstance(value, dict):
@@ -115,7 +123,8 @@ def read_tensors(
             f'{path}: {name} has type {view.get_dtype()}, expected'
             f' {" or ".join(dtypes)}'
           )
-      arrays = {n: f.get_tensor(n).astype(np.float32) for n in shapes}
+      with np.errstate(invalid='ignore'):  # NaN is refused below.
+        arrays = {n: f.get_tensor(n).astype(np.float32) for n in shapes}
   except InputError:
     raise
   except Exception as e:  # safetensors raises several unrelated types.
@@ -147,7 +156,8 @@ def read_npy(path: str) -> np.ndarray:
       f'{path} holds {mapped.dtype} of shape {mapped.shape}, expected one'
       ' prompt of floats [length, width]'
     )
-  with np.errstate(over='ignore'):  # Becomes infinity, which is refused.
+  # Becomes infinity or NaN, which is refused.
+  with np.errstate(over='ignore', invalid='ignore'):
     array = np.array(mapped, np.float32, order='C')
   if not np.isfinite(array).all():
     raise InputError(f'{path} holds NaN or infinity')

@@ -100,6 +100,7 @@ def open_folder(path: str) -> tuple[TensorSource, T5Config, str]:
   )
   tied, head = _read_head(stored_config, stored, embedding)
   config = _read_config(os.path.join(path, CONFIG), stored_config, tied)
+  _check_sizes(os.path.join(path, CONFIG), config, stored)
 
   def stored_name(parameter: str) -> tuple[str, bool]:
     name, transposed = name_of(parameter)
@@ -318,7 +319,7 @@ def _read_config(file: str, stored: Mapping[str, Any], tied: bool) -> T5Config:
       f'{file}: model_type is {model_type!r}, expected t5 or mt5'
     )
   kind = stored.get('feed_forward_proj', 'relu')
-  if kind not in _ACTIVATIONS:
+  if not isinstance(kind, str) or kind not in _ACTIVATIONS:
     raise InputError(
       f'{file}: feed_forward_proj is {kind!r}, expected one of'
       f' {", ".join(_ACTIVATIONS)}'
@@ -339,6 +340,31 @@ def _read_config(file: str, stored: Mapping[str, Any], tied: bool) -> T5Config:
     )
   except (InputError, TypeError) as e:
     raise InputError(f'{file}: {e}') from e
+
+
+def _check_sizes(
+  file: str, config: T5Config, stored: Mapping[str, _Stored]
+) -> None:
+  """Refuses sizes that the weights cannot have, before they cost anything."""
+  largest = max((max(s.shape, default=0) for s in stored.values()), default=0)
+  layers = max(config.num_encoder_layers, config.num_decoder_layers)
+  sizes = {
+    'vocab_size': config.vocab_size,
+    'd_model': config.emb_dim,
+    'num_heads * d_kv': config.num_heads * config.head_dim,
+    'd_ff': config.mlp_dim,
+    'relative_attention_num_buckets': config.relpos_num_buckets,
+  }
+  for name, size in sizes.items():
+    if size > largest:
+      raise InputError(
+        f'{file}: {name} is {size}, but no weight has a side of more than'
+        f' {largest}; is the config their own?'
+      )
+  if layers > len(stored):
+    raise InputError(
+      f'{file}: there are {len(stored)} tensors, too few for {layers} layers'
+    )
 
 
 def _model_name(path: str, config: Mapping[str, Any]) -> str:

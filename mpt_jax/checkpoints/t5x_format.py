@@ -7,6 +7,7 @@ written; parameters only, never an optimizer's state.
 """
 
 from collections.abc import Mapping, Sequence
+import contextlib
 import os
 import re
 import shutil
@@ -28,6 +29,10 @@ _LEGACY_VERSION = 3
 # Reading many arrays at once hides the latency of the file system; reading
 # all would hold every compressed one in memory besides.
 _READS_AT_ONCE = 32
+# Weights hardly compress, and gzip makes nothing smaller than by this; a
+# checkpoint that declares more than it can hold is not allocated.
+_LARGEST_RATIO = 1032
+_DECLARED_BYTES = 64 << 20
 
 
 def find_checkpoint(path: str) -> str | None:
@@ -217,7 +222,13 @@ def _open_orbax(folder: str) -> TensorSource:
       if key.endswith(b'/.zarray')
     )
   else:
-    names = sorted(n for n in os.listdir(state) if n.startswith(_PREFIX))
+    try:
+      names = sorted(n for n in os.listdir(state) if n.startswith(_PREFIX))
+    except OSError as e:
+      raise InputError(f'{state} cannot be read: {e.strerror}') from e
+    for name in names:
+      if not _is_inside(state, name):
+        raise InputError(f'{state}{name} is a link that leads out of {folder}')
   if not names:
     raise InputError(f'{state} holds no parameters (names {_PREFIX}…)')
   base = kvstore.get('path', '')
@@ -271,15 +282,42 @@ def _zarr_folder(
   name = name.rstrip('/') if isinstance(name, str) else ''
   inside = name not in ('', '.', '..') and not re.search(r'[/\\\0]', name)
   path = os.path.join(folder, name)
-  if inside:
-    root = os.path.join(os.path.realpath(folder), '')
-    inside = os.path.realpath(path).startswith(root)
-  if not inside:
+  if not inside or not _is_inside(folder, name):
     raise InputError(
       f'{file}: the array {parameter} is said to lie at {name!r}, expected the'
       f' name of a folder in {folder}'
     )
   return {'driver': 'file', 'path': os.path.join(path, '')}
+
+
+def _is_inside(folder: str, name: str) -> bool:
+  """Returns whether `name` stays in the folder when links are followed."""
+  root = os.path.join(os.path.realpath(folder), '')
+  return os.path.realpath(os.path.join(folder, name)).startswith(root)
+
+
+def _check_declared(folder: str, arrays: Mapping[str, Any]) -> None:
+  """Refuses arrays that the files cannot hold, before they are allocated."""
+  stored = 0
+  for base, _, names in os.walk(folder):
+    for name in names:
+      with contextlib.suppress(OSError):  # A link to nowhere.
+        stored += os.path.getsize(os.path.join(base, name))
+  declared, largest = 0, ('', 0)
+  for name, array in arrays.items():
+    size = array.dtype.numpy_dtype.itemsize
+    for length, chunk in zip(
+      array.shape, array.chunk_layout.read_chunk.shape, strict=True
+    ):
+      # A chunk is decoded whole, however little of it is in the array.
+      size *= -(-length // max(chunk, 1)) * max(chunk, 1)
+    declared += size
+    largest = max(largest, (name, size), key=lambda item: item[1])
+  if declared > _LARGEST_RATIO * stored + _DECLARED_BYTES:
+    raise InputError(
+      f'{folder}: its arrays declare {declared} bytes, {largest[0]} alone'
+      f' {largest[1]}, but its files have {stored} bytes'
+    )
 
 
 def _source(
@@ -302,12 +340,17 @@ def _source(
     for name, kvstore in specs.items()
   }
   arrays = {n: _result(folder, n, future) for n, future in opening.items()}
+  _check_declared(folder, arrays)
   shapes = {name: tuple(array.shape) for name, array in arrays.items()}
   shapes |= {name: array.shape for name, array in inlined.items()}
 
   def read(names: Sequence[str]) -> dict[str, np.ndarray]:
     values = {n: np.asarray(inlined[n]) for n in names if n in inlined}
     stored = [n for n in names if n not in inlined]
+    for name in stored:
+      dtype = arrays[name].dtype.numpy_dtype
+      if not jnp.issubdtype(dtype, jnp.floating):
+        raise InputError(f'{folder}: {name} is of {dtype}, expected floats')
     for start in range(0, len(stored), _READS_AT_ONCE):
       some = stored[start : start + _READS_AT_ONCE]
       reading = {n: arrays[n].read() for n in some}

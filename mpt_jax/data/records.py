@@ -5,13 +5,16 @@ reported with its file and number, not as a TensorFlow error in the middle of
 training. The rows are kept in memory, as the tokens will be.
 """
 
+import collections
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import csv
 import dataclasses
 import functools
 import json
+import math
 import os
 import re
+import stat
 from typing import Any
 
 import numpy as np
@@ -98,9 +101,10 @@ def _table(path: str) -> Iterator[tuple[int, Row]]:
           continue
         if header is None:
           header = cells
-          twice = sorted({name for name in cells if cells.count(name) > 1})
-          if twice:
-            raise InputError(f'{path}:1: column {twice[0]!r} occurs twice')
+          counts = collections.Counter(cells)
+          name, count = counts.most_common(1)[0]
+          if count > 1:
+            raise InputError(f'{path}:1: column {name!r} occurs twice')
           continue
         if len(cells) != len(header):
           raise InputError(
@@ -145,7 +149,16 @@ def _lookup(row: Row, column: str, where: str) -> Any:
 def _text(value: Any, column: str, where: str) -> str | list[str]:
   """A cell as text; a list of cells as a list of texts."""
   if isinstance(value, str):
+    try:
+      value.encode()
+    except UnicodeEncodeError as e:
+      # JSON can hold one half of a character.
+      raise InputError(
+        f'{where}: column {column!r} is not valid text: {e.reason}'
+      ) from e
     return value
+  if isinstance(value, float) and not math.isfinite(value):
+    raise InputError(f'{where}: column {column!r} is {value}, not a number')
   if isinstance(value, bool | int | float):
     return str(value)
   if isinstance(value, list | tuple):
@@ -229,6 +242,8 @@ class RecordsSource(seqio.DataSource):
       raise InputError(
         f'{path} (split {split!r}) cannot be read: {e.strerror}'
       ) from e
+    if not stat.S_ISREG(state.st_mode):
+      raise InputError(f'{path} (split {split!r}) is not a regular file')
     # A file that was edited is read anew.
     return self._columns_of(split, (state.st_mtime_ns, state.st_size))
 

@@ -11,6 +11,10 @@ from typing import Any
 from mpt_jax.types import InputError, nearest
 
 ACTIVATIONS = ('relu', 'gelu', 'silu', 'swish', 'linear')
+# Distances and sizes are counted in int32.
+_LARGEST = 2**31 - 1
+# The bias of every distance is tabulated.
+_LARGEST_DISTANCE = 1 << 20
 DTYPES = ('float32', 'bfloat16', 'float16')
 
 
@@ -75,12 +79,31 @@ class T5Config:
     rate = self.dropout_rate
     if not isinstance(rate, (int, float)) or not 0 <= rate < 1:
       raise InputError(f'dropout_rate is {rate!r}, expected 0 up to 1')
+    epsilon = self.layer_norm_epsilon
+    if type(epsilon) not in (int, float) or not 0 < epsilon < 1:
+      raise InputError(
+        f'layer_norm_epsilon is {epsilon!r}, expected a number between 0 and 1'
+      )
     for field in dataclasses.fields(self):
       value = getattr(self, field.name)
       if field.type is int and (type(value) is not int or value < 1):
         raise InputError(
           f'T5Config.{field.name} is {value!r}, expected a positive integer'
         )
+      if field.type is int and value > _LARGEST:
+        raise InputError(
+          f'T5Config.{field.name} is {value!r}, expected {_LARGEST} at most'
+        )
+    least, distance = self.relpos_num_buckets // 2 + 1, self.relpos_max_distance
+    if self.relpos_num_buckets < 4:
+      raise InputError(
+        f'relpos_num_buckets is {self.relpos_num_buckets}, expected 4 or more'
+      )
+    if not least <= distance <= _LARGEST_DISTANCE:
+      raise InputError(
+        f'relpos_max_distance is {distance}, expected {least} up to'
+        f' {_LARGEST_DISTANCE} with {self.relpos_num_buckets} buckets'
+      )
 
   def to_dict(self) -> dict[str, Any]:
     """Returns the fields as JSON types."""

@@ -192,6 +192,17 @@ def test_pickles_are_not_read(copy):
     ({'d_kv': 9}, r'has shape \(32, 32\), but the config asks for \(32, 36\)'),
     ({'num_layers': 3}, r"lacks 9 .*'encoder/layers_2/"),
     ({'num_layers': 1}, r"holds 'encoder.block.1"),
+    # Found by the fuzzer: unhashable, or too large to be made at all.
+    ({'feed_forward_proj': ['relu']}, r"feed_forward_proj is \['relu'\]"),
+    ({'num_layers': 10**6}, r'too few for 1000000 layers'),
+    ({'vocab_size': 2**31}, r'vocab_size is 2147483648, expected'),
+    ({'d_ff': 2**31 - 1}, r'd_ff is 2147483647, but no weight has a side'),
+    ({'d_kv': 2**30}, r'num_heads \* d_kv is 4294967296, but'),
+    ({'layer_norm_epsilon': 'small'}, "layer_norm_epsilon is 'small'"),
+    ({'layer_norm_epsilon': 10**400}, 'layer_norm_epsilon is 1000'),
+    ({'relative_attention_max_distance': 2**30}, 'relpos_max_distance'),
+    ({'relative_attention_max_distance': 16}, 'expected 17 up to'),
+    ({'relative_attention_num_buckets': 3}, 'relpos_num_buckets is 3'),
   ],
 )
 def test_configs_that_do_not_fit(copy, changes, message):
@@ -290,3 +301,14 @@ def test_saving_refuses_what_would_be_wrong(testdata, tmp_path):
   with pytest.raises(InputError, match='beyond the range of float16'):
     save(params=large, dtype='float16')
   assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize('value', [np.nan, np.inf])
+def test_values_must_be_finite(copy, value):
+  folder = copy()
+  file = folder / 'model.safetensors'
+  arrays = safetensors.numpy.load_file(file)
+  arrays['shared.weight'][3, 4] = value
+  safetensors.numpy.save_file(arrays, file)
+  with pytest.raises(InputError, match='embedding holds NaN or infinity'):
+    _load(folder)

@@ -1,6 +1,7 @@
 """T5X's layouts, read without T5X; each against the same plain arrays."""
 
 import json
+import resource
 import shutil
 
 from flax import serialization, traverse_util
@@ -218,4 +219,52 @@ def test_another_model_is_no_t5(copy):
   with pytest.raises(
     InputError, match="is no T5: .*'token_embedder/embedding'"
   ):
+    checkpoints.load_backbone(str(step))
+
+
+_ARRAY = 'target.token_embedder.embedding'
+
+
+def _declare(step, **changes):
+  file = step / _ARRAY / '.zarray'
+  file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {'shape': [10**9, 32]},
+    {'shape': [10**9, 32], 'chunks': [1, 32]},
+    {'chunks': [10**9, 32]},
+    {'shape': [2**62, 32]},
+  ],
+)
+def test_declared_sizes_are_not_allocated(copy, changes):
+  # The shapes imply the config, so that nothing else would disagree.
+  step = copy('legacy')
+  _declare(step, **changes)
+  tracked = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  with pytest.raises(InputError, match=r'declare \d+ bytes|cannot be read'):
+    checkpoints.load_backbone(str(step))
+  grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - tracked
+  assert grown < 100 << 10  # KiB
+
+
+def test_integers_are_no_weights(copy):
+  step = copy('legacy')
+  _declare(step, dtype='<i4')
+  with pytest.raises(InputError, match='embedding is of int32'):
+    checkpoints.load_backbone(str(step))
+
+
+def test_links_do_not_leave_an_orbax_folder_either(copy, tmp_path):
+  step = copy('legacy')
+  (step / 'checkpoint').unlink()
+  (step / 'state').mkdir()
+  for folder in step.glob('target.*'):
+    folder.rename(step / 'state' / folder.name)
+  (step / 'state' / '_METADATA').write_text('{}')
+  (step / 'state' / _ARRAY).rename(tmp_path / 'elsewhere')
+  (step / 'state' / _ARRAY).symlink_to(tmp_path / 'elsewhere')
+  with pytest.raises(InputError, match='a link that leads out of'):
     checkpoints.load_backbone(str(step))

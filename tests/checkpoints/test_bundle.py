@@ -287,6 +287,22 @@ class TestDamage:
     _edit_config(folder, **{key: 'DROP'})
     self._refused(folder, f"lacks the key '{key}'")
 
+  @pytest.mark.parametrize('number', ['1e999', '-1e999', 'NaN'])
+  def test_numbers_must_be_finite(self, folder, number):
+    file = folder / bundle_lib.CONFIG
+    text = file.read_text()
+    file.write_text(
+      text.replace('"metrics": {', f'"metrics": {{"x": {number},')
+    )
+    self._refused(folder, 'cannot be read as JSON')
+
+  def test_deep_nesting(self, folder):
+    value = []
+    for _ in range(300):
+      value = [value]
+    _edit_config(folder, metrics=value)
+    self._refused(folder)
+
   def test_extra_key(self, folder):
     _edit_config(folder, stagee='source')
     self._refused(folder, "unknown key 'stagee'", "did you mean 'stage'")
@@ -567,6 +583,16 @@ class TestNpy:
   def test_not_a_prompt(self, array, tmp_path):
     np.save(tmp_path / 'p.npy', array, allow_pickle=True)
     with pytest.raises(InputError, match=r'p\.npy'):
+      mpt_jax.load_prompts(tmp_path / 'p.npy')
+
+  @pytest.mark.parametrize('dtype', ['<f2', '<f8'])
+  @pytest.mark.filterwarnings('error')
+  def test_every_kind_of_nan_is_refused_in_silence(self, dtype, tmp_path):
+    # A signalling NaN warns when it is cast.
+    bits = {'<f2': 0x7D00, '<f8': 0x7FF4000000000000}[dtype]
+    array = np.full((2, 3), bits, dtype.replace('f', 'u')).view(dtype)
+    np.save(tmp_path / 'p.npy', array)
+    with pytest.raises(InputError, match='NaN or infinity'):
       mpt_jax.load_prompts(tmp_path / 'p.npy')
 
   def test_declared_size_is_not_allocated(self, tmp_path):

@@ -6,6 +6,7 @@ import pytest
 import seqio
 
 from mpt_jax import data
+from mpt_jax.data import records
 from mpt_jax.data.templates import Template
 from mpt_jax.types import InputError
 
@@ -311,3 +312,37 @@ def _tensor(text):
   import tensorflow as tf
 
   return tf.constant(text)
+
+
+@pytest.mark.parametrize(
+  ('premise', 'message'),
+  [
+    ('"half \\ud800"', 'not valid text'),
+    ('NaN', 'is nan, not a number'),
+    ('1e999', 'is inf, not a number'),
+    ('["a", -Infinity]', 'is -inf, not a number'),
+    ('9' * 5000, 'no JSON'),
+  ],
+)
+def test_values_that_are_no_text(tmp_path, premise, message):
+  (tmp_path / 'a.jsonl').write_text(f'{{"premise": {premise}}}\n')
+  source = records.make_source(
+    tmp_path / 'a.jsonl', None, ['premise'], {}, None
+  )
+  with pytest.raises(InputError, match=rf'a\.jsonl:1: .*{message}'):
+    source.check('train')
+
+
+def test_a_header_of_very_many_columns(tmp_path):
+  names = [f'c{i}' for i in range(200_000)]
+  (tmp_path / 'a.tsv').write_text('\t'.join([*names, 'c7']))
+  source = records.make_source(tmp_path / 'a.tsv', None, ['c1'], {}, None)
+  with pytest.raises(InputError, match="column 'c7' occurs twice"):
+    source.check('train')
+
+
+def test_a_device_is_no_data_file(tmp_path):
+  (tmp_path / 'a.jsonl').symlink_to('/dev/zero')
+  source = records.make_source(tmp_path / 'a.jsonl', None, ['a'], {}, None)
+  with pytest.raises(InputError, match='not a regular file'):
+    source.check('train')
