@@ -79,7 +79,7 @@ def started(commands, devices=2):
       process.communicate()
 
 
-def outputs(processes, timeout=120):
+def outputs(processes, timeout=300):
   """[(exit code, lines without those of the transport)]."""
   found = []
   for process in processes:
@@ -269,10 +269,10 @@ def test_lost_then_resumed_by_two_processes_and_by_one(world, tmp_path):
   argv = arguments(world, folder)
   commands = [['-c', KILLER, *argv, *f] for f in flags(2, free_port())]
   with started(commands) as processes:
-    assert processes[1].wait(120) == -signal.SIGKILL
+    assert processes[1].wait(300) == -signal.SIGKILL
     killed = time.monotonic()
     code, lines = outputs(processes)[0]
-    assert time.monotonic() - killed < 10
+    assert time.monotonic() - killed < 20
   assert code == 1
   assert lines[-1].startswith('error: process 1 of 2 was lost: ')
   assert 'Traceback' not in '\n'.join(lines)
