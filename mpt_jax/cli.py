@@ -11,12 +11,14 @@ import importlib.util
 import logging
 import os
 import re
+import signal
 import sys
 import traceback
 from typing import Any
 
 import gin
 
+from mpt_jax import preemption
 from mpt_jax.types import InputError, nearest
 
 # The entry points that several processes run as one.
@@ -90,6 +92,15 @@ def main(module: str, function: str, argv: Sequence[str] | None = None) -> None:
       processes.abort(text, line, 2)
     print(text, file=sys.stderr)
     sys.exit(2)
+  except preemption.Stopped as e:
+    # Gin appends the call it was in.
+    line = (
+      f'{str(e).splitlines()[0]}; its state is saved, the same command resumes'
+    )
+    if processes:
+      processes.finish()
+    print(line, file=sys.stderr)
+    sys.exit(128 + signal.SIGTERM)
   except KeyboardInterrupt:
     line = 'interrupted; the same command resumes'
     if processes:

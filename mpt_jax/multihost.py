@@ -278,6 +278,11 @@ def _short(value: Any) -> str:
   return text if len(text) <= 80 else f'{text[:77]}…'
 
 
+def any_process(flag: bool) -> bool:
+  """Whether a flag is set on any process; all must ask together."""
+  return flag if count() == 1 else any(_gather('1' if flag else ''))
+
+
 def _broadcast(text: str) -> str:
   """Process 0's text, on every process."""
   data = np.frombuffer(text.encode(), np.uint8)

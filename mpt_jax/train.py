@@ -10,7 +10,8 @@ stage) and `finetune` (the whole backbone). The same command resumes a run
 that was stopped.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+import contextlib
 import dataclasses
 import json
 import logging
@@ -31,6 +32,8 @@ from mpt_jax import (
   multihost,
   optimizers,
   partitioning,
+  preemption,
+  selection,
   starts,
   t5,
   trainer,
@@ -38,7 +41,7 @@ from mpt_jax import (
 from mpt_jax import params as params_lib
 from mpt_jax import prompts as prompts_lib
 from mpt_jax.checkpoints import bundle as bundle_lib
-from mpt_jax.checkpoints import files
+from mpt_jax.checkpoints import files, lock
 from mpt_jax.checkpoints import run as run_lib
 from mpt_jax.checkpoints.backbone import Backbone
 from mpt_jax.runs import (
@@ -56,6 +59,9 @@ log = logging.getLogger(__name__)
 
 STAGES = ('teacher', 'source', 'target', 'finetune')
 PROMPTS = 'prompts'
+# Each task's best prompts, and the run's metrics.
+BEST = 'best'
+METRICS = 'metrics.jsonl'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +76,14 @@ class Evaluation:
     tasks: tasks to score; None is the run's own.
     loss_steps: batches (packed if training is) for the teacher-forced loss
       terms of the split, written to the metrics; 0 is none.
+    keep_best: whether each task's best prompts by `split` are kept in
+      `best/<task>`, and become the run's product.
+    best_metric: name of the metric that decides; None is each task's main
+      one.
+    patience: evaluations without a better score after which a task is done;
+      the run ends when all are. None never ends early.
+    test_split: split to score once, at the end, with the run's product; None
+      is none.
   """
 
   split: str = 'validation'
@@ -78,6 +92,16 @@ class Evaluation:
   batch_size: int = 128
   tasks: Sequence[str] | None = None
   loss_steps: int = 0
+  keep_best: bool = False
+  best_metric: str | None = None
+  patience: int | None = None
+  test_split: str | None = None
+
+  def __post_init__(self):
+    if (self.keep_best or self.patience is not None) and not self.period:
+      raise InputError(
+        'KEEP_BEST and PATIENCE compare evaluations: set EVAL_PERIOD too'
+      )
 
 
 def train(
@@ -176,6 +200,8 @@ def train(
       f'stage {stage!r} '
       + ('trains no prompts' if stage == 'finetune' else 'needs prompts')
     )
+  if prompts is None and evaluation is not None and evaluation.keep_best:
+    raise InputError('KEEP_BEST keeps prompts, and stage finetune has none')
   mesh = partitioning.make_mesh(num_partitions)
   partitioning.check_batch_size(dataset.batch_size, mesh, microbatches)
   task_names = prompts.task_names if prompts else ('all',)
@@ -245,131 +271,174 @@ def train(
     'package_version': mpt_jax.__version__,
   }
   multihost.check_same('run', {**run_config, 'data': batches.num_examples})
-  finished = multihost.on_first(
-    lambda: _open_run(model_dir, run_config, dataset, batches.chosen)
-  )
-  if finished is not None:
-    log.info('%s is finished; nothing to do', model_dir)
-    return finished
-  run_lib.check_shared(model_dir)
-
-  # Start order: 1. resume MODEL_DIR, 2. given prompts, 3. initialise.
-  params = dict(loaded.params)
-  if prompts is not None:
-    params['prompts'] = starts.initial_prompts(
-      prompts, model.prompts, loaded, stage, seed
+  held = contextlib.ExitStack()
+  with held:
+    finished = multihost.on_first(
+      lambda: _open_run(held, model_dir, run_config, dataset, batches.chosen)
     )
-  if distillation is not None:
-    assert prompts is not None
-    params['teacher_prompts'] = {
-      'prompt_table': starts.teacher_table(
-        distillation.teacher_prompts, prompts, loaded
+    if finished is not None:
+      log.info('%s is finished; nothing to do', model_dir)
+      return finished
+    run_lib.check_shared(model_dir)
+
+    # Start order: 1. resume MODEL_DIR, 2. given prompts, 3. initialise.
+    params = dict(loaded.params)
+    if prompts is not None:
+      params['prompts'] = starts.initial_prompts(
+        prompts, model.prompts, loaded, stage, seed
       )
-    }
-  trained, frozen = params_lib.split(params, patterns)
-  for line in params_lib.describe(trained, frozen):
-    log.info(line)
-  _check_count(trained, model, trainable)
-  state = trainer.make_state(
-    model, settings, trained, seed, mesh, shard_backbone
-  )
-  checkpointer = run_lib.RunCheckpointer(model_dir, max_to_keep=max_checkpoints)
-  step = multihost.on_first(checkpointer.latest_step)
-  if step is not None:
-    state, iterator_state = checkpointer.restore(state, step)
-    batches.set_state(iterator_state)
-    log.info('resumed %s at step %d', model_dir, int(state.step))
-  frozen = partitioning.place_backbone(
-    frozen,
-    mesh,
-    dtype=config.dtype,
-    scan_layers=scan_layers,
-    shard_backbone=shard_backbone,
-  )
-
-  evaluate = None
-  if evaluation is not None:
-    evaluate = _Evaluator(
-      model, frozen, mesh, dataset, evaluation, prompt_length, task_names
+    if distillation is not None:
+      assert prompts is not None
+      params['teacher_prompts'] = {
+        'prompt_table': starts.teacher_table(
+          distillation.teacher_prompts, prompts, loaded
+        )
+      }
+    trained, frozen = params_lib.split(params, patterns)
+    for line in params_lib.describe(trained, frozen):
+      log.info(line)
+    _check_count(trained, model, trainable)
+    state = trainer.make_state(
+      model, settings, trained, seed, mesh, shard_backbone
     )
-  writer = make_writer(model_dir, tensorboard, resume_step=int(state.step))
-  started = time.monotonic()
-  state = trainer.fit(
-    model,
-    settings,
-    state,
-    frozen,
-    batches,
-    train_steps=train_steps,
-    mesh=mesh,
-    task_names=task_names,
-    log_period=log_period,
-    checkpoint_period=checkpoint_period,
-    checkpointer=checkpointer,
-    eval_period=(evaluation.period or None) if evaluation else None,
-    evaluate=evaluate,
-    writer=writer,
-    microbatches=microbatches,
-  )
-  log.info(
-    'trained to step %d in %s',
-    train_steps,
-    trainer.format_seconds(time.monotonic() - started),
-  )
-  if len(batches.taken) > 1:
-    counts = ', '.join(f'{task} {n:,}' for task, n in batches.taken.items())
-    log.info('examples drawn: %s', counts)
-  checkpointer.close()
-  scores: dict[str, dict[str, float]] = {}
-  if evaluate is not None:
-    if evaluate.latest_step != train_steps:
-      writer.write_scalars(train_steps, evaluate(train_steps, state.params))
-    scores = evaluate.latest_scores
-  writer.close()
-  product = partitioning.to_host(state.params)
+    checkpointer = run_lib.RunCheckpointer(
+      model_dir, max_to_keep=max_checkpoints
+    )
+    step = multihost.on_first(checkpointer.latest_step)
+    if step is not None:
+      state, iterator_state = checkpointer.restore(state, step)
+      batches.set_state(iterator_state)
+      log.info('resumed %s at step %d', model_dir, int(state.step))
+    frozen = partitioning.place_backbone(
+      frozen,
+      mesh,
+      dtype=config.dtype,
+      scan_layers=scan_layers,
+      shard_backbone=shard_backbone,
+    )
 
-  def write() -> None:
-    if prompts is None:
-      _save_backbone(model_dir, loaded, product)
-    else:
-      bundle_lib.PromptBundle(
+    def make_bundle(
+      step: int, arrays: Mapping[str, Any], scores: Mapping[str, Any]
+    ) -> bundle_lib.PromptBundle:
+      assert prompts is not None
+      return bundle_lib.PromptBundle(
         method=prompts.method,
         stage=stage,
         task_names=task_names,
-        arrays=product['prompts'],
+        arrays=arrays,
         backbone_name=loaded.name,
         backbone_fingerprint=loaded.fingerprint,
         vocabulary_digest=vocabulary_digest(loaded),
-        step=train_steps,
+        step=step,
         metrics=scores,
         package_version=mpt_jax.__version__,
-      ).save(os.path.join(model_dir, PROMPTS))
-    files.write_file(
-      os.path.join(model_dir, RESULTS),
-      files.json_bytes(
-        {
-          'scores': finite_scores(scores),
-          'step': train_steps,
-          'split': evaluation.split if evaluation else None,
-          'synthetic_data': synthetic,
-        }
-      ),
-    )
+      )
 
-  multihost.on_first(write)
-  return scores
+    evaluate = None
+    if evaluation is not None:
+      evaluate = _Evaluator(
+        model, frozen, mesh, dataset, evaluation, prompt_length, task_names
+      )
+    writer = make_writer(model_dir, tensorboard, resume_step=int(state.step))
+    best: _BestPrompts | None = None
+    if evaluate is not None and evaluation is not None:
+      if evaluation.keep_best or evaluation.patience is not None:
+        best = _BestPrompts.create(
+          model_dir, evaluation, int(state.step), make_bundle
+        )
+        evaluate.follow(best.update)
+    started = time.monotonic()
+    request = preemption.StopRequest()
+    held.enter_context(request.listening())
+    state = trainer.fit(
+      model,
+      settings,
+      state,
+      frozen,
+      batches,
+      train_steps=train_steps,
+      mesh=mesh,
+      task_names=task_names,
+      log_period=log_period,
+      checkpoint_period=checkpoint_period,
+      checkpointer=checkpointer,
+      eval_period=(evaluation.period or None) if evaluation else None,
+      evaluate=evaluate,
+      writer=writer,
+      microbatches=microbatches,
+      finished=lambda: best is not None and best.selection.finished,
+      stop_asked=lambda: multihost.any_process(bool(request)),
+    )
+    last_step = int(state.step)
+    log.info(
+      'trained to step %d in %s%s',
+      last_step,
+      trainer.format_seconds(time.monotonic() - started),
+      '' if last_step == train_steps else ': no better score any more',
+    )
+    if len(batches.taken) > 1:
+      counts = ', '.join(f'{task} {n:,}' for task, n in batches.taken.items())
+      log.info('examples drawn: %s', counts)
+    checkpointer.close()
+    scores: dict[str, dict[str, float]] = {}
+    if evaluate is not None:
+      if evaluate.latest_step != last_step and last_step == train_steps:
+        writer.write_scalars(last_step, evaluate(last_step, state.params))
+      scores = evaluate.latest_scores
+    writer.close()
+    product = partitioning.to_host(state.params)
+    bundle = None
+    results: dict[str, Any] = {}
+    if prompts is not None:
+      bundle = make_bundle(last_step, product['prompts'], scores)
+      if best is not None and evaluation is not None and evaluation.keep_best:
+        bundle = best.product()
+        scores = dict(bundle.metrics)
+        results['best_steps'] = {
+          task: step for task, (step, *_) in best.selection.best.items()
+        }
+    if (
+      evaluate is not None and evaluation is not None and evaluation.test_split
+    ):
+      results['test_split'] = evaluation.test_split
+      results['test_scores'] = finite_scores(
+        evaluate.test(bundle, state.params, evaluation.test_split)
+      )
+
+    def write() -> None:
+      if bundle is None:
+        _save_backbone(model_dir, loaded, product)
+      else:
+        bundle.save(os.path.join(model_dir, PROMPTS))
+      files.write_file(
+        os.path.join(model_dir, RESULTS),
+        files.json_bytes(
+          {
+            'scores': finite_scores(scores),
+            'step': last_step,
+            'split': evaluation.split if evaluation else None,
+            'synthetic_data': synthetic,
+            **results,
+          }
+        ),
+      )
+
+    multihost.on_first(write)
+    return scores
 
 
 # ---------------------------------------------------------------------------
 
 
 def _open_run(
+  held: contextlib.ExitStack,
   model_dir: str,
   run_config: Mapping[str, Any],
   dataset: Any,
   chosen: Mapping[str, Any],
 ) -> dict[str, dict[str, float]] | None:
-  """Makes or checks the run's folder; returns the scores of a finished run."""
+  """Takes the run's folder; returns the scores of a finished run."""
+  held.enter_context(lock.hold(model_dir))
   existed = run_lib.check_run_config(model_dir, run_config)
   results = os.path.join(model_dir, RESULTS)
   if existed and os.path.exists(results):
@@ -445,8 +514,13 @@ class _Evaluator:
       models.PromptedT5(model.config, model.prompts)
     )
     self._loss_batches: list[Mapping[str, np.ndarray]] | None = None
+    self._follower: Callable[..., None] | None = None
     self.latest_step: int | None = None
     self.latest_scores: dict[str, dict[str, float]] = {}
+
+  def follow(self, follower: Callable[..., None]) -> None:
+    """Tells somebody of each evaluation: (step, scores, trainable tree)."""
+    self._follower = follower
 
   def __call__(self, step: int, trained: PyTree) -> dict[str, float]:
     """Returns scalars to write for this step."""
@@ -454,7 +528,35 @@ class _Evaluator:
     scalars = self._losses(params) if self._evaluation.loss_steps else {}
     self.latest_scores = self._decode(params)
     self.latest_step = step
+    if self._follower is not None:
+      self._follower(step, self.latest_scores, trained)
     return {**scalars, **flat_scores(self.latest_scores)}
+
+  def test(
+    self,
+    bundle: bundle_lib.PromptBundle | None,
+    trained: PyTree,
+    split: str,
+  ) -> dict[str, dict[str, float]]:
+    """Scores a split with finished prompts, or with what was trained.
+
+    Args:
+      bundle: the prompts; None for a run without any.
+      trained: the trainable tree of such a run.
+      split: the split.
+
+    Returns:
+      {task: {metric: value}}.
+    """
+    if bundle is None:
+      return self._decode(params_lib.merge(trained, self._frozen), split)
+    # Prompts of several steps may have another rank than the run's.
+    model = models.PromptedT5(self._model.config, bundle.make_module())
+    self._predict = trainer.make_predict_step(model)
+    prompts = partitioning.shard_params(
+      {'prompts': dict(bundle.arrays)}, self._mesh
+    )
+    return self._decode(params_lib.merge(prompts, self._frozen), split)
 
   def _losses(self, params: PyTree) -> dict[str, float]:
     if self._loss_batches is None:
@@ -484,8 +586,12 @@ class _Evaluator:
     scalars = trainer.summarize(totals, self._task_names)
     return {f'eval_loss/{name}': value for name, value in scalars.items()}
 
-  def _decode(self, params: dict[str, Any]) -> dict[str, dict[str, float]]:
+  def _decode(
+    self, params: dict[str, Any], split: str | None = None
+  ) -> dict[str, dict[str, float]]:
     from mpt_jax import data
+
+    split = split or self._evaluation.split
 
     params = {k: v for k, v in params.items() if k != 'teacher_prompts'}
 
@@ -501,7 +607,7 @@ class _Evaluator:
       scores.update(
         data.evaluate(
           name,
-          evaluation.split,
+          split,
           self._dataset.task_feature_lengths,
           prompt_length=self._prompt_length,
           task_names=self._rows,
@@ -511,8 +617,88 @@ class _Evaluator:
         )
       )
     for task, values in scores.items():
-      log.info('%s %s: %s', task, evaluation.split, format_scores(values))
+      log.info('%s %s: %s', task, split, format_scores(values))
     return scores
+
+
+@dataclasses.dataclass
+class _BestPrompts:
+  """Keeps each task's best prompts in `best/<task>`.
+
+  Attributes:
+    folder: where the bundles are.
+    selection: what was best so far.
+    make_bundle: (step, arrays, scores) -> bundle of the run's tasks.
+    keep: whether prompts are kept at all.
+  """
+
+  folder: str
+  selection: selection.Selection
+  make_bundle: Callable[..., bundle_lib.PromptBundle]
+  keep: bool
+
+  @classmethod
+  def create(
+    cls,
+    model_dir: str,
+    evaluation: Evaluation,
+    step: int,
+    make_bundle: Callable[..., bundle_lib.PromptBundle],
+  ) -> '_BestPrompts':
+    """Takes up what the run has seen up to a step."""
+    followed = selection.Selection(evaluation.best_metric, evaluation.patience)
+    path = os.path.join(model_dir, METRICS)
+    for then, scores in multihost.on_first(lambda: _past_scores(path, step)):
+      followed.update(then, scores)
+    return cls(
+      os.path.join(model_dir, BEST), followed, make_bundle, evaluation.keep_best
+    )
+
+  def update(
+    self,
+    step: int,
+    scores: dict[str, dict[str, float]],
+    trained: Mapping[str, Any],
+  ) -> None:
+    """Takes an evaluation; saves the prompts of tasks that are better."""
+    better = self.selection.update(step, finite_scores(scores))
+    if not better or not self.keep or 'prompts' not in trained:
+      return
+    arrays = partitioning.to_host(trained['prompts'])
+
+    def save() -> None:
+      for task in better:
+        bundle = self.make_bundle(step, arrays, {task: scores[task]})
+        if task in bundle.task_names:
+          bundle.with_tasks([task]).save(os.path.join(self.folder, task))
+
+    multihost.on_first(save)
+
+  def product(self) -> bundle_lib.PromptBundle:
+    """The best prompts of all tasks, in the order of the run's."""
+    return bundle_lib.merge(
+      [
+        bundle_lib.load_prompts(os.path.join(self.folder, task))
+        for task in self.selection.best
+      ]
+    )
+
+
+def _past_scores(
+  path: str, step: int
+) -> list[tuple[int, dict[str, dict[str, float]]]]:
+  """Reads the evaluations up to a step from a run's metrics."""
+  found = []
+  for line in read_metrics(path):
+    scores: dict[str, dict[str, float]] = {}
+    for name, value in line.items():
+      kind, _, rest = name.partition('/')
+      if kind == 'eval':
+        task, _, metric = rest.partition('/')
+        scores.setdefault(task, {})[metric] = value
+    if scores and line['step'] <= step:
+      found.append((line['step'], scores))
+  return found
 
 
 def _save_backbone(model_dir: str, backbone: Backbone, trained: PyTree) -> None:
@@ -550,21 +736,33 @@ def _write_config(model_dir: str) -> None:
     files.write_file(os.path.join(model_dir, 'config.gin'), text.encode())
 
 
+def read_metrics(path: str) -> list[dict[str, Any]]:
+  """Returns the lines of a metrics file, as far as they are whole.
+
+  Args:
+    path: the file; without it there are no lines.
+  """
+  lines = []
+  if os.path.exists(path):
+    with open(path, encoding='utf-8') as f:
+      for text in f:
+        try:
+          line = json.loads(text)
+        except ValueError:
+          continue  # The line that was being written when we were killed.
+        if isinstance(line, dict) and isinstance(line.get('step'), int):
+          lines.append(line)
+  return lines
+
+
 class JsonlWriter:
   """Appends {'step': …, name: value} lines to a file."""
 
   def __init__(self, path: str, resume_step: int):
     # Lines after the checkpoint that we resume from will be written again.
-    kept = []
-    if os.path.exists(path):
-      with open(path, encoding='utf-8') as f:
-        for line in f:
-          try:
-            if json.loads(line)['step'] <= resume_step:
-              kept.append(line)
-          except (ValueError, KeyError, TypeError):
-            continue  # The line that was being written when we were killed.
-    files.write_file(path, ''.join(kept).encode())
+    kept = [line for line in read_metrics(path) if line['step'] <= resume_step]
+    text = ''.join(json.dumps(line) + '\n' for line in kept)
+    files.write_file(path, text.encode())
     self._file = open(path, 'a', encoding='utf-8')  # noqa: SIM115
 
   def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
@@ -601,7 +799,7 @@ def make_writer(model_dir: str, tensorboard: bool, resume_step: int) -> Writers:
     return Writers()
   os.makedirs(model_dir, exist_ok=True)
   writers: list[Any] = [
-    JsonlWriter(os.path.join(model_dir, 'metrics.jsonl'), resume_step)
+    JsonlWriter(os.path.join(model_dir, METRICS), resume_step)
   ]
   if tensorboard:
     from clu import metric_writers

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 import numpy as np
 
-from mpt_jax import optimizers, partitioning
+from mpt_jax import optimizers, partitioning, preemption
 from mpt_jax import params as params_lib
 from mpt_jax.models import Metrics, PromptedT5
 from mpt_jax.types import Array, Batch, PyTree
@@ -383,6 +383,8 @@ def fit(
   evaluate: Callable[[int, PyTree], Mapping[str, float]] | None = None,
   writer: Writer | None = None,
   microbatches: int = 1,
+  finished: Callable[[], bool] = lambda: False,
+  stop_asked: Callable[[], bool] | None = None,
 ) -> TrainState:
   """Trains up to step `train_steps`.
 
@@ -406,11 +408,16 @@ def fit(
     evaluate: (step, trainable params) -> scalars to write.
     writer: takes the scalars.
     microbatches: see `make_train_step`.
+    finished: whether the run is over before `train_steps`; asked at the start
+      and after each evaluation.
+    stop_asked: whether the run shall save its state and stop; asked at each
+      step, of several processes at each log period.
 
   Returns:
     The final state.
 
   Raises:
+    Stopped: after a request to stop; the state is saved.
     NonFiniteLossError: names the step and the tasks; the last good checkpoint
       is untouched.
   """
@@ -427,7 +434,7 @@ def fit(
   _, parts = partitioning.data_part(mesh)
   progress: Progress | None = None
   note = ''
-  while step < train_steps:
+  while step < train_steps and not finished():
     batch = next(batches)
     if progress is None:
       log.info('compiling the first step …')
@@ -440,7 +447,14 @@ def fit(
     else:
       progress.count(batch)
     last = step == train_steps
-    saves = checkpointer is not None and (last or step % checkpoint_period == 0)
+    # Several processes must ask at the same step.
+    asks = stop_asked is not None and (
+      jax.process_count() == 1 or step % log_period == 0
+    )
+    stops = asks and stop_asked is not None and stop_asked() and not last
+    saves = checkpointer is not None and (
+      last or stops or step % checkpoint_period == 0
+    )
     evaluates = (
       evaluate is not None
       and eval_period is not None
@@ -472,6 +486,8 @@ def fit(
       assert checkpointer is not None
       get_state = getattr(batches, 'get_state', None)
       checkpointer.save(state, get_state() if get_state else None)
+    if stops:
+      raise preemption.Stopped(f'stopped at step {step} of {train_steps}')
     if evaluates:
       assert evaluate is not None
       scores = evaluate(step, state.params)

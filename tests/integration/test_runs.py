@@ -17,7 +17,7 @@ import pytest
 
 from mpt_jax import cli
 from mpt_jax import prompts as prompts_lib
-from mpt_jax.checkpoints import load_backbone
+from mpt_jax.checkpoints import load_backbone, lock
 from mpt_jax.checkpoints.bundle import PromptBundle, load_prompts
 from mpt_jax.pretrained import PromptedT5
 from tests.integration.conftest import CONFIG, save_backbone
@@ -229,6 +229,118 @@ def test_evaluation_in_bfloat16_with_a_scanned_backbone(bundles, tmp_path):
   )
   scores = json.loads((tmp_path / 'results.json').read_text())['scores']
   assert 0 <= scores['sst2']['accuracy'] <= 100
+
+
+# Asks itself to stop while it takes its tenth step.
+STOPPER = """
+import os, signal, sys
+from mpt_jax import cli, trainer
+put_batch, calls = trainer.put_batch, []
+def put_and_stop(batch, mesh, **kwargs):
+  calls.append(1)
+  if len(calls) == 10:
+    os.kill(os.getpid(), signal.SIGTERM)
+  return put_batch(batch, mesh, **kwargs)
+trainer.put_batch = put_and_stop
+cli.main('mpt_jax.train', 'train', sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+def test_asked_to_stop_and_resumed(bundles, tmp_path):
+  macros = stage_macros(bundles, 'source') | {'LOG_PERIOD': 2, 'EVAL_STEPS': 0}
+  whole, stopped = tmp_path / 'whole', tmp_path / 'stopped'
+  cli.main(
+    'mpt_jax.train', 'train', arguments(bundles, 'source', whole, **macros)
+  )
+  argv = arguments(bundles, 'source', stopped, **macros)
+  done = subprocess.run(
+    [sys.executable, '-c', STOPPER, *argv],
+    cwd=ROOT,
+    env={**os.environ, 'PYTHONPATH': str(ROOT)},
+    capture_output=True,
+    text=True,
+    timeout=300,
+    check=False,
+  )
+  assert done.returncode == 128 + signal.SIGTERM, done.stderr
+  assert done.stderr.splitlines()[-1] == (
+    'stopped at step 10 of 24; its state is saved, the same command resumes'
+  )
+  assert sorted(os.listdir(stopped / 'checkpoints')) == ['10', '8']
+  import gin
+
+  gin.clear_config()
+  cli.main('mpt_jax.train', 'train', argv)
+  want = load_prompts(str(whole / 'prompts')).arrays
+  got = load_prompts(str(stopped / 'prompts')).arrays
+  for name, array in want.items():
+    np.testing.assert_array_equal(got[name], array, err_msg=name)
+  losses = []
+  for folder in (whole, stopped):
+    lines = (folder / 'metrics.jsonl').read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    losses.append([r['train/loss'] for r in rows if 'train/loss' in r])
+  assert losses[0] == losses[1]
+
+
+@pytest.mark.slow
+def test_the_best_prompts_are_kept(bundles, tmp_path):
+  import gin
+
+  folder = tmp_path / 'run'
+  macros = stage_macros(bundles, 'source') | {
+    'EVAL_PERIOD': 2,
+    'EVAL_EXAMPLES': 40,
+    'EVAL_STEPS': 0,
+    'KEEP_BEST': True,
+    'PATIENCE': 3,
+    'TEST_SPLIT': 'test',
+    'TRAIN_STEPS': 60,
+  }
+  argv = arguments(bundles, 'source', folder, **macros)
+  cli.main('mpt_jax.train', 'train', argv)
+  results = json.loads((folder / 'results.json').read_text())
+  rows = [
+    json.loads(line)
+    for line in (folder / 'metrics.jsonl').read_text().splitlines()
+  ]
+  product = load_prompts(str(folder / 'prompts'))
+  assert product.task_names == ('mnli', 'sst2')
+  waited = {}
+  for task in product.task_names:
+    key = f'eval/{task}/accuracy'
+    scores = [(r['step'], r[key]) for r in rows if key in r]
+    top = max(score for _, score in scores)
+    first = next(step for step, score in scores if score == top)
+    assert results['best_steps'][task] == first
+    assert results['scores'][task]['accuracy'] == top
+    assert set(results['test_scores'][task]) == set(results['scores'][task])
+    kept = load_prompts(str(folder / 'best' / task))
+    assert kept.step == first
+    np.testing.assert_array_equal(kept.compose(task), product.compose(task))
+    waited[task] = sum(step > first for step, _ in scores)
+  # Both tasks have waited for three evaluations; the last one only just.
+  assert min(waited.values()) == 3
+  assert results['step'] == rows[-1]['step'] < 60
+  # The same again has nothing to do.
+  gin.clear_config()
+  cli.main('mpt_jax.train', 'train', argv)
+
+
+def test_a_folder_in_use(bundles, capsys, tmp_path):
+  folder = str(tmp_path / 'run')
+  with lock.hold(folder):
+    error = train_fails(capsys, bundles, 'teacher', folder)
+  assert f'{folder} is in use by process {os.getpid()} on ' in error
+  assert not (tmp_path / 'run/run_config.json').exists()
+
+
+def test_best_prompts_need_evaluations(bundles, capsys, tmp_path):
+  error = train_fails(
+    capsys, bundles, 'teacher', tmp_path / 'r', KEEP_BEST=True
+  )
+  assert 'set EVAL_PERIOD too' in error
 
 
 def fails(capsys, module, function, argv):
