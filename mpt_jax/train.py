@@ -304,9 +304,9 @@ def train(
     checkpointer = run_lib.RunCheckpointer(
       model_dir, max_to_keep=max_checkpoints
     )
-    step = multihost.on_first(checkpointer.latest_step)
-    if step is not None:
-      state, iterator_state = checkpointer.restore(state, step)
+    restored = checkpointer.restore_newest(state)
+    if restored is not None:
+      state, iterator_state = restored
       batches.set_state(iterator_state)
       log.info('resumed %s at step %d', model_dir, int(state.step))
     frozen = partitioning.place_backbone(

@@ -11,7 +11,10 @@ it; its fingerprint is.
 """
 
 from collections.abc import Mapping
+import functools
+import hashlib
 import json
+import logging
 import os
 import pathlib
 from typing import Any
@@ -27,6 +30,14 @@ from mpt_jax.checkpoints import files
 from mpt_jax.types import InputError
 
 RUN_CONFIG = 'run_config.json'
+# Where damaged checkpoints are put.
+DAMAGED = 'damaged'
+
+log = logging.getLogger(__name__)
+
+
+class DamagedError(Exception):
+  """A checkpoint cannot be read, or is not what was saved."""
 
 
 class RunCheckpointer:
@@ -60,11 +71,14 @@ class RunCheckpointer:
     step = int(state.step)
     if self._manager.latest_step() == step:
       return
+    flat = _to_flat(state)
     self._manager.save(
       step,
       args=ocp.args.Composite(
-        state=ocp.args.StandardSave(_to_flat(state)),
-        iterator=ocp.args.JsonSave({'state': iterator_state}),
+        state=ocp.args.StandardSave(flat),
+        iterator=ocp.args.JsonSave(
+          {'state': iterator_state, 'digests': _digests(flat, iterator_state)}
+        ),
       ),
     )
 
@@ -80,10 +94,21 @@ class RunCheckpointer:
 
     Raises:
       InputError: if the checkpoint's names or shapes are not the run's.
+      DamagedError: if it cannot be read, or is not what was saved.
     """
     step = self.latest_step() if step is None else step
     if step is None:
       raise InputError(f'there is no checkpoint in {self._path}')
+    try:
+      return self._restore(state, step)
+    except InputError:
+      raise
+    except Exception as e:  # Orbax and tensorstore raise many types.
+      raise DamagedError(
+        f'checkpoint {step} in {self._path} is damaged: {_first_line(e)}'
+      ) from e
+
+  def _restore(self, state: Any, step: int) -> tuple[Any, Any]:
     want = _to_flat(state)
     saved = self._manager.item_metadata(step)['state']
     saved = {k: tuple(v.shape) for k, v in saved.items()}
@@ -104,11 +129,91 @@ class RunCheckpointer:
         iterator=ocp.args.JsonRestore(),
       ),
     )
-    return _from_flat(state, out['state']), out['iterator']['state']
+    flat, iterator_state = out['state'], out['iterator']['state']
+    digests = out['iterator']['digests']
+    for name, digest in _digests(flat, iterator_state).items():
+      if digests[name] != digest:
+        raise ValueError(f'{name} is not what was saved')
+    return _from_flat(state, flat), iterator_state
+
+  def restore_newest(self, state: Any) -> tuple[Any, Any] | None:
+    """Reads the newest checkpoint that is whole.
+
+    A damaged one is put aside, into `damaged/` beside the checkpoints, and
+    the one before it is taken. All processes must call this together.
+
+    Args:
+      state: a train state of the run's shapes; its values are replaced.
+
+    Returns:
+      (train state, the data iterator's state or None); None if there is no
+      checkpoint.
+
+    Raises:
+      InputError: if a checkpoint's names or shapes are not the run's, or if
+        there are checkpoints and all of them are damaged.
+    """
+    damaged = ''
+    while True:
+      step = multihost.on_first(self.latest_step)
+      if step is None:
+        break
+      found, error = None, ''
+      try:
+        found = self.restore(state, step)
+      except DamagedError as e:
+        error = str(e)
+      if not multihost.any_process(bool(error)):
+        return found
+      damaged = error or f'checkpoint {step} is damaged on another process'
+      log.warning('%s; trying the one before it', damaged)
+      multihost.on_first(functools.partial(self._put_aside, step))
+      self._manager.reload()
+    if damaged:
+      raise InputError(
+        f'{damaged}; there is no other checkpoint: the damaged ones are in'
+        f' {self._path.parent / DAMAGED}'
+      )
+    return None
+
+  def _put_aside(self, step: int) -> None:
+    folder = self._path.parent / DAMAGED
+    folder.mkdir(exist_ok=True)
+    target = folder / str(step)
+    count = 1
+    while target.exists():
+      target = folder / f'{step}.{count}'
+      count += 1
+    (self._path / str(step)).rename(target)
 
   def close(self) -> None:
     """Waits for and releases the manager."""
     self._manager.close()
+
+
+def _digests(
+  flat: Mapping[str, Any], iterator_state: Mapping[str, Any] | None
+) -> dict[str, str]:
+  """Digests of what a checkpoint holds, by name.
+
+  Arrays that are split over several processes have none.
+  """
+  found = {}
+  for name, array in flat.items():
+    whole = not isinstance(array, jax.Array) or (
+      array.is_fully_addressable or array.is_fully_replicated
+    )
+    if whole:
+      content = np.ascontiguousarray(np.asarray(array))
+      found[name] = hashlib.sha256(content.tobytes()).hexdigest()
+  text = json.dumps(iterator_state, sort_keys=True)
+  found['the position in the data'] = hashlib.sha256(text.encode()).hexdigest()
+  return found
+
+
+def _first_line(error: Exception) -> str:
+  lines = str(error).splitlines()
+  return lines[0][:200] if lines else type(error).__name__
 
 
 def _to_flat(state: Any) -> dict[str, Any]:
