@@ -16,7 +16,7 @@ help:
 	@echo 'make backbone   pretrain the demo backbone anew, about 20 minutes'
 	@echo 'make test       every test'
 	@echo 'make test-fast  the tests that take less than about five seconds'
-	@echo 'make fuzz       20,000 damaged files per reader, about an hour and a half'
+	@echo 'make fuzz       20,000 damaged files per reader, about half an hour'
 	@echo 'make lint       ruff and mypy'
 	@echo 'make clean      remove build leftovers and caches (keeps results)'
 
