@@ -7,16 +7,17 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTHONS ?= python3.11 python3.12 python3.13 python3
 
-.PHONY: help demo demo-full backbone test test-fast fuzz lint clean
+.PHONY: help demo demo-full backbone test test-fast test-long fuzz lint clean
 
 help:
 	@echo 'make demo       the method end to end on the embedded benchmark'
 	@echo '                (one seed, under 10 minutes on 2 cores) -> demo/'
 	@echo 'make demo-full  the same with 3 seeds, full and few-shot -> demo-full/'
 	@echo 'make backbone   pretrain the demo backbone anew, about 20 minutes'
-	@echo 'make test       every test'
+	@echo 'make test       every test but those of test-long'
 	@echo 'make test-fast  the tests that take less than about five seconds'
-	@echo 'make fuzz       20,000 damaged files per reader, about an hour and a half'
+	@echo 'make test-long  a run killed at ten moments: some minutes'
+	@echo 'make fuzz       20,000 damaged files per reader, about half an hour'
 	@echo 'make lint       ruff and mypy'
 	@echo 'make clean      remove build leftovers and caches (keeps results)'
 
@@ -39,6 +40,9 @@ test: $(STAMP)
 
 test-fast: $(STAMP)
 	$(BIN)/python -m pytest -m 'not slow'
+
+test-long: $(STAMP)
+	$(BIN)/python -m pytest -m long
 
 fuzz: $(STAMP)
 	$(BIN)/python -m tests.fuzz

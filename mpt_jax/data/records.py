@@ -30,7 +30,9 @@ RowsFn = Callable[[str], Iterable[Row]]
 SUFFIXES = ('.jsonl', '.tsv', '.csv')
 SPLITS = ('train', 'validation', 'test')
 # 'train', 'train[1000:]', 'train[:1000]', 'train[10:20]'.
-_SLICE = re.compile(r'(?P<split>[^\[\]]+)(\[(?P<start>\d*):(?P<stop>\d*)\])?')
+_SLICE = re.compile(
+  r'(?P<split>[^\[\]]+)(\[(?P<start>\d{0,18}):(?P<stop>\d{0,18})\])?'
+)
 # The number of a row in its file, counted from 0.
 INDEX = 'idx'
 
@@ -176,7 +178,7 @@ def _class_id(value: Any, labels: Sequence[str], where: str) -> int:
   text = str(value)
   if text in labels:
     return labels.index(text)
-  if re.fullmatch(r'-?\d+', text) and -1 <= int(text) < len(labels):
+  if re.fullmatch(r'-?\d{1,18}', text) and -1 <= int(text) < len(labels):
     return int(text)
   raise InputError(
     f'{where}: label {value!r} is outside the label words {list(labels)}'

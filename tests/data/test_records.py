@@ -346,3 +346,18 @@ def test_a_device_is_no_data_file(tmp_path):
   source = records.make_source(tmp_path / 'a.jsonl', None, ['a'], {}, None)
   with pytest.raises(InputError, match='not a regular file'):
     source.check('train')
+
+
+def test_a_label_of_very_many_digits(tmp_path):
+  # Found by the fuzzer: Python refuses to make a number of it.
+  (tmp_path / 'a.tsv').write_text(f'label\n{"9" * 5000}\n')
+  source = records.make_source(
+    tmp_path / 'a.tsv', None, ['label'], {}, ['no', 'yes']
+  )
+  with pytest.raises(InputError, match=r'a\.tsv:2: label .* is outside'):
+    source.check('train')
+
+
+def test_a_bound_of_very_many_digits():
+  with pytest.raises(InputError, match='is no split'):
+    records.Slice.parse(f'train[:{"9" * 5000}]')

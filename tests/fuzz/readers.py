@@ -11,6 +11,7 @@ import pathlib
 from flax import serialization, traverse_util
 import numpy as np
 
+from mpt_jax.checkpoints import files as files_lib
 from mpt_jax.checkpoints import huggingface, peft
 from mpt_jax.checkpoints.backbone import load_backbone
 from mpt_jax.checkpoints.bundle import PromptBundle, load_prompts
@@ -437,7 +438,9 @@ def _read_gin(folder: str, seed: int) -> None:
   )
 
   try:
-    with open(os.path.join(folder, 'bindings.json'), 'rb') as f:
+    # Stands for the command line; not a file that anybody reads.
+    path = files_lib.require_file(os.path.join(folder, 'bindings.json'))
+    with open(path, 'rb') as f:
       bindings = [str(b) for b in json.loads(f.read())]
   except (OSError, ValueError, TypeError, RecursionError) as e:
     raise InputError('no bindings to try') from e

@@ -93,6 +93,7 @@ def _last_checkpoint(folder):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_killed_at_ten_moments(bundles, tmp_path):
   macros = stage_macros(bundles, 'source') | {
     'DROPOUT_RATE': 0.1,
