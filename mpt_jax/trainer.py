@@ -190,6 +190,7 @@ def make_train_step(
       **terms,
       'loss': (loss[None], one),
       'gradient_norm': (norm[None], one),
+      'parameter_norm': (optimizers.global_norm(new_state.params)[None], one),
     }
     return new_state, jax.tree.map(jnp.add, totals, terms)
 
@@ -253,7 +254,7 @@ def make_predict_step(
 def zero_metrics(model: PromptedT5) -> Metrics:
   """Totals to start from; see `make_train_step`."""
   sizes = dict.fromkeys(model.term_names, model.num_tasks)
-  sizes.update({'loss': 1, 'gradient_norm': 1})
+  sizes.update({'loss': 1, 'gradient_norm': 1, 'parameter_norm': 1})
   return {n: (jnp.zeros(k), jnp.zeros(k)) for n, k in sizes.items()}
 
 

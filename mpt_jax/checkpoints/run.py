@@ -67,20 +67,34 @@ class RunCheckpointer:
     return self._manager.latest_step()
 
   def save(self, state: Any, iterator_state: Mapping[str, Any] | None) -> None:
-    """Saves a train state, replacing nothing until it is complete."""
+    """Saves a train state, replacing nothing until it is complete.
+
+    Args:
+      state: the train state.
+      iterator_state: the data iterator's state, fit for JSON, or None.
+
+    Raises:
+      InputError: if it cannot be written; earlier checkpoints are untouched.
+    """
     step = int(state.step)
     if self._manager.latest_step() == step:
       return
     flat = _to_flat(state)
-    self._manager.save(
-      step,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardSave(flat),
-        iterator=ocp.args.JsonSave(
-          {'state': iterator_state, 'digests': _digests(flat, iterator_state)}
+    try:
+      self._manager.save(
+        step,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardSave(flat),
+          iterator=ocp.args.JsonSave(
+            {'state': iterator_state, 'digests': _digests(flat, iterator_state)}
+          ),
         ),
-      ),
-    )
+      )
+    except (OSError, ValueError) as e:  # Tensorstore's is a ValueError.
+      raise InputError(
+        f'checkpoint {step} cannot be written to {self._path}:'
+        f' {_first_line(e)}; the last one is {self._manager.latest_step()}'
+      ) from e
 
   def restore(self, state: Any, step: int | None = None) -> tuple[Any, Any]:
     """Reads a checkpoint into the form of a given state.

@@ -161,3 +161,19 @@ def test_another_run_is_no_damage(saved, tmp_path):
     checkpointer.restore_newest(state)
   assert not (copy / 'damaged').exists()
   checkpointer.close()
+
+
+def test_a_full_disk(tmp_path, monkeypatch):
+  checkpointer = run.RunCheckpointer(str(tmp_path / 'run'))
+  checkpointer.save(_state(8, seed=8), POSITION)
+
+  def full(*args, **kwargs):
+    raise OSError(28, 'No space left on device')
+
+  monkeypatch.setattr(checkpointer._manager, 'save', full)
+  message = 'checkpoint 16 cannot be written .*No space left.* last one is 8'
+  with pytest.raises(InputError, match=message):
+    checkpointer.save(_state(16, seed=16), POSITION)
+  state, _ = checkpointer.restore_newest(_state(0, seed=1))
+  assert int(state.step) == 8
+  checkpointer.close()
