@@ -63,6 +63,7 @@ def test_the_measure_would_see_a_gradient():
   assert sizes['temp'] > 0.5 * sizes['backbone']
 
 
+@pytest.mark.slow
 def test_a_backbone_split_over_the_batch_axis_is_stored_once():
   one = _measure(distill=False, scan_layers=True)
   two = _measure(2, distill=False, scan_layers=True, shard_backbone=True)

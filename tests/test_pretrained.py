@@ -234,6 +234,7 @@ class TestScore:
     total = top + np.log(np.exp(logits - top[:, None]).sum(axis=-1))
     return sum(logits[t, i] - total[t] for t, i in enumerate(wanted))
 
+  @pytest.mark.slow
   def test_equals_one_by_one(self, model):
     tasks = [TASKS[i % 3] for i in range(len(TEXTS))]
     scores = model.score(TEXTS, self.TARGETS, task=tasks, batch_size=3)

@@ -134,6 +134,7 @@ def test_every_file(saved, damage, tmp_path, caplog, capsys):
   assert len(set(outcomes.values())) > 1 or damage == 'zeroed'
 
 
+@pytest.mark.slow
 def test_all_checkpoints_are_damaged(saved, tmp_path):
   folder, _ = saved
   copy = tmp_path / 'run'

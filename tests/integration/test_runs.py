@@ -536,6 +536,7 @@ def test_bundle_of_another_backbone(bundles, capsys, tmp_path):
   assert not (tmp_path / 'r' / 'checkpoints').exists()
 
 
+@pytest.mark.slow
 def test_model_dir_of_another_run(bundles, capsys, tmp_path):
   folder = tmp_path / 'run'
   argv = arguments(
@@ -666,6 +667,7 @@ LINES = (
 )
 
 
+@pytest.mark.slow
 def test_lines_of_text_are_answered(bundles, capsys, monkeypatch, tmp_path):
   answers = _answer(bundles, capsys, LINES, monkeypatch, PROMPT_TASK='sst2')
   assert [a['index'] for a in answers] == [0, 1, 2]

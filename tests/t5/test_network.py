@@ -283,6 +283,7 @@ def test_packed_prompts_equal_unpacked():
   assert np.isfinite(packed).all()
 
 
+@pytest.mark.slow
 def test_padding_changes_nothing():
   rng = np.random.default_rng(2)
   params = _params()
