@@ -91,8 +91,9 @@ def evaluate(
   log.info('reading the tasks (TensorFlow takes a few seconds) …')
   from mpt_jax import data
 
+  names = cli.as_list(mixture_or_task_name)
   scores: dict[str, dict[str, float]] = {}
-  for name in cli.as_list(mixture_or_task_name):
+  for name in names:
     scores.update(
       data.evaluate(
         name,
@@ -107,7 +108,6 @@ def evaluate(
         module=module,
       )
     )
-  names = cli.as_list(mixture_or_task_name)
   synthetic = any(data.is_synthetic(name) for name in names)
   if synthetic:
     log.info('SYNTHETIC DATA: these scores say nothing about the real data')

@@ -188,27 +188,10 @@ class PromptedT5:
     params: PyTree,
     batch: Batch,
     rng: Array | None = None,
-    *,
-    max_decode_length: int | None = None,
-    num_beams: int = 1,
-    beam_alpha: float = 0.6,
-    temperature: float = 0.0,
-    topk: int = 0,
-    topp: float = 0.0,
+    **decoding: Any,
   ) -> Array:
     """The tokens [B, T] of `decode_batch`; same arguments."""
-    tokens, _ = self.decode_batch(
-      params,
-      batch,
-      rng,
-      max_decode_length=max_decode_length,
-      num_beams=num_beams,
-      beam_alpha=beam_alpha,
-      temperature=temperature,
-      topk=topk,
-      topp=topp,
-    )
-    return tokens
+    return self.decode_batch(params, batch, rng, **decoding)[0]
 
   def decode_batch(
     self,

@@ -271,8 +271,7 @@ def train(
     'package_version': mpt_jax.__version__,
   }
   multihost.check_same('run', {**run_config, 'data': batches.num_examples})
-  held = contextlib.ExitStack()
-  with held:
+  with contextlib.ExitStack() as held:
     finished = multihost.on_first(
       lambda: _open_run(held, model_dir, run_config, dataset, batches.chosen)
     )
@@ -526,7 +525,9 @@ class _Evaluator:
     """Returns scalars to write for this step."""
     params = params_lib.merge(trained, self._frozen)
     scalars = self._losses(params) if self._evaluation.loss_steps else {}
-    self.latest_scores = self._decode(params)
+    self.latest_scores = self._decode(
+      params, self._evaluation.split, self._predict
+    )
     self.latest_step = step
     if self._follower is not None:
       self._follower(step, self.latest_scores, trained)
@@ -549,14 +550,16 @@ class _Evaluator:
       {task: {metric: value}}.
     """
     if bundle is None:
-      return self._decode(params_lib.merge(trained, self._frozen), split)
+      params = params_lib.merge(trained, self._frozen)
+      return self._decode(params, split, self._predict)
     # Prompts of several steps may have another rank than the run's.
     model = models.PromptedT5(self._model.config, bundle.make_module())
-    self._predict = trainer.make_predict_step(model)
+    predict = trainer.make_predict_step(model)
     prompts = partitioning.shard_params(
       {'prompts': dict(bundle.arrays)}, self._mesh
     )
-    return self._decode(params_lib.merge(prompts, self._frozen), split)
+    params = params_lib.merge(prompts, self._frozen)
+    return self._decode(params, split, predict)
 
   def _losses(self, params: PyTree) -> dict[str, float]:
     if self._loss_batches is None:
@@ -587,17 +590,15 @@ class _Evaluator:
     return {f'eval_loss/{name}': value for name, value in scalars.items()}
 
   def _decode(
-    self, params: dict[str, Any], split: str | None = None
+    self, params: dict[str, Any], split: str, predict: Callable[..., Any]
   ) -> dict[str, dict[str, float]]:
     from mpt_jax import data
-
-    split = split or self._evaluation.split
 
     params = {k: v for k, v in params.items() if k != 'teacher_prompts'}
 
     def predict_fn(batch: Mapping[str, np.ndarray]) -> np.ndarray:
       placed = trainer.put_batch(batch, self._mesh, whole=True)
-      return partitioning.to_host(self._predict(params, placed))
+      return partitioning.to_host(predict(params, placed))
 
     evaluation = self._evaluation
     scores: dict[str, dict[str, float]] = {}

@@ -385,7 +385,7 @@ def fit(
   writer: Writer | None = None,
   microbatches: int = 1,
   finished: Callable[[], bool] = lambda: False,
-  stop_asked: Callable[[], bool] | None = None,
+  stop_asked: Callable[[], bool] = lambda: False,
 ) -> TrainState:
   """Trains up to step `train_steps`.
 
@@ -449,10 +449,8 @@ def fit(
       progress.count(batch)
     last = step == train_steps
     # Several processes must ask at the same step.
-    asks = stop_asked is not None and (
-      jax.process_count() == 1 or step % log_period == 0
-    )
-    stops = asks and stop_asked is not None and stop_asked() and not last
+    may_stop = jax.process_count() == 1 or step % log_period == 0
+    stops = may_stop and not last and stop_asked()
     saves = checkpointer is not None and (
       last or stops or step % checkpoint_period == 0
     )

@@ -25,30 +25,27 @@ def _pad_punctuation(text):
   return _collapse(tf.strings.regex_replace(text, '([[:punct:]])', r' \1 '))
 
 
-@seqio.map_over_dataset
-def squad(example):
-  """Pads `question`, `context` and all `answers`; `answer` is the first."""
-  answers = _pad_punctuation(example['answers']['text'])
+def _padded(example, answers, name):
+  answers = _pad_punctuation(answers)
   return {
     'question': _pad_punctuation(example['question']),
     'context': _pad_punctuation(example['context']),
     'answers': answers,
     'answer': answers[0],
-    'id': example['id'],
+    'id': name,
   }
+
+
+@seqio.map_over_dataset
+def squad(example):
+  """Pads `question`, `context` and all `answers`; `answer` is the first."""
+  return _padded(example, example['answers']['text'], example['id'])
 
 
 @seqio.map_over_dataset
 def mrqa(example):
   """Does as `squad` in MRQA's schema: answers are texts, `qid` is the id."""
-  answers = _pad_punctuation(example['answers'])
-  return {
-    'question': _pad_punctuation(example['question']),
-    'context': _pad_punctuation(example['context']),
-    'answers': answers,
-    'answer': answers[0],
-    'id': example['qid'],
-  }
+  return _padded(example, example['answers'], example['qid'])
 
 
 @seqio.map_over_dataset

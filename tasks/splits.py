@@ -16,6 +16,7 @@ import tensorflow_datasets as tfds
 
 from mpt_jax.data import TfdsSource, get_data_dir
 from mpt_jax.data.provenance import info_is_synthetic
+from mpt_jax.data.records import Slice
 from mpt_jax.types import InputError
 
 NAMES = ('train', 'validation', 'test')
@@ -84,9 +85,8 @@ def own(validation: str = 'validation', test: str = 'test') -> Rule:
 
 def size(part: str, counts: Mapping[str, int]) -> int:
   """Returns the number of examples of a TFDS slice such as 'train[1000:]'."""
-  name, _, bounds = part.partition('[')
-  start, _, stop = bounds.rstrip(']').partition(':')
-  return int(stop or counts[name]) - int(start or 0)
+  cut = Slice.parse(part)
+  return (cut.stop or counts[cut.split]) - cut.start
 
 
 class BenchmarkSource(TfdsSource):

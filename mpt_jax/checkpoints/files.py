@@ -164,6 +164,12 @@ def read_npy(path: str) -> np.ndarray:
   return array
 
 
+def first_line(error: Exception) -> str:
+  """Returns what a library's error says first, or else its type."""
+  lines = str(error).splitlines()
+  return lines[0] if lines else type(error).__name__
+
+
 def json_bytes(value: Mapping[str, Any]) -> bytes:
   """Returns the value as readable JSON."""
   text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False)

@@ -93,7 +93,8 @@ class RunCheckpointer:
     except (OSError, ValueError) as e:  # Tensorstore's is a ValueError.
       raise InputError(
         f'checkpoint {step} cannot be written to {self._path}:'
-        f' {_first_line(e)}; the last one is {self._manager.latest_step()}'
+        f' {files.first_line(e)[:200]}; the last one is'
+        f' {self._manager.latest_step()}'
       ) from e
 
   def restore(self, state: Any, step: int | None = None) -> tuple[Any, Any]:
@@ -119,7 +120,8 @@ class RunCheckpointer:
       raise
     except Exception as e:  # Orbax and tensorstore raise many types.
       raise DamagedError(
-        f'checkpoint {step} in {self._path} is damaged: {_first_line(e)}'
+        f'checkpoint {step} in {self._path} is damaged:'
+        f' {files.first_line(e)[:200]}'
       ) from e
 
   def _restore(self, state: Any, step: int) -> tuple[Any, Any]:
@@ -223,11 +225,6 @@ def _digests(
   text = json.dumps(iterator_state, sort_keys=True)
   found['the position in the data'] = hashlib.sha256(text.encode()).hexdigest()
   return found
-
-
-def _first_line(error: Exception) -> str:
-  lines = str(error).splitlines()
-  return lines[0][:200] if lines else type(error).__name__
 
 
 def _to_flat(state: Any) -> dict[str, Any]:

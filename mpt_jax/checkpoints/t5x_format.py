@@ -18,11 +18,12 @@ from flax import serialization, traverse_util
 import jax.numpy as jnp
 import numpy as np
 
+from mpt_jax.checkpoints import files
 from mpt_jax.checkpoints.tensors import TensorSource, expected_shapes
 from mpt_jax.t5 import T5Config
 from mpt_jax.types import InputError, PyTree
 
-_STEP_FOLDER = re.compile(r'checkpoint_(\d+)')
+STEP_FOLDER = re.compile(r'checkpoint_(\d+)')
 _PREFIX = 'target.'
 # T5X's number of the legacy layout.
 _LEGACY_VERSION = 3
@@ -46,7 +47,7 @@ def find_checkpoint(path: str) -> str | None:
     return path
   steps = {}
   for name in os.listdir(path):
-    match = _STEP_FOLDER.fullmatch(name)
+    match = STEP_FOLDER.fullmatch(name)
     folder = os.path.join(path, name)
     if match and (_is_legacy(folder) or _is_orbax(folder)):
       steps[int(match[1])] = folder
@@ -138,7 +139,7 @@ def _write_legacy(
     for future in writing:
       future.result()
   except ValueError as e:  # Tensorstore's way to say that a disk is full.
-    raise OSError(None, _first_line(e)) from e
+    raise OSError(None, files.first_line(e)) from e
   content = {
     'version': _LEGACY_VERSION,
     'optimizer': {
@@ -215,7 +216,7 @@ def _open_orbax(folder: str) -> TensorSource:
       # '/' follows '.': all keys that start with the prefix.
       keys = stored.list(ts.KvStore.KeyRange('target.', 'target/')).result()
     except Exception as e:  # Tensorstore raises several unrelated types.
-      raise InputError(f'{state} cannot be read: {_first_line(e)}') from e
+      raise InputError(f'{state} cannot be read: {files.first_line(e)}') from e
     names = sorted(
       key.decode().removesuffix('/.zarray')
       for key in keys
@@ -245,7 +246,9 @@ def _open_legacy(folder: str) -> TensorSource:
       content = serialization.msgpack_restore(f.read())
     target = content['optimizer']['target']
   except Exception as e:  # Damaged msgpack raises several unrelated types.
-    raise InputError(f'{file} is no T5X checkpoint: {_first_line(e)}') from e
+    raise InputError(
+      f'{file} is no T5X checkpoint: {files.first_line(e)}'
+    ) from e
   specs: dict[str, Any] = {}
   inlined: dict[str, np.ndarray] = {}
 
@@ -366,15 +369,10 @@ def _result(folder: str, name: str, future: Any) -> Any:
     return future.result()
   except Exception as e:  # Tensorstore raises several unrelated types.
     raise InputError(
-      f'{folder}: {name} cannot be read: {_first_line(e)}'
+      f'{folder}: {name} cannot be read: {files.first_line(e)}'
     ) from e
 
 
 def _parameter(name: str) -> str:
   """'target.encoder.encoder_norm.scale' -> 'encoder/encoder_norm/scale'."""
   return name.removeprefix(_PREFIX).replace('.', '/')
-
-
-def _first_line(error: Exception) -> str:
-  lines = str(error).splitlines()
-  return lines[0] if lines else type(error).__name__

@@ -21,7 +21,7 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
-from mpt_jax.data.templates import LABEL
+from mpt_jax.data.templates import LABEL, find
 from mpt_jax.types import InputError, nearest
 
 Row = Mapping[str, Any]
@@ -134,18 +134,13 @@ def _read_file(path: str) -> Iterator[tuple[str, Row]]:
 
 
 def _lookup(row: Row, column: str, where: str) -> Any:
-  value: Any = row
-  if column in row:
-    return row[column]
-  for part in column.split('/'):
-    if not isinstance(value, Mapping) or part not in value:
-      known = sorted(map(str, row))
-      raise InputError(
-        f'{where}: no column {column!r}; there is {known}'
-        f'{nearest(column, known)}'
-      )
-    value = value[part]
-  return value
+  try:
+    return find(row, column)
+  except KeyError:
+    known = sorted(map(str, row))
+    raise InputError(
+      f'{where}: no column {column!r}; there is {known}{nearest(column, known)}'
+    ) from None
 
 
 def _text(value: Any, column: str, where: str) -> str | list[str]:

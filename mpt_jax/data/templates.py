@@ -69,36 +69,45 @@ class Template:
     return tf.strings.join(pieces)
 
 
-def lookup(example: Mapping[str, Any], name: str) -> Any:
-  """Returns a feature, which may be nested.
+def find(values: Mapping[str, Any], name: str) -> Any:
+  """Returns a value, which may be nested.
 
   Args:
-    example: features by name.
-    name: 'label', or 'idx/question' for example['idx']['question'].
-
-  Returns:
-    The feature.
+    values: by name.
+    name: 'label', or 'idx/question' for values['idx']['question'].
 
   Raises:
-    InputError: if there is none; names those there are.
+    KeyError: if there is none.
   """
-  if name in example:
-    return example[name]
-  value: Any = example
+  if name in values:
+    return values[name]
+  value: Any = values
   for part in name.split('/'):
     if not isinstance(value, Mapping) or part not in value:
-      raise InputError(
-        f'no feature {name!r} in the data; there is {sorted(example)}'
-        f'{nearest(name, sorted(example))}'
-      )
+      raise KeyError(name)
     value = value[part]
   return value
 
 
+def lookup(example: Mapping[str, Any], name: str) -> Any:
+  """Returns a feature as `find` does.
+
+  Raises:
+    InputError: if there is none; names those there are.
+  """
+  try:
+    return find(example, name)
+  except KeyError:
+    raise InputError(
+      f'no feature {name!r} in the data; there is {sorted(example)}'
+      f'{nearest(name, sorted(example))}'
+    ) from None
+
+
 def _has(example: Mapping[str, Any], name: str) -> bool:
   try:
-    lookup(example, name)
-  except InputError:
+    find(example, name)
+  except KeyError:
     return False
   return True
 

@@ -12,9 +12,7 @@ from clu import metrics as clu_metrics
 from flax import core
 from flax.linen import partitioning
 import jax
-from jax.experimental import multihost_utils
 import jax.numpy as jnp
-import numpy as np
 import seqio
 from t5x import metrics as t5x_metrics
 from t5x import models as t5x_models
@@ -264,12 +262,3 @@ class PromptedModel(t5x_models.BaseTransformerModel):
 
 def _axis_metadata(names: tuple[str, ...]) -> Any:
   return partitioning.AxisMetadata(names)
-
-
-def host_array(value: Any) -> np.ndarray:
-  """A parameter as a numpy array, on every host, however it is sharded."""
-  if isinstance(value, jax.Array) and not value.is_fully_addressable:
-    if value.is_fully_replicated:
-      return np.asarray(value.addressable_data(0))
-    return np.asarray(multihost_utils.process_allgather(value, tiled=True))
-  return np.asarray(value)

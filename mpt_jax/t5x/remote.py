@@ -4,7 +4,6 @@ A bundle that lies remotely is copied to a temporary folder first.
 """
 
 import os
-import re
 import tempfile
 
 import tensorflow as tf
@@ -12,8 +11,6 @@ import tensorflow as tf
 from mpt_jax.checkpoints import t5x_format
 from mpt_jax.checkpoints.bundle import CONFIG, PromptBundle
 from mpt_jax.types import InputError
-
-_STEP = re.compile(r'checkpoint_(\d+)')
 
 
 def is_remote(path: str) -> bool:
@@ -85,7 +82,7 @@ def checkpoint_folder(path: str) -> str | None:
   """
   path = path.rstrip('/')
   if is_remote(path):
-    if not _STEP.fullmatch(path.rsplit('/', 1)[-1]):
+    if not t5x_format.STEP_FOLDER.fullmatch(path.rsplit('/', 1)[-1]):
       raise InputError(
         f'{path} does not name a step: give the folder …/checkpoint_<step>'
       )
@@ -103,5 +100,9 @@ def initial_step(path: str) -> int:
     path: INITIAL_CHECKPOINT_PATH.
   """
   folder = checkpoint_folder(path)
-  name = _STEP.fullmatch(os.path.basename(folder)) if folder else None
+  name = (
+    t5x_format.STEP_FOLDER.fullmatch(os.path.basename(folder))
+    if folder
+    else None
+  )
   return int(name[1]) if name else 0

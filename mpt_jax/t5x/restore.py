@@ -18,13 +18,13 @@ import numpy as np
 from t5x import train_state as t5x_train_state
 from t5x import utils as t5x_utils
 
-from mpt_jax import checkpoints, runs, starts
+from mpt_jax import checkpoints, partitioning, runs, starts
 from mpt_jax import params as params_lib
 from mpt_jax import prompts as prompts_lib
 from mpt_jax.checkpoints import tensors
 from mpt_jax.checkpoints.backbone import Backbone
 from mpt_jax.t5x import remote
-from mpt_jax.t5x.models import PromptedModel, host_array
+from mpt_jax.t5x.models import PromptedModel
 from mpt_jax.types import Array, InputError, PyTree
 
 _DIFFERENTLY_NAMED = 5  # names of ignored tensors that are logged
@@ -106,7 +106,8 @@ class _LazyLeaf:
 
   def __array__(self, dtype=None, copy=None):
     del copy
-    return host_array(self._value).astype(dtype or np.float32, copy=False)
+    whole = partitioning.to_host(self._value)
+    return whole.astype(dtype or np.float32, copy=False)
 
 
 class PromptStateInitializer(t5x_utils.TrainStateInitializer):
@@ -266,7 +267,7 @@ class PromptStateInitializer(t5x_utils.TrainStateInitializer):
       )
     if start.prompts.source_prompts is None:
       backbone.params['token_embedder'] = {
-        'embedding': host_array(params['token_embedder']['embedding'])
+        'embedding': partitioning.to_host(params['token_embedder']['embedding'])
       }
     out = {
       'prompts': starts.initial_prompts(

@@ -6,7 +6,6 @@ writes anything.
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
-import importlib.util
 import os
 import shutil
 import tempfile
@@ -20,10 +19,11 @@ import mpt_jax
 from mpt_jax import data, models, optimizers, starts, t5
 from mpt_jax import prompts as prompts_lib
 from mpt_jax.checkpoints import bundle as bundle_lib
-from mpt_jax.checkpoints import files, huggingface, t5x_format
+from mpt_jax.checkpoints import huggingface, t5x_format
 from mpt_jax.checkpoints import run as run_lib
 from mpt_jax.data.dataset import import_module
 from mpt_jax.data.feature_converter import check_lengths
+from mpt_jax.runs import DEMO, demo_folder
 from mpt_jax.starts import Distillation
 from mpt_jax.t5x import optimizers as t5x_optimizers
 from mpt_jax.t5x import remote, saving
@@ -47,7 +47,6 @@ __all__ = [
 
 
 STAGES = ('teacher', 'source', 'target')
-DEMO = 'demo'
 
 
 def train_model(
@@ -391,12 +390,7 @@ def restore_config(
 
 
 def _backbone_path(path: str) -> str:
-  if path == DEMO and not os.path.exists(path):
-    spec = importlib.util.find_spec('tasks.offline')
-    assert spec is not None
-    assert spec.submodule_search_locations is not None
-    return os.path.join(spec.submodule_search_locations[0], 'demo_backbone')
-  return path
+  return demo_folder() if path == DEMO and not os.path.exists(path) else path
 
 
 def _checkpoint(path: str) -> str:
@@ -478,8 +472,8 @@ def _check_run(model_dir: str, config: Mapping[str, Any]) -> None:
     )
   folder = tempfile.mkdtemp(prefix='mpt_jax.')
   try:
+    local = os.path.join(folder, run_lib.RUN_CONFIG)
     if stored:
-      local = os.path.join(folder, run_lib.RUN_CONFIG)
       gfile.copy(path, local)
     try:
       run_lib.check_run_config(folder, config)
@@ -487,11 +481,6 @@ def _check_run(model_dir: str, config: Mapping[str, Any]) -> None:
       raise InputError(str(e).replace(repr(folder), repr(model_dir))) from e
     if not stored and jax.process_index() == 0:
       gfile.makedirs(model_dir)
-      with gfile.GFile(path, 'w') as f:
-        f.write(
-          files.json_bytes(
-            files.read_json(os.path.join(folder, run_lib.RUN_CONFIG))
-          ).decode()
-        )
+      gfile.copy(local, path)
   finally:
     shutil.rmtree(folder, ignore_errors=True)

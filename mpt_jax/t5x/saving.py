@@ -7,10 +7,10 @@ import jax
 from t5x import utils as t5x_utils
 
 import mpt_jax
+from mpt_jax import partitioning
 from mpt_jax.checkpoints import backbone as backbone_lib
 from mpt_jax.checkpoints.bundle import PromptBundle
 from mpt_jax.t5x import remote
-from mpt_jax.t5x.models import host_array
 from mpt_jax.t5x.restore import TrainModel
 from mpt_jax.types import PyTree
 
@@ -65,13 +65,13 @@ class BundleWriter:
     """
     model, start = self._model, self._model.start
     params = state_dict['target']
-    step = int(host_array(state_dict['state']['step']))
+    step = int(partitioning.to_host(state_dict['state']['step']))
     vocabulary = start.vocabulary_file
     return PromptBundle(
       method=start.prompts.method,
       stage=start.stage,
       task_names=model.task_names,
-      arrays={k: host_array(v) for k, v in params['prompts'].items()},
+      arrays=dict(partitioning.to_host(params['prompts'])),
       backbone_name=model.backbone_name,
       backbone_fingerprint=model.fingerprint(params),
       vocabulary_digest=(

@@ -87,14 +87,18 @@ def test_the_optimizer_is_never_read(copy):
   checkpoints.load_backbone(str(step))
 
 
-def test_zarr_folders_of_older_orbax(testdata, copy):
-  # Orbax without OCDBT: the names of a legacy folder under `state`.
-  step = copy('legacy')
+def _as_older_orbax(step):
+  """Orbax without OCDBT: the names of a legacy folder under `state`."""
   (step / 'checkpoint').unlink()
   (step / 'state').mkdir()
   for folder in step.glob('target.*'):
     folder.rename(step / 'state' / folder.name)
   (step / 'state' / '_METADATA').write_text('{}')
+
+
+def test_zarr_folders_of_older_orbax(testdata, copy):
+  step = copy('legacy')
+  _as_older_orbax(step)
   backbone = checkpoints.load_backbone(str(step))
   want = checkpoints.load_backbone(str(testdata / 't5x_v1_1_tiny/legacy'))
   assert backbone.fingerprint == want.fingerprint
@@ -259,11 +263,7 @@ def test_integers_are_no_weights(copy):
 
 def test_links_do_not_leave_an_orbax_folder_either(copy, tmp_path):
   step = copy('legacy')
-  (step / 'checkpoint').unlink()
-  (step / 'state').mkdir()
-  for folder in step.glob('target.*'):
-    folder.rename(step / 'state' / folder.name)
-  (step / 'state' / '_METADATA').write_text('{}')
+  _as_older_orbax(step)
   (step / 'state' / _ARRAY).rename(tmp_path / 'elsewhere')
   (step / 'state' / _ARRAY).symlink_to(tmp_path / 'elsewhere')
   with pytest.raises(InputError, match='a link that leads out of'):

@@ -119,15 +119,10 @@ def stage_macros(world, stage):
   }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('stage', sorted(STAGES))
-def test_killed_and_resumed_equals_uninterrupted(bundles, stage, tmp_path):
-  macros = stage_macros(bundles, stage)
-  whole, killed = tmp_path / 'whole', tmp_path / 'killed'
-  cli.main('mpt_jax.train', 'train', arguments(bundles, stage, whole, **macros))
-  argv = arguments(bundles, stage, killed, **macros)
-  done = subprocess.run(
-    [sys.executable, '-c', KILLER, *argv],
+def run_code(code, *argv):
+  """Runs code in a process of its own; returns what became of it."""
+  return subprocess.run(
+    [sys.executable, '-c', code, *map(str, argv)],
     cwd=ROOT,
     env={**os.environ, 'PYTHONPATH': str(ROOT)},
     capture_output=True,
@@ -135,6 +130,16 @@ def test_killed_and_resumed_equals_uninterrupted(bundles, stage, tmp_path):
     timeout=300,
     check=False,
   )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('stage', sorted(STAGES))
+def test_killed_and_resumed_equals_uninterrupted(bundles, stage, tmp_path):
+  macros = stage_macros(bundles, stage)
+  whole, killed = tmp_path / 'whole', tmp_path / 'killed'
+  cli.main('mpt_jax.train', 'train', arguments(bundles, stage, whole, **macros))
+  argv = arguments(bundles, stage, killed, **macros)
+  done = run_code(KILLER, *argv)
   assert done.returncode == -signal.SIGKILL, done.stderr
   assert not (killed / 'prompts').exists()
   assert sorted(os.listdir(killed / 'checkpoints')) == ['8']
@@ -254,15 +259,7 @@ def test_asked_to_stop_and_resumed(bundles, tmp_path):
     'mpt_jax.train', 'train', arguments(bundles, 'source', whole, **macros)
   )
   argv = arguments(bundles, 'source', stopped, **macros)
-  done = subprocess.run(
-    [sys.executable, '-c', STOPPER, *argv],
-    cwd=ROOT,
-    env={**os.environ, 'PYTHONPATH': str(ROOT)},
-    capture_output=True,
-    text=True,
-    timeout=300,
-    check=False,
-  )
+  done = run_code(STOPPER, *argv)
   assert done.returncode == 128 + signal.SIGTERM, done.stderr
   assert done.stderr.splitlines()[-1] == (
     'stopped at step 10 of 24; its state is saved, the same command resumes'

@@ -2,11 +2,8 @@
 
 import json
 import os
-import pathlib
 import shutil
 import signal
-import subprocess
-import sys
 
 import gin
 import numpy as np
@@ -14,11 +11,15 @@ import pytest
 
 from mpt_jax import cli
 from mpt_jax.checkpoints.bundle import load_prompts
-from tests.integration.test_runs import arguments, bundles, stage_macros
+from tests.integration.test_runs import (
+  arguments,
+  bundles,
+  run_code,
+  stage_macros,
+)
 
 __all__ = ['bundles']
 
-ROOT = pathlib.Path(__file__).parents[2]
 KILLS = 10
 # Counts what happens to files of MODEL_DIR, and the steps; at a given count the
 # process is gone. Many of these moments are inside a save.
@@ -54,18 +55,6 @@ trainer.put_batch, run.RunCheckpointer.save = put, guarded
 cli.main('mpt_jax.train', 'train', sys.argv[3:])
 print(count)
 """
-
-
-def _run(folder, limit, argv):
-  return subprocess.run(
-    [sys.executable, '-c', KILLER, str(folder), str(limit), *argv],
-    cwd=ROOT,
-    env={**os.environ, 'PYTHONPATH': str(ROOT)},
-    capture_output=True,
-    text=True,
-    timeout=300,
-    check=False,
-  )
 
 
 def _metrics(folder):
@@ -104,7 +93,9 @@ def test_killed_at_ten_moments(bundles, tmp_path):
     'TRAIN_STEPS': 36,
   }
   whole, killed = tmp_path / 'whole', tmp_path / 'killed'
-  done = _run(whole, 0, arguments(bundles, 'source', whole, **macros))
+  done = run_code(
+    KILLER, whole, 0, *arguments(bundles, 'source', whole, **macros)
+  )
   assert done.returncode == 0, done.stderr
   total = int(done.stdout.split()[-1])
   argv = arguments(bundles, 'source', killed, **macros)
@@ -114,7 +105,7 @@ def test_killed_at_ten_moments(bundles, tmp_path):
     # Early enough that ten of them fit in; a run that got to its end starts
     # again from nothing.
     limit = int(rng.integers(1, total // 3))
-    done = _run(killed, limit, argv)
+    done = run_code(KILLER, killed, limit, *argv)
     if done.returncode == 0:
       shutil.rmtree(killed)
       continue
