@@ -9,10 +9,8 @@ where it was stopped; finished steps are skipped. Without --tfds_data_dir (or
 TFDS_DATA_DIR) synthetic data are written to MODEL_DIR/data and used.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-import contextlib
+from collections.abc import Mapping, Sequence
 import dataclasses
-import fcntl
 import logging
 import os
 import sys
@@ -20,7 +18,7 @@ import time
 from typing import Any
 
 from mpt_jax import cli, report
-from mpt_jax.checkpoints import files
+from mpt_jax.checkpoints import files, lock
 from mpt_jax.runs import RESULTS
 from mpt_jax.types import InputError, nearest
 from mpt_jax.workers import Pool, Step, StepError, shell_command
@@ -635,7 +633,7 @@ def pipeline(
     eval_examples=eval_examples,
     curve_points=curve_points,
   )
-  with _only_one(model_dir):
+  with lock.hold(model_dir):
     try:
       written = _run(plan, workers)
     except StepError as e:
@@ -724,21 +722,6 @@ def _find_backbone(path: str) -> str:
     if os.path.exists(installed):
       return installed
   raise InputError(f'there is no backbone at {path!r}')
-
-
-@contextlib.contextmanager
-def _only_one(model_dir: str) -> Iterator[None]:
-  """Holds MODEL_DIR for this process; a killed one lets go by itself."""
-  os.makedirs(model_dir, exist_ok=True)
-  with open(os.path.join(model_dir, '.lock'), 'w') as f:
-    try:
-      fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as e:
-      raise InputError(
-        f'another pipeline is running in {model_dir!r}; wait for it, or use'
-        ' another MODEL_DIR'
-      ) from e
-    yield
 
 
 # ---------------------------------------------------------------------------

@@ -304,9 +304,11 @@ def train(
       model_dir, max_to_keep=max_checkpoints
     )
     restored = checkpointer.restore_newest(state)
+    window = None
     if restored is not None:
-      state, iterator_state = restored
-      batches.set_state(iterator_state)
+      state, position = restored
+      batches.set_state(position)
+      window = position.get('window')
       log.info('resumed %s at step %d', model_dir, int(state.step))
     frozen = partitioning.place_backbone(
       frozen,
@@ -365,6 +367,7 @@ def train(
       evaluate=evaluate,
       writer=writer,
       microbatches=microbatches,
+      window=window,
       finished=lambda: best is not None and best.selection.finished,
       stop_asked=lambda: multihost.any_process(bool(request)),
     )

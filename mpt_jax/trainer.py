@@ -384,6 +384,7 @@ def fit(
   evaluate: Callable[[int, PyTree], Mapping[str, float]] | None = None,
   writer: Writer | None = None,
   microbatches: int = 1,
+  window: Mapping[str, Any] | None = None,
   finished: Callable[[], bool] = lambda: False,
   stop_asked: Callable[[], bool] = lambda: False,
 ) -> TrainState:
@@ -409,6 +410,8 @@ def fit(
     evaluate: (step, trainable params) -> scalars to write.
     writer: takes the scalars.
     microbatches: see `make_train_step`.
+    window: what the resumed checkpoint's position holds as `window`: the
+      metrics summed since they were last written; None starts from zero.
     finished: whether the run is over before `train_steps`; asked at the start
       and after each evaluation.
     stop_asked: whether the run shall save its state and stop; asked at each
@@ -432,6 +435,12 @@ def fit(
     return jax.tree.map(lambda z: partitioning.put(z, everywhere), zeros)
 
   totals = start_totals()
+  if window is not None:
+    totals = jax.tree.map(
+      lambda z, open_: partitioning.put(np.asarray(open_, z.dtype), everywhere),
+      zeros,
+      {name: tuple(map(np.asarray, window[name])) for name in zeros},
+    )
   _, parts = partitioning.data_part(mesh)
   progress: Progress | None = None
   note = ''
@@ -483,8 +492,7 @@ def fit(
     progress.maybe_print(step, note, force=last)
     if saves:
       assert checkpointer is not None
-      get_state = getattr(batches, 'get_state', None)
-      checkpointer.save(state, get_state() if get_state else None)
+      checkpointer.save(state, _position(batches, step % log_period, totals))
     if stops:
       raise preemption.Stopped(f'stopped at step {step} of {train_steps}')
     if evaluates:
@@ -493,6 +501,22 @@ def fit(
       if writer is not None:
         writer.write_scalars(step, scores)
   return state
+
+
+def _position(
+  batches: Iterator[Any], open_steps: int, totals: Metrics
+) -> dict[str, Any] | None:
+  """Where a run stands between two steps, fit for JSON; None if unknown."""
+  get_state = getattr(batches, 'get_state', None)
+  if get_state is None:
+    return None
+  position = dict(get_state())
+  if open_steps:
+    host = partitioning.to_host(totals)
+    position['window'] = {
+      name: [part.tolist() for part in parts] for name, parts in host.items()
+    }
+  return position
 
 
 def check_finite(state: TrainState, task_names: Sequence[str]) -> None:

@@ -338,15 +338,6 @@ def test_data_inside_the_folder_move_with_it(tmp_path):
   assert pipeline._inside(other, str(tmp_path / 'F')) == os.path.realpath(other)
 
 
-def test_second_pipeline_in_one_folder_is_refused(tmp_path):
-  with (
-    pipeline._only_one(str(tmp_path)),
-    pytest.raises(InputError, match='another pipeline is running'),
-    pipeline._only_one(str(tmp_path)),
-  ):
-    pass
-
-
 def test_unknown_backbone_is_refused():
   with pytest.raises(InputError, match="no backbone at 'no/such/backbone'"):
     pipeline._find_backbone('no/such/backbone')

@@ -60,6 +60,46 @@ def test_both_styles_of_config(testdata, copy, family):
   assert want.report['new'] == want.report['ignored'] == []
 
 
+@pytest.mark.parametrize(
+  ('changes', 'vocab_size'),
+  [
+    # As google/flan-t5-*, google/mt5-* and google/byt5-* have it.
+    ({'model_type': 't5', 'feed_forward_proj': 'gated-gelu'}, None),
+    ({'model_type': 'mt5', 'tokenizer_class': 'T5Tokenizer'}, None),
+    ({'model_type': 't5', 'tokenizer_class': 'ByT5Tokenizer'}, 384),
+  ],
+)
+def test_families_of_v1_1(testdata, copy, changes, vocab_size):
+  folder = copy()
+  weights = _weights(folder)
+  if vocab_size:
+    # ByT5: bytes for pieces, and a decoder of a third of the layers.
+    rng = np.random.RandomState(0)
+    for name in ('shared.weight', 'lm_head.weight'):
+      shape = vocab_size, weights[name].shape[1]
+      weights[name] = rng.normal(size=shape).astype(np.float32)
+    weights = {
+      k: v for k, v in weights.items() if not k.startswith('decoder.block.1.')
+    }
+    changes = {**changes, 'vocab_size': vocab_size, 'num_decoder_layers': 1}
+    _write(folder, weights)
+  _configure(folder, architectures=['MT5ForConditionalGeneration'], **changes)
+  loaded = _load(folder)
+  assert not loaded.config.logits_via_embedding
+  assert loaded.config.mlp_activations == ('gelu', 'linear')
+  want = _load(testdata / FAMILIES[1])
+  if vocab_size:
+    assert loaded.config == want.config.replace(
+      vocab_size=vocab_size, num_decoder_layers=1
+    )
+    table = loaded.params['token_embedder']['embedding']
+    np.testing.assert_array_equal(table, weights['shared.weight'])
+    head = loaded.params['decoder']['logits_dense']['kernel']
+    np.testing.assert_array_equal(head.T, weights['lm_head.weight'])
+  else:
+    assert _equal(loaded, want)
+
+
 def test_copies_of_the_embedding_are_ignored(testdata, copy):
   # As old files have them; the head is a copy too, so that it is tied.
   want = _load(testdata / FAMILIES[0])

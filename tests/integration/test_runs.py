@@ -251,9 +251,20 @@ cli.main('mpt_jax.train', 'train', sys.argv[1:])
 """
 
 
+def contents(folder):
+  """Path -> bytes of each file in a folder."""
+  return {
+    str(path.relative_to(folder)): path.read_bytes()
+    for path in sorted(folder.rglob('*'))
+    if path.is_file()
+  }
+
+
 @pytest.mark.slow
 def test_asked_to_stop_and_resumed(bundles, tmp_path):
-  macros = stage_macros(bundles, 'source') | {'LOG_PERIOD': 2, 'EVAL_STEPS': 0}
+  # Step 10 is inside the window of steps 9 to 12.
+  macros = stage_macros(bundles, 'source') | {'LOG_PERIOD': 4, 'EVAL_STEPS': 0}
+  teachers = contents(bundles / 'teachers')
   whole, stopped = tmp_path / 'whole', tmp_path / 'stopped'
   cli.main(
     'mpt_jax.train', 'train', arguments(bundles, 'source', whole, **macros)
@@ -273,12 +284,18 @@ def test_asked_to_stop_and_resumed(bundles, tmp_path):
   got = load_prompts(str(stopped / 'prompts')).arrays
   for name, array in want.items():
     np.testing.assert_array_equal(got[name], array, err_msg=name)
-  losses = []
+  logged = []
   for folder in (whole, stopped):
     lines = (folder / 'metrics.jsonl').read_text().splitlines()
     rows = [json.loads(line) for line in lines]
-    losses.append([r['train/loss'] for r in rows if 'train/loss' in r])
-  assert losses[0] == losses[1]
+    for row in rows:
+      for name in ('steps_per_second', 'examples_per_second', 'seconds_left'):
+        row.pop(f'train/{name}', None)
+    logged.append(rows)
+  assert len(logged[0]) >= 6
+  assert logged[0] == logged[1]
+  # What several runs share is only read.
+  assert contents(bundles / 'teachers') == teachers
 
 
 @pytest.mark.slow
@@ -323,6 +340,23 @@ def test_the_best_prompts_are_kept(bundles, tmp_path):
   # The same again has nothing to do.
   gin.clear_config()
   cli.main('mpt_jax.train', 'train', argv)
+
+
+def test_a_second_pipeline_in_one_folder(capsys, tmp_path):
+  folder = str(tmp_path / 'demo')
+  with lock.hold(folder), pytest.raises(SystemExit) as error:
+    cli.main(
+      'mpt_jax.pipeline',
+      'pipeline',
+      [
+        '--gin_file=gin_configs/runs/demo.gin',
+        f'--gin.MODEL_DIR={folder!r}',
+      ],
+    )
+  assert error.value.code == 2
+  said = capsys.readouterr().err
+  assert f'{folder} is in use by process {os.getpid()} on ' in said
+  assert os.listdir(folder) == ['.lock']
 
 
 def test_a_folder_in_use(bundles, capsys, tmp_path):
