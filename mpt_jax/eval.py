@@ -43,6 +43,7 @@ def evaluate(
   num_beams: int = 1,
   num_partitions: int = 1,
   dtype: str | None = None,
+  precision: str = 'float32',
   scan_layers: bool = False,
   shard_backbone: bool = False,
 ) -> dict[str, dict[str, float]]:
@@ -66,6 +67,7 @@ def evaluate(
     num_beams: 1 is greedy.
     num_partitions: size of the mesh's `model` axis.
     dtype: type of activations and backbone matrices; None is the model's own.
+    precision: of matrix products, see `t5.T5Config`.
     scan_layers: see `train.train`.
     shard_backbone: split the backbone over the `data` axis too.
 
@@ -85,6 +87,7 @@ def evaluate(
     num_beams=num_beams,
     num_partitions=num_partitions,
     dtype=dtype,
+    precision=precision,
     scan_layers=scan_layers,
     shard_backbone=shard_backbone,
   )

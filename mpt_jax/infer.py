@@ -60,6 +60,7 @@ def infer(
   temperature: float = 0.0,
   seed: int = 0,
   dtype: str | None = None,
+  precision: str = 'float32',
   scan_layers: bool = False,
   shard_backbone: bool = False,
 ) -> int:
@@ -88,6 +89,7 @@ def infer(
     temperature: above 0, answers to lines are sampled.
     seed: fixes what is sampled.
     dtype: type of activations and backbone matrices; None is the model's own.
+    precision: of matrix products, see `t5.T5Config`.
     scan_layers: see `train.train`.
     shard_backbone: split the backbone over the `data` axis too.
 
@@ -137,6 +139,7 @@ def infer(
     num_beams=num_beams,
     num_partitions=num_partitions,
     dtype=dtype,
+    precision=precision,
     scan_layers=scan_layers,
     shard_backbone=shard_backbone,
   )

@@ -51,6 +51,24 @@ def cross_entropy_per_token(
   return loss, z_loss * jnp.square(log_z)
 
 
+def is_likeliest(logits: Array, targets: Array) -> Array:
+  """Whether no id has a higher logit than the target.
+
+  A maximum costs much less than its place, which XLA's CPU backend looks for
+  one id at a time.
+
+  Args:
+    logits: [..., V] float.
+    targets: [...] int.
+
+  Returns:
+    [...] bool; True for each of several ids that are equally likely.
+  """
+  check_shape('targets', targets, logits.shape[:-1])
+  target = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+  return target >= jnp.max(logits, axis=-1)
+
+
 def kl_per_token(
   teacher_logits: Array, student_logits: Array, temperature: float = 1.0
 ) -> Array:

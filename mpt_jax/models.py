@@ -333,7 +333,7 @@ class PromptedT5:
     loss, z_loss = losses.cross_entropy_per_token(
       logits, targets, self.label_smoothing, self.z_loss
     )
-    right = (jnp.argmax(logits, axis=-1) == targets).astype(jnp.float32)
+    right = losses.is_likeliest(logits, targets).astype(jnp.float32)
     return {'cross_entropy': loss, 'z_loss': z_loss, 'token_accuracy': right}
 
   def _places(self, batch: Batch) -> dict[str, tuple[Array, Array]]:

@@ -189,6 +189,7 @@ def make_predictor(
   num_beams: int = 1,
   num_partitions: int = 1,
   dtype: str | None = None,
+  precision: str = 'float32',
   scan_layers: bool = False,
   shard_backbone: bool = False,
 ) -> Predictor:
@@ -204,6 +205,7 @@ def make_predictor(
     num_beams: 1 is greedy.
     num_partitions: size of the mesh's `model` axis.
     dtype: type of activations and backbone matrices; None is the model's own.
+    precision: of matrix products, see `t5.T5Config`.
     scan_layers: see `train.train`.
     shard_backbone: split the backbone over the `data` axis too.
 
@@ -214,17 +216,17 @@ def make_predictor(
     InputError: if something is missing or does not fit.
   """
   loaded = load_backbone(backbone, backbone_config, vocabulary)
-  if dtype is not None:
-    loaded = dataclasses.replace(
-      loaded, config=loaded.config.replace(dtype=dtype)
-    )
+  config = loaded.config.replace(
+    dtype=dtype or loaded.config.dtype, precision=precision
+  )
+  loaded = dataclasses.replace(loaded, config=config)
   model, params, task_names = prompted_model(loaded, prompts, prompt_task)
   mesh = partitioning.make_mesh(num_partitions)
   partitioning.check_batch_size(batch_size, mesh)
   params = partitioning.place_backbone(
     params,
     mesh,
-    dtype=model.config.dtype,
+    dtype=config.matrix_dtype,
     scan_layers=scan_layers,
     shard_backbone=shard_backbone,
   )

@@ -135,6 +135,7 @@ def train(
   num_partitions: int = 1,
   microbatches: int = 1,
   dtype: str | None = None,
+  precision: str = 'float32',
   remat_layers: bool = False,
   scan_layers: bool = False,
   shard_backbone: bool = False,
@@ -176,6 +177,7 @@ def train(
     num_partitions: size of the mesh's `model` axis.
     microbatches: parts that a batch is run in; the update is the same.
     dtype: type of activations and frozen matrices; None is the model's own.
+    precision: of matrix products, see `t5.T5Config`.
     remat_layers: see `t5.T5Config`.
     scan_layers: run the layers as a loop over stacked parameters, which
       compiles one layer in place of all; for a frozen backbone.
@@ -216,6 +218,7 @@ def train(
     loaded.config,
     dropout_rate=dropout_rate,
     dtype=dtype or loaded.config.dtype,
+    precision=precision,
     remat_layers=remat_layers,
   )
   model = starts.make_model(
@@ -313,7 +316,7 @@ def train(
     frozen = partitioning.place_backbone(
       frozen,
       mesh,
-      dtype=config.dtype,
+      dtype=config.matrix_dtype,
       scan_layers=scan_layers,
       shard_backbone=shard_backbone,
     )

@@ -194,7 +194,21 @@ def make_train_step(
     }
     return new_state, jax.tree.map(jnp.add, totals, terms)
 
-  return jax.jit(train_step, donate_argnums=(0, 3))
+  return jax.jit(
+    train_step, donate_argnums=(0, 3), compiler_options=_compiler_options()
+  )
+
+
+def _compiler_options() -> dict[str, bool] | None:
+  """XLA's settings for this platform.
+
+  On CPU, XLA by default orders operations so that several may run at once.
+  With all cores in every matrix product anyway that costs a tenth of a step
+  and half a gigabyte at T5-small (benchmarks/README.md).
+  """
+  if jax.default_backend() != 'cpu':
+    return None
+  return {'xla_cpu_enable_concurrency_optimized_scheduler': False}
 
 
 def _accumulate(
@@ -236,7 +250,7 @@ def make_eval_step(model: PromptedT5) -> Callable[..., Metrics]:
     one = jnp.ones((1,), jnp.float32)
     return {**terms, 'loss': (loss[None], one)}
 
-  return jax.jit(eval_step)
+  return jax.jit(eval_step, compiler_options=_compiler_options())
 
 
 @functools.lru_cache(maxsize=64)
@@ -247,7 +261,8 @@ def make_predict_step(
   return jax.jit(
     lambda params, batch, rng=None: model.predict_batch(
       params, batch, rng, **decode_args
-    )
+    ),
+    compiler_options=_compiler_options(),
   )
 
 

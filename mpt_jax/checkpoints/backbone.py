@@ -19,6 +19,7 @@ _RUNTIME_FIELDS = (
   'dtype',
   'dropout_rate',
   'float32_attention_logits',
+  'precision',
   'remat_layers',
 )
 

@@ -27,8 +27,8 @@ import seqio
 import tensorflow as tf
 import tqdm
 
+from mpt_jax import batching
 from mpt_jax.data import (
-  batching,
   few_shot,
   records,
   rows,

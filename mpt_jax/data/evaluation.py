@@ -16,7 +16,8 @@ import numpy as np
 import seqio
 import tqdm
 
-from mpt_jax.data import batching, rows, sources
+from mpt_jax import batching
+from mpt_jax.data import rows, sources
 from mpt_jax.data.dataset import (
   check_data,
   loading_bar,

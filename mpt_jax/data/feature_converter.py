@@ -11,14 +11,9 @@ from collections.abc import Mapping, Sequence
 import seqio
 import tensorflow as tf
 
+from mpt_jax.batching import EOS, SLOT_TOKEN
 from mpt_jax.data import rows
 from mpt_jax.types import InputError
-
-# What stands in `encoder_input_tokens` where a prompt vector goes. It is never
-# embedded; it must only differ from padding. T5's unknown mark.
-SLOT_TOKEN = 2
-# T5's end-of-sequence mark.
-EOS = 1
 
 # The functions below hold no Python branch on a tensor; rewriting them all the
 # same takes AutoGraph a second at the start of a run.

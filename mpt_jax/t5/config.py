@@ -16,6 +16,7 @@ _LARGEST = 2**31 - 1
 # The bias of every distance is tabulated.
 _LARGEST_DISTANCE = 1 << 20
 DTYPES = ('float32', 'bfloat16', 'float16')
+PRECISIONS = ('float32', 'bfloat16')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +41,9 @@ class T5Config:
     layer_norm_epsilon: added to the mean square in the norms.
     relpos_num_buckets: buckets of the relative position bias.
     relpos_max_distance: distance from which all share the last bucket.
+    precision: 'bfloat16' rounds the operands of every matrix product to
+      bfloat16 and sums in float32 (see `products`); 'float32' multiplies what
+      there is, in `dtype`.
     remat_layers: keep of each block its input alone and compute the rest
       again in the backward pass. Changes memory and time and no number, so it
       is no part of the config's name.
@@ -60,6 +64,7 @@ class T5Config:
   layer_norm_epsilon: float = 1e-6
   relpos_num_buckets: int = 32
   relpos_max_distance: int = 128
+  precision: str = 'float32'
   remat_layers: bool = dataclasses.field(default=False, repr=False)
 
   def __post_init__(self):
@@ -75,6 +80,11 @@ class T5Config:
       raise InputError(
         f'dtype is {self.dtype!r}, expected one of {", ".join(DTYPES)}'
         f'{nearest(str(self.dtype), DTYPES)}'
+      )
+    if self.precision not in PRECISIONS:
+      raise InputError(
+        f'precision is {self.precision!r}, expected one of'
+        f' {", ".join(PRECISIONS)}{nearest(str(self.precision), PRECISIONS)}'
       )
     rate = self.dropout_rate
     if not isinstance(rate, (int, float)) or not 0 <= rate < 1:
@@ -104,6 +114,11 @@ class T5Config:
         f'relpos_max_distance is {distance}, expected {least} up to'
         f' {_LARGEST_DISTANCE} with {self.relpos_num_buckets} buckets'
       )
+
+  @property
+  def matrix_dtype(self) -> str:
+    """The type that frozen matrices are held in."""
+    return self.dtype if self.precision == 'float32' else self.precision
 
   def to_dict(self) -> dict[str, Any]:
     """Returns the fields as JSON types."""

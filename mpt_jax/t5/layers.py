@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mpt_jax.t5.config import T5Config
+from mpt_jax.t5.products import einsum
 from mpt_jax.types import Array
 
 _ACTIVATIONS = {
@@ -52,21 +53,24 @@ class LayerNorm(nn.Module):
 class Dense(nn.Module):
   """A linear map without bias, `x @ kernel`."""
 
+  config: T5Config
   features: int
-  dtype: str
   axes: tuple[str, str]
   kernel_init: nn.initializers.Initializer = _kernel_init()
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
-    """Maps [..., in] to [..., features]."""
+    """Maps [B, T, in] to [B, T, features]."""
     kernel = nn_partitioning.param_with_axes(
       'kernel',
       self.kernel_init,
       (x.shape[-1], self.features),
       axes=self.axes,
     )
-    return jnp.dot(x.astype(self.dtype), kernel.astype(self.dtype))
+    cfg = self.config
+    if cfg.precision == 'float32':
+      x, kernel = x.astype(cfg.dtype), kernel.astype(cfg.dtype)
+    return einsum('bti,io->bto', x, kernel, cfg.precision).astype(cfg.dtype)
 
 
 class Embed(nn.Module):
@@ -89,8 +93,8 @@ class Embed(nn.Module):
     return jnp.take(self.embedding, tokens, axis=0).astype(self.config.dtype)
 
   def attend(self, x: Array) -> Array:
-    """Returns float32 logits [..., V] of x [..., D], as T5 v1.0 scales them."""
-    logits = jnp.dot(x, self.embedding.T, preferred_element_type=jnp.float32)
+    """Returns float32 logits [B, T, V] of x [B, T, D], scaled as in v1.0."""
+    logits = _logits('btd,vd->btv', x, self.embedding, self.config)
     return logits / np.sqrt(self.config.emb_dim).astype(np.float32)
 
 
@@ -108,9 +112,15 @@ class Logits(nn.Module):
       (x.shape[-1], self.config.vocab_size),
       axes=('embed', 'vocab'),
     )
-    # Products of the wider type of the two: no float32 copy of a bfloat16
-    # kernel, no rounding of a float32 one.
-    return jnp.dot(x, kernel, preferred_element_type=jnp.float32)
+    return _logits('btd,dv->btv', x, kernel, self.config)
+
+
+def _logits(spec: str, x: Array, kernel: Array, config: T5Config) -> Array:
+  if config.precision != 'float32':
+    return einsum(spec, x, kernel, config.precision)
+  # Products of the wider type of the two: no float32 copy of a bfloat16
+  # kernel, no rounding of a float32 one.
+  return jnp.einsum(spec, x, kernel, preferred_element_type=jnp.float32)
 
 
 class MlpBlock(nn.Module):
@@ -125,11 +135,11 @@ class MlpBlock(nn.Module):
     branches = []
     for i, activation in enumerate(cfg.mlp_activations):
       name = 'wi' if len(cfg.mlp_activations) == 1 else f'wi_{i}'
-      wi = Dense(cfg.mlp_dim, cfg.dtype, ('embed', 'mlp'), name=name)
+      wi = Dense(cfg, cfg.mlp_dim, ('embed', 'mlp'), name=name)
       branches.append(_ACTIVATIONS[activation](wi(x)))
     hidden = functools.reduce(operator.mul, branches)
     hidden = dropout(cfg)(hidden, deterministic)
-    return Dense(cfg.emb_dim, cfg.dtype, ('mlp', 'embed'), name='wo')(hidden)
+    return Dense(cfg, cfg.emb_dim, ('mlp', 'embed'), name='wo')(hidden)
 
 
 def dropout(config: T5Config) -> nn.Dropout:
@@ -201,8 +211,8 @@ class _Attention(nn.Module):
     # T5 does not scale the logits; the start value of the query does.
     scale = 1.0 / cfg.head_dim if name == 'query' else 1.0
     dense = Dense(
+      cfg,
       cfg.num_heads * cfg.head_dim,
-      cfg.dtype,
       ('embed', 'joined_kv'),
       _kernel_init(scale),
       name=name,
@@ -223,9 +233,12 @@ class _Attention(nn.Module):
     """Attends and projects back; query [B, H, T, K] -> [B, T, D]."""
     cfg = self.config
     dtype = 'float32' if cfg.float32_attention_logits else cfg.dtype
-    logits = jnp.einsum(
-      'bhtk,bhsk->bhts', query, key, preferred_element_type=dtype
-    )
+    if cfg.precision == 'float32':
+      logits = jnp.einsum(
+        'bhtk,bhsk->bhts', query, key, preferred_element_type=dtype
+      )
+    else:
+      logits = einsum('bhtk,bhsk->bhts', query, key, cfg.precision)
     if bias is not None:
       logits += bias.astype(dtype)
     if mask is not None:
@@ -233,13 +246,11 @@ class _Attention(nn.Module):
       logits = jnp.where(mask, logits, jnp.finfo(dtype).min / 2)
     weights = jax.nn.softmax(logits, axis=-1).astype(cfg.dtype)
     weights = dropout(cfg)(weights, deterministic)
-    context = jnp.einsum('bhts,bhsk->bhtk', weights, value)
+    context = einsum('bhts,bhsk->bhtk', weights, value, cfg.precision)
     joined = context.transpose(0, 2, 1, 3).reshape(
       query.shape[0], query.shape[2], cfg.num_heads * cfg.head_dim
     )
-    return Dense(cfg.emb_dim, cfg.dtype, ('joined_kv', 'embed'), name='out')(
-      joined
-    )
+    return Dense(cfg, cfg.emb_dim, ('joined_kv', 'embed'), name='out')(joined)
 
 
 class SelfAttention(_Attention):

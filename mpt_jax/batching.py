@@ -11,7 +11,11 @@ import dataclasses
 
 import numpy as np
 
-from mpt_jax.data.feature_converter import EOS, SLOT_TOKEN
+# What stands in `encoder_input_tokens` where a prompt vector goes. It is never
+# embedded; it must only differ from padding. T5's unknown mark.
+SLOT_TOKEN = 2
+# T5's end-of-sequence mark.
+EOS = 1
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,225 @@
+"""PEFT MultitaskPromptTuning over HF T5ForConditionalGeneration: one step.
+
+Random weights. Prints one JSON line. With --distill a teacher forward pass
+(no grad) with per-task teacher prompts is added, and KL + hidden-state MSE
+losses, the way a PEFT user has to write MPT's distillation by hand (PEFT has
+none).
+"""
+
+import json
+import time
+import warnings
+
+from benchmarks import measure
+
+warnings.filterwarnings('ignore')
+
+
+def main():
+  p = measure.parser(__doc__)
+  p.add_argument(
+    '--hidden',
+    choices=['last', 'all'],
+    default='last',
+    help='which hidden states the distillation MSE covers',
+  )
+  p.add_argument('--padding', choices=['max', 'longest'], default='max')
+  p.add_argument(
+    '--attn', default=None, help='attn_implementation (HF default)'
+  )
+  p.add_argument('--dropout', type=float, default=0.0)
+  p.add_argument(
+    '--matmul_precision',
+    default='highest',
+    help='torch.set_float32_matmul_precision; medium = bfloat16 '
+    'products on CPUs that have them',
+  )
+  p.add_argument('--dtype', choices=['float32', 'bfloat16'], default='float32')
+  args = p.parse_args()
+  if args.keep_heap:
+    measure.keep_heap()
+
+  import numpy as np
+  from peft import MultitaskPromptTuningConfig, get_peft_model
+  import torch
+  import torch.nn.functional as F
+  import transformers
+  from transformers import T5Config, T5ForConditionalGeneration
+
+  transformers.logging.set_verbosity_error()
+  rss_import = measure.rss_mb()
+
+  torch.manual_seed(args.seed)
+  torch.set_num_threads(args.threads)
+  torch.set_float32_matmul_precision(args.matmul_precision)
+  s = measure.SHAPES[args.model]
+  dtype = getattr(torch, args.dtype)
+  cfg = T5Config(
+    d_model=s['d_model'],
+    d_kv=s['d_kv'],
+    d_ff=s['d_ff'],
+    num_layers=s['layers'],
+    num_heads=s['heads'],
+    vocab_size=measure.VOCABULARY,
+    decoder_start_token_id=0,
+    dropout_rate=args.dropout,
+    feed_forward_proj='relu',
+  )
+  extra = {} if args.attn is None else dict(attn_implementation=args.attn)
+  base = T5ForConditionalGeneration._from_config(cfg, **extra).to(dtype)
+  model = get_peft_model(
+    base,
+    MultitaskPromptTuningConfig(
+      task_type='SEQ_2_SEQ_LM',
+      num_virtual_tokens=args.prompt_len,
+      num_tasks=args.num_tasks,
+      num_transformer_submodules=1,
+      prompt_tuning_init='RANDOM',
+    ),
+  )
+  model.train()
+  trainable = [q for q in model.parameters() if q.requires_grad]
+  opt = torch.optim.AdamW(trainable, lr=0.3)
+  teacher_prompts = torch.randn(
+    args.num_tasks, args.prompt_len, s['d_model'], dtype=dtype
+  )
+
+  rng = np.random.default_rng(args.seed)
+  if args.lengths:
+    pool, pool_tasks = measure.load_lengths(args.lengths)
+    order = rng.permutation(len(pool))
+
+  def batch(i):
+    """Builds batch i the way a data collator would."""
+    if args.lengths:
+      idx = [order[(i * args.batch + j) % len(pool)] for j in range(args.batch)]
+      lens = [min(pool[k], args.input_len) for k in idx]
+      tids = [pool_tasks[k] % args.num_tasks for k in idx]
+      width = args.input_len if args.padding == 'max' else max(lens)
+    else:
+      lens, width = [args.input_len] * args.batch, args.input_len
+      tids = rng.integers(0, args.num_tasks, args.batch).tolist()
+    ids = np.full((args.batch, width), 0, np.int64)
+    for r, n in enumerate(lens):
+      ids[r, :n] = rng.integers(1, measure.VOCABULARY, n)
+    ids = torch.from_numpy(ids)
+    labels = torch.from_numpy(
+      rng.integers(1, measure.VOCABULARY, (args.batch, args.target_len))
+    )
+    return dict(
+      input_ids=ids,
+      attention_mask=(ids != 0).long(),
+      labels=labels,
+      task_ids=torch.tensor(tids),
+    ), sum(lens)
+
+  kw = dict(output_hidden_states=True) if args.distill else {}
+
+  def teacher_forward(b):
+    with torch.no_grad():
+      emb = base.get_input_embeddings()(b['input_ids'])
+      emb = torch.cat([teacher_prompts[b['task_ids']], emb], 1)
+      mask = torch.cat(
+        [
+          torch.ones(emb.shape[0], args.prompt_len, dtype=torch.long),
+          b['attention_mask'],
+        ],
+        1,
+      )
+      return base(
+        inputs_embeds=emb, attention_mask=mask, labels=b['labels'], **kw
+      ), mask
+
+  def loss_of(b):
+    out = model(**b, **kw)
+    loss = out.loss
+    if args.distill:
+      t, mask = teacher_forward(b)
+      kl = (
+        F.kl_div(
+          F.log_softmax(out.logits.float(), -1),
+          F.log_softmax(t.logits.float(), -1),
+          log_target=True,
+          reduction='none',
+        )
+        .sum(-1)
+        .mean()
+      )
+      m = mask[..., None].to(dtype)
+      enc = list(
+        zip(out.encoder_hidden_states, t.encoder_hidden_states, strict=False)
+      )
+      dec = list(
+        zip(out.decoder_hidden_states, t.decoder_hidden_states, strict=False)
+      )
+      if args.hidden == 'last':
+        enc, dec = enc[-1:], dec[-1:]
+      mse = sum(
+        (((a - c) ** 2) * m).sum() / (m.sum() * a.shape[-1]) for a, c in enc
+      )
+      mse = mse + sum(F.mse_loss(a, c) for a, c in dec)
+      loss = loss + kl + mse
+    return loss
+
+  def step(b):
+    loss = loss_of(b)
+    loss.backward()
+    opt.step()
+    opt.zero_grad()
+    return loss.item()
+
+  t0 = time.perf_counter()
+  for i in range(args.warmup):
+    step(batch(i)[0])
+  warm = time.perf_counter() - t0
+  meter = measure.Meter()
+  batches = [batch(args.warmup + i) for i in range(args.steps)]
+  rows = meter.time(step, [(b,) for b, _ in batches])
+  tokens = sum(n + args.batch * args.target_len for _, n in batches)
+  peak_train = measure.peak_rss_mb()
+  nf = max(3, args.steps // 2)
+  with torch.no_grad():
+    loss_of(batches[0][0])
+    fwd = meter.time(loss_of, [(b,) for b, _ in batches[:nf]])
+  out = dict(
+    system='peft',
+    **{
+      k: getattr(args, k)
+      for k in (
+        'model',
+        'batch',
+        'input_len',
+        'prompt_len',
+        'target_len',
+        'dtype',
+        'threads',
+        'distill',
+        'padding',
+        'steps',
+        'dropout',
+        'keep_heap',
+        'matmul_precision',
+      )
+    },
+  )
+  out.update(attn=base.config._attn_implementation, lengths=bool(args.lengths))
+  out.update(measure.summary(rows))
+  total = sum(m['wall'] for m in rows)
+  out.update(
+    examples_per_s=round(args.batch * args.steps / total, 3),
+    tokens_per_s=round(tokens / total, 1),
+    cpu_s_total=round(sum(m['cpu'] for m in rows), 3),
+    fwd_s=measure.summary(fwd)['step_s_median'],
+    fwd_cpu_s=measure.summary(fwd)['cpu_s_median'],
+    warmup_s=round(warm, 2),
+    peak_rss_mb=peak_train,
+    rss_after_import_mb=rss_import,
+    dirty=meter.dirty,
+    waited_s=round(meter.waited, 1),
+    trainable=sum(q.numel() for q in trainable),
+  )
+  print(json.dumps(out))
+
+
+if __name__ == '__main__':
+  main()
