@@ -11,6 +11,8 @@ import dataclasses
 
 import numpy as np
 
+from mpt_jax.buckets import Buckets
+
 # What stands in `encoder_input_tokens` where a prompt vector goes. It is never
 # embedded; it must only differ from padding. T5's unknown mark.
 SLOT_TOKEN = 2
@@ -105,6 +107,53 @@ class Packer:
     rows = self._rows[part]
     shape = (len(rows), *self._shape[1:])
     return lay_out(rows, shape, self._prompt_length, packed=self._pack)
+
+
+class Bucketer:
+  """Takes the examples of one batch and lays them out in parts."""
+
+  def __init__(self, batch_size: int, prompt_length: int, buckets: Buckets):
+    """Opens an empty batch.
+
+    Args:
+      batch_size: B, examples in a batch.
+      prompt_length: P.
+      buckets: how to cut it.
+    """
+    self._size, self._prompt_length = batch_size, prompt_length
+    self._buckets = buckets
+    self._examples: list[Example] = []
+
+  def add(self, example: Example) -> bool:
+    """Takes an example; returns whether there was room."""
+    if len(self._examples) == self._size:
+      return False
+    self._examples.append(example)
+    return True
+
+  def finish(self, part: slice = slice(None)) -> list[dict[str, np.ndarray]]:
+    """Returns the parts of the batch, each as `Packer.finish` returns one.
+
+    Args:
+      part: the rows of each part to return, a host's share; default all.
+    """
+    lengths = lengths_of(self._examples, self._prompt_length)
+    return [
+      lay_out(
+        [[self._examples[i]] for i in cut.members[part]],
+        (len(cut.members[part]), cut.input_length, cut.target_length),
+        self._prompt_length,
+        packed=False,
+      )
+      for cut in self._buckets.cut(lengths)
+    ]
+
+
+def lengths_of(examples: Sequence[Example], prompt_length: int) -> np.ndarray:
+  """[N, 2] int: the positions that each example needs, S and T."""
+  return np.array(
+    [[prompt_length + len(e.inputs), len(e.targets)] for e in examples]
+  ).reshape(-1, 2)
 
 
 def lay_out(

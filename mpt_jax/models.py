@@ -146,42 +146,54 @@ class PromptedT5:
       (scalar float32 loss, the terms of `loss_terms`).
     """
     terms = self.loss_terms(params, batch, dropout_rng)
-    return self.combine(terms, batch), terms
+    return self.combine(terms, batch['decoder_target_tokens'].size), terms
 
   def eval_fn(self, params: PyTree, batch: Batch) -> tuple[Array, Metrics]:
     """`loss_fn` without dropout."""
     return self.loss_fn(params, batch, dropout_rng=None)
 
+  def loss_weights(self, batch: Batch) -> dict[str, Array]:
+    """What the terms of a batch are divided by, {term: [K]} float32.
+
+    It depends on the batch alone, not on parameters, and that of a batch is
+    the sum over its parts.
+    """
+    return {
+      name: losses.weights_by_task(*place, self.num_tasks)
+      for name, place in self._places(batch).items()
+    }
+
   def part_loss_fn(
-    self, params: PyTree, part: Batch, batch: Batch, dropout_rng: Array | None
+    self,
+    params: PyTree,
+    part: Batch,
+    weights: Mapping[str, Array],
+    num_targets: Array | int,
+    dropout_rng: Array | None,
   ) -> tuple[Array, Metrics]:
     """The share of some rows in the loss of their whole batch.
 
-    What a loss is divided by depends on the batch alone, not on parameters.
-    So the losses and the gradients of disjoint parts add up to those of
-    `loss_fn` on the whole batch, however uneven the parts are.
+    The losses and the gradients of disjoint parts add up to those of `loss_fn`
+    on the whole batch, however uneven the parts are.
 
     Args:
       params: the parameter tree.
       part: model features of some rows of the batch.
-      batch: model features of the whole batch.
+      weights: `loss_weights` of the whole batch.
+      num_targets: B * T of the whole batch, padding included.
       dropout_rng: key for dropout, or None for none.
 
     Returns:
       (scalar float32 share of the loss, the part's own terms).
     """
     terms = self.loss_terms(params, part, dropout_rng)
-    places = self._places(batch)
-    whole = {
-      name: (sums, losses.weights_by_task(*places[name], self.num_tasks))
-      for name, (sums, _) in terms.items()
-    }
-    return self.combine(whole, batch), terms
+    whole = {name: (sums, weights[name]) for name, (sums, _) in terms.items()}
+    return self.combine(whole, num_targets), terms
 
-  def combine(self, terms: Metrics, batch: Batch) -> Array:
-    """The scalar loss that these terms of this batch make."""
+  def combine(self, terms: Metrics, num_targets: Array | int) -> Array:
+    """The scalar loss that these terms of a batch with B * T targets make."""
     total = sum(terms[n][0].sum() for n in ('cross_entropy', 'z_loss'))
-    return total / self._normalizer(terms, batch)
+    return total / self._normalizer(terms, num_targets)
 
   def predict_batch(
     self,
@@ -373,12 +385,12 @@ class PromptedT5:
     )
     return jnp.broadcast_to(per_example[:, None], targets.shape)
 
-  def _normalizer(self, terms: Metrics, batch: Batch) -> Array:
+  def _normalizer(self, terms: Metrics, num_targets: Array | int) -> Array:
     factor = self.loss_normalizing_factor
     if factor is None:
       return jnp.float32(1.0)
     if factor == 'NUM_TOTAL_TARGET_TOKENS':
-      return jnp.float32(batch['decoder_target_tokens'].size)
+      return jnp.float32(num_targets)
     if isinstance(factor, str):
       # Tokens, or with AVERAGE_PER_SEQUENCE examples: see `_target_terms`.
       return jnp.maximum(terms['cross_entropy'][1].sum(), 1.0)
@@ -489,8 +501,8 @@ class DistilledPromptedT5(PromptedT5):
       self.config.num_encoder_layers + self.config.num_decoder_layers + 2
     )
 
-  def combine(self, terms: Metrics, batch: Batch) -> Array:
-    """The scalar loss that these terms of this batch make."""
+  def combine(self, terms: Metrics, num_targets: Array | int) -> Array:
+    """The scalar loss that these terms of a batch with B * T targets make."""
 
     def mean(name: str) -> Array:
       sums, weights = terms[name]
@@ -504,7 +516,7 @@ class DistilledPromptedT5(PromptedT5):
     )
     hidden = mean('hidden_loss_encoder') + mean('hidden_loss_decoder')
     return (
-      super().combine(terms, batch)
+      super().combine(terms, num_targets)
       + logits_weight * mean('logits_loss')
       + hidden_weight * hidden
     )

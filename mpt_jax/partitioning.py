@@ -105,6 +105,34 @@ def check_batch_size(
     )
 
 
+# Rows per device of a part of a batch in length buckets; few keep a CPU busy.
+_PART_ROWS = {'cpu': 8}
+_OTHER_PART_ROWS = 32
+
+
+def part_rows(batch_size: int, mesh: Mesh, microbatches: int | None) -> int:
+  """How many examples the parts of a batch in length buckets have.
+
+  Args:
+    batch_size: B.
+    mesh: the mesh.
+    microbatches: how many parts to make; None is what suits the devices.
+
+  Returns:
+    R, a divisor of B and a multiple of the `data` axis.
+  """
+  if microbatches is not None:
+    return batch_size // microbatches
+  size = mesh.shape['data']
+  platform = mesh.devices.flat[0].platform
+  most = size * _PART_ROWS.get(platform, _OTHER_PART_ROWS)
+  return max(
+    rows
+    for rows in range(size, min(most, batch_size) + 1, size)
+    if batch_size % rows == 0
+  )
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
   """Rows of a batch over the `data` axis."""
   return NamedSharding(mesh, PartitionSpec('data'))

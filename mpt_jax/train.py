@@ -13,6 +13,7 @@ that was stopped.
 from collections.abc import Callable, Mapping, Sequence
 import contextlib
 import dataclasses
+import itertools
 import json
 import logging
 import os
@@ -58,6 +59,7 @@ from mpt_jax.types import InputError, PyTree, nearest
 log = logging.getLogger(__name__)
 
 STAGES = ('teacher', 'source', 'target', 'finetune')
+PADDINGS = ('auto', 'max', 'bucket', 'pack')
 PROMPTS = 'prompts'
 # Each task's best prompts, and the run's metrics.
 BEST = 'best'
@@ -132,8 +134,9 @@ def train(
   log_period: int = 100,
   checkpoint_period: int = 1000,
   max_checkpoints: int = 3,
+  padding: str = 'auto',
   num_partitions: int = 1,
-  microbatches: int = 1,
+  microbatches: int | None = None,
   dtype: str | None = None,
   precision: str = 'float32',
   remat_layers: bool = False,
@@ -174,8 +177,14 @@ def train(
     log_period: steps between metrics.
     checkpoint_period: steps between checkpoints.
     max_checkpoints: how many of the newest ones to keep.
+    padding: 'max' pads every example to the lengths of `dataset`; 'bucket'
+      cuts a batch by length into parts, each padded to one of a few lengths
+      (`buckets`), which makes the same update with less work; 'pack' puts
+      several examples in a row, so that a batch holds more of them; 'auto' is
+      'bucket', on a TPU 'max', with `dataset.pack` 'pack'.
     num_partitions: size of the mesh's `model` axis.
-    microbatches: parts that a batch is run in; the update is the same.
+    microbatches: parts that a batch is run in; the update is the same. None
+      is one, or in buckets as many as suit the device.
     dtype: type of activations and frozen matrices; None is the model's own.
     precision: of matrix products, see `t5.T5Config`.
     remat_layers: see `t5.T5Config`.
@@ -205,7 +214,9 @@ def train(
   if prompts is None and evaluation is not None and evaluation.keep_best:
     raise InputError('KEEP_BEST keeps prompts, and stage finetune has none')
   mesh = partitioning.make_mesh(num_partitions)
-  partitioning.check_batch_size(dataset.batch_size, mesh, microbatches)
+  partitioning.check_batch_size(dataset.batch_size, mesh, microbatches or 1)
+  padding = _choose_padding(padding, dataset, mesh)
+  dataset = dataclasses.replace(dataset, pack=padding == 'pack')
   task_names = prompts.task_names if prompts else ('all',)
   prompt_length = prompts.length if prompts else 0
   loaded = load_backbone(
@@ -252,6 +263,9 @@ def train(
     task_names=task_names if prompts else (),
     shard_index=part,
     num_shards=parts,
+    part_rows=partitioning.part_rows(dataset.batch_size, mesh, microbatches)
+    if padding == 'bucket'
+    else None,
   )
   synthetic = data.is_synthetic(dataset.mixture_or_task_name)
   if synthetic:
@@ -369,7 +383,8 @@ def train(
       eval_period=(evaluation.period or None) if evaluation else None,
       evaluate=evaluate,
       writer=writer,
-      microbatches=microbatches,
+      microbatches=microbatches or 1,
+      target_length=dataset.task_feature_lengths['targets'],
       window=window,
       finished=lambda: best is not None and best.selection.finished,
       stop_asked=lambda: multihost.any_process(bool(request)),
@@ -452,6 +467,24 @@ def _open_run(
   if chosen:
     _write_few_shot(model_dir, dataset, chosen)
   return None
+
+
+def _choose_padding(padding: str, dataset: Any, mesh: Mesh) -> str:
+  if padding not in PADDINGS:
+    raise InputError(
+      f'PADDING = {padding!r}, expected one of {", ".join(PADDINGS)}'
+      f'{nearest(str(padding), PADDINGS)}'
+    )
+  if padding != 'auto':
+    return padding
+  platform = mesh.devices.flat[0].platform
+  if dataset.pack:
+    chosen = 'pack'
+  else:
+    # A TPU compiles for long, and likes few shapes.
+    chosen = 'max' if platform == 'tpu' else 'bucket'
+  log.info('PADDING: %s (platform %s)', chosen, platform)
+  return chosen
 
 
 def _default_groups(
@@ -585,7 +618,7 @@ class _Evaluator:
         num_shards=num_parts,
       )
       count = self._evaluation.loss_steps
-      self._loss_batches = [next(batches) for _ in range(count)]
+      self._loss_batches = list(itertools.islice(batches, count))
     eval_step = trainer.make_eval_step(self._model)
     parts = [
       eval_step(params, trainer.put_batch(batch, self._mesh))

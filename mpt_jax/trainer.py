@@ -27,6 +27,9 @@ log = logging.getLogger(__name__)
 
 _PROGRESS_SECONDS = 10.0
 
+# The rows of a batch, or its parts (see `buckets`).
+HostBatch = Mapping[str, np.ndarray] | list[Mapping[str, np.ndarray]]
+
 
 class NonFiniteLossError(RuntimeError):
   """The loss or a gradient was not finite; the message says where."""
@@ -147,6 +150,7 @@ def make_train_step(
     state: TrainState, frozen: PyTree, batch: Batch, totals: Metrics
   ) -> tuple[TrainState, Metrics]:
     rng = jax.random.fold_in(state.rng, state.step) if dropout else None
+    weights = model.loss_weights(batch) if microbatches > 1 else {}
 
     def loss_fn(
       trainable: PyTree, part: Batch, rng: Array | None
@@ -154,49 +158,202 @@ def make_train_step(
       params = params_lib.merge(trainable, frozen)
       if microbatches == 1:
         return model.loss_fn(params, part, rng)
-      return model.part_loss_fn(params, part, batch, rng)
+      num_targets = batch['decoder_target_tokens'].size
+      return model.part_loss_fn(params, part, weights, num_targets, rng)
 
-    (loss, terms), grads = _accumulate(
+    sums = _accumulate(
       jax.value_and_grad(loss_fn, has_aux=True),
       state.params,
       batch,
       rng,
       microbatches,
     )
-    norm = optimizers.global_norm(grads)
-    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-    healthy = finite & (state.bad_step < 0)
-    updates, opt_state = optimizer.make(state.params).update(
-      grads, state.opt_state, state.params
-    )
-    params = jax.tree.map(jnp.add, state.params, updates)
-
-    def keep(new: PyTree, old: PyTree) -> PyTree:
-      return jax.tree.map(lambda n, o: jnp.where(healthy, n, o), new, old)
-
-    bad = jnp.zeros_like(state.bad_tasks)
-    for sums, _ in terms.values():
-      bad |= ~jnp.isfinite(sums)
-    first = ~finite & (state.bad_step < 0)
-    new_state = state.replace(
-      step=state.step + 1,
-      params=keep(params, state.params),
-      opt_state=keep(opt_state, state.opt_state),
-      bad_step=jnp.where(first, state.step + 1, state.bad_step),
-      bad_tasks=jnp.where(first, bad, state.bad_tasks),
-    )
-    one = jnp.ones((1,), jnp.float32)
-    terms = {
-      **terms,
-      'loss': (loss[None], one),
-      'gradient_norm': (norm[None], one),
-      'parameter_norm': (optimizers.global_norm(new_state.params)[None], one),
-    }
-    return new_state, jax.tree.map(jnp.add, totals, terms)
+    return _update(optimizer, state, sums, totals)
 
   return jax.jit(
     train_step, donate_argnums=(0, 3), compiler_options=_compiler_options()
   )
+
+
+def _update(
+  optimizer: optimizers.Optimizer,
+  state: TrainState,
+  sums: PyTree,
+  totals: Metrics,
+) -> tuple[TrainState, Metrics]:
+  """One update from ((loss, terms), gradient) of a whole batch."""
+  (loss, terms), grads = sums
+  norm = optimizers.global_norm(grads)
+  finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+  healthy = finite & (state.bad_step < 0)
+  updates, opt_state = optimizer.make(state.params).update(
+    grads, state.opt_state, state.params
+  )
+  params = jax.tree.map(jnp.add, state.params, updates)
+
+  def keep(new: PyTree, old: PyTree) -> PyTree:
+    return jax.tree.map(lambda n, o: jnp.where(healthy, n, o), new, old)
+
+  bad = jnp.zeros_like(state.bad_tasks)
+  for term, _ in terms.values():
+    bad |= ~jnp.isfinite(term)
+  first = ~finite & (state.bad_step < 0)
+  new_state = state.replace(
+    step=state.step + 1,
+    params=keep(params, state.params),
+    opt_state=keep(opt_state, state.opt_state),
+    bad_step=jnp.where(first, state.step + 1, state.bad_step),
+    bad_tasks=jnp.where(first, bad, state.bad_tasks),
+  )
+  one = jnp.ones((1,), jnp.float32)
+  terms = {
+    **terms,
+    'loss': (loss[None], one),
+    'gradient_norm': (norm[None], one),
+    'parameter_norm': (optimizers.global_norm(new_state.params)[None], one),
+  }
+  return new_state, jax.tree.map(jnp.add, totals, terms)
+
+
+class BucketedStep:
+  """One update from a batch whose parts have different lengths.
+
+  The parts are run one after another by a function that is compiled once for
+  each shape; their gradients add up to that of the whole batch. Nothing is
+  fetched in between, so that the device always has the next part to do.
+
+  Attributes:
+    shapes: the shapes (R, S, T) that parts have had.
+  """
+
+  def __init__(
+    self,
+    model: PromptedT5,
+    optimizer: optimizers.Optimizer,
+    target_length: int,
+  ):
+    """Compiles nothing yet.
+
+    Args:
+      model: the model; dropout is on if its config has a rate.
+      optimizer: the optimizer's settings.
+      target_length: T of a batch that is not cut, which counts with the
+        normalizer 'NUM_TOTAL_TARGET_TOKENS'.
+    """
+    self._target_length = target_length
+    self.shapes: set[tuple[int, ...]] = set()
+    self._starts: dict[Any, Callable[..., Any]] = {}
+    dropout = model.config.dropout_rate > 0.0
+
+    def weigh(weights: dict[str, Array], part: Batch) -> dict[str, Array]:
+      return jax.tree.map(jnp.add, weights, model.loss_weights(part))
+
+    def add_part(
+      sums: PyTree,
+      state: TrainState,
+      frozen: PyTree,
+      part: Batch,
+      index: Array,
+      weights: dict[str, Array],
+      num_targets: Array,
+    ) -> PyTree:
+      key = jax.random.fold_in(state.rng, state.step) if dropout else None
+
+      def loss_fn(trainable: PyTree) -> tuple[Array, Metrics]:
+        return model.part_loss_fn(
+          params_lib.merge(trainable, frozen),
+          part,
+          weights,
+          num_targets,
+          None if key is None else jax.random.fold_in(key, index),
+        )
+
+      more = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+      return jax.tree.map(jnp.add, sums, more)
+
+    def start(state: TrainState) -> tuple[PyTree, dict[str, Array]]:
+      tasks = jnp.zeros(model.num_tasks)
+      terms = dict.fromkeys(model.term_names, (tasks, tasks))
+      grads = jax.tree.map(jnp.zeros_like, state.params)
+      return ((jnp.float32(0.0), terms), grads), dict.fromkeys(terms, tasks)
+
+    def update(
+      state: TrainState, sums: PyTree, totals: Metrics
+    ) -> tuple[TrainState, Metrics]:
+      return _update(optimizer, state, sums, totals)
+
+    options = _compiler_options()
+    self._weigh = jax.jit(weigh, donate_argnums=0)
+    self._add_part = jax.jit(
+      add_part, donate_argnums=0, compiler_options=options
+    )
+    self._start = start
+    self._update = jax.jit(update, donate_argnums=(0, 2))
+
+  def __call__(
+    self,
+    state: TrainState,
+    frozen: PyTree,
+    parts: Sequence[Batch],
+    totals: Metrics,
+  ) -> tuple[TrainState, Metrics]:
+    """As the step of `make_train_step`, of a batch in parts."""
+    return self._update(
+      state, self.value_and_grad(state, frozen, parts), totals
+    )
+
+  def value_and_grad(
+    self, state: TrainState, frozen: PyTree, parts: Sequence[Batch]
+  ) -> tuple[tuple[Array, Metrics], PyTree]:
+    """Returns ((loss, terms), gradient) of a whole batch in parts."""
+    sums, weights = self._zeros(state)
+    rows = 0
+    for part in parts:
+      weights = self._weigh(weights, part)
+      rows += part['decoder_target_tokens'].shape[0]
+    num_targets = np.float32(rows * self._target_length)
+    for index, part in enumerate(parts):
+      self._note_shape(part)
+      sums = self._add_part(
+        sums, state, frozen, part, np.int32(index), weights, num_targets
+      )
+    return sums
+
+  def _zeros(self, state: TrainState) -> tuple[PyTree, dict[str, Array]]:
+    """Sums to start from, placed as the parts return them."""
+    places = tuple(x.sharding for x in jax.tree.leaves(state.params))
+    everywhere = state.step.sharding
+    key = everywhere, places
+    if key not in self._starts:
+      shapes = jax.eval_shape(self._start, state)
+      (_, grads), _ = shapes
+      (losses, _), weights = jax.tree.map(lambda x: everywhere, shapes)
+      placed = jax.tree.unflatten(jax.tree.structure(grads), places)
+      self._starts[key] = jax.jit(
+        self._start, out_shardings=((losses, placed), weights)
+      )
+    return self._starts[key](state)
+
+  @property
+  def num_compiled(self) -> int:
+    """How many shapes of parts have been compiled."""
+    compiled: Any = self._add_part
+    return compiled._cache_size()
+
+  def _note_shape(self, part: Batch) -> None:
+    targets = part['decoder_target_tokens'].shape
+    shape = (*part['encoder_input_tokens'].shape, targets[1])
+    if shape not in self.shapes:
+      self.shapes.add(shape)
+      log.info('compiling for parts of %d examples, %d + %d tokens …', *shape)
+
+
+@functools.lru_cache(maxsize=64)
+def make_bucketed_step(
+  model: PromptedT5, optimizer: optimizers.Optimizer, target_length: int
+) -> BucketedStep:
+  """Returns the step of batches in parts; runs of one process share it."""
+  return BucketedStep(model, optimizer, target_length)
 
 
 def _compiler_options() -> dict[str, bool] | None:
@@ -335,9 +492,12 @@ class Progress:
     self._parts = parts
     self._begin = self._last = time.monotonic()
 
-  def count(self, batch: Mapping[str, np.ndarray]) -> None:
-    """Counts the examples of a host's batch, packed or not."""
-    if 'decoder_segment_ids' in batch:
+  def count(self, batch: HostBatch) -> None:
+    """Counts the examples of a host's batch, packed, in parts or neither."""
+    if isinstance(batch, list):
+      for part in batch:
+        self.count(part)
+    elif 'decoder_segment_ids' in batch:
       self._examples += int(batch['decoder_segment_ids'].max(axis=1).sum())
     else:
       self._examples += len(batch['decoder_target_tokens'])
@@ -387,7 +547,7 @@ def fit(
   optimizer: optimizers.Optimizer,
   state: TrainState,
   frozen: PyTree,
-  batches: Iterator[Mapping[str, np.ndarray]],
+  batches: Iterator[HostBatch],
   *,
   train_steps: int,
   mesh: Mesh,
@@ -399,6 +559,7 @@ def fit(
   evaluate: Callable[[int, PyTree], Mapping[str, float]] | None = None,
   writer: Writer | None = None,
   microbatches: int = 1,
+  target_length: int | None = None,
   window: Mapping[str, Any] | None = None,
   finished: Callable[[], bool] = lambda: False,
   stop_asked: Callable[[], bool] = lambda: False,
@@ -410,8 +571,9 @@ def fit(
     optimizer: the optimizer's settings.
     state: where to start; `state.step` counts.
     frozen: the frozen parameters, on the mesh.
-    batches: host batches of numpy arrays [B, ...], of this process's rows
-      only (`partitioning.data_part`); if it has `get_state()`,
+    batches: host batches of numpy arrays [B, ...], or lists of such parts of
+      a batch (`buckets`), of this process's rows only
+      (`partitioning.data_part`); if it has `get_state()`,
       that is saved with each checkpoint; if it has `taken`, the examples drawn
       of each task so far, they are written with the metrics.
     train_steps: the step at which to stop.
@@ -424,7 +586,8 @@ def fit(
     eval_period: steps between evaluations; None evaluates never.
     evaluate: (step, trainable params) -> scalars to write.
     writer: takes the scalars.
-    microbatches: see `make_train_step`.
+    microbatches: see `make_train_step`; of batches that are not lists.
+    target_length: see `BucketedStep`; of batches that are lists.
     window: what the resumed checkpoint's position holds as `window`: the
       metrics summed since they were last written; None starts from zero.
     finished: whether the run is over before `train_steps`; asked at the start
@@ -456,19 +619,25 @@ def fit(
       zeros,
       {name: tuple(map(np.asarray, window[name])) for name in zeros},
     )
-  _, parts = partitioning.data_part(mesh)
+  _, num_parts = partitioning.data_part(mesh)
   progress: Progress | None = None
   note = ''
   while step < train_steps and not finished():
     batch = next(batches)
-    if progress is None:
-      log.info('compiling the first step …')
-    state, totals = train_step(state, frozen, put_batch(batch, mesh), totals)
+    if isinstance(batch, list):
+      assert target_length is not None
+      step_parts = make_bucketed_step(model, optimizer, target_length)
+      parts = [put_batch(part, mesh) for part in batch]
+      state, totals = step_parts(state, frozen, parts, totals)
+    else:
+      if progress is None:
+        log.info('compiling the first step …')
+      state, totals = train_step(state, frozen, put_batch(batch, mesh), totals)
     step += 1
     if progress is None:
       jax.block_until_ready(totals)
       # Counted from here, so that compilation doesn't spoil the ETA.
-      progress = Progress(train_steps, start=step, parts=parts)
+      progress = Progress(train_steps, start=step, parts=num_parts)
     else:
       progress.count(batch)
     last = step == train_steps

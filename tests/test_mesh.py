@@ -128,7 +128,11 @@ def test_parts_add_up_for_every_normalizer(packed):
       )
       shares = [
         normalized.part_loss_fn(
-          params_lib.merge(trained, frozen), part, batch, None
+          params_lib.merge(trained, frozen),
+          part,
+          normalized.loss_weights(batch),
+          batch['decoder_target_tokens'].size,
+          None,
         )[0]
         for part in parts
       ]

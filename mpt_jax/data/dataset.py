@@ -12,22 +12,22 @@ its own rows only. So a seed means the same run on one host and on many, packed
 or not, and a saved position holds for any number of hosts.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import functools
 import importlib
 import itertools
+import logging
 import os
 from typing import Any
 
-from absl import logging
 import numpy as np
 import seqio
 import tensorflow as tf
 import tqdm
 
-from mpt_jax import batching
+from mpt_jax import batching, buckets
 from mpt_jax.data import (
   few_shot,
   records,
@@ -41,10 +41,14 @@ from mpt_jax.data.quiet import only_errors
 from mpt_jax.data.vocabulary import get_vocabulary
 from mpt_jax.types import InputError, nearest
 
+log = logging.getLogger(__name__)
+
 # How many examples are read at a time.
 _BLOCK = 1024
 # Reading a split of this size takes some seconds.
 _LARGE = 20_000
+# Length buckets are chosen by so many batches.
+_BATCHES_LOOKED_AT = 100
 # Keeps the random streams apart that share a seed.
 _TASK_DRAWS, _EXAMPLE_ORDER = 1, 2
 
@@ -277,7 +281,7 @@ def _load(
   with telling_wrong_labels(task, split):
     _tokenise(ds, tokens, text, input_limit, target_limit, bar)
   bar.close()
-  logging.info('%s/%s: %d examples', task.name, split, len(tokens.labels))
+  log.debug('%s/%s: %d examples', task.name, split, len(tokens.labels))
   return tokens
 
 
@@ -323,6 +327,14 @@ class _Stream:
   def __len__(self) -> int:
     return len(self._chosen)
 
+  @property
+  def longest(self) -> tuple[int, int]:
+    """The most input and target tokens that any of its examples has."""
+    return (
+      max(len(self._tokens.inputs[i]) for i in self._chosen),
+      max(len(self._tokens.targets[i]) for i in self._chosen),
+    )
+
   def __getitem__(self, count: int) -> batching.Example:
     """Returns the example that is drawn after `count` others."""
     epoch, place = divmod(count, len(self))
@@ -337,12 +349,13 @@ class _Stream:
     )
 
 
-class BatchIterator(Iterator[dict[str, np.ndarray]]):
+class BatchIterator(Iterator[Any]):
   """Endless batches of model features, with a state that can be saved.
 
   Attributes:
     num_examples: task name -> how many examples it draws from.
     chosen: task name -> the few-shot choice; empty without few-shot.
+    buckets: how batches are cut in parts; None if they are not.
     taken: task name -> how many of its examples all hosts have drawn.
   """
 
@@ -353,10 +366,12 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
     chosen: Mapping[str, few_shot.Choice],
     make_packer: functools.partial,
     part: slice,
+    cutting: buckets.Buckets | None = None,
   ):
     """Use `get_train_iterator`."""
     self.num_examples = {name: len(s) for name, s in streams.items()}
     self.chosen = dict(chosen)
+    self.buckets = cutting
     self._streams = streams
     self._names = list(streams)
     self._sampler = sampler
@@ -366,8 +381,11 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
     self._draws = 0
     self.taken = dict.fromkeys(streams, 0)
 
-  def __next__(self) -> dict[str, np.ndarray]:
-    """Returns this host's rows of the next batch: model features, int32."""
+  def __next__(self) -> dict[str, np.ndarray] | list[dict[str, np.ndarray]]:
+    """Returns this host's rows of the next batch: model features, int32.
+
+    With `buckets` they come in a list of parts.
+    """
     packer = self._make_packer()
     for task in self._sampler.tasks(self._batches, self._draws):
       name = self._names[task]
@@ -419,6 +437,7 @@ def get_train_iterator(
   *,
   shard_index: int = 0,
   num_shards: int = 1,
+  part_rows: int | None = None,
 ) -> BatchIterator:
   """Builds the stream of training batches.
 
@@ -432,6 +451,8 @@ def get_train_iterator(
     task_names: the model's tasks in row order (PROMPT_TASKS).
     shard_index: which part of each batch to make.
     num_shards: how many parts of consecutive rows a batch has.
+    part_rows: cut each batch by length into parts of so many examples (over
+      all hosts), see `buckets`; None pads or packs to the lengths given.
 
   Returns:
     An iterator that never ends.
@@ -489,8 +510,9 @@ def get_train_iterator(
       )
     streams[task.name] = stream
   rates = _rates(provider)
-  rows_here = config.batch_size // num_shards
-  return BatchIterator(
+  rows_here = (part_rows or config.batch_size) // num_shards
+  make = functools.partial(
+    BatchIterator,
     streams,
     sampler=sampling.make_sampler(
       config.task_sampling,
@@ -499,16 +521,84 @@ def get_train_iterator(
       (config.seed, _TASK_DRAWS),
     ),
     chosen=chosen,
-    make_packer=functools.partial(
-      batching.Packer,
-      config.batch_size,
-      input_length,
-      target_length,
-      prompt_length,
-      config.pack,
-    ),
     part=slice(shard_index * rows_here, (shard_index + 1) * rows_here),
   )
+  if part_rows is None:
+    return make(
+      make_packer=functools.partial(
+        batching.Packer,
+        config.batch_size,
+        input_length,
+        target_length,
+        prompt_length,
+        config.pack,
+      )
+    )
+  cutting = _choose_buckets(
+    make(
+      make_packer=functools.partial(
+        _LengthsOnly, config.batch_size, prompt_length
+      )
+    ),
+    part_rows,
+    np.max([stream.longest for stream in streams.values()], axis=0)
+    + [prompt_length, 0],
+    (input_length, target_length),
+  )
+  return make(
+    make_packer=functools.partial(
+      batching.Bucketer, config.batch_size, prompt_length, cutting
+    ),
+    cutting=cutting,
+  )
+
+
+class _LengthsOnly:
+  """Takes the examples of a batch and returns their lengths."""
+
+  def __init__(self, batch_size: int, prompt_length: int):
+    self._size, self._prompt_length = batch_size, prompt_length
+    self._examples: list[batching.Example] = []
+
+  def add(self, example: batching.Example) -> bool:
+    if len(self._examples) == self._size:
+      return False
+    self._examples.append(example)
+    return True
+
+  def finish(self, part: slice) -> np.ndarray:
+    del part
+    return batching.lengths_of(self._examples, self._prompt_length)
+
+
+def _choose_buckets(
+  iterator: Iterator[np.ndarray],
+  rows_of_part: int,
+  longest: np.ndarray,
+  whole: tuple[int, int],
+) -> buckets.Buckets:
+  """Chooses buckets by the first batches of a run, and says how they fill."""
+  batches = list(itertools.islice(iterator, _BATCHES_LOOKED_AT))
+  chosen = buckets.choose(
+    batches, rows_of_part, (int(longest[0]), int(longest[1]))
+  )
+  padded = len(batches) * len(batches[0]) * whole[0]
+  real = sum(int(lengths[:, 0].sum()) for lengths in batches)
+  log.info(
+    'batches are run in parts of %d examples, padded to %s + %s tokens:'
+    ' %.0f%% of the positions hold something (%.0f%% if padded to %d)',
+    rows_of_part,
+    _listed(chosen.inputs),
+    _listed(chosen.targets),
+    100 * chosen.fill(batches),
+    100 * real / padded,
+    whole[0],
+  )
+  return chosen
+
+
+def _listed(numbers: Sequence[int]) -> str:
+  return '/'.join(map(str, numbers))
 
 
 def _rates(provider: seqio.Task | seqio.Mixture) -> dict[str, float]:

@@ -223,7 +223,7 @@ def arguments(world, model_dir, **macros):
     'MIXTURE_OR_TASK_NAME': 'two_sources',
     'MIXTURE_OR_TASK_MODULE': 'tests.helpers.pipeline_tasks',
     'PROMPT_TASKS': ['mnli', 'sst2'],
-    'PACK': True,
+    'PADDING': 'pack',
     'NUM_SHOTS': 40,
     'PROMPT_LENGTH': 5,
     'TASK_FEATURE_LENGTHS': {'inputs': 60, 'targets': 7},

@@ -102,7 +102,7 @@ STAGES = {
     'MIXTURE_OR_TASK_MODULE': 'tests.helpers.pipeline_tasks',
     'PROMPT_TASKS': ['mnli', 'sst2'],
     'TEACHER_PROMPTS': '{world}/teachers/{{task}}',
-    'PACK': True,
+    'PADDING': 'pack',
   },
   'target': {
     'MIXTURE_OR_TASK_NAME': 'rte',
