@@ -72,7 +72,8 @@ class Buckets:
     """
     order = self._order(lengths)
     parts = []
-    for members in order.reshape(-1, self.rows):
+    # The longest first: what its step needed in memory then does for all.
+    for members in order.reshape(-1, self.rows)[::-1]:
       longest = lengths[members].max(axis=0)
       places = [
         int(np.searchsorted(bounds, length))

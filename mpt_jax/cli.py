@@ -18,7 +18,7 @@ from typing import Any
 
 import gin
 
-from mpt_jax import preemption
+from mpt_jax import hostmemory, preemption
 from mpt_jax.types import InputError, nearest
 
 # The entry points that several processes run as one.
@@ -79,6 +79,9 @@ def main(module: str, function: str, argv: Sequence[str] | None = None) -> None:
       processes.check_same('configuration', configuration)
     if not processes or processes.is_first() or debug:
       logging.getLogger().setLevel(logging.INFO)
+    if module in MULTIPROCESS:
+      hostmemory.prepare()
+      use_compilation_cache()
     gin.get_configurable(target)()
     if processes:
       processes.finish()
@@ -114,6 +117,27 @@ def main(module: str, function: str, argv: Sequence[str] | None = None) -> None:
       line = f'{type(e).__name__}: {str(e).partition(chr(10))[0]}'
       processes.abort(traceback.format_exc(), line, 1)
     raise
+
+
+def use_compilation_cache() -> None:
+  """Keeps what JAX compiles for later processes, in the user's cache folder.
+
+  JAX's own environment variables decide otherwise: JAX_COMPILATION_CACHE_DIR
+  is another folder, JAX_ENABLE_COMPILATION_CACHE=false is none.
+  """
+  import jax
+
+  config: Any = jax.config
+  if config.jax_compilation_cache_dir:
+    return
+  root = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
+  folder = os.path.join(root, 'mpt_jax', 'xla')
+  try:
+    # What is in it is run: nobody else may write there.
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+  except OSError:
+    return
+  config.update('jax_compilation_cache_dir', folder)
 
 
 def _several(flags: argparse.Namespace) -> bool:

@@ -29,6 +29,7 @@ import mpt_jax
 from mpt_jax import (
   checkpoints,
   cli,
+  hostmemory,
   models,
   multihost,
   optimizers,
@@ -334,6 +335,12 @@ def train(
       scan_layers=scan_layers,
       shard_backbone=shard_backbone,
     )
+
+    # The host's copies are not needed any more, if nobody else has them.
+    del params, trained
+    if prompts is not None:
+      loaded = dataclasses.replace(loaded, params={})
+    hostmemory.keep()
 
     def make_bundle(
       step: int, arrays: Mapping[str, Any], scores: Mapping[str, Any]

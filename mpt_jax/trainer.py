@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 import numpy as np
 
-from mpt_jax import optimizers, partitioning, preemption
+from mpt_jax import hostmemory, optimizers, partitioning, preemption
 from mpt_jax import params as params_lib
 from mpt_jax.models import Metrics, PromptedT5
 from mpt_jax.types import Array, Batch, PyTree
@@ -215,6 +215,17 @@ def _update(
   return new_state, jax.tree.map(jnp.add, totals, terms)
 
 
+def _compile(what: str, function: Any, *args: Any) -> None:
+  """Compiles a jitted function before its first call with such arguments.
+
+  Apart from the call, so that what the compiler has freed is given back
+  before the function needs memory of its own.
+  """
+  log.info('compiling %s …', what)
+  function.lower(*args).compile()
+  hostmemory.release()
+
+
 class BucketedStep:
   """One update from a batch whose parts have different lengths.
 
@@ -313,10 +324,15 @@ class BucketedStep:
       rows += part['decoder_target_tokens'].shape[0]
     num_targets = np.float32(rows * self._target_length)
     for index, part in enumerate(parts):
-      self._note_shape(part)
-      sums = self._add_part(
-        sums, state, frozen, part, np.int32(index), weights, num_targets
-      )
+      args = sums, state, frozen, part, np.int32(index), weights, num_targets
+      targets = part['decoder_target_tokens'].shape
+      shape = (*part['encoder_input_tokens'].shape, targets[1])
+      if shape not in self.shapes:
+        self.shapes.add(shape)
+        rows_here, source, target = shape
+        what = f'parts of {rows_here} examples, {source} + {target} tokens'
+        _compile(what, self._add_part, *args)
+      sums = self._add_part(*args)
     return sums
 
   def _zeros(self, state: TrainState) -> tuple[PyTree, dict[str, Array]]:
@@ -339,13 +355,6 @@ class BucketedStep:
     """How many shapes of parts have been compiled."""
     compiled: Any = self._add_part
     return compiled._cache_size()
-
-  def _note_shape(self, part: Batch) -> None:
-    targets = part['decoder_target_tokens'].shape
-    shape = (*part['encoder_input_tokens'].shape, targets[1])
-    if shape not in self.shapes:
-      self.shapes.add(shape)
-      log.info('compiling for parts of %d examples, %d + %d tokens …', *shape)
 
 
 @functools.lru_cache(maxsize=64)
@@ -630,9 +639,10 @@ def fit(
       parts = [put_batch(part, mesh) for part in batch]
       state, totals = step_parts(state, frozen, parts, totals)
     else:
+      placed = put_batch(batch, mesh)
       if progress is None:
-        log.info('compiling the first step …')
-      state, totals = train_step(state, frozen, put_batch(batch, mesh), totals)
+        _compile('the first step', train_step, state, frozen, placed, totals)
+      state, totals = train_step(state, frozen, placed, totals)
     step += 1
     if progress is None:
       jax.block_until_ready(totals)

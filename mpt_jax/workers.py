@@ -23,7 +23,7 @@ import time
 import traceback
 from typing import Any
 
-from mpt_jax import cli, trainer
+from mpt_jax import cli, hostmemory, trainer
 from mpt_jax.checkpoints import files
 from mpt_jax.runs import RESULTS
 from mpt_jax.trainer import format_seconds
@@ -407,6 +407,7 @@ def _start_worker(folder: str) -> None:
     logging.getLogger(noisy).setLevel(logging.WARNING)
   import jax
 
+  hostmemory.prepare()
   cache = os.path.abspath(os.path.join(folder, CACHE))
   jax.config.update('jax_compilation_cache_dir', cache)
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)

@@ -296,8 +296,8 @@ def test_new_shapes_are_announced(caplog):
   with caplog.at_level(logging.INFO):
     fit(Parts(), 1, steps=4)
   lines = [r.getMessage() for r in caplog.records]
-  found = [line for line in lines if line.startswith('compiling for parts')]
+  found = [line for line in lines if line.startswith('compiling parts')]
   assert found == [
-    'compiling for parts of 4 examples, 12 + 3 tokens …',
-    'compiling for parts of 4 examples, 16 + 3 tokens …',
+    'compiling parts of 4 examples, 12 + 3 tokens …',
+    'compiling parts of 4 examples, 16 + 3 tokens …',
   ]

@@ -1,0 +1,265 @@
+r"""One training step of mpt_jax on random weights, as the trainer runs it.
+
+  python -m benchmarks.step --model=small --batch=8 --input_len=128 \
+    --prompt_len=100 --target_len=8 --precision=bfloat16 --distill
+  python -m benchmarks.step --batch=32 --input_len=256 --lengths \
+    --padding=bucket
+
+Prints one line of JSON: seconds and CPU seconds a step, examples and tokens
+(without prompts and padding) a second, seconds to compile, peak memory, XLA's
+scratch memory and its own count of floating-point operations. Needs the core's
+packages only: no TensorFlow.
+"""
+
+import json
+import os
+import time
+from typing import Any
+
+from benchmarks import measure
+
+
+def arguments() -> Any:
+  parser = measure.parser(__doc__)
+  parser.add_argument(
+    '--precision', choices=('float32', 'bfloat16'), default='float32'
+  )
+  parser.add_argument(
+    '--padding', choices=('max', 'bucket', 'pack'), default='max'
+  )
+  parser.add_argument('--part_rows', type=int, help='examples in a part')
+  parser.add_argument(
+    '--pack_len', type=int, default=512, help='row length of --padding=pack'
+  )
+  parser.add_argument(
+    '--platform', help='cpu, gpu or tpu; default: what JAX finds'
+  )
+  parser.set_defaults(keep_heap=1)
+  return parser.parse_args()
+
+
+def main() -> None:
+  flags = arguments()
+  if flags.platform:
+    os.environ['JAX_PLATFORMS'] = flags.platform
+  measure.use_cores(flags.threads)
+  os.environ['MPT_JAX_KEEP_HEAP'] = str(flags.keep_heap)
+  import jax
+
+  # Compilation is measured, so it must not come from a cache.
+  jax.config.update('jax_enable_compilation_cache', False)
+  import numpy as np
+
+  from mpt_jax import (
+    batching,
+    hostmemory,
+    models,
+    optimizers,
+    partitioning,
+    prompts,
+    t5,
+    trainer,
+  )
+  from mpt_jax import buckets as buckets_lib
+
+  hostmemory.prepare()
+  rss_after_import = measure.rss_mb()
+  shape = measure.SHAPES[flags.model]
+  config = t5.T5Config(
+    vocab_size=measure.VOCABULARY,
+    emb_dim=shape['d_model'],
+    num_heads=shape['heads'],
+    num_encoder_layers=shape['layers'],
+    num_decoder_layers=shape['layers'],
+    head_dim=shape['d_kv'],
+    mlp_dim=shape['d_ff'],
+    mlp_activations=('relu',),
+    dropout_rate=0.0,
+    logits_via_embedding=True,
+    precision=flags.precision,
+  )
+  module = prompts.MultitaskPrompts(
+    flags.prompt_len, config.emb_dim, flags.num_tasks
+  )
+  kind = models.DistilledPromptedT5 if flags.distill else models.PromptedT5
+  model = kind(config, module)
+  optimizer = optimizers.Optimizer(
+    optimizers.prompt_groups(True, 0.3, 0.1), schedule='constant'
+  )
+  mesh = partitioning.make_mesh()
+
+  # Weights as a checkpoint gives them: host arrays, one after another.
+  from mpt_jax import params as params_lib
+  from mpt_jax.checkpoints import tensors
+
+  rng = np.random.default_rng(flags.seed)
+
+  def draw(*size: int) -> Any:
+    return rng.standard_normal(size, np.float32) * np.float32(0.05)
+
+  backbone = params_lib.unflatten(
+    {n: draw(*size) for n, size in tensors.expected_shapes(config).items()}
+  )
+  table = (flags.num_tasks, flags.prompt_len, config.emb_dim)
+  if flags.distill:
+    backbone['teacher_prompts'] = {'prompt_table': draw(*table)}
+  start = prompts.initial_prompts(
+    module, jax.random.PRNGKey(flags.seed), prompts.Uniform()
+  )
+  state = trainer.make_state(model, optimizer, {'prompts': start}, 0, mesh)
+  frozen = partitioning.place_backbone(
+    backbone, mesh, dtype=config.matrix_dtype
+  )
+  del backbone
+  hostmemory.keep()
+  rss_after_init = measure.rss_mb()
+
+  lengths = [flags.input_len]
+  tasks = list(range(flags.num_tasks))
+  if flags.lengths:
+    lengths, tasks = measure.load_lengths(flags.lengths)
+  order = rng.permutation(len(lengths))
+  drawn = 0
+
+  def examples() -> Any:
+    nonlocal drawn
+    while True:
+      place = order[drawn % len(order)]
+      length = min(lengths[place], flags.input_len)
+      yield batching.Example(
+        rng.integers(3, measure.VOCABULARY, length).astype(np.int32),
+        rng.integers(3, measure.VOCABULARY, flags.target_len).astype(np.int32),
+        tasks[place % len(tasks)] % flags.num_tasks,
+      )
+      drawn += 1
+
+  whole = flags.prompt_len + flags.input_len, flags.target_len
+  if flags.padding == 'bucket':
+    part_rows = flags.part_rows or partitioning.part_rows(
+      flags.batch, mesh, None
+    )
+    every = np.array(
+      [
+        [flags.prompt_len + min(n, flags.input_len), flags.target_len]
+        for n in lengths
+      ]
+    )
+    some = [
+      every[rng.permutation(len(every))[: flags.batch]]
+      if len(every) >= flags.batch
+      else np.repeat(every[:1], flags.batch, axis=0)
+      for _ in range(100)
+    ]
+    cutting = buckets_lib.choose(some, part_rows, whole)
+
+  def make_batch() -> tuple[Any, int, int]:
+    """A batch, how many examples, and how many of their tokens are real."""
+    stream = examples()
+    packer: Any
+    if flags.padding == 'bucket':
+      packer = batching.Bucketer(flags.batch, flags.prompt_len, cutting)
+    else:
+      packed = flags.padding == 'pack'
+      size = (flags.pack_len, 8 * flags.target_len) if packed else whole
+      packer = batching.Packer(flags.batch, *size, flags.prompt_len, packed)
+    count = tokens = 0
+    for example in stream:
+      if not packer.add(example):
+        break
+      count += 1
+      tokens += len(example.inputs) + len(example.targets)
+    return packer.finish(), count, tokens
+
+  plain: Any = trainer.make_train_step(model, optimizer)
+  bucketed = trainer.BucketedStep(model, optimizer, flags.target_len)
+  everywhere = partitioning.replicated(mesh)
+  held = [
+    state,
+    jax.tree.map(
+      lambda zero: partitioning.put(np.asarray(zero), everywhere),
+      trainer.zero_metrics(model),
+    ),
+  ]
+
+  def step(batch: Any) -> None:
+    if isinstance(batch, list):
+      parts = [trainer.put_batch(part, mesh) for part in batch]
+      held[:] = bucketed(held[0], frozen, parts, held[1])
+    else:
+      held[:] = plain(held[0], frozen, trainer.put_batch(batch, mesh), held[1])
+    jax.block_until_ready(held)
+
+  begin = time.perf_counter()
+  first = make_batch()[0]
+  if not isinstance(first, list):
+    placed = trainer.put_batch(first, mesh)
+    plain.lower(held[0], frozen, placed, held[1]).compile()
+    hostmemory.release()
+  step(first)
+  compile_s = time.perf_counter() - begin
+  warmup = max(0, flags.warmup - 1)
+  if flags.padding == 'bucket':
+    # Until every shape has been compiled, or nearly so.
+    warmup = max(warmup, 40 // (flags.batch // part_rows))
+  for _ in range(warmup):
+    step(make_batch()[0])
+  warm_s = time.perf_counter() - begin - compile_s
+
+  batches = [make_batch() for _ in range(flags.steps)]
+  meter = measure.Meter()
+  rows = meter.time(step, [(batch,) for batch, _, _ in batches])
+  peak = measure.peak_rss_mb()
+  seconds = sum(row['wall'] for row in rows)
+
+  compiled: dict[str, Any] = {}
+  if flags.padding != 'bucket':
+    lowered = plain.lower(
+      held[0], frozen, trainer.put_batch(batches[0][0], mesh), held[1]
+    ).compile()
+    cost = lowered.cost_analysis()
+    cost = cost[0] if isinstance(cost, list) else cost
+    memory = lowered.memory_analysis()
+    compiled = {
+      'scratch_mb': round(memory.temp_size_in_bytes / 2**20, 1),
+      'xla_gflop': round(cost.get('flops', 0.0) / 1e9, 2),
+    }
+  else:
+    compiled = {
+      'part_rows': part_rows,
+      'shapes': sorted(map(list, bucketed.shapes)),
+      'fill': round(cutting.fill(some), 3),
+    }
+  stats = jax.devices()[0].memory_stats() or {}
+  if 'peak_bytes_in_use' in stats:
+    compiled['peak_device_mb'] = round(stats['peak_bytes_in_use'] / 2**20, 1)
+  keys = (
+    'model batch input_len prompt_len target_len precision padding distill'
+    ' threads steps keep_heap'
+  )
+  print(
+    json.dumps(
+      {
+        'system': 'mpt_jax',
+        'device': jax.devices()[0].device_kind,
+        **{key: getattr(flags, key) for key in keys.split()},
+        'lengths': bool(flags.lengths),
+        **measure.summary(rows),
+        'examples_per_s': round(sum(n for _, n, _ in batches) / seconds, 3),
+        'tokens_per_s': round(sum(t for _, _, t in batches) / seconds, 1),
+        'cpu_s_total': round(sum(row['cpu'] for row in rows), 3),
+        'compile_s': round(compile_s, 2),
+        'warmup_s': round(warm_s, 2),
+        'peak_rss_mb': peak,
+        'rss_after_import_mb': rss_after_import,
+        'rss_after_init_mb': rss_after_init,
+        'trainable': prompts.num_parameters(module),
+        'dirty': meter.dirty,
+        'waited_s': round(meter.waited, 1),
+        **compiled,
+      }
+    )
+  )
+
+
+if __name__ == '__main__':
+  main()
