@@ -211,6 +211,20 @@ def main() -> None:
   peak = measure.peak_rss_mb()
   seconds = sum(row['wall'] for row in rows)
 
+  evaluate = trainer.make_eval_step(model)
+
+  def forward(batch: Any) -> None:
+    params = params_lib.merge(held[0].params, frozen)
+    parts = batch if isinstance(batch, list) else [batch]
+    jax.block_until_ready(
+      [evaluate(params, trainer.put_batch(part, mesh)) for part in parts]
+    )
+
+  forward(batches[0][0])
+  forwards = measure.summary(
+    meter.time(forward, [(batches[0][0],)] * max(3, flags.steps // 2))
+  )
+
   compiled: dict[str, Any] = {}
   if flags.padding != 'bucket':
     lowered = plain.lower(
@@ -247,6 +261,8 @@ def main() -> None:
         'examples_per_s': round(sum(n for _, n, _ in batches) / seconds, 3),
         'tokens_per_s': round(sum(t for _, _, t in batches) / seconds, 1),
         'cpu_s_total': round(sum(row['cpu'] for row in rows), 3),
+        'fwd_s': forwards['step_s_median'],
+        'fwd_cpu_s': forwards['cpu_s_median'],
         'compile_s': round(compile_s, 2),
         'warmup_s': round(warm_s, 2),
         'peak_rss_mb': peak,

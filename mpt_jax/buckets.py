@@ -76,8 +76,8 @@ class Buckets:
     for members in order.reshape(-1, self.rows)[::-1]:
       longest = lengths[members].max(axis=0)
       places = [
-        int(np.searchsorted(bounds, length))
-        for bounds, length in zip(
+        int(np.searchsorted(padded, length))
+        for padded, length in zip(
           (self.inputs, self.targets), longest, strict=True
         )
       ]
@@ -133,7 +133,7 @@ def choose(
     The buckets that make the least work.
   """
   every = np.concatenate(batches)
-  targets = _bounds(every[:, 1], longest[1], TARGET_STEP, MOST_TARGETS)
+  targets = bounds(every[:, 1], longest[1], TARGET_STEP, MOST_TARGETS)
   found = []
   for targets_first in (False, True):
     whole = Buckets(rows, longest[:1], targets, targets_first)
@@ -142,12 +142,12 @@ def choose(
       for lengths in batches
       for part in whole.cut(lengths)
     ]
-    inputs = _bounds(np.array(maxima), longest[0], INPUT_STEP, MOST_INPUTS)
+    inputs = bounds(np.array(maxima), longest[0], INPUT_STEP, MOST_INPUTS)
     found.append(dataclasses.replace(whole, inputs=inputs))
   return min(found, key=lambda buckets: buckets.cost(batches))
 
 
-def _bounds(
+def bounds(
   lengths: np.ndarray, longest: int, step: int, most: int
 ) -> tuple[int, ...]:
   """At most `most` lengths whose padding costs least; the last is `longest`.

@@ -1,7 +1,10 @@
 """Every test runs under strict JAX flags, on two CPU devices, off the net."""
 
+import atexit
 import os
 import pathlib
+import shutil
+import tempfile
 
 # Before jax is imported: the number of virtual devices is fixed then.
 os.environ['XLA_FLAGS'] = ' '.join(
@@ -14,6 +17,11 @@ os.environ['XLA_FLAGS'] = ' '.join(
   ]
 ).strip()
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+  # Not in the user's own; workers and child processes share it.
+  _cache = tempfile.mkdtemp(prefix='mpt-jax-tests-')
+  os.environ['JAX_COMPILATION_CACHE_DIR'] = _cache
+  atexit.register(shutil.rmtree, _cache, ignore_errors=True)
 
 import socket
 

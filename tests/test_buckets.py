@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import types
 
 import jax
 import numpy as np
@@ -14,9 +15,11 @@ from mpt_jax import (
   optimizers,
   partitioning,
   prompts,
+  train,
   trainer,
 )
 from mpt_jax import params as params_lib
+from mpt_jax.types import InputError
 from tests import test_models as models_test
 from tests.data.test_packed_loss import pack
 from tests.helpers import tiny
@@ -76,11 +79,11 @@ def test_bounds_are_the_best_there_are(seed):
   best = min(
     cost((*inner, 60)) for inner in itertools.combinations(candidates[:-1], 3)
   )
-  assert cost(buckets._bounds(values, 60, 4, 4)) <= 1.01 * best
+  assert cost(buckets.bounds(values, 60, 4, 4)) <= 1.01 * best
 
 
 def test_one_length_needs_one_bound():
-  assert buckets._bounds(np.full(10, 7), 7, 16, 6) == (7,)
+  assert buckets.bounds(np.full(10, 7), 7, 16, 6) == (7,)
 
 
 def cut(examples, rows):
@@ -301,3 +304,40 @@ def test_new_shapes_are_announced(caplog):
     'compiling parts of 4 examples, 12 + 3 tokens …',
     'compiling parts of 4 examples, 16 + 3 tokens …',
   ]
+
+
+@pytest.mark.parametrize(
+  ('devices', 'batch_size', 'microbatches', 'rows'),
+  [
+    (1, 32, None, 8),
+    (1, 6, None, 6),
+    (1, 22, None, 2),
+    (2, 32, None, 16),
+    (2, 36, None, 12),
+    (1, 32, 2, 16),
+  ],
+)
+def test_rows_of_a_part(devices, batch_size, microbatches, rows):
+  mesh = partitioning.make_mesh(1, jax.devices()[:devices])
+  assert partitioning.part_rows(batch_size, mesh, microbatches) == rows
+
+
+@pytest.mark.parametrize(
+  ('padding', 'pack', 'chosen'),
+  [
+    ('auto', False, 'bucket'),
+    ('auto', True, 'pack'),
+    ('max', False, 'max'),
+    ('bucket', True, 'bucket'),
+  ],
+)
+def test_choice_of_padding(padding, pack, chosen):
+  mesh = partitioning.make_mesh(1, jax.devices()[:1])
+  dataset = types.SimpleNamespace(pack=pack)
+  assert train._choose_padding(padding, dataset, mesh) == chosen
+
+
+def test_unknown_padding():
+  mesh = partitioning.make_mesh(1, jax.devices()[:1])
+  with pytest.raises(InputError, match="PADDING = 'buckets', .*'bucket'"):
+    train._choose_padding('buckets', types.SimpleNamespace(pack=False), mesh)

@@ -5,6 +5,7 @@ import pathlib
 import re
 
 import gin
+import jax
 import pytest
 
 from mpt_jax import cli, t5
@@ -361,3 +362,36 @@ def test_a_line_without_end():
   with open('/dev/zero', encoding='utf-8') as stream:
     with pytest.raises(InputError, match='^zero:1: the line has more than'):
       list(infer._read(stream, 'zero', None))
+
+
+class TestCompilationCache:
+  """Where compiled steps are kept; the setting of this process stays."""
+
+  @pytest.fixture(autouse=True)
+  def _no_folder_yet(self, monkeypatch):
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update('jax_compilation_cache_dir', None)
+    yield
+    jax.config.update('jax_compilation_cache_dir', before)
+
+  def test_is_in_the_users_cache_folder(self, monkeypatch, tmp_path):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    cli.use_compilation_cache()
+    folder = tmp_path / 'mpt_jax/xla'
+    assert jax.config.jax_compilation_cache_dir == str(folder)
+    assert folder.stat().st_mode & 0o777 == 0o700
+
+  def test_leaves_the_users_choice(self, monkeypatch, tmp_path):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    jax.config.update('jax_compilation_cache_dir', '/elsewhere')
+    cli.use_compilation_cache()
+    assert jax.config.jax_compilation_cache_dir == '/elsewhere'
+    assert not list(tmp_path.iterdir())
+
+  def test_a_folder_that_cannot_be_made_is_no_error(
+    self, monkeypatch, tmp_path
+  ):
+    (tmp_path / 'file').write_text('')
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'file'))
+    cli.use_compilation_cache()
+    assert jax.config.jax_compilation_cache_dir is None

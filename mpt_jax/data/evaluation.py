@@ -16,7 +16,7 @@ import numpy as np
 import seqio
 import tqdm
 
-from mpt_jax import batching
+from mpt_jax import batching, buckets
 from mpt_jax.data import rows, sources
 from mpt_jax.data.dataset import (
   check_data,
@@ -31,6 +31,9 @@ from mpt_jax.types import InputError
 # [B, ...] features -> one output per row: [B, T] tokens or [B] scores.
 ModelFn = Callable[[Mapping[str, np.ndarray]], Any]
 _Output = seqio.metrics.ModelOutputType
+# Inputs are padded to one of a few multiples of this. Each length is compiled
+# for, which must be worth it.
+_STEP, _MOST_LENGTHS, _BATCHES_PER_LENGTH = 32, 4, 8
 
 
 @dataclasses.dataclass
@@ -97,10 +100,22 @@ def _run(
 ) -> list[Any]:
   """Returns the model's output for every example, in order.
 
-  The last batch is filled up with its last example, which is as harmless to
-  the model as any.
+  Examples of like length share a batch, padded to one of a few lengths. The
+  last batch is filled up with its last example, which is as harmless to the
+  model as any.
   """
-  outputs: list[Any] = []
+  size, limit, targets = shape
+  lengths = [prompt_length + len(e['inputs']) for e in split.examples]
+  # The longest first: what they needed in memory then does for all.
+  order = np.argsort(lengths, kind='stable')[::-1]
+  longest = np.array(lengths)[order[::size]]
+  padded = buckets.bounds(
+    longest,
+    min(-(-int(longest[0]) // _STEP) * _STEP, limit),
+    _STEP,
+    min(_MOST_LENGTHS, 1 + len(longest) // _BATCHES_PER_LENGTH),
+  )
+  outputs: list[Any] = [None] * len(order)
   bar = tqdm.tqdm(
     total=len(split.examples),
     desc=description,
@@ -110,16 +125,20 @@ def _run(
     disable=None if progress else True,
   )
   with bar:
-    for start in range(0, len(split.examples), shape[0]):
-      part = split.examples[start : start + shape[0]]
-      full = part + part[-1:] * (shape[0] - len(part))
+    for start in range(0, len(order), size):
+      places = order[start : start + size]
+      part = [split.examples[i] for i in places]
+      full = part + part[-1:] * (size - len(part))
+      source = padded[int(np.searchsorted(padded, lengths[places[0]]))]
       batch = batching.lay_out(
         [[batching.Example(e['inputs'], e['targets'], row)] for e in full],
-        shape,
+        (size, source, targets),
         prompt_length,
         packed=False,
       )
-      outputs.extend(np.asarray(model_fn(batch))[: len(part)])
+      answers = np.asarray(model_fn(batch))
+      for place, answer in zip(places, answers, strict=False):
+        outputs[place] = answer
       bar.update(len(part))
   return outputs
 

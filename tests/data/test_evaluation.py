@@ -7,6 +7,7 @@ import pytest
 import seqio
 
 from mpt_jax import data
+from mpt_jax.data import evaluation
 from mpt_jax.types import InputError
 from tests.data.toys import LABELS, LENGTHS, make_text
 
@@ -165,6 +166,36 @@ def test_predictions_come_in_the_datas_order(mixture):
     for i in range(6)
   ]
   assert answers == expected
+
+
+def test_examples_of_like_length_share_a_batch():
+  rng = np.random.default_rng(0)
+  lengths = np.where(
+    rng.random(200) < 0.2, rng.integers(90, 150, 200), rng.integers(5, 30, 200)
+  )
+  examples = [
+    {
+      'inputs': rng.integers(2, 99, n).astype(np.int32),
+      'targets': np.array([5, 1], np.int32),
+    }
+    for n in lengths
+  ]
+  widths = []
+
+  def model(batch):
+    widths.append(batch['encoder_input_tokens'].shape[1])
+    real = batch['encoder_prompt_slots'] == 0
+    return (batch['encoder_input_tokens'] * real).sum(axis=1)
+
+  outputs = evaluation._run(
+    model, evaluation._Split(examples), 0, (4, 160, 3), 3, 'toy', False
+  )
+  # In the data's order all the same.
+  assert outputs == [e['inputs'].sum() for e in examples]
+  assert len(widths) == 50
+  assert 2 <= len(set(widths)) <= 4
+  assert max(widths) == 160
+  assert sum(widths) < 0.5 * 50 * 160
 
 
 def test_bad_input(mixture):

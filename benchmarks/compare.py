@@ -1,0 +1,216 @@
+r"""mpt_jax and its peers on the same work, in turn, and the ratios.
+
+  python -m benchmarks.compare
+  python -m benchmarks.compare --rows=step_f32,mix_bf16 --rounds=3 \
+    --torch_python=/path/to/torch/venv/bin/python \
+    --t5x_python=/path/to/t5x/venv/bin/python --t5x_path=t5x:flaxformer:...
+
+Each row is measured as A B A B ...: the systems of a row by turns, each in a
+process of its own, so that a busy minute hits all of them. A ratio compares
+the medians of the same row. Beside them stand the rates at which XLA and torch
+multiply matrices on this machine, and the floor that follows. A peer that is
+not on the machine is left out, and said to be. benchmarks/README.md says how
+to set them up.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from typing import Any
+
+from benchmarks import measure
+
+OURS, PEFT, T5X, FLOOR_XLA, FLOOR_TORCH = (
+  'mpt_jax',
+  'peft',
+  't5x',
+  'floor xla',
+  'floor torch',
+)
+_STEP = ['--steps=5']
+_MIX = ['--input_len=256', '--lengths']
+
+# Row -> system -> arguments.
+ROWS: dict[str, dict[str, list[str]]] = {
+  'step_f32': {
+    OURS: _STEP,
+    PEFT: _STEP,
+    T5X: _STEP,
+    FLOOR_XLA: [],
+    FLOOR_TORCH: [],
+  },
+  'step_bf16': {
+    OURS: [*_STEP, '--precision=bfloat16'],
+    PEFT: [*_STEP, '--dtype=bfloat16'],
+    FLOOR_XLA: ['--precision=bfloat16'],
+    FLOOR_TORCH: ['--precision=bfloat16'],
+  },
+  'distill_f32': {OURS: [*_STEP, '--distill'], PEFT: [*_STEP, '--distill']},
+  'distill_bf16': {
+    OURS: [*_STEP, '--distill', '--precision=bfloat16'],
+    PEFT: [*_STEP, '--distill', '--dtype=bfloat16'],
+  },
+  'mix_f32': {
+    OURS: [*_MIX, '--batch=32', '--padding=bucket', '--steps=4'],
+    PEFT: [*_MIX, '--padding=longest', '--steps=12'],
+    T5X: [*_MIX, '--steps=4'],
+  },
+  'mix_bf16': {
+    OURS: [
+      *_MIX,
+      '--batch=32',
+      '--padding=bucket',
+      '--steps=4',
+      '--precision=bfloat16',
+    ],
+    PEFT: [*_MIX, '--padding=longest', '--steps=12', '--dtype=bfloat16'],
+  },
+}
+# Row -> what is compared, and whether more is better.
+_MEASURES = {'mix': ('examples_per_s', True), '': ('step_s_median', False)}
+_MODULES = {
+  OURS: 'benchmarks.step',
+  PEFT: 'benchmarks.peers.peft_mpt',
+  T5X: 'benchmarks.peers.t5x_prompt_tuning',
+  FLOOR_XLA: 'benchmarks.floor',
+  FLOOR_TORCH: 'benchmarks.floor',
+}
+
+
+def run(
+  system: str, arguments: list[str], flags: argparse.Namespace
+) -> dict[str, Any] | None:
+  """Measures a system once, in a process of its own; None if it fails."""
+  python, path = sys.executable, ''
+  if system in (PEFT, FLOOR_TORCH):
+    python = flags.torch_python
+  if system == T5X:
+    python, path = flags.t5x_python, flags.t5x_path
+  if not python:
+    return None
+  more = [f'--model={flags.model}', f'--threads={flags.threads}']
+  if system == FLOOR_TORCH:
+    more.append('--library=torch')
+  environment = {
+    **os.environ,
+    'PYTHONPATH': os.pathsep.join(filter(None, [os.getcwd(), path])),
+    'TF_CPP_MIN_LOG_LEVEL': '3',
+  }
+  done = subprocess.run(
+    [python, '-m', _MODULES[system], *arguments, *more],
+    capture_output=True,
+    text=True,
+    env=environment,
+    check=False,
+  )
+  if done.returncode:
+    last = (done.stderr.strip().splitlines() or ['no message'])[-1]
+    print(f'{system} failed: {last}', file=sys.stderr)
+    return None
+  return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def ratio(
+  row: str, found: dict[str, list[dict[str, Any]]], peer: str
+) -> float | None:
+  """Ours to a peer's median: seconds, or of a length mix examples/s."""
+  if not found.get(OURS) or not found.get(peer):
+    return None
+  key, _ = _MEASURES['mix' if row.startswith('mix') else '']
+
+  def median(system: str) -> float:
+    return statistics.median(one[key] for one in found[system])
+
+  return round(median(OURS) / median(peer), 3)
+
+
+def table(results: dict[str, dict[str, list[dict[str, Any]]]]) -> str:
+  """The results as a Markdown table."""
+  lines = [
+    '| row | what | mpt_jax | PEFT | T5X | to PEFT | to T5X | floor XLA'
+    ' | floor torch | share of the XLA floor |',
+    '|---|---|---|---|---|---|---|---|---|---|',
+  ]
+  for row, found in results.items():
+    mix = row.startswith('mix')
+    key, _ = _MEASURES['mix' if mix else '']
+    cells = [row, 'examples/s' if mix else 'seconds']
+    for system in (OURS, PEFT, T5X):
+      values = [one[key] for one in found.get(system, [])]
+      cells.append(f'{statistics.median(values):.3f}' if values else '-')
+    for peer in (PEFT, T5X):
+      cells.append(str(ratio(row, found, peer) or '-'))
+    for system in (FLOOR_XLA, FLOOR_TORCH):
+      values = [one['seconds']['step'] for one in found.get(system, [])]
+      cells.append(f'{min(values):.3f}' if values else '-')
+    share = '-'
+    if found.get(FLOOR_XLA) and found.get(OURS):
+      floor = min(one['seconds']['step'] for one in found[FLOOR_XLA])
+      ours = statistics.median(one[key] for one in found[OURS])
+      share = f'{floor / ours:.2f}'
+    lines.append(f'| {" | ".join([*cells, share])} |')
+  return '\n'.join(lines)
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument('--rows', default=','.join(ROWS), help='of these rows')
+  parser.add_argument('--rounds', type=int, default=2)
+  parser.add_argument(
+    '--model', choices=sorted(measure.SHAPES), default='small'
+  )
+  parser.add_argument('--threads', type=int, default=2)
+  parser.add_argument('--output', help='file for the results as JSON')
+  for name in ('torch_python', 't5x_python', 't5x_path'):
+    parser.add_argument(
+      f'--{name}',
+      default=os.environ.get(f'BENCH_{name.upper()}', ''),
+      help=f'default: BENCH_{name.upper()} of the environment',
+    )
+  flags = parser.parse_args()
+  rows = flags.rows.split(',')
+  for row in rows:
+    if row not in ROWS:
+      parser.error(f'--rows: {row!r} is none of {", ".join(ROWS)}')
+  for name, what in (('torch_python', 'PEFT'), ('t5x_python', 'T5X')):
+    if not getattr(flags, name):
+      print(f'{what} is left out: give --{name}', file=sys.stderr)
+  results: dict[str, dict[str, list[dict[str, Any]]]] = {}
+  for row in rows:
+    found = results.setdefault(row, {system: [] for system in ROWS[row]})
+    for turn in range(flags.rounds):
+      for system, arguments in ROWS[row].items():
+        begin = time.monotonic()
+        one = run(system, arguments, flags)
+        if one is not None:
+          found[system].append(one)
+          print(
+            f'{row} {turn + 1}/{flags.rounds} {system}:'
+            f' {time.monotonic() - begin:.0f} s',
+            file=sys.stderr,
+          )
+  print(table(results))
+  if flags.output:
+    with open(flags.output, 'w', encoding='utf-8') as f:
+      json.dump(
+        {
+          'model': flags.model,
+          'threads': flags.threads,
+          'cpu': platform.processor() or platform.machine(),
+          'load': os.getloadavg(),
+          'results': results,
+        },
+        f,
+        indent=1,
+      )
+
+
+if __name__ == '__main__':
+  main()

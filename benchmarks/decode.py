@@ -1,0 +1,134 @@
+r"""Examples a second of greedy decoding, as evaluation does it.
+
+  python -m benchmarks.decode --model=small --batch=64 --target_len=8
+  TORCH/bin/python -m benchmarks.decode --system=hf --model=small --batch=64
+
+Random weights never say the end, so all rows decode `--target_len` tokens.
+`--system=hf` is Hugging Face's `generate` on the same shapes. Prints one line
+of JSON.
+"""
+
+import json
+import os
+from typing import Any
+
+from benchmarks import measure
+
+
+def ours(flags: Any) -> Any:
+  """Returns tokens [B, S] -> nothing, decoding with mpt_jax."""
+  import jax
+  import numpy as np
+
+  from mpt_jax import hostmemory, models, partitioning, prompts, t5, trainer
+  from mpt_jax import params as params_lib
+  from mpt_jax.checkpoints import tensors
+
+  hostmemory.prepare()
+  config = t5.get_config(f't5_{flags.model}').replace(
+    dropout_rate=0.0, precision=flags.precision
+  )
+  rng = np.random.default_rng(flags.seed)
+  backbone = params_lib.unflatten(
+    {
+      name: rng.standard_normal(size, np.float32) * np.float32(0.05)
+      for name, size in tensors.expected_shapes(config).items()
+    }
+  )
+  mesh = partitioning.make_mesh()
+  params = partitioning.place_backbone(
+    backbone, mesh, dtype=config.matrix_dtype
+  )
+  del backbone
+  module = prompts.SoftPrompts(flags.prompt_len, config.emb_dim)
+  params['prompts'] = prompts.initial_prompts(
+    module, jax.random.PRNGKey(0), prompts.Uniform()
+  )
+  hostmemory.keep()
+  predict = trainer.make_predict_step(
+    models.PromptedT5(config, module),
+    max_decode_length=flags.target_len,
+  )
+  slots = np.zeros((flags.batch, flags.prompt_len + flags.input_len), np.int32)
+  slots[:, : flags.prompt_len] = np.arange(1, flags.prompt_len + 1)
+
+  def decode(tokens: Any) -> None:
+    batch = {
+      'encoder_input_tokens': tokens,
+      'encoder_prompt_slots': slots,
+      'encoder_task_ids': np.zeros_like(slots),
+    }
+    jax.block_until_ready(predict(params, trainer.put_batch(batch, mesh)))
+
+  return decode
+
+
+def hugging_face(flags: Any) -> Any:
+  """Returns tokens [B, S] -> nothing, decoding with transformers."""
+  import torch
+  from transformers import T5Config, T5ForConditionalGeneration
+
+  torch.set_num_threads(flags.threads)
+  shape = measure.SHAPES[flags.model]
+  config = T5Config(
+    d_model=shape['d_model'],
+    d_kv=shape['d_kv'],
+    d_ff=shape['d_ff'],
+    num_layers=shape['layers'],
+    num_heads=shape['heads'],
+    vocab_size=measure.VOCABULARY,
+    decoder_start_token_id=0,
+  )
+  model = T5ForConditionalGeneration(config).eval()
+  model = model.to(getattr(torch, flags.precision))
+
+  def decode(tokens: Any) -> None:
+    with torch.no_grad():
+      model.generate(
+        input_ids=torch.from_numpy(tokens).long(),
+        min_new_tokens=flags.target_len,
+        max_new_tokens=flags.target_len,
+        num_beams=1,
+        do_sample=False,
+      )
+
+  return decode
+
+
+def main() -> None:
+  parser = measure.parser(__doc__)
+  parser.add_argument('--system', choices=('mpt_jax', 'hf'), default='mpt_jax')
+  parser.add_argument(
+    '--precision', choices=('float32', 'bfloat16'), default='float32'
+  )
+  parser.set_defaults(batch=64)
+  flags = parser.parse_args()
+  measure.use_cores(flags.threads)
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+  decode = (ours if flags.system == 'mpt_jax' else hugging_face)(flags)
+  import numpy as np
+
+  rng = np.random.default_rng(flags.seed)
+  size = flags.batch, flags.prompt_len + flags.input_len
+  batches = [
+    rng.integers(3, measure.VOCABULARY, size).astype(np.int32)
+    for _ in range(flags.steps + 1)
+  ]
+  decode(batches[0])
+  rows = measure.Meter().time(decode, [(batch,) for batch in batches[1:]])
+  found = measure.summary(rows)
+  keys = 'system model batch input_len prompt_len target_len precision threads'
+  print(
+    json.dumps(
+      {
+        **{key: getattr(flags, key) for key in keys.split()},
+        **found,
+        'examples_per_s': round(flags.batch / found['step_s_median'], 2),
+        'peak_rss_mb': measure.peak_rss_mb(),
+      }
+    )
+  )
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,70 @@
+"""Products in bfloat16: what is rounded, and that nothing else is."""
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+
+from mpt_jax.t5.products import einsum
+
+# Every product of the network.
+SPECS = {
+  'bti,io->bto': ((2, 5, 7), (7, 11)),
+  'btd,vd->btv': ((2, 5, 7), (11, 7)),
+  'bhtk,bhsk->bhts': ((2, 3, 5, 7), (2, 3, 4, 7)),
+  'bhts,bhsk->bhtk': ((2, 3, 5, 4), (2, 3, 4, 7)),
+}
+
+
+def rounded(x):
+  """float64 of the nearest bfloat16."""
+  return np.asarray(x).astype(ml_dtypes.bfloat16).astype(np.float64)
+
+
+@pytest.mark.parametrize('spec', SPECS)
+def test_value_and_gradients_are_those_of_rounded_operands(spec):
+  rng = np.random.default_rng(0)
+  left, right = (
+    rng.standard_normal(size).astype(np.float32) for size in SPECS[spec]
+  )
+  out, pull = jax.vjp(lambda a, b: einsum(spec, a, b, 'bfloat16'), left, right)
+  assert out.dtype == jnp.float32
+  np.testing.assert_allclose(
+    out, np.einsum(spec, rounded(left), rounded(right)), rtol=1e-5, atol=1e-5
+  )
+  gradient = rng.standard_normal(out.shape).astype(np.float32)
+  to_left, to_right = pull(gradient)
+  operands, result = spec.split('->')
+  first, second = operands.split(',')
+  np.testing.assert_allclose(
+    to_left,
+    np.einsum(f'{result},{second}->{first}', rounded(gradient), rounded(right)),
+    rtol=1e-5,
+    atol=1e-5,
+  )
+  np.testing.assert_allclose(
+    to_right,
+    np.einsum(f'{first},{result}->{second}', rounded(left), rounded(gradient)),
+    rtol=1e-5,
+    atol=1e-5,
+  )
+  # Far enough from the product itself that the test would see no rounding.
+  exact = np.einsum(spec, left.astype(np.float64), right.astype(np.float64))
+  assert np.abs(out - exact).max() > 1e-3
+
+
+def test_gradients_keep_the_types_of_their_operands():
+  left = jnp.ones((2, 3, 4), jnp.float32)
+  right = jnp.ones((4, 5), jnp.bfloat16)
+  to_left, to_right = jax.grad(
+    lambda a, b: einsum('bti,io->bto', a, b, 'bfloat16').sum(), argnums=(0, 1)
+  )(left, right)
+  assert (to_left.dtype, to_right.dtype) == (jnp.float32, jnp.bfloat16)
+
+
+def test_float32_is_a_plain_product():
+  rng = np.random.default_rng(1)
+  left, right = rng.standard_normal((2, 5, 7)), rng.standard_normal((7, 3))
+  out = einsum('bti,io->bto', jnp.float32(left), jnp.float32(right), 'float32')
+  np.testing.assert_allclose(out, left @ right, rtol=1e-5, atol=1e-6)
