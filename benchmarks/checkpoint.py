@@ -22,10 +22,11 @@ def main() -> None:
   import jax
   import numpy as np
 
-  from mpt_jax import models, optimizers, partitioning, prompts, t5, trainer
+  from benchmarks import backbone
+  from mpt_jax import models, optimizers, partitioning, prompts, trainer
   from mpt_jax.checkpoints.run import RunCheckpointer
 
-  config = t5.get_config(f't5_{flags.model}').replace(dropout_rate=0.0)
+  config = backbone.make_config(flags.model)
   module = prompts.MultitaskPrompts(
     flags.prompt_len, config.emb_dim, flags.num_tasks
   )

@@ -20,31 +20,17 @@ def ours(flags: Any) -> Any:
   import jax
   import numpy as np
 
-  from mpt_jax import hostmemory, models, partitioning, prompts, t5, trainer
-  from mpt_jax import params as params_lib
-  from mpt_jax.checkpoints import tensors
+  from benchmarks import backbone
+  from mpt_jax import hostmemory, models, partitioning, prompts, trainer
 
   hostmemory.prepare()
-  config = t5.get_config(f't5_{flags.model}').replace(
-    dropout_rate=0.0, precision=flags.precision
-  )
-  rng = np.random.default_rng(flags.seed)
-  backbone = params_lib.unflatten(
-    {
-      name: rng.standard_normal(size, np.float32) * np.float32(0.05)
-      for name, size in tensors.expected_shapes(config).items()
-    }
-  )
+  config = backbone.make_config(flags.model, flags.precision)
   mesh = partitioning.make_mesh()
-  params = partitioning.place_backbone(
-    backbone, mesh, dtype=config.matrix_dtype
-  )
-  del backbone
+  params = backbone.place(config, mesh, flags.seed)
   module = prompts.SoftPrompts(flags.prompt_len, config.emb_dim)
   params['prompts'] = prompts.initial_prompts(
     module, jax.random.PRNGKey(0), prompts.Uniform()
   )
-  hostmemory.keep()
   predict = trainer.make_predict_step(
     models.PromptedT5(config, module),
     max_decode_length=flags.target_len,

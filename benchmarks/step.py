@@ -50,6 +50,7 @@ def main() -> None:
   jax.config.update('jax_enable_compilation_cache', False)
   import numpy as np
 
+  from benchmarks import backbone
   from mpt_jax import (
     batching,
     hostmemory,
@@ -57,27 +58,14 @@ def main() -> None:
     optimizers,
     partitioning,
     prompts,
-    t5,
     trainer,
   )
   from mpt_jax import buckets as buckets_lib
+  from mpt_jax import params as params_lib
 
   hostmemory.prepare()
   rss_after_import = measure.rss_mb()
-  shape = measure.SHAPES[flags.model]
-  config = t5.T5Config(
-    vocab_size=measure.VOCABULARY,
-    emb_dim=shape['d_model'],
-    num_heads=shape['heads'],
-    num_encoder_layers=shape['layers'],
-    num_decoder_layers=shape['layers'],
-    head_dim=shape['d_kv'],
-    mlp_dim=shape['d_ff'],
-    mlp_activations=('relu',),
-    dropout_rate=0.0,
-    logits_via_embedding=True,
-    precision=flags.precision,
-  )
+  config = backbone.make_config(flags.model, flags.precision)
   module = prompts.MultitaskPrompts(
     flags.prompt_len, config.emb_dim, flags.num_tasks
   )
@@ -88,34 +76,20 @@ def main() -> None:
   )
   mesh = partitioning.make_mesh()
 
-  # Weights as a checkpoint gives them: host arrays, one after another.
-  from mpt_jax import params as params_lib
-  from mpt_jax.checkpoints import tensors
-
   rng = np.random.default_rng(flags.seed)
-
-  def draw(*size: int) -> Any:
-    return rng.standard_normal(size, np.float32) * np.float32(0.05)
-
-  backbone = params_lib.unflatten(
-    {n: draw(*size) for n, size in tensors.expected_shapes(config).items()}
-  )
-  table = (flags.num_tasks, flags.prompt_len, config.emb_dim)
+  frozen = backbone.place(config, mesh, flags.seed)
   if flags.distill:
-    backbone['teacher_prompts'] = {'prompt_table': draw(*table)}
+    size = flags.num_tasks, flags.prompt_len, config.emb_dim
+    table = {'prompt_table': rng.standard_normal(size, np.float32)}
+    frozen['teacher_prompts'] = partitioning.shard_params(table, mesh)
   start = prompts.initial_prompts(
     module, jax.random.PRNGKey(flags.seed), prompts.Uniform()
   )
   state = trainer.make_state(model, optimizer, {'prompts': start}, 0, mesh)
-  frozen = partitioning.place_backbone(
-    backbone, mesh, dtype=config.matrix_dtype
-  )
-  del backbone
-  hostmemory.keep()
   rss_after_init = measure.rss_mb()
 
-  lengths = [flags.input_len]
   tasks = list(range(flags.num_tasks))
+  lengths = [flags.input_len] * len(tasks)
   if flags.lengths:
     lengths, tasks = measure.load_lengths(flags.lengths)
   order = rng.permutation(len(lengths))

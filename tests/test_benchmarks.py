@@ -1,0 +1,85 @@
+"""The benchmark scripts run, and their lines hold what the README says."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks import compare, floor, measure
+
+ROOT = pathlib.Path(__file__).parent.parent
+SMALL = ('--model=tiny', '--batch=4', '--input_len=12', '--prompt_len=4')
+
+
+def run(module, *arguments):
+  done = subprocess.run(
+    [sys.executable, '-m', module, *SMALL, *arguments],
+    cwd=ROOT,
+    env={**os.environ, 'BENCH_WAIT_S': '0', 'XLA_FLAGS': ''},
+    capture_output=True,
+    text=True,
+    timeout=300,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr
+  return json.loads(done.stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  'arguments',
+  [
+    (),
+    ('--padding=bucket', '--lengths', '--part_rows=2', '--distill'),
+    ('--padding=pack', '--pack_len=40', '--precision=bfloat16'),
+  ],
+)
+def test_step(arguments):
+  line = run('benchmarks.step', '--steps=2', *arguments)
+  assert line['examples_per_s'] > 0
+  assert line['fwd_s'] > 0
+  # P * D + K * (P + D), the paper's count.
+  assert line['trainable'] == 4 * 64 + 6 * (4 + 64)
+  if line['padding'] == 'bucket':
+    assert len(line['shapes']) <= 12
+    assert 0 < line['fill'] <= 1
+  else:
+    assert line['scratch_mb'] > 0
+    assert line['xla_gflop'] > 0
+  # Nothing needs TensorFlow: it would take half a gigabyte.
+  assert line['rss_after_import_mb'] < 400
+
+
+@pytest.mark.slow
+def test_decode_and_checkpoint():
+  assert run('benchmarks.decode', '--steps=2')['examples_per_s'] > 0
+  line = run('benchmarks.checkpoint', '--steps=2')
+  # Prompts and two moments, float32, and what orbax writes beside them.
+  assert line['bytes'] > 3 * 4 * (4 * 64 + 6 * (4 + 64))
+  assert line['files'] > 0
+
+
+def test_operations_of_a_step():
+  """T5-small, one row of three positions."""
+  flags = measure.parser('').parse_args(
+    ['--batch=1', '--input_len=2', '--prompt_len=1', '--target_len=1']
+  )
+  rows = {name: (m, k, n, b) for name, m, k, n, b, *_ in floor.terms(flags)}
+  assert rows['enc q,k,v'] == (3, 512, 512, 1)
+  assert rows['enc scores'] == (3, 64, 3, 8)
+  assert rows['logits'] == (1, 512, measure.VOCABULARY, 1)
+
+
+def test_ratios_are_of_medians():
+  found = {
+    compare.OURS: [{'step_s_median': x} for x in (1.0, 2.0, 9.0)],
+    compare.PEFT: [{'step_s_median': 4.0}],
+    compare.T5X: [],
+  }
+  assert compare.ratio('step_f32', found, compare.PEFT) == 0.5
+  assert compare.ratio('step_f32', found, compare.T5X) is None
+  row = compare.table({'step_f32': found}).splitlines()[-1]
+  assert row.startswith('| step_f32 | seconds | 2.000 | 4.000 | - | 0.5 | - |')
