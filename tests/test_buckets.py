@@ -112,7 +112,6 @@ def make_state(backbone, student, model):
   'settings',
   [
     {},
-    {'loss_normalizing_factor': 'AVERAGE_PER_SEQUENCE', 'z_loss': 0.1},
     {'loss_normalizing_factor': 'NUM_TOTAL_TARGET_TOKENS'},
   ],
 )

@@ -22,7 +22,10 @@ ROOT = pathlib.Path(__file__).parent.parent
 # A module may import its own layer and those before it.
 LAYERS = (
   {'mpt_jax', 'mpt_jax.types'},
-  {'mpt_jax.prompts', 'mpt_jax.params', 'mpt_jax.t5', 'mpt_jax.losses'},
+  {
+    *('mpt_jax.prompts', 'mpt_jax.params', 'mpt_jax.t5', 'mpt_jax.losses'),
+    *('mpt_jax.batching', 'mpt_jax.buckets', 'mpt_jax.hostmemory'),
+  },
   {
     *('mpt_jax.models', 'mpt_jax.optimizers', 'mpt_jax.partitioning'),
     *('mpt_jax.selection', 'mpt_jax.preemption', 'mpt_jax.multihost'),

@@ -147,15 +147,19 @@ def _answers(name, split):
 
 
 def _scores(name, outputs):
-  """Evaluates a model that says the given texts, in order."""
-  vocabulary = data.get_vocabulary()
+  """Evaluates a model that says these texts where these were the targets."""
   limit = LENGTHS['targets']
-  said = iter(outputs)
+
+  def encode(text):
+    return [*data.get_vocabulary().encode(text), 1]
+
+  targets = [tuple(data_cut(encode(t), limit)) for t in _answers(name, 'test')]
+  said = dict(zip(targets, outputs, strict=True))
 
   def predict_fn(batch):
-    tokens = np.zeros((len(batch['encoder_input_tokens']), limit), np.int32)
-    for row in tokens:
-      ids = [*vocabulary.encode(next(said, '')), 1][:limit]
+    tokens = np.zeros_like(batch['decoder_target_tokens'])
+    for row, target in zip(tokens, batch['decoder_target_tokens'], strict=True):
+      ids = encode(said[tuple(target[target > 0].tolist())])[:limit]
       row[: len(ids)] = ids
     return tokens
 
