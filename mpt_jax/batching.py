@@ -109,19 +109,17 @@ class Packer:
     return lay_out(rows, shape, self._prompt_length, packed=self._pack)
 
 
-class Bucketer:
-  """Takes the examples of one batch and lays them out in parts."""
+class Collector:
+  """Takes the examples of one batch, one to a row."""
 
-  def __init__(self, batch_size: int, prompt_length: int, buckets: Buckets):
+  def __init__(self, batch_size: int, prompt_length: int):
     """Opens an empty batch.
 
     Args:
       batch_size: B, examples in a batch.
       prompt_length: P.
-      buckets: how to cut it.
     """
     self._size, self._prompt_length = batch_size, prompt_length
-    self._buckets = buckets
     self._examples: list[Example] = []
 
   def add(self, example: Example) -> bool:
@@ -131,13 +129,31 @@ class Bucketer:
     self._examples.append(example)
     return True
 
+  def lengths(self) -> np.ndarray:
+    """[N, 2] int: the positions that each example needs, S and T."""
+    return lengths_of(self._examples, self._prompt_length)
+
+
+class Bucketer(Collector):
+  """Takes the examples of one batch and lays them out in parts."""
+
+  def __init__(self, batch_size: int, prompt_length: int, buckets: Buckets):
+    """Opens an empty batch; see `Collector`.
+
+    Args:
+      batch_size: B, examples in a batch.
+      prompt_length: P.
+      buckets: how to cut it.
+    """
+    super().__init__(batch_size, prompt_length)
+    self._buckets = buckets
+
   def finish(self, part: slice = slice(None)) -> list[dict[str, np.ndarray]]:
     """Returns the parts of the batch, each as `Packer.finish` returns one.
 
     Args:
       part: the rows of each part to return, a host's share; default all.
     """
-    lengths = lengths_of(self._examples, self._prompt_length)
     return [
       lay_out(
         [[self._examples[i]] for i in cut.members[part]],
@@ -145,7 +161,7 @@ class Bucketer:
         self._prompt_length,
         packed=False,
       )
-      for cut in self._buckets.cut(lengths)
+      for cut in self._buckets.cut(self.lengths())
     ]
 
 

@@ -355,7 +355,6 @@ class BatchIterator(Iterator[Any]):
   Attributes:
     num_examples: task name -> how many examples it draws from.
     chosen: task name -> the few-shot choice; empty without few-shot.
-    buckets: how batches are cut in parts; None if they are not.
     taken: task name -> how many of its examples all hosts have drawn.
   """
 
@@ -366,12 +365,10 @@ class BatchIterator(Iterator[Any]):
     chosen: Mapping[str, few_shot.Choice],
     make_packer: functools.partial,
     part: slice,
-    cutting: buckets.Buckets | None = None,
   ):
     """Use `get_train_iterator`."""
     self.num_examples = {name: len(s) for name, s in streams.items()}
     self.chosen = dict(chosen)
-    self.buckets = cutting
     self._streams = streams
     self._names = list(streams)
     self._sampler = sampler
@@ -384,7 +381,7 @@ class BatchIterator(Iterator[Any]):
   def __next__(self) -> dict[str, np.ndarray] | list[dict[str, np.ndarray]]:
     """Returns this host's rows of the next batch: model features, int32.
 
-    With `buckets` they come in a list of parts.
+    In length buckets they come in a list of parts.
     """
     packer = self._make_packer()
     for task in self._sampler.tasks(self._batches, self._draws):
@@ -536,9 +533,7 @@ def get_train_iterator(
     )
   cutting = _choose_buckets(
     make(
-      make_packer=functools.partial(
-        _LengthsOnly, config.batch_size, prompt_length
-      )
+      make_packer=functools.partial(_Lengths, config.batch_size, prompt_length)
     ),
     part_rows,
     np.max([stream.longest for stream in streams.values()], axis=0)
@@ -549,26 +544,15 @@ def get_train_iterator(
     make_packer=functools.partial(
       batching.Bucketer, config.batch_size, prompt_length, cutting
     ),
-    cutting=cutting,
   )
 
 
-class _LengthsOnly:
-  """Takes the examples of a batch and returns their lengths."""
-
-  def __init__(self, batch_size: int, prompt_length: int):
-    self._size, self._prompt_length = batch_size, prompt_length
-    self._examples: list[batching.Example] = []
-
-  def add(self, example: batching.Example) -> bool:
-    if len(self._examples) == self._size:
-      return False
-    self._examples.append(example)
-    return True
+class _Lengths(batching.Collector):
+  """Takes the examples of one batch and returns their lengths."""
 
   def finish(self, part: slice) -> np.ndarray:
     del part
-    return batching.lengths_of(self._examples, self._prompt_length)
+    return self.lengths()
 
 
 def _choose_buckets(
@@ -582,8 +566,7 @@ def _choose_buckets(
   chosen = buckets.choose(
     batches, rows_of_part, (int(longest[0]), int(longest[1]))
   )
-  padded = len(batches) * len(batches[0]) * whole[0]
-  real = sum(int(lengths[:, 0].sum()) for lengths in batches)
+  padded = buckets.Buckets(rows_of_part, whole[:1], whole[1:])
   log.info(
     'batches are run in parts of %d examples, padded to %s + %s tokens:'
     ' %.0f%% of the positions hold something (%.0f%% if padded to %d)',
@@ -591,7 +574,7 @@ def _choose_buckets(
     _listed(chosen.inputs),
     _listed(chosen.targets),
     100 * chosen.fill(batches),
-    100 * real / padded,
+    100 * padded.fill(batches),
     whole[0],
   )
   return chosen
