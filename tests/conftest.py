@@ -1,4 +1,7 @@
-"""Every test runs under strict JAX flags, on two CPU devices, off the net."""
+"""Every test runs under strict JAX flags, on two CPU devices, off the net.
+
+MPT_JAX_TEST_DEVICES sets another number of devices (see test_one_device.py).
+"""
 
 import atexit
 import os
@@ -10,7 +13,8 @@ import tempfile
 os.environ['XLA_FLAGS'] = ' '.join(
   [
     os.environ.get('XLA_FLAGS', ''),
-    '--xla_force_host_platform_device_count=2',
+    '--xla_force_host_platform_device_count='
+    + os.environ.get('MPT_JAX_TEST_DEVICES', '2'),
     # Tests spend their time compiling, not computing.
     '--xla_backend_optimization_level=0',
     '--xla_llvm_disable_expensive_passes=true',

@@ -22,7 +22,6 @@ from typing import Any
 from flax import serialization
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
 from mpt_jax import multihost
 from mpt_jax import params as params_lib
@@ -46,6 +45,8 @@ class RunCheckpointer:
   def __init__(
     self, model_dir: str, *, max_to_keep: int | None = 3, keep_period=None
   ):
+    import orbax.checkpoint as ocp  # A fifth of a second: not for --help.
+
     path = pathlib.Path(model_dir).absolute() / 'checkpoints'
     path.mkdir(parents=True, exist_ok=True)
     self._manager = ocp.CheckpointManager(
@@ -76,6 +77,8 @@ class RunCheckpointer:
     Raises:
       InputError: if it cannot be written; earlier checkpoints are untouched.
     """
+    import orbax.checkpoint as ocp
+
     step = int(state.step)
     if self._manager.latest_step() == step:
       return
@@ -125,6 +128,8 @@ class RunCheckpointer:
       ) from e
 
   def _restore(self, state: Any, step: int) -> tuple[Any, Any]:
+    import orbax.checkpoint as ocp
+
     want = _to_flat(state)
     saved = self._manager.item_metadata(step)['state']
     saved = {k: tuple(v.shape) for k, v in saved.items()}

@@ -1,5 +1,7 @@
 """Products in bfloat16: what is rounded, and that nothing else is."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -68,3 +70,36 @@ def test_float32_is_a_plain_product():
   left, right = rng.standard_normal((2, 5, 7)), rng.standard_normal((7, 3))
   out = einsum('bti,io->bto', jnp.float32(left), jnp.float32(right), 'float32')
   np.testing.assert_allclose(out, left @ right, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize('spec', SPECS)
+@pytest.mark.skipif(
+  jax.default_backend() != 'cpu' or jax.device_count() > 1,
+  reason='for one CPU device: test_one_device.py runs it',
+)
+def test_no_product_is_widened_on_a_cpu(spec):
+  # Heads come transposed, and so does what the backward pass multiplies.
+  sizes = {letter: 16 + 8 * i for i, letter in enumerate('btiohskdv')}
+
+  def heads(name, x):
+    return x.transpose(0, 2, 1, 3) if 'h' in name else x
+
+  def loss(left, right, gradient):
+    left, right = heads(first, left), heads(second, right)
+    product = heads(out, einsum(spec, left, right, 'bfloat16'))
+    return (product * gradient).sum()
+
+  operands, out = spec.split('->')
+  first, second = operands.split(',')
+  arrays = []
+  for name in (first, second, out):
+    shape = [sizes[letter] for letter in name]
+    if 'h' in name:
+      shape[1], shape[2] = shape[2], shape[1]
+    arrays.append(jnp.ones(shape))
+  compiled = jax.jit(jax.value_and_grad(loss, argnums=(0, 1))).lower(*arrays)
+  text = compiled.compile().as_text()
+  types = dict(re.findall(r'(%?[\w.-]+) = (\w+)\[', text))
+  products = re.findall(r' dot\((%?[\w.-]+), (%?[\w.-]+)\)', text)
+  assert len(products) >= 2
+  assert {types[name] for pair in products for name in pair} == {'bf16'}
