@@ -1,12 +1,11 @@
-"""Softmax attention with a derivative that moves little memory.
+"""Softmax attention with a derivative that moves less memory.
 
 On a CPU most of the time of attention goes into writing and reading arrays of
-the size of its weights, [B, H, T, S]. JAX's own derivative of the softmax and
-the two products goes through eighteen of them, this one through ten: the
-softmax is divided by its sum after the second product, where there is little to
-divide; the products' own operand is what is kept for the backward pass; and the
-sum over the keys that the softmax's derivative takes is that of context times
-gradient (Dao et al., 2022, appendix B.2).
+the size of its weights, [B, H, T, S]. This derivative has fewer of them than
+JAX's own: the softmax is divided by its sum after the second product, where
+there is little to divide; the product's own operand is what is kept for the
+backward pass; and the sum over the keys that the softmax's derivative takes is
+that of context times gradient (Dao et al., 2022, appendix B.2).
 
 Letters in shapes: B batch, H heads, T queries, S keys, K head size.
 """
