@@ -223,7 +223,7 @@ def test_missing_rates_are_refused():
 
 
 @pytest.mark.parametrize('name', ['demo', 'demo_full'])
-def test_shipped_gin_files_make_a_plan(name, monkeypatch):
+def test_shipped_gin_files_make_a_plan(name, monkeypatch, tmp_path):
   made = []
 
   class Stop(Exception):
@@ -239,7 +239,7 @@ def test_shipped_gin_files_make_a_plan(name, monkeypatch):
       'mpt_jax.pipeline',
       'pipeline',
       [f'gin_configs/runs/{name}.gin'],
-      ["MODEL_DIR='F'"],
+      [f'MODEL_DIR={str(tmp_path)!r}'],
     )
   monkeypatch.undo()
   (plan,) = made

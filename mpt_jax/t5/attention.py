@@ -10,6 +10,7 @@ that of context times gradient (Dao et al., 2022, appendix B.2).
 Letters in shapes: B batch, H heads, T queries, S keys, K head size.
 """
 
+from collections.abc import Sequence
 import functools
 from typing import Any
 
@@ -48,18 +49,14 @@ def attend(
   Returns:
     [B, H, T, K] float32.
   """
-  return _attend(query, key, value, bias, mask, precision)[0]
+  return _attend((query, key, value), bias, mask, precision)[0]
 
 
 def _attend(
-  query: Array,
-  key: Array,
-  value: Array,
-  bias: Array | None,
-  mask: Array | None,
-  precision: str,
+  heads: Sequence[Array], bias: Array | None, mask: Array | None, precision: str
 ) -> tuple[Array, Array, Array]:
   """The context, exp(logits - largest), and one over its sum [B, H, T, 1]."""
+  query, key, value = heads
   logits = products.multiply('bhtk,bhsk->bhts', query, key, precision)
   if bias is not None:
     logits += bias
@@ -78,9 +75,7 @@ def _forward(
   heads = [products.operand(x.value, precision) for x in (query, key, value)]
   offset = None if bias is None else bias.value
   allowed = None if mask is None else mask.value
-  context, weights, scale = _attend(
-    heads[0], heads[1], heads[2], offset, allowed, precision
-  )
+  context, weights, scale = _attend(heads, offset, allowed, precision)
   # Only full fine-tuning needs the bias's gradient. That is known when the
   # step is traced, so it goes along as the structure of a tree.
   wanted = () if bias is not None and bias.perturbed else None

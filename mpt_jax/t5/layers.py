@@ -236,40 +236,26 @@ class _Attention(nn.Module):
     if cfg.dtype == 'float32' and (deterministic or cfg.dropout_rate == 0.0):
       context = attention.attend(query, key, value, bias, mask, cfg.precision)
     else:
-      context = self._attend_with_dropout(
-        query, key, value, mask, bias, deterministic
-      )
+      # In any type, with dropout on the weights.
+      dtype = 'float32' if cfg.float32_attention_logits else cfg.dtype
+      if cfg.precision == 'float32':
+        logits = jnp.einsum(
+          'bhtk,bhsk->bhts', query, key, preferred_element_type=dtype
+        )
+      else:
+        logits = einsum('bhtk,bhsk->bhts', query, key, cfg.precision)
+      if bias is not None:
+        logits += bias.astype(dtype)
+      if mask is not None:
+        # Finite, so that a row with nothing to attend to stays finite too.
+        logits = jnp.where(mask, logits, jnp.finfo(dtype).min / 2)
+      weights = jax.nn.softmax(logits, axis=-1).astype(cfg.dtype)
+      weights = dropout(cfg)(weights, deterministic)
+      context = einsum('bhts,bhsk->bhtk', weights, value, cfg.precision)
     joined = context.transpose(0, 2, 1, 3).reshape(
       query.shape[0], query.shape[2], cfg.num_heads * cfg.head_dim
     )
     return Dense(cfg, cfg.emb_dim, ('joined_kv', 'embed'), name='out')(joined)
-
-  def _attend_with_dropout(
-    self,
-    query: Array,
-    key: Array,
-    value: Array,
-    mask: Array | None,
-    bias: Array | None,
-    deterministic: bool,
-  ) -> Array:
-    """The context [B, H, T, K] in any type, with dropout on the weights."""
-    cfg = self.config
-    dtype = 'float32' if cfg.float32_attention_logits else cfg.dtype
-    if cfg.precision == 'float32':
-      logits = jnp.einsum(
-        'bhtk,bhsk->bhts', query, key, preferred_element_type=dtype
-      )
-    else:
-      logits = einsum('bhtk,bhsk->bhts', query, key, cfg.precision)
-    if bias is not None:
-      logits += bias.astype(dtype)
-    if mask is not None:
-      # Finite, so that a row with nothing to attend to stays finite too.
-      logits = jnp.where(mask, logits, jnp.finfo(dtype).min / 2)
-    weights = jax.nn.softmax(logits, axis=-1).astype(cfg.dtype)
-    weights = dropout(cfg)(weights, deterministic)
-    return einsum('bhts,bhsk->bhtk', weights, value, cfg.precision)
 
 
 class SelfAttention(_Attention):

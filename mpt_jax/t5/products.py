@@ -111,7 +111,7 @@ def _rounded(spec: str, left: Array, right: Array) -> Array:
 
 def _forward(spec: str, left: Array, right: Array) -> tuple[Array, _Saved]:
   types = jnp.zeros((), left.dtype), jnp.zeros((), right.dtype)
-  left, right = left.astype(jnp.bfloat16), right.astype(jnp.bfloat16)
+  left, right = (operand(x, 'bfloat16') for x in (left, right))
   return multiply(spec, left, right, 'bfloat16'), (left, right, *types)
 
 
