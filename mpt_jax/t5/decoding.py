@@ -32,8 +32,8 @@ def make_decode_step(
 ) -> tuple[PyTree, TokensToLogits]:
   """Prepares cached decoding of encoded inputs.
 
-  Keys and values of the cross-attention are computed here, once, and are
-  shared by the beams of an example.
+  Keys and values of the cross-attention, where it needs them, are computed
+  here, once, and are shared by the beams of an example.
 
   Args:
     module: a `Transformer`.
@@ -65,7 +65,7 @@ def make_decode_step(
   _, made = apply(start, {}, ['cache', 'encoder_cache'])
 
   def tokens_to_logits(tokens, cache):
-    cached = {'cache': cache, 'encoder_cache': made['encoder_cache']}
+    cached = {'cache': cache, 'encoder_cache': made.get('encoder_cache', {})}
     logits, changed = apply(tokens, cached, ['cache'])
     return logits[:, 0], changed['cache']
 

@@ -55,23 +55,44 @@ class Dense(nn.Module):
   """A linear map without bias, `x @ kernel`."""
 
   config: T5Config
+  inputs: int
   features: int
   axes: tuple[str, str]
   kernel_init: nn.initializers.Initializer = _kernel_init()
 
-  @nn.compact
-  def __call__(self, x: Array) -> Array:
-    """Maps [B, T, in] to [B, T, features]."""
-    kernel = nn_partitioning.param_with_axes(
+  def setup(self):
+    """Declares the kernel [inputs, features]."""
+    self.kernel = nn_partitioning.param_with_axes(
       'kernel',
       self.kernel_init,
-      (x.shape[-1], self.features),
+      (self.inputs, self.features),
       axes=self.axes,
+      module=self,
     )
-    cfg = self.config
-    if cfg.precision == 'float32':
-      x, kernel = x.astype(cfg.dtype), kernel.astype(cfg.dtype)
-    return einsum('bti,io->bto', x, kernel, cfg.precision).astype(cfg.dtype)
+
+  def __call__(self, x: Array) -> Array:
+    """Maps [B, T, inputs] to [B, T, features]."""
+    return _product('bti,io->bto', x, self.kernel, self.config)
+
+  def by_head(self, spec: str, x: Array) -> Array:
+    """Multiplies each head with its part of the kernel.
+
+    Args:
+      spec: 'bhtk,dhk->bhtd' or 'bhtd,dhk->bhtk'.
+      x: [B, H, T, K] or [B, H, T, D].
+
+    Returns:
+      [B, H, T, D] or [B, H, T, K].
+    """
+    heads = (self.config.num_heads, self.config.head_dim)
+    kernel = self.kernel.reshape(self.inputs, *heads)
+    return _product(spec, x, kernel, self.config)
+
+
+def _product(spec: str, x: Array, kernel: Array, config: T5Config) -> Array:
+  if config.precision == 'float32':
+    x, kernel = x.astype(config.dtype), kernel.astype(config.dtype)
+  return einsum(spec, x, kernel, config.precision).astype(config.dtype)
 
 
 class Embed(nn.Module):
@@ -136,11 +157,12 @@ class MlpBlock(nn.Module):
     branches = []
     for i, activation in enumerate(cfg.mlp_activations):
       name = 'wi' if len(cfg.mlp_activations) == 1 else f'wi_{i}'
-      wi = Dense(cfg, cfg.mlp_dim, ('embed', 'mlp'), name=name)
+      wi = Dense(cfg, cfg.emb_dim, cfg.mlp_dim, ('embed', 'mlp'), name=name)
       branches.append(_ACTIVATIONS[activation](wi(x)))
     hidden = functools.reduce(operator.mul, branches)
     hidden = dropout(cfg)(hidden, deterministic)
-    return Dense(cfg, cfg.emb_dim, ('mlp', 'embed'), name='wo')(hidden)
+    wo = Dense(cfg, cfg.mlp_dim, cfg.emb_dim, ('mlp', 'embed'), name='wo')
+    return wo(hidden)
 
 
 def dropout(config: T5Config) -> nn.Dropout:
@@ -206,19 +228,24 @@ class _Attention(nn.Module):
 
   config: T5Config
 
-  def _heads(self, name: str, x: Array) -> Array:
-    """Projects [B, T, D] to heads [B, H, T, K]."""
+  def _project(self, name: str) -> Dense:
+    """The projection to queries, keys or values."""
     cfg = self.config
     # T5 does not scale the logits; the start value of the query does.
     scale = 1.0 / cfg.head_dim if name == 'query' else 1.0
-    dense = Dense(
+    return Dense(
       cfg,
+      cfg.emb_dim,
       cfg.num_heads * cfg.head_dim,
       ('embed', 'joined_kv'),
       _kernel_init(scale),
       name=name,
     )
-    joined = dense(x)  # [B, T, H * K], heads major
+
+  def _heads(self, name: str, x: Array) -> Array:
+    """Projects [B, T, D] to heads [B, H, T, K]."""
+    cfg = self.config
+    joined = self._project(name)(x)  # [B, T, H * K], heads major
     split = joined.reshape(*x.shape[:2], cfg.num_heads, cfg.head_dim)
     return split.transpose(0, 2, 1, 3)
 
@@ -231,31 +258,49 @@ class _Attention(nn.Module):
     bias: Array | None,
     deterministic: bool,
   ) -> Array:
-    """Attends and projects back; query [B, H, T, K] -> [B, T, D]."""
+    """softmax(query key' + bias) value: [B, H, T, K] -> [B, H, T, K].
+
+    Keys and values [B, H, S, K] may also be common to all heads, [B, 1, S, K].
+    """
     cfg = self.config
+    size = batch, _, queries, width = query.shape
+    common = key.shape[1] == 1
     if cfg.dtype == 'float32' and (deterministic or cfg.dropout_rate == 0.0):
+      if common:
+        # To one head that has the queries of all.
+        query = query.reshape(batch, 1, -1, width)
+        if mask is not None and mask.shape[2] > 1:
+          mask = jnp.broadcast_to(mask, (*size[:3], mask.shape[-1]))
+          mask = mask.reshape(batch, 1, -1, mask.shape[-1])
       context = attention.attend(query, key, value, bias, mask, cfg.precision)
+      return context.reshape(size)
+    # In any type, with dropout on the weights.
+    dtype = 'float32' if cfg.float32_attention_logits else cfg.dtype
+    if common:
+      key, value = key[:, 0], value[:, 0]
+    keys = 'bsk' if common else 'bhsk'
+    if cfg.precision == 'float32':
+      logits = jnp.einsum(
+        f'bhtk,{keys}->bhts', query, key, preferred_element_type=dtype
+      )
     else:
-      # In any type, with dropout on the weights.
-      dtype = 'float32' if cfg.float32_attention_logits else cfg.dtype
-      if cfg.precision == 'float32':
-        logits = jnp.einsum(
-          'bhtk,bhsk->bhts', query, key, preferred_element_type=dtype
-        )
-      else:
-        logits = einsum('bhtk,bhsk->bhts', query, key, cfg.precision)
-      if bias is not None:
-        logits += bias.astype(dtype)
-      if mask is not None:
-        # Finite, so that a row with nothing to attend to stays finite too.
-        logits = jnp.where(mask, logits, jnp.finfo(dtype).min / 2)
-      weights = jax.nn.softmax(logits, axis=-1).astype(cfg.dtype)
-      weights = dropout(cfg)(weights, deterministic)
-      context = einsum('bhts,bhsk->bhtk', weights, value, cfg.precision)
-    joined = context.transpose(0, 2, 1, 3).reshape(
-      query.shape[0], query.shape[2], cfg.num_heads * cfg.head_dim
-    )
-    return Dense(cfg, cfg.emb_dim, ('joined_kv', 'embed'), name='out')(joined)
+      logits = einsum(f'bhtk,{keys}->bhts', query, key, cfg.precision)
+    if bias is not None:
+      logits += bias.astype(dtype)
+    if mask is not None:
+      # Finite, so that a row with nothing to attend to stays finite too.
+      logits = jnp.where(mask, logits, jnp.finfo(dtype).min / 2)
+    weights = jax.nn.softmax(logits, axis=-1).astype(cfg.dtype)
+    weights = dropout(cfg)(weights, deterministic)
+    return einsum(f'bhts,{keys}->bhtk', weights, value, cfg.precision)
+
+  def _join(self, context: Array) -> Array:
+    """Projects heads [B, H, T, K] back to [B, T, D]."""
+    cfg = self.config
+    joined = cfg.num_heads * cfg.head_dim
+    context = context.transpose(0, 2, 1, 3)
+    out = Dense(cfg, joined, cfg.emb_dim, ('joined_kv', 'embed'), name='out')
+    return out(context.reshape(*context.shape[:2], joined))
 
 
 class SelfAttention(_Attention):
@@ -302,11 +347,19 @@ class SelfAttention(_Attention):
         key = jax.lax.dynamic_update_slice(cached_key.value, key, start)
         value = jax.lax.dynamic_update_slice(cached_value.value, value, start)
         cached_key.value, cached_value.value = key, value
-    return self._attend(query, key, value, mask, bias, deterministic)
+    context = self._attend(query, key, value, mask, bias, deterministic)
+    return self._join(context)
 
 
 class CrossAttention(_Attention):
-  """Attention from the decoder to the encoder's output."""
+  """Attention from the decoder to the encoder's output.
+
+  With few queries the encoder's output is not projected to keys and values,
+  the largest part of the decoder's work. The products are taken in another
+  order: `q (x Wk)'` is `(q Wk') x'`, and `p (x Wv)` is `(p x) Wv`. So the
+  projections have as many rows as there are queries, and the output itself
+  serves as keys and values of all heads.
+  """
 
   @nn.compact
   def __call__(
@@ -315,7 +368,7 @@ class CrossAttention(_Attention):
     encoded: Array,
     mask: Array | None,
     deterministic: bool,
-    decode: bool = False,
+    cache_length: int | None = None,
   ) -> Array:
     """Attends over the encoder's output.
 
@@ -325,13 +378,15 @@ class CrossAttention(_Attention):
       encoded: [B, S, D].
       mask: bool, broadcastable to [B, H, T, S]; True attends.
       deterministic: True switches dropout off.
-      decode: reads keys and values from the collection `encoder_cache` if
-        it is there, writes them there if it is mutable.
+      cache_length: when given, the positions there are to decode: reads keys
+        and values from the collection `encoder_cache` if it is there, writes
+        them there if it is mutable and they are needed.
 
     Returns:
       x's shape.
     """
     shape = x.shape
+    decode = cache_length is not None
     if decode:
       # An example's beams see the same keys: they become query positions
       # instead of copies of the keys.
@@ -340,14 +395,32 @@ class CrossAttention(_Attention):
     name = 'encoder_cache'
     key: Array
     value: Array
-    if decode and self.has_variable(name, 'key'):
+    cached = decode and self.has_variable(name, 'key')
+    makes = decode and self.is_mutable_collection(name)
+    if cached:
       key = self.get_variable(name, 'key')
       value = self.get_variable(name, 'value')
+    elif (decode and not makes) or self._is_less_work(
+      x.shape[1] * (cache_length or 1), encoded.shape[1]
+    ):
+      query = self._project('key').by_head('bhtk,dhk->bhtd', query)
+      one = encoded[:, None]
+      context = self._attend(query, one, one, mask, None, deterministic)
+      context = self._project('value').by_head('bhtd,dhk->bhtk', context)
+      return self._join(context).reshape(shape)
     else:
       key = self._heads('key', encoded)
       value = self._heads('value', encoded)
-      if decode and self.is_mutable_collection(name):
+      if makes:
         self.put_variable(name, 'key', key)
         self.put_variable(name, 'value', value)
-    y = self._attend(query, key, value, mask, None, deterministic)
-    return y.reshape(shape)
+    context = self._attend(query, key, value, mask, None, deterministic)
+    return self._join(context).reshape(shape)
+
+  def _is_less_work(self, queries: int, keys: int) -> bool:
+    """Whether to project the queries instead of the keys and values."""
+    cfg = self.config
+    joined = cfg.num_heads * cfg.head_dim
+    projected = keys * (cfg.emb_dim + queries) * joined
+    common = queries * (joined + keys * cfg.num_heads) * cfg.emb_dim
+    return common < projected

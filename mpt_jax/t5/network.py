@@ -116,7 +116,7 @@ class DecoderLayer(nn.Module):
     x += layers.dropout(cfg)(y, deterministic)
     y = _norm(cfg, 'pre_cross_attention_layer_norm')(x)
     y = layers.CrossAttention(cfg, name='encoder_decoder_attention')(
-      y, encoded, cross_mask, deterministic, decode=cache_length is not None
+      y, encoded, cross_mask, deterministic, cache_length
     )
     x += layers.dropout(cfg)(y, deterministic)
     y = _norm(cfg, 'pre_mlp_layer_norm')(x)
