@@ -63,6 +63,7 @@ setup(
   ),
   package_data={
     '': ['*.gin', '*.json'],
+    'mpt_jax.t5': ['*.c'],
     'tasks.offline': ['demo_backbone/*'],
   },
   install_requires=_CORE + _DATA + _RUNS,

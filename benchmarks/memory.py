@@ -29,6 +29,7 @@ import numpy as np
 from mpt_jax import models, optimizers, partitioning, prompts, t5, trainer
 from mpt_jax import params as params_lib
 from mpt_jax.checkpoints import tensors
+from mpt_jax.t5 import native
 from mpt_jax.types import PyTree
 
 
@@ -223,6 +224,9 @@ def main() -> None:
   )
   names = {f.name for f in dataclasses.fields(Setting)}
   setting = Setting(config, **{k: v for k, v in flags.items() if k in names})
+  if flags['topology']:
+    # What is compiled for this machine's CPU is for no other.
+    os.environ[native.SWITCH] = '0'
   devices = _devices(flags['topology'])[: flags['devices']]
   mesh = partitioning.make_mesh(setting.num_partitions, devices)
   partitioning.check_batch_size(setting.batch, mesh, setting.microbatches)

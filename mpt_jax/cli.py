@@ -127,17 +127,14 @@ def use_compilation_cache() -> None:
   """
   import jax
 
+  from mpt_jax.t5 import native
+
   config: Any = jax.config
   if config.jax_compilation_cache_dir:
     return
-  root = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
-  folder = os.path.join(root, 'mpt_jax', 'xla')
-  try:
-    # What is in it is run: nobody else may write there.
-    os.makedirs(folder, mode=0o700, exist_ok=True)
-  except OSError:
-    return
-  config.update('jax_compilation_cache_dir', folder)
+  folder = native.cache_folder('xla')
+  if folder is not None:
+    config.update('jax_compilation_cache_dir', folder)
 
 
 def _several(flags: argparse.Namespace) -> bool:

@@ -16,7 +16,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from mpt_jax.t5 import layers
+from mpt_jax.t5 import attention, layers
 from mpt_jax.t5.config import T5Config
 from mpt_jax.types import Array, check_shape
 
@@ -76,13 +76,18 @@ class EncoderLayer(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: Array, mask: Array, bias: Array, deterministic: bool
+    self,
+    x: Array,
+    mask: Array,
+    bias: Array,
+    deterministic: bool,
+    segments: Array | None = None,
   ) -> Array:
-    """Maps [B, S, D] to [B, S, D]."""
+    """Maps [B, S, D] to [B, S, D]; segments as in `layers.SelfAttention`."""
     cfg = self.config
     y = _norm(cfg, 'pre_attention_layer_norm')(x)
     y = layers.SelfAttention(cfg, name='attention')(
-      y, mask, bias, deterministic
+      y, mask, bias, deterministic, segments=segments
     )
     x += layers.dropout(cfg)(y, deterministic)
     y = _norm(cfg, 'pre_mlp_layer_norm')(x)
@@ -178,13 +183,14 @@ class Encoder(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: Array, mask: Array, deterministic: bool
+    self, x: Array, segments: Array, packed: bool, deterministic: bool
   ) -> tuple[Array, tuple[Array, ...]]:
     """Encodes embedded inputs.
 
     Args:
       x: [B, S, D], the embedded tokens and prompts.
-      mask: bool [B, 1, S or 1, S].
+      segments: [B, S] int32, the example at each position, 0 at padding.
+      packed: whether a row may have several examples.
       deterministic: True switches dropout off.
 
     Returns:
@@ -192,16 +198,28 @@ class Encoder(nn.Module):
       output, and the final norm's (before its dropout).
     """
     cfg = self.config
-    positions = jnp.arange(x.shape[1], dtype=jnp.int32)
-    bias = layers.RelativePositionBias(cfg, True, name='relpos_bias')(
-      positions, positions
+    native = (
+      cfg.dtype == cfg.precision == 'float32'
+      and (deterministic or cfg.dropout_rate == 0.0)
+      and attention.is_native(cfg.head_dim)
     )
+    length = x.shape[1]
+    queries = keys = jnp.arange(length, dtype=jnp.int32)
+    if native:  # By distance: one query, which sees all there are.
+      queries, keys = keys[-1:], jnp.arange(2 * length - 1, dtype=jnp.int32)
+    bias = layers.RelativePositionBias(cfg, True, name='relpos_bias')(
+      queries, keys
+    )
+    ids = segments if packed else None
+    mask = attention_mask(segments, ids, ids)
     x = layers.dropout(cfg)(x, deterministic)
     embedded = x
     x, outputs = _run_layers(
       self,
       lambda name: EncoderLayer(cfg, name=name),
-      lambda layer, x: layer(x, mask, bias, deterministic),
+      lambda layer, x: layer(
+        x, mask, bias, deterministic, segments if native else None
+      ),
       x,
       cfg.num_encoder_layers,
       cfg.remat_layers,
@@ -435,8 +453,11 @@ class Transformer(nn.Module):
       if task_ids is None:
         task_ids = jnp.zeros_like(slots)
       x = insert_prompts(x, prompt_table, slots, task_ids)
-    mask = attention_mask(tokens, segment_ids, segment_ids)
-    return self.encoder(x, mask, not enable_dropout)
+    packed = segment_ids is not None
+    segments = (tokens > 0).astype(jnp.int32)
+    if packed:
+      segments *= segment_ids
+    return self.encoder(x, segments, packed, not enable_dropout)
 
   def _decode(
     self,
