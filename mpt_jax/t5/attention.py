@@ -158,7 +158,8 @@ def _run_forward(
     jax.ShapeDtypeStruct((batch, heads, length), jnp.float32),
   )
   call = jax.ffi.ffi_call(_target('attention_forward'), results)
-  return call(query, key, value, bias, segments)
+  context, statistics = call(query, key, value, bias, segments)
+  return context, statistics
 
 
 def _target(handler: str) -> str:

@@ -199,7 +199,7 @@ class Encoder(nn.Module):
     """
     cfg = self.config
     native = (
-      cfg.dtype == cfg.precision == 'float32'
+      cfg.dtype == 'float32'
       and (deterministic or cfg.dropout_rate == 0.0)
       and attention.is_native(cfg.head_dim)
     )
