@@ -3,8 +3,9 @@
 XLA's CPU backend asks for its scratch memory anew at each call, and glibc
 gives so much back to the system each time: of a T5-small step a tenth of the
 CPU time went into mapping the same half gigabyte again. So freed memory is
-kept. Computations then run one at a time in the thread that asks for them;
-otherwise those that wait hold their scratch memory too.
+kept, in huge pages where Linux has them. Computations then run one at a time
+in the thread that asks for them; otherwise those that wait hold their scratch
+memory too.
 
 MPT_JAX_KEEP_HEAP=0 in the environment switches all of it off.
 """
@@ -20,6 +21,9 @@ SWITCH = 'MPT_JAX_KEEP_HEAP'
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
 _HUGEPAGE = 14
 _HUGEPAGE_BYTES = 2 << 20
+
+# Whether `keep` has been called, and done something.
+_kept = False
 
 
 def prepare() -> None:
@@ -37,21 +41,32 @@ def keep() -> None:
 
   To be called when the weights are in place and the copies of them gone.
   """
-  release()
+  global _kept
   if _wanted() and jax.default_backend() == 'cpu':
-    libc = ctypes.CDLL(None)
-    mallopt = getattr(libc, 'mallopt', None)
+    mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)
     if mallopt is not None:
       mallopt(_MMAP_MAX, 0)
       mallopt(_TRIM_THRESHOLD, -1)
-      _ask_for_huge_pages(libc)
+      _kept = True
+  release()
+
+
+def release() -> None:
+  """Gives freed memory back to the system, where the C library can."""
+  libc = ctypes.CDLL(None)
+  trim = getattr(libc, 'malloc_trim', None)
+  if trim is not None:
+    trim(0)
+  if _kept:
+    _ask_for_huge_pages(libc)
 
 
 def _ask_for_huge_pages(libc: Any) -> None:
   """Has the heap grow into memory that Linux backs with pages of 2 MiB.
 
-  The heap keeps a free block's addresses, so one block is taken, marked and
-  given back; nothing of it is in memory before it is written to.
+  A heap that is kept holds on to the addresses of a free block, so one block
+  is taken, marked and given back; nothing of it is in memory before it is
+  written to.
   """
   size = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') // 2
   libc.malloc.restype = ctypes.c_void_p
@@ -63,13 +78,6 @@ def _ask_for_huge_pages(libc: Any) -> None:
     ctypes.c_void_p(begin), ctypes.c_size_t(block + size - begin), _HUGEPAGE
   )
   libc.free(ctypes.c_void_p(block))
-
-
-def release() -> None:
-  """Gives freed memory back to the system, where the C library can."""
-  trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)
-  if trim is not None:
-    trim(0)
 
 
 def _wanted() -> bool:
