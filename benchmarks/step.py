@@ -109,9 +109,9 @@ def main() -> None:
 
   whole = flags.prompt_len + flags.input_len, flags.target_len
   if flags.padding == 'bucket':
-    part_rows = flags.part_rows or partitioning.part_rows(
-      flags.batch, mesh, None
-    )
+    sizes = partitioning.part_sizes(flags.batch, mesh, None)
+    if flags.part_rows:
+      sizes = (flags.part_rows,)
     every = np.array(
       [
         [flags.prompt_len + min(n, flags.input_len), flags.target_len]
@@ -124,7 +124,7 @@ def main() -> None:
       else np.repeat(every[:1], flags.batch, axis=0)
       for _ in range(100)
     ]
-    cutting = buckets_lib.choose(some, part_rows, whole)
+    cutting = buckets_lib.choose(some, sizes, whole)
 
   def make_batch() -> tuple[Any, int, int]:
     """A batch, how many examples, and how many of their tokens are real."""
@@ -174,7 +174,7 @@ def main() -> None:
   warmup = max(0, flags.warmup - 1)
   if flags.padding == 'bucket':
     # Until every shape has been compiled, or nearly so.
-    warmup = max(warmup, 40 // (flags.batch // part_rows))
+    warmup = max(warmup, 40 // (flags.batch // cutting.rows))
   for _ in range(warmup):
     step(make_batch()[0])
   warm_s = time.perf_counter() - begin - compile_s
@@ -213,7 +213,7 @@ def main() -> None:
     }
   else:
     compiled = {
-      'part_rows': part_rows,
+      'part_sizes': sizes,
       'shapes': sorted(map(list, bucketed.shapes)),
       'fill': round(cutting.fill(some), 3),
     }

@@ -152,17 +152,19 @@ class Bucketer(Collector):
     """Returns the parts of the batch, each as `Packer.finish` returns one.
 
     Args:
-      part: the rows of each part to return, a host's share; default all.
+      part: the rows to return of a part that has `Buckets.rows` of them, a
+        host's share; of smaller parts the same share. Default all.
     """
-    return [
-      lay_out(
-        [[self._examples[i]] for i in cut.members[part]],
-        (len(cut.members[part]), cut.input_length, cut.target_length),
-        self._prompt_length,
-        packed=False,
+    laid_out = []
+    for cut in self._buckets.cut(self.lengths()):
+      begin, end, _ = (
+        x * len(cut.members) // self._buckets.rows
+        for x in part.indices(self._buckets.rows)
       )
-      for cut in self._buckets.cut(self.lengths())
-    ]
+      rows = [[self._examples[i]] for i in cut.members[begin:end]]
+      shape = len(rows), cut.input_length, cut.target_length
+      laid_out.append(lay_out(rows, shape, self._prompt_length, packed=False))
+    return laid_out
 
 
 def lengths_of(examples: Sequence[Example], prompt_length: int) -> np.ndarray:

@@ -110,8 +110,10 @@ _PART_ROWS = {'cpu': 8}
 _OTHER_PART_ROWS = 32
 
 
-def part_rows(batch_size: int, mesh: Mesh, microbatches: int | None) -> int:
-  """How many examples the parts of a batch in length buckets have.
+def part_sizes(
+  batch_size: int, mesh: Mesh, microbatches: int | None
+) -> tuple[int, ...]:
+  """How many examples the parts of a batch in length buckets may have.
 
   Args:
     batch_size: B.
@@ -119,18 +121,20 @@ def part_rows(batch_size: int, mesh: Mesh, microbatches: int | None) -> int:
     microbatches: how many parts to make; None is what suits the devices.
 
   Returns:
-    R, a divisor of B and a multiple of the `data` axis.
+    R, a divisor of B; and, unless the number of parts is given, half of it.
+    All are multiples of the `data` axis.
   """
   if microbatches is not None:
-    return batch_size // microbatches
+    return (batch_size // microbatches,)
   size = mesh.shape['data']
   platform = mesh.devices.flat[0].platform
   most = size * _PART_ROWS.get(platform, _OTHER_PART_ROWS)
-  return max(
+  rows = max(
     rows
     for rows in range(size, min(most, batch_size) + 1, size)
     if batch_size % rows == 0
   )
+  return (rows,) if rows % (2 * size) else (rows, rows // 2)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

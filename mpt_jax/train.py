@@ -264,7 +264,7 @@ def train(
     task_names=task_names if prompts else (),
     shard_index=part,
     num_shards=parts,
-    part_rows=partitioning.part_rows(dataset.batch_size, mesh, microbatches)
+    part_sizes=partitioning.part_sizes(dataset.batch_size, mesh, microbatches)
     if padding == 'bucket'
     else None,
   )

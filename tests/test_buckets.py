@@ -39,29 +39,96 @@ def lengths(count, size, seed=0):
   return list(np.stack([s, t], axis=2))
 
 
-def test_every_example_is_in_one_part_that_holds_it():
+@pytest.mark.parametrize('sizes', [(4,), (8, 4)])
+def test_every_example_is_in_one_part_that_holds_it(sizes):
   batches = lengths(20, 24)
-  chosen = buckets.choose(batches, 4, (300, 40))
+  chosen = buckets.choose(batches, sizes, (300, 40))
   seen = set()
   for batch in batches:
     parts = chosen.cut(batch)
     members = [i for part in parts for i in part.members]
     assert sorted(members) == list(range(24))
     for part in parts:
-      assert len(part.members) == 4
+      assert len(part.members) in sizes
       longest = batch[list(part.members)].max(axis=0)
       assert (longest <= [part.input_length, part.target_length]).all()
-      seen.add((part.input_length, part.target_length))
-  assert len(seen) <= chosen.num_shapes <= 12
+      seen.add((len(part.members), part.input_length, part.target_length))
+    work = [len(part.members) * part.input_length for part in parts]
+    assert work == sorted(work, reverse=True)
+  assert seen <= set(chosen.shapes)
+  assert len(chosen.shapes) <= 12
   assert chosen.inputs[-1] == 300
   assert chosen.targets[-1] == 40
-  whole = buckets.Buckets(24, (300,), (40,))
+  whole = buckets.grid((24,), (300,), (40,))
   assert chosen.cost(batches) < 0.6 * whole.cost(batches)
   assert chosen.fill(batches) > 1.5 * whole.fill(batches)
 
 
+def test_smaller_parts_leave_less_padding():
+  batches = lengths(20, 32)
+  equal = buckets.choose(batches, (8,), (300, 40))
+  unequal = buckets.choose(batches, (8, 4), (300, 40))
+  assert unequal.fill(batches) > 1.03 * equal.fill(batches)
+  assert unequal.cost(batches) < 0.98 * equal.cost(batches)
+
+
+@pytest.mark.parametrize('seed', range(4))
+def test_cuts_are_the_best_there_are(seed):
+  rng = np.random.default_rng(seed)
+  shapes = buckets.grid((4, 2), (10, 20, 40), (3, 6)).shapes
+  dropped = {tuple(shapes[i]) for i in rng.choice(len(shapes), 5, False)}
+  dropped.discard((4, 40, 6))
+  kept = tuple(s for s in shapes if s not in dropped)
+  cutting = buckets.Buckets(kept)
+  batch = np.stack([rng.integers(1, 41, 12), rng.integers(1, 7, 12)], axis=1)
+  order = batch[np.lexsort((batch[:, 1], batch[:, 0]))]
+
+  def least(rest):
+    if not len(rest):
+      return 0
+    costs = [
+      shape.cost + least(rest[shape.rows :])
+      for shape in kept
+      if shape.rows <= len(rest)
+      and (rest[: shape.rows].max(axis=0) <= shape[1:]).all()
+    ]
+    return min(costs, default=np.inf)
+
+  assert cutting.cost([batch]) == least(order)
+
+
+def test_later_batches_that_are_longer_fit_too():
+  short = [np.minimum(batch, [60, 3]) for batch in lengths(20, 16)]
+  chosen = buckets.choose(short, (8, 4), (300, 40))
+  parts = chosen.cut(np.full((16, 2), [300, 40]))
+  assert [len(part.members) for part in parts] == [8, 8]
+  assert {part.input_length for part in parts} == {300}
+
+
+def test_examples_that_no_parts_hold_exactly():
+  with pytest.raises(ValueError, match='6 examples cannot be cut .* of 4'):
+    buckets.grid((4,), (16,), (8,)).cut(np.ones((6, 2), int))
+
+
+def test_every_host_has_its_share_of_every_part():
+  shapes = buckets.Shape(8, P + 60, 3), buckets.Shape(4, P + 4, 3)
+  cutting = buckets.Buckets(shapes)
+  bucketer = batching.Bucketer(24, P, cutting)
+  for i in range(24):
+    size = 4 if i < 12 else 60
+    bucketer.add(batching.Example(np.full(size, i + 2), np.ones(3, int), 0))
+  whole = bucketer.finish()
+  assert {len(part['encoder_input_tokens']) for part in whole} == {8, 4}
+  first, second = bucketer.finish(slice(0, 4)), bucketer.finish(slice(4, 8))
+  for part, *halves in zip(whole, first, second, strict=True):
+    for name, array in part.items():
+      assert len(halves[0][name]) == len(halves[1][name])
+      joined = np.concatenate([half[name] for half in halves])
+      np.testing.assert_array_equal(joined, array)
+
+
 def test_too_long_an_example_is_an_error():
-  cutting = buckets.Buckets(1, (16, 32), (8,))
+  cutting = buckets.grid((1,), (16, 32), (8,))
   with pytest.raises(ValueError, match=r'33 \+ 2 tokens is longer than 32 \+'):
     cutting.cut(np.array([[33, 2]]))
 
@@ -86,10 +153,10 @@ def test_one_length_needs_one_bound():
   assert buckets.bounds(np.full(10, 7), 7, 16, 6) == (7,)
 
 
-def cut(examples, rows):
+def cut(examples, sizes):
   """The parts of a batch, as training lays them out."""
   made = [batching.Example(np.array(x), np.array(y), k) for k, x, y in examples]
-  chosen = buckets.Buckets(rows, (11, 13, 16), (3, 5), targets_first=True)
+  chosen = buckets.grid(sizes, (11, 13, 16), (3, 5), targets_first=True)
   bucketer = batching.Bucketer(len(made), P, chosen)
   assert all([bucketer.add(example) for example in made])
   assert not bucketer.add(made[0])
@@ -109,18 +176,22 @@ def make_state(backbone, student, model):
 
 
 @pytest.mark.parametrize(
-  'settings',
+  ('settings', 'sizes'),
   [
-    {},
-    {'loss_normalizing_factor': 'NUM_TOTAL_TARGET_TOKENS'},
+    ({}, (8, 4)),
+    ({'loss_normalizing_factor': 'NUM_TOTAL_TARGET_TOKENS'}, (4,)),
   ],
 )
-def test_bucketed_equals_padded_equals_packed(backbone, student, settings):
+def test_bucketed_equals_padded_equals_packed(
+  backbone, student, settings, sizes, monkeypatch
+):
+  # So that these few short examples are worth cutting unequally.
+  monkeypatch.setattr(buckets, '_PART_COST', 10)
   examples = models_test.make_examples(24, seed=4)
-  parts, chosen = cut(examples, rows=4)
+  parts, chosen = cut(examples, sizes)
   shapes = {p['encoder_input_tokens'].shape for p in parts}
-  assert len(parts) == 6
-  assert len(shapes) > 1, 'the test needs parts of different lengths'
+  assert len({source for _, source in shapes}) > 1, 'needs several lengths'
+  assert {rows for rows, _ in shapes} == set(sizes)
   padded = models_test.unpack(examples)
   (want, want_terms), want_grads = models_test._loss_and_grads(
     backbone, student, padded, **settings
@@ -167,7 +238,7 @@ def test_bucketed_equals_padded_equals_packed(backbone, student, settings):
       }
     )
   )
-  assert step.num_compiled <= chosen.num_shapes
+  assert step.num_compiled <= len(chosen.shapes)
 
 
 class Parts(tiny.Batches):
@@ -306,19 +377,21 @@ def test_new_shapes_are_announced(caplog):
 
 
 @pytest.mark.parametrize(
-  ('devices', 'batch_size', 'microbatches', 'rows'),
+  ('devices', 'batch_size', 'microbatches', 'sizes'),
   [
-    (1, 32, None, 8),
-    (1, 6, None, 6),
-    (1, 22, None, 2),
-    (2, 32, None, 16),
-    (2, 36, None, 12),
-    (1, 32, 2, 16),
+    (1, 32, None, (8, 4)),
+    (1, 6, None, (6, 3)),
+    (1, 7, None, (7,)),
+    (1, 22, None, (2, 1)),
+    (2, 32, None, (16, 8)),
+    (2, 36, None, (12, 6)),
+    (2, 6, None, (6,)),
+    (1, 32, 2, (16,)),
   ],
 )
-def test_rows_of_a_part(devices, batch_size, microbatches, rows):
+def test_rows_of_a_part(devices, batch_size, microbatches, sizes):
   mesh = partitioning.make_mesh(1, jax.devices()[:devices])
-  assert partitioning.part_rows(batch_size, mesh, microbatches) == rows
+  assert partitioning.part_sizes(batch_size, mesh, microbatches) == sizes
 
 
 @pytest.mark.parametrize(

@@ -434,7 +434,7 @@ def get_train_iterator(
   *,
   shard_index: int = 0,
   num_shards: int = 1,
-  part_rows: int | None = None,
+  part_sizes: tuple[int, ...] | None = None,
 ) -> BatchIterator:
   """Builds the stream of training batches.
 
@@ -448,7 +448,7 @@ def get_train_iterator(
     task_names: the model's tasks in row order (PROMPT_TASKS).
     shard_index: which part of each batch to make.
     num_shards: how many parts of consecutive rows a batch has.
-    part_rows: cut each batch by length into parts of so many examples (over
+    part_sizes: cut each batch by length into parts of so many examples (over
       all hosts), see `buckets`; None pads or packs to the lengths given.
 
   Returns:
@@ -507,7 +507,7 @@ def get_train_iterator(
       )
     streams[task.name] = stream
   rates = _rates(provider)
-  rows_here = (part_rows or config.batch_size) // num_shards
+  rows_here = max(part_sizes or (config.batch_size,)) // num_shards
   make = functools.partial(
     BatchIterator,
     streams,
@@ -520,7 +520,7 @@ def get_train_iterator(
     chosen=chosen,
     part=slice(shard_index * rows_here, (shard_index + 1) * rows_here),
   )
-  if part_rows is None:
+  if part_sizes is None:
     return make(
       make_packer=functools.partial(
         batching.Packer,
@@ -535,7 +535,7 @@ def get_train_iterator(
     make(
       make_packer=functools.partial(_Lengths, config.batch_size, prompt_length)
     ),
-    part_rows,
+    part_sizes,
     np.max([stream.longest for stream in streams.values()], axis=0)
     + [prompt_length, 0],
     (input_length, target_length),
@@ -557,22 +557,22 @@ class _Lengths(batching.Collector):
 
 def _choose_buckets(
   iterator: Iterator[np.ndarray],
-  rows_of_part: int,
+  sizes: tuple[int, ...],
   longest: np.ndarray,
   whole: tuple[int, int],
 ) -> buckets.Buckets:
   """Chooses buckets by the first batches of a run, and says how they fill."""
   batches = list(itertools.islice(iterator, _BATCHES_LOOKED_AT))
-  chosen = buckets.choose(
-    batches, rows_of_part, (int(longest[0]), int(longest[1]))
-  )
-  padded = buckets.Buckets(rows_of_part, whole[:1], whole[1:])
+  chosen = buckets.choose(batches, sizes, (int(longest[0]), int(longest[1])))
+  padded = buckets.grid(sizes[:1], whole[:1], whole[1:])
   log.info(
-    'batches are run in parts of %d examples, padded to %s + %s tokens:'
-    ' %.0f%% of the positions hold something (%.0f%% if padded to %d)',
-    rows_of_part,
+    'batches are run in parts of %s examples, padded to %s + %s tokens'
+    ' (%d shapes): %.0f%% of the positions hold something (%.0f%% if padded'
+    ' to %d)',
+    _listed(sorted({shape.rows for shape in chosen.shapes})),
     _listed(chosen.inputs),
     _listed(chosen.targets),
+    len(chosen.shapes),
     100 * chosen.fill(batches),
     100 * padded.fill(batches),
     whole[0],
