@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mpt_jax import models, partitioning, t5, trainer
+from mpt_jax import hostmemory, models, partitioning, t5, trainer
 from mpt_jax.checkpoints import backbone as backbone_lib
 from mpt_jax.checkpoints import bundle as bundle_lib
 from mpt_jax.checkpoints.backbone import Backbone
@@ -230,6 +230,9 @@ def make_predictor(
     scan_layers=scan_layers,
     shard_backbone=shard_backbone,
   )
+  name = loaded.name
+  del loaded  # The host's copies are not needed any more.
+  hostmemory.keep()
   predict = trainer.make_predict_step(model, num_beams=num_beams)
   return Predictor(
     predict_fn=lambda batch: partitioning.to_host(
@@ -237,7 +240,7 @@ def make_predictor(
     ),
     prompt_length=model.prompts.length if model.prompts else 0,
     task_names=task_names,
-    backbone_name=loaded.name,
+    backbone_name=name,
   )
 
 
