@@ -10,7 +10,9 @@ as free, so that no program reaches the floor. Prints one line of JSON.
 
 A training step is a forward pass and the gradients of activations: frozen
 weights have none. The first decoder layer's self-attention has no backward
-pass at all: its input does not depend on the prompt.
+pass at all: its input does not depend on the prompt. With few targets the keys
+and values of cross-attention are not computed, as in mpt_jax; PEFT and T5X
+compute them.
 """
 
 from collections.abc import Callable
@@ -52,9 +54,16 @@ def terms(a):
   add('dec self mix', S, S, dk, B * h, L, 2 * (L - 1))
   add('cross q', M, d, i, 1, L, L - 1)
   add('cross o', M, i, d, 1, L, L)
-  add('cross k,v', N, d, i, 1, 2 * L, 2 * L)
-  add('cross scores', S, dk, T, B * h, L, 2 * L)
-  add('cross mix', S, T, dk, B * h, L, 2 * L)
+  if S * (i + T * h) * d < T * (d + S) * i:
+    # Few targets: their queries are projected, see `t5.layers.CrossAttention`.
+    add('cross k by head', M, dk, d, h, L, L - 1)
+    add('cross v by head', M, d, dk, h, L, L)
+    add('cross scores', S * h, d, T, B, L, 2 * L)
+    add('cross mix', S * h, T, d, B, L, 2 * L)
+  else:
+    add('cross k,v', N, d, i, 1, 2 * L, 2 * L)
+    add('cross scores', S, dk, T, B * h, L, 2 * L)
+    add('cross mix', S, T, dk, B * h, L, 2 * L)
   add('dec wi', M, d, f, 1, L, L)
   add('dec wo', M, f, d, 1, L, L)
   add('logits', M, d, measure.VOCABULARY, 1, 1, 1)

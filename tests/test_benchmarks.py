@@ -71,6 +71,14 @@ def test_operations_of_a_step():
   assert rows['enc q,k,v'] == (3, 512, 512, 1)
   assert rows['enc scores'] == (3, 64, 3, 8)
   assert rows['logits'] == (1, 512, measure.VOCABULARY, 1)
+  # Queries are projected instead of keys, which are common to all heads ...
+  assert rows['cross k by head'] == (1, 64, 512, 8)
+  assert rows['cross scores'] == (8, 512, 3, 1)
+  # ... but not where there are as many of them.
+  flags.target_len = 3
+  rows = {name: (m, k, n, b) for name, m, k, n, b, *_ in floor.terms(flags)}
+  assert rows['cross k,v'] == (3, 512, 512, 1)
+  assert rows['cross scores'] == (3, 64, 3, 8)
 
 
 def test_ratios_are_of_medians():

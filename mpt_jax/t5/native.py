@@ -30,15 +30,17 @@ _HANDLERS = ('attention_forward', 'attention_backward')
 
 
 def cache_folder(name: str) -> str | None:
-  """A folder in the user's cache, made; None if it can't be written to."""
+  """A folder in the user's cache, made; None if it isn't the user's alone."""
   root = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
   folder = os.path.join(root, 'mpt_jax', name)
   try:
     # What is in it is run: nobody else may write there.
     os.makedirs(folder, mode=0o700, exist_ok=True)
+    found = os.stat(folder)
   except OSError:
     return None
-  return folder if os.access(folder, os.W_OK) else None
+  theirs = found.st_uid != os.getuid() or found.st_mode & 0o022
+  return None if theirs or not os.access(folder, os.W_OK) else folder
 
 
 def is_wanted() -> bool:

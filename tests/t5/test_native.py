@@ -297,6 +297,16 @@ def test_without_a_compiler(tmp_path, monkeypatch, caplog):
   assert 'no C compiler' in caplog.text
 
 
+def test_a_cache_that_others_can_write_is_not_used(tmp_path, monkeypatch):
+  folder = tmp_path / 'mpt_jax' / 'native'
+  folder.mkdir(parents=True)
+  folder.chmod(0o777)
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+  monkeypatch.setattr(native.tempfile, 'tempdir', str(tmp_path))
+  assert native._load()[0].attention_forward
+  assert not list(folder.iterdir())
+
+
 def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
   # Root may write anywhere, so a file stands where the folder would.
   (tmp_path / 'mpt_jax').write_text('')
