@@ -85,8 +85,14 @@ class Dense(nn.Module):
       [B, H, T, D] or [B, H, T, K].
     """
     heads = (self.config.num_heads, self.config.head_dim)
-    kernel = self.kernel.reshape(self.inputs, *heads)
-    return _product(spec, x, kernel, self.config)
+
+    def multiply(x: Array, kernel: Array) -> Array:
+      kernel = kernel.reshape(self.inputs, *heads)
+      return _product(spec, x, kernel, self.config)
+
+    # A scan over layers would keep the reshaped kernels of all of them for the
+    # backward pass; now it has the kernels themselves.
+    return jax.checkpoint(multiply, prevent_cse=False)(x, self.kernel)
 
 
 def _product(spec: str, x: Array, kernel: Array, config: T5Config) -> Array:
