@@ -201,12 +201,10 @@ class Buckets:
       fewer = dataclasses.replace(
         kept, shapes=tuple(s for s in kept.shapes if s != rest[0])
       )
-      if (
-        len(kept.shapes) <= MOST_SHAPES
-        and fewer.cost(batches) > (1 + _LEAST_GAIN) * cost
-      ):
+      more = fewer.cost(batches)
+      if len(kept.shapes) <= MOST_SHAPES and more > (1 + _LEAST_GAIN) * cost:
         return kept
-      kept, cost = fewer, fewer.cost(batches)
+      kept, cost = fewer, more
 
   def _order(self, lengths: np.ndarray) -> np.ndarray:
     inputs, targets = lengths.T

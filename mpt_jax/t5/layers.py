@@ -412,21 +412,21 @@ class CrossAttention(_Attention):
       x = x.reshape(encoded.shape[0], -1, shape[-1])
     query = self._heads('query', x)
     name = 'encoder_cache'
+    makes = decode and self.is_mutable_collection(name)
+    queries = x.shape[1] * (cache_length or 1)
+    cached = decode and self.has_variable(name, 'key')
+    # A step without a cache is one that was found to be better off without.
+    common = not cached and (
+      (decode and not makes) or self._is_less_work(queries, encoded.shape[1])
+    )
     key: Array
     value: Array
-    cached = decode and self.has_variable(name, 'key')
-    makes = decode and self.is_mutable_collection(name)
     if cached:
       key = self.get_variable(name, 'key')
       value = self.get_variable(name, 'value')
-    elif (decode and not makes) or self._is_less_work(
-      x.shape[1] * (cache_length or 1), encoded.shape[1]
-    ):
+    elif common:
       query = self._project('key').by_head('bhtk,dhk->bhtd', query)
-      one = encoded[:, None]
-      context = self._attend(query, one, one, mask, None, deterministic)
-      context = self._project('value').by_head('bhtd,dhk->bhtk', context)
-      return self._out(context.transpose(0, 2, 1, 3)).reshape(shape)
+      key = value = encoded[:, None]
     else:
       key = self._heads('key', encoded)
       value = self._heads('value', encoded)
@@ -434,6 +434,8 @@ class CrossAttention(_Attention):
         self.put_variable(name, 'key', key)
         self.put_variable(name, 'value', value)
     context = self._attend(query, key, value, mask, None, deterministic)
+    if common:
+      context = self._project('value').by_head('bhtd,dhk->bhtk', context)
     return self._out(context.transpose(0, 2, 1, 3)).reshape(shape)
 
   def _is_less_work(self, queries: int, keys: int) -> bool:
