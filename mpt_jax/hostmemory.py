@@ -21,6 +21,8 @@ SWITCH = 'MPT_JAX_KEEP_HEAP'
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
 _HUGEPAGE = 14
 _HUGEPAGE_BYTES = 2 << 20
+# More than Python and JAX come to hold for good between two compilations.
+_ROOM_FOR_SMALL_BYTES = 64 << 20
 
 # Whether `keep` has been called, and done something.
 _kept = False
@@ -59,6 +61,7 @@ def release() -> None:
     trim(0)
   if _kept:
     _ask_for_huge_pages(libc)
+    _make_room_for_small(libc)
 
 
 def _ask_for_huge_pages(libc: Any) -> None:
@@ -78,6 +81,22 @@ def _ask_for_huge_pages(libc: Any) -> None:
     ctypes.c_void_p(begin), ctypes.c_size_t(block + size - begin), _HUGEPAGE
   )
   libc.free(ctypes.c_void_p(block))
+
+
+def _make_room_for_small(libc: Any) -> None:
+  """Keeps small blocks from the end of the heap, where scratch memory is.
+
+  One that lay behind scratch memory would keep it from joining the end of the
+  heap when freed, and the next of the same size, which is aligned and so needs
+  a few bytes more, would be placed behind it: the same again in memory. A free
+  block of the right size goes first, so there is one, and a block behind it
+  that stays.
+  """
+  libc.realloc.restype = ctypes.c_void_p
+  size = ctypes.c_size_t(_ROOM_FOR_SMALL_BYTES)
+  room, fence = libc.malloc(size), libc.malloc(size)
+  libc.realloc(ctypes.c_void_p(fence), ctypes.c_size_t(1))
+  libc.free(ctypes.c_void_p(room))
 
 
 def _wanted() -> bool:

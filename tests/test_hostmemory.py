@@ -45,10 +45,39 @@ use()
 print(held, kept, given_back, megabytes('AnonHugePages'))
 """
 
+# As XLA's scratch memory is asked for, while Python keeps something small.
+_STEPS = """
+import ctypes
+from mpt_jax import hostmemory
 
-def run(**environment):
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+SIZE = 128 << 20
+
+hostmemory.prepare()
+hostmemory.keep()
+# What alignment leaves over joins its neighbours only if the thread's cache of
+# small blocks is full, as it is in a process that has compiled something.
+blocks = [libc.malloc(ctypes.c_size_t(n)) for n in range(128)]
+for block in blocks:
+  libc.free(ctypes.c_void_p(block))
+places = set()
+for step in range(8):
+  block = ctypes.c_void_p()
+  libc.posix_memalign(
+    ctypes.byref(block), ctypes.c_size_t(64), ctypes.c_size_t(SIZE)
+  )
+  places.add(block.value)
+  for _ in range(64):
+    libc.malloc(ctypes.c_size_t(3000))
+  libc.free(block)
+print(len(places))
+"""
+
+
+def run(script=_CHILD, **environment):
   child = subprocess.run(
-    [sys.executable, '-c', _CHILD],
+    [sys.executable, '-c', script],
     env={**os.environ, 'XLA_FLAGS': '', **environment},
     capture_output=True,
     text=True,
@@ -71,6 +100,11 @@ def test_freed_memory_is_kept_and_given_back_when_asked():
 def test_in_huge_pages():
   *_, huge = run()
   assert huge > 200
+
+
+def test_scratch_memory_stays_where_it_was():
+  (places,) = run(_STEPS)
+  assert places == 1
 
 
 def test_switched_off():
