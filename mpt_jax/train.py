@@ -55,6 +55,7 @@ from mpt_jax.runs import (
   vocabulary_digest,
 )
 from mpt_jax.starts import Distillation
+from mpt_jax.t5 import products
 from mpt_jax.types import InputError, PyTree, nearest
 
 log = logging.getLogger(__name__)
@@ -233,6 +234,11 @@ def train(
     precision=precision,
     remat_layers=remat_layers,
   )
+  if precision == 'bfloat16' and products.widens():
+    log.info(
+      'PRECISION: operands rounded to bfloat16 are multiplied as float32, which'
+      ' this processor does faster'
+    )
   model = starts.make_model(
     config,
     prompts,

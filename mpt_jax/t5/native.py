@@ -78,7 +78,7 @@ def targets() -> dict[str, str] | None:
 def _load() -> tuple[ctypes.CDLL, str]:
   """The compiled library, and what it was made of as a digest."""
   command = [*_compiler(), *_FLAGS, f'-I{jax.ffi.include_dir()}']
-  made_of = [_SOURCE.read_text(), *command, _processor(), jax.__version__]
+  made_of = [_SOURCE.read_text(), *command, processor(), jax.__version__]
   digest = hashlib.sha256('\0'.join(made_of).encode()).hexdigest()
   folder = cache_folder('native')
   if folder is None:
@@ -114,12 +114,17 @@ def _compiler() -> list[str]:
   raise OSError('no C compiler (cc, gcc, clang) on PATH')
 
 
-def _processor() -> str:
-  """What -march=native depends on."""
+@functools.cache
+def processor() -> str:
+  """Describes the processor by what -march=native depends on.
+
+  Returns:
+    On Linux lines of /proc/cpuinfo ('flags : ...'), else its name.
+  """
   try:
     with open('/proc/cpuinfo', encoding='utf-8') as f:
       lines = f.read().partition('\n\n')[0].splitlines()
   except OSError:
     return platform.processor() or platform.machine()
-  kept = ('model name', 'flags', 'Features', 'CPU part')
+  kept = ('vendor_id', 'model name', 'flags', 'Features', 'CPU part')
   return '\n'.join(line for line in lines if line.startswith(kept))

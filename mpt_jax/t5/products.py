@@ -2,8 +2,11 @@
 
 With `precision = 'bfloat16'` the operands of every product are rounded to
 bfloat16 and their products summed in float32, forward and backward. That is
-what matrix units do fastest (tensor cores, TPUs, CPUs with AMX or AVX512-BF16),
-while everything between two products stays float32.
+what matrix units do fastest (tensor cores, TPUs, CPUs with AMX), while
+everything between two products stays float32.
+
+A CPU that multiplies float32 faster multiplies the rounded operands as float32.
+That is the same product: two bfloat16 make an exact float32.
 """
 
 import functools
@@ -13,6 +16,7 @@ import jax
 from jax.experimental.layout import Layout, with_layout_constraint
 import jax.numpy as jnp
 
+from mpt_jax.t5 import native
 from mpt_jax.types import Array
 
 _Saved = tuple[Array, Array, Array, Array]
@@ -37,18 +41,60 @@ def einsum(spec: str, left: Array, right: Array, precision: str) -> Array:
 
 
 def operand(x: Array, precision: str) -> Array:
-  """The array in the type that products of this precision have it in."""
-  return x.astype(jnp.bfloat16) if precision == 'bfloat16' else x
+  """The array as products of this precision have it."""
+  if precision != 'bfloat16' or x.dtype == jnp.bfloat16:
+    return x
+  if widens():
+    return jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
+  return x.astype(jnp.bfloat16)
 
 
 def multiply(spec: str, left: Array, right: Array, precision: str) -> Array:
   """The float32 product of `einsum`, without its derivative."""
   left, right = operand(left, precision), operand(right, precision)
+  if precision == 'bfloat16' and widens():
+    left, right = left.astype(jnp.float32), right.astype(jnp.float32)
   # Over several devices XLA would not know how to split a fixed layout.
-  one_cpu = jax.default_backend() == 'cpu' and jax.device_count() == 1
-  if precision == 'bfloat16' and one_cpu:
+  elif precision == 'bfloat16' and _is_one_cpu():
     return _multiply_on_cpu(spec, left, right)
   return jnp.einsum(spec, left, right, preferred_element_type=jnp.float32)
+
+
+def _is_one_cpu() -> bool:
+  return jax.default_backend() == 'cpu' and jax.device_count() == 1
+
+
+def widens() -> bool:
+  """Whether operands rounded to bfloat16 are multiplied as float32 here."""
+  on_cpu = jax.default_backend() == 'cpu'
+  return on_cpu and not has_fast_bfloat16(native.processor())
+
+
+@functools.cache
+def has_fast_bfloat16(processor: str) -> bool:
+  """Whether a CPU multiplies bfloat16 faster than float32.
+
+  Intel's AVX512-BF16 multiplies no more numbers in a cycle than AVX-512 does of
+  float32, and XLA takes longer with it (benchmarks/README.md).
+
+  Args:
+    processor: its description, see `native.processor`.
+
+  Returns:
+    What is known of x86; True of others.
+  """
+  described = {
+    name.strip(): value.split()
+    for name, _, value in (
+      line.partition(':') for line in processor.splitlines()
+    )
+  }
+  if 'flags' not in described:
+    return True
+  flags = described['flags']
+  return 'amx_bf16' in flags or (
+    'avx512_bf16' in flags and described.get('vendor_id') == ['AuthenticAMD']
+  )
 
 
 def _multiply_on_cpu(spec: str, left: Array, right: Array) -> Array:

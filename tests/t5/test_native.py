@@ -271,7 +271,7 @@ def test_is_compiled_once(tmp_path, monkeypatch):
 def test_every_processor_has_its_own(tmp_path, monkeypatch):
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
   _, here = native._load()
-  monkeypatch.setattr(native, '_processor', lambda: 'another')
+  monkeypatch.setattr(native, 'processor', lambda: 'another')
   _, there = native._load()
   assert here != there
 

@@ -8,6 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from mpt_jax.t5 import products
 from mpt_jax.t5.products import einsum
 
 # Every product of the network.
@@ -24,6 +25,13 @@ def rounded(x):
   return np.asarray(x).astype(ml_dtypes.bfloat16).astype(np.float64)
 
 
+@pytest.fixture(params=[False, True], ids=['bfloat16', 'widened'])
+def widened(request, monkeypatch):
+  """Products as on CPUs with and without fast bfloat16."""
+  monkeypatch.setattr(products, 'widens', lambda: request.param)
+
+
+@pytest.mark.usefixtures('widened')
 @pytest.mark.parametrize('spec', SPECS)
 def test_value_and_gradients_are_those_of_rounded_operands(spec):
   rng = np.random.default_rng(0)
@@ -56,6 +64,38 @@ def test_value_and_gradients_are_those_of_rounded_operands(spec):
   assert np.abs(out - exact).max() > 1e-3
 
 
+@pytest.mark.usefixtures('widened')
+def test_compiled_products_are_of_rounded_operands():
+  # XLA may take a conversion to bfloat16 and back for none at all.
+  rng = np.random.default_rng(2)
+  left, right = (
+    rng.standard_normal(size).astype(np.float32) for size in ((1, 9, 7), (7, 5))
+  )
+  held = jnp.asarray(right, jnp.bfloat16)
+  expected = np.einsum('bti,io->bto', rounded(2 * left), rounded(right))
+  for kernel in (right, held):
+    out = jax.jit(lambda a, b: einsum('bti,io->bto', 2 * a, b, 'bfloat16'))(
+      left, kernel
+    )
+    np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ('processor', 'fast'),
+  [
+    ('vendor_id\t: GenuineIntel\nflags\t\t: fma avx512_bf16 amx_bf16', True),
+    ('vendor_id\t: GenuineIntel\nflags\t\t: fma avx512_bf16', False),
+    ('vendor_id\t: AuthenticAMD\nflags\t\t: fma avx512_bf16', True),
+    ('vendor_id\t: AuthenticAMD\nflags\t\t: fma avx2', False),
+    ('Features\t: fp asimd bf16', True),
+    ('arm', True),
+  ],
+)
+def test_what_multiplies_bfloat16_fast(processor, fast):
+  assert products.has_fast_bfloat16(processor) is fast
+
+
+@pytest.mark.usefixtures('widened')
 def test_gradients_keep_the_types_of_their_operands():
   left = jnp.ones((2, 3, 4), jnp.float32)
   right = jnp.ones((4, 5), jnp.bfloat16)
@@ -77,7 +117,8 @@ def test_float32_is_a_plain_product():
   jax.default_backend() != 'cpu' or jax.device_count() > 1,
   reason='for one CPU device: test_one_device.py runs it',
 )
-def test_no_product_is_widened_on_a_cpu(spec):
+def test_no_product_is_widened_on_a_cpu_that_has_fast_ones(spec, monkeypatch):
+  monkeypatch.setattr(products, 'widens', lambda: False)
   # Heads come transposed, and so does what the backward pass multiplies.
   sizes = {letter: 16 + 8 * i for i, letter in enumerate('btiohskdv')}
 
@@ -100,6 +141,6 @@ def test_no_product_is_widened_on_a_cpu(spec):
   compiled = jax.jit(jax.value_and_grad(loss, argnums=(0, 1))).lower(*arrays)
   text = compiled.compile().as_text()
   types = dict(re.findall(r'(%?[\w.-]+) = (\w+)\[', text))
-  products = re.findall(r' dot\((%?[\w.-]+), (%?[\w.-]+)\)', text)
-  assert len(products) >= 2
-  assert {types[name] for pair in products for name in pair} == {'bf16'}
+  pairs = re.findall(r' dot\((%?[\w.-]+), (%?[\w.-]+)\)', text)
+  assert len(pairs) >= 2
+  assert {types[name] for pair in pairs for name in pair} == {'bf16'}
