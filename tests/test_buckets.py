@@ -178,7 +178,7 @@ def make_state(backbone, student, model):
 @pytest.mark.parametrize(
   ('settings', 'sizes'),
   [
-    ({}, (8, 4)),
+    pytest.param({}, (8, 4), marks=pytest.mark.slow),
     ({'loss_normalizing_factor': 'NUM_TOTAL_TARGET_TOKENS'}, (4,)),
   ],
 )
@@ -304,6 +304,7 @@ def fit(batches, devices, steps=12, **kwargs):
   return params_lib.flatten(jax.device_get(state.params)), scalars
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('devices', [1, 2])
 def test_a_run_in_parts_is_that_of_whole_batches(devices):
   if len(jax.devices()) < devices:

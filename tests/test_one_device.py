@@ -14,7 +14,9 @@ TESTS = pathlib.Path(__file__).parent
   'files',
   [
     ('t5/test_products.py', 't5/test_attention.py'),
-    ('t5/test_native.py', 't5/test_network.py'),
+    pytest.param(
+      ('t5/test_native.py', 't5/test_network.py'), marks=pytest.mark.slow
+    ),
     pytest.param(('integration/test_precision.py',), marks=pytest.mark.slow),
   ],
   ids=lambda files: files[0],

@@ -232,6 +232,7 @@ class TestImport:
     )
     assert out == "['PromptedT5', 'load_backbone', 'load_prompts']\n"
 
+  @pytest.mark.slow
   def test_core_trains_a_step_without_the_data_stack(self):
     """A GPU box has jax, flax, optax and orbax, and that must do."""
     blocked = sorted(HEAVY | {'clu'})

@@ -76,8 +76,15 @@ def close(got, wanted, bound):
     assert np.abs(x - y).max() <= bound * max(np.abs(y).max(), 1e-3)
 
 
-@pytest.mark.parametrize('packed', [False, True])
-@pytest.mark.parametrize('dropout', [False, True])
+@pytest.mark.parametrize(
+  ('packed', 'dropout'),
+  [
+    pytest.param(False, False, marks=pytest.mark.slow),
+    (False, True),
+    pytest.param(True, False, marks=pytest.mark.slow),
+    pytest.param(True, True, marks=pytest.mark.slow),
+  ],
+)
 def test_logits_and_every_gradient(packed, dropout, monkeypatch):
   config = dataclasses.replace(CONFIG, dropout_rate=0.3 * dropout)
   got, wanted = (
@@ -87,6 +94,7 @@ def test_logits_and_every_gradient(packed, dropout, monkeypatch):
   close(got, wanted, 2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('field', ['precision', 'dtype'])
 def test_in_bfloat16(field, monkeypatch):
   config = dataclasses.replace(CONFIG, **{field: 'bfloat16'})

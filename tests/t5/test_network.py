@@ -296,6 +296,7 @@ def test_padding_changes_nothing():
   )
 
 
+@pytest.mark.slow
 def test_dropout_needs_a_key_only_where_there_is_some():
   rng = np.random.default_rng(3)
   params = _params()

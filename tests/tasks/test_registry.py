@@ -40,6 +40,7 @@ def test_names():
   assert digits == {f'{name}_digits' for name in of_classes}
 
 
+@pytest.mark.slow
 def test_importing_needs_neither_disk_nor_network():
   # A data folder and a vocabulary that cannot be read, and no sockets.
   code = (
