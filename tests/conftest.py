@@ -4,6 +4,7 @@ MPT_JAX_TEST_DEVICES sets another number of devices (see test_one_device.py).
 """
 
 import atexit
+import collections
 import os
 import pathlib
 import shutil
@@ -42,6 +43,18 @@ def pytest_configure(config):
   # A warning that our own lines cause is an error; libraries may warn.
   for package in ('mpt_jax', 'tasks'):
     config.addinivalue_line('filterwarnings', rf'error:::{package}(\..*)?$')
+
+
+def pytest_collection_modifyitems(items):
+  """Files of mostly slow tests go first.
+
+  A file is one worker's, and one that comes last leaves the other idle.
+  """
+  slow, count = collections.Counter(), collections.Counter()
+  for item in items:
+    slow[item.path] += item.get_closest_marker('slow') is not None
+    count[item.path] += 1
+  items.sort(key=lambda item: -slow[item.path] / count[item.path])
 
 
 @pytest.fixture
