@@ -88,11 +88,11 @@ def _make_room_for_small(libc: Any) -> None:
 
   One that lay behind scratch memory would keep it from joining the end of the
   heap when freed, and the next of the same size, which is aligned and so needs
-  a few bytes more, would be placed behind it: the same again in memory. A free
-  block of the right size goes first, so there is one, and a block behind it
-  that stays.
+  a few bytes more, would be placed behind it: the same again in memory. The C
+  library takes from a free block before it takes from the end, so there is one,
+  and behind it a block that stays.
   """
-  libc.realloc.restype = ctypes.c_void_p
+  libc.malloc.restype = libc.realloc.restype = ctypes.c_void_p
   size = ctypes.c_size_t(_ROOM_FOR_SMALL_BYTES)
   room, fence = libc.malloc(size), libc.malloc(size)
   libc.realloc(ctypes.c_void_p(fence), ctypes.c_size_t(1))
