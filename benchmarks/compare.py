@@ -94,6 +94,8 @@ def run(
   if not python:
     return None
   more = [f'--model={flags.model}', f'--threads={flags.threads}']
+  if system == PEFT and flags.torch_compile:
+    more.append('--compile')
   if system == FLOOR_TORCH:
     more.append('--library=torch')
   environment = {
@@ -167,6 +169,9 @@ def main() -> None:
     '--model', choices=sorted(measure.SHAPES), default='small'
   )
   parser.add_argument('--threads', type=int, default=2)
+  parser.add_argument(
+    '--torch_compile', action='store_true', help='PEFT with torch.compile'
+  )
   parser.add_argument('--output', help='file for the results as JSON')
   for name in ('torch_python', 't5x_python', 't5x_path'):
     parser.add_argument(

@@ -66,17 +66,19 @@ def hugging_face(flags: Any) -> Any:
     decoder_start_token_id=0,
   )
   model = T5ForConditionalGeneration(config).eval()
-  model = model.to(getattr(torch, flags.precision))
+  device = 'cuda' if torch.cuda.is_available() else 'cpu'
+  model = model.to(device, getattr(torch, flags.precision))
 
   def decode(tokens: Any) -> None:
     with torch.no_grad():
-      model.generate(
-        input_ids=torch.from_numpy(tokens).long(),
+      answers = model.generate(
+        input_ids=torch.from_numpy(tokens).long().to(device),
         min_new_tokens=flags.target_len,
         max_new_tokens=flags.target_len,
         num_beams=1,
         do_sample=False,
       )
+    answers.cpu()  # Waits for the device.
 
   return decode
 

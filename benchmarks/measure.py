@@ -29,6 +29,13 @@ SHAPES = {
     'layers': 24,
     'heads': 16,
   },
+  '3b': {
+    'd_model': 1024,
+    'd_kv': 128,
+    'd_ff': 16384,
+    'layers': 24,
+    'heads': 32,
+  },
 }
 LENGTHS = os.path.join(os.path.dirname(__file__), 'source_lengths.json')
 

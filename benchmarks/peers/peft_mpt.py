@@ -34,6 +34,8 @@ def main():
     help='torch.set_float32_matmul_precision; medium = bfloat16 '
     'products on CPUs that have them',
   )
+  p.add_argument('--device', help='cpu or cuda; default: cuda if there is one')
+  p.add_argument('--compile', action='store_true', help='torch.compile')
   p.add_argument('--dtype', choices=['float32', 'bfloat16'], default='float32')
   args = p.parse_args()
   if args.keep_heap:
@@ -49,6 +51,7 @@ def main():
   transformers.logging.set_verbosity_error()
   rss_import = measure.rss_mb()
 
+  device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
   torch.manual_seed(args.seed)
   torch.set_num_threads(args.threads)
   torch.set_float32_matmul_precision(args.matmul_precision)
@@ -66,7 +69,8 @@ def main():
     feed_forward_proj='relu',
   )
   extra = {} if args.attn is None else dict(attn_implementation=args.attn)
-  base = T5ForConditionalGeneration._from_config(cfg, **extra).to(dtype)
+  base = T5ForConditionalGeneration._from_config(cfg, **extra)
+  base = base.to(device, dtype)
   model = get_peft_model(
     base,
     MultitaskPromptTuningConfig(
@@ -77,12 +81,17 @@ def main():
       prompt_tuning_init='RANDOM',
     ),
   )
+  model = model.to(device)
   model.train()
   trainable = [q for q in model.parameters() if q.requires_grad]
   opt = torch.optim.AdamW(trainable, lr=0.3)
   teacher_prompts = torch.randn(
-    args.num_tasks, args.prompt_len, s['d_model'], dtype=dtype
+    args.num_tasks, args.prompt_len, s['d_model'], dtype=dtype, device=device
   )
+  # With --compile both are replaced by compiled ones.
+  student, teacher = model, base
+  if args.compile:
+    student, teacher = torch.compile(model), torch.compile(base)
 
   rng = np.random.default_rng(args.seed)
   if args.lengths:
@@ -121,17 +130,20 @@ def main():
       emb = torch.cat([teacher_prompts[b['task_ids']], emb], 1)
       mask = torch.cat(
         [
-          torch.ones(emb.shape[0], args.prompt_len, dtype=torch.long),
+          torch.ones_like(b['attention_mask'][:, :1]).expand(
+            -1, args.prompt_len
+          ),
           b['attention_mask'],
         ],
         1,
       )
-      return base(
+      return teacher(
         inputs_embeds=emb, attention_mask=mask, labels=b['labels'], **kw
       ), mask
 
   def loss_of(b):
-    out = model(**b, **kw)
+    b = {name: array.to(device) for name, array in b.items()}
+    out = student(**b, **kw)
     loss = out.loss
     if args.distill:
       t, mask = teacher_forward(b)
@@ -180,7 +192,10 @@ def main():
   nf = max(3, args.steps // 2)
   with torch.no_grad():
     loss_of(batches[0][0])
-    fwd = meter.time(loss_of, [(b,) for b, _ in batches[:nf]])
+    # item() waits for the device.
+    fwd = meter.time(
+      lambda b: loss_of(b).item(), [(b,) for b, _ in batches[:nf]]
+    )
   out = dict(
     system='peft',
     **{
@@ -199,9 +214,14 @@ def main():
         'dropout',
         'keep_heap',
         'matmul_precision',
+        'compile',
       )
     },
   )
+  out['device'] = device
+  if device.startswith('cuda'):
+    out['device'] = torch.cuda.get_device_name()
+    out['peak_device_mb'] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
   out.update(attn=base.config._attn_implementation, lengths=bool(args.lengths))
   out.update(measure.summary(rows))
   total = sum(m['wall'] for m in rows)
