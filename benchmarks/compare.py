@@ -6,11 +6,11 @@ r"""mpt_jax and its peers on the same work, in turn, and the ratios.
     --t5x_python=/path/to/t5x/venv/bin/python --t5x_path=t5x:flaxformer:...
 
 Each row is measured as A B A B ...: the systems of a row by turns, each in a
-process of its own, so that a busy minute hits all of them. A ratio compares
-the medians of the same row. Beside them stand the rates at which XLA and torch
+process of its own, so that a busy minute hits all of them. A ratio compares the
+medians of the same row. Beside them stand the rates at which XLA and torch
 multiply matrices on this machine, and the floor that follows. A peer that is
-not on the machine is left out, and said to be. benchmarks/README.md says how
-to set them up.
+not on the machine is left out, and said to be. The last table has what mpt_jax
+aims at, on T5-small. benchmarks/README.md says how to set them up.
 """
 
 import argparse
@@ -32,6 +32,8 @@ OURS, PEFT, T5X, FLOOR_XLA, FLOOR_TORCH = (
   'floor xla',
   'floor torch',
 )
+# Of mpt_jax alone.
+CHECKPOINT, START = 'checkpoint', 'start'
 _STEP = ['--steps=5']
 _MIX = ['--input_len=256', '--lengths']
 
@@ -70,7 +72,21 @@ ROWS: dict[str, dict[str, list[str]]] = {
     ],
     PEFT: [*_MIX, '--padding=longest', '--steps=12', '--dtype=bfloat16'],
   },
+  'checkpoint': {CHECKPOINT: []},
+  'start': {START: []},
 }
+# What, and what mpt_jax aims at; (row, peer) of a ratio, which of a length mix
+# is of examples/s and otherwise of seconds.
+RATIO_GOALS = (
+  ('step_f32', PEFT, '<= 0.53'),
+  ('step_bf16', PEFT, '<= 0.80'),
+  ('step_f32', T5X, '<= 0.74'),
+  ('distill_f32', PEFT, '<= 0.56'),
+  ('distill_bf16', PEFT, '<= 0.75'),
+  ('mix_f32', PEFT, '>= 3.6'),
+  ('mix_bf16', PEFT, '>= 2.3'),
+  ('mix_f32', T5X, '>= 2.4'),
+)
 # Row -> what is compared, and whether more is better.
 _MEASURES = {'mix': ('examples_per_s', True), '': ('step_s_median', False)}
 _MODULES = {
@@ -79,6 +95,8 @@ _MODULES = {
   T5X: 'benchmarks.peers.t5x_prompt_tuning',
   FLOOR_XLA: 'benchmarks.floor',
   FLOOR_TORCH: 'benchmarks.floor',
+  CHECKPOINT: 'benchmarks.checkpoint',
+  START: 'benchmarks.start',
 }
 
 
@@ -94,6 +112,8 @@ def run(
   if not python:
     return None
   more = [f'--model={flags.model}', f'--threads={flags.threads}']
+  if system == START:
+    more = []  # It is of the demo's backbone.
   if system == PEFT and flags.torch_compile:
     more.append('--compile')
   if system == FLOOR_TORCH:
@@ -124,11 +144,22 @@ def ratio(
   if not found.get(OURS) or not found.get(peer):
     return None
   key, _ = _MEASURES['mix' if row.startswith('mix') else '']
+  return round(median(found, OURS, key) / median(found, peer, key), 3)
 
-  def median(system: str) -> float:
-    return statistics.median(one[key] for one in found[system])
 
-  return round(median(OURS) / median(peer), 3)
+def median(
+  found: dict[str, list[dict[str, Any]]], system: str, key: str
+) -> float:
+  """Of what a system measured in a row's rounds."""
+  return statistics.median(one[key] for one in found[system])
+
+
+def share_of_floor(found: dict[str, list[dict[str, Any]]]) -> float | None:
+  """The least seconds of XLA's products to those of our step."""
+  if not found.get(FLOOR_XLA) or not found.get(OURS):
+    return None
+  floor = min(one['seconds']['step'] for one in found[FLOOR_XLA])
+  return floor / median(found, OURS, 'step_s_median')
 
 
 def table(results: dict[str, dict[str, list[dict[str, Any]]]]) -> str:
@@ -139,6 +170,8 @@ def table(results: dict[str, dict[str, list[dict[str, Any]]]]) -> str:
     '|---|---|---|---|---|---|---|---|---|---|',
   ]
   for row, found in results.items():
+    if OURS not in found:
+      continue
     mix = row.startswith('mix')
     key, _ = _MEASURES['mix' if mix else '']
     cells = [row, 'examples/s' if mix else 'seconds']
@@ -150,13 +183,57 @@ def table(results: dict[str, dict[str, list[dict[str, Any]]]]) -> str:
     for system in (FLOOR_XLA, FLOOR_TORCH):
       values = [one['seconds']['step'] for one in found.get(system, [])]
       cells.append(f'{min(values):.3f}' if values else '-')
-    share = '-'
-    if found.get(FLOOR_XLA) and found.get(OURS):
-      floor = min(one['seconds']['step'] for one in found[FLOOR_XLA])
-      ours = statistics.median(one[key] for one in found[OURS])
-      share = f'{floor / ours:.2f}'
-    lines.append(f'| {" | ".join([*cells, share])} |')
+    share = share_of_floor(found)
+    cells.append('-' if share is None else f'{share:.2f}')
+    lines.append(f'| {" | ".join(cells)} |')
   return '\n'.join(lines)
+
+
+def goals(results: dict[str, dict[str, list[dict[str, Any]]]]) -> str:
+  """What was aimed at and what was measured, as a Markdown table."""
+  rows: list[tuple[str, str, str | None]] = []
+  for row, peer, goal in RATIO_GOALS:
+    value = ratio(row, results.get(row, {}), peer)
+    what = 'examples/s' if row.startswith('mix') else 'seconds'
+    rows.append((f'{row}, {what} / {peer}', goal, value and f'{value:.2f}'))
+  step = results.get('step_f32', {})
+  share = share_of_floor(step)
+  rows.append(
+    ('step_f32, share of the XLA floor', '>= 0.80', share and f'{share:.2f}')
+  )
+  if step.get(OURS) and step.get(PEFT):
+    ours, theirs = (median(step, s, 'peak_rss_mb') for s in (OURS, PEFT))
+    rows.append(
+      ('step_f32, peak memory / peft', '<= 1.0', f'{ours / theirs:.2f}')
+    )
+  saved = results.get('checkpoint', {})
+  if saved.get(CHECKPOINT):
+    size, seconds = (
+      median(saved, CHECKPOINT, key) for key in ('bytes', 'save_s_median')
+    )
+    rows.append(
+      (
+        'checkpoint, 6 tasks: bytes; seconds',
+        '< 1,000,000; < 0.1',
+        f'{size:,.0f}; {seconds:.2f}',
+      )
+    )
+  started = results.get('start', {})
+  if started.get(START):
+    usage, first = (
+      median(started, START, key) for key in ('help_s', 'no_cache_s')
+    )
+    rows.append(
+      (
+        '--help; start to first step, seconds',
+        '< 1; < 12',
+        f'{usage:.2f}; {first:.1f}',
+      )
+    )
+  return '\n'.join(
+    ['| what | goal | measured |', '|---|---|---|']
+    + [f'| {what} | {goal} | {value} |' for what, goal, value in rows if value]
+  )
 
 
 def main() -> None:
@@ -202,6 +279,7 @@ def main() -> None:
             file=sys.stderr,
           )
   print(table(results))
+  print(f'\n{goals(results)}')
   if flags.output:
     with open(flags.output, 'w', encoding='utf-8') as f:
       json.dump(

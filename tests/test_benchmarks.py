@@ -91,3 +91,31 @@ def test_ratios_are_of_medians():
   assert compare.ratio('step_f32', found, compare.T5X) is None
   row = compare.table({'step_f32': found}).splitlines()[-1]
   assert row.startswith('| step_f32 | seconds | 2.000 | 4.000 | - | 0.5 | - |')
+
+
+def test_goals_of_what_was_measured():
+  step = {'step_s_median': 2.0, 'peak_rss_mb': 800.0}
+  results = {
+    'step_f32': {
+      compare.OURS: [step],
+      compare.PEFT: [{'step_s_median': 2.5, 'peak_rss_mb': 1000.0}],
+      compare.T5X: [],
+      compare.FLOOR_XLA: [{'seconds': {'step': x}} for x in (1.9, 1.7)],
+    },
+    'mix_f32': {
+      compare.OURS: [{'examples_per_s': 12.0}],
+      compare.T5X: [{'examples_per_s': 4.0}],
+    },
+    'checkpoint': {
+      compare.CHECKPOINT: [{'bytes': 625995, 'save_s_median': 0.053}]
+    },
+    'start': {compare.START: []},
+  }
+  assert compare.goals(results).splitlines()[2:] == [
+    '| step_f32, seconds / peft | <= 0.53 | 0.80 |',
+    '| mix_f32, examples/s / t5x | >= 2.4 | 3.00 |',
+    '| step_f32, share of the XLA floor | >= 0.80 | 0.85 |',
+    '| step_f32, peak memory / peft | <= 1.0 | 0.80 |',
+    '| checkpoint, 6 tasks: bytes; seconds | < 1,000,000; < 0.1 |'
+    ' 625,995; 0.05 |',
+  ]
