@@ -87,8 +87,6 @@ RATIO_GOALS = (
   ('mix_bf16', PEFT, '>= 2.3'),
   ('mix_f32', T5X, '>= 2.4'),
 )
-# Row -> what is compared, and whether more is better.
-_MEASURES = {'mix': ('examples_per_s', True), '': ('step_s_median', False)}
 _MODULES = {
   OURS: 'benchmarks.step',
   PEFT: 'benchmarks.peers.peft_mpt',
@@ -137,13 +135,22 @@ def run(
   return json.loads(done.stdout.strip().splitlines()[-1])
 
 
+def _unit(row: str) -> str:
+  return 'examples/s' if row.startswith('mix') else 'seconds'
+
+
+def _key(row: str) -> str:
+  """Under which key the systems of a row report what is compared."""
+  return 'examples_per_s' if row.startswith('mix') else 'step_s_median'
+
+
 def ratio(
   row: str, found: dict[str, list[dict[str, Any]]], peer: str
 ) -> float | None:
   """Ours to a peer's median: seconds, or of a length mix examples/s."""
   if not found.get(OURS) or not found.get(peer):
     return None
-  key, _ = _MEASURES['mix' if row.startswith('mix') else '']
+  key = _key(row)
   return round(median(found, OURS, key) / median(found, peer, key), 3)
 
 
@@ -172,9 +179,8 @@ def table(results: dict[str, dict[str, list[dict[str, Any]]]]) -> str:
   for row, found in results.items():
     if OURS not in found:
       continue
-    mix = row.startswith('mix')
-    key, _ = _MEASURES['mix' if mix else '']
-    cells = [row, 'examples/s' if mix else 'seconds']
+    key = _key(row)
+    cells = [row, _unit(row)]
     for system in (OURS, PEFT, T5X):
       values = [one[key] for one in found.get(system, [])]
       cells.append(f'{statistics.median(values):.3f}' if values else '-')
@@ -194,8 +200,9 @@ def goals(results: dict[str, dict[str, list[dict[str, Any]]]]) -> str:
   rows: list[tuple[str, str, str | None]] = []
   for row, peer, goal in RATIO_GOALS:
     value = ratio(row, results.get(row, {}), peer)
-    what = 'examples/s' if row.startswith('mix') else 'seconds'
-    rows.append((f'{row}, {what} / {peer}', goal, value and f'{value:.2f}'))
+    rows.append(
+      (f'{row}, {_unit(row)} / {peer}', goal, value and f'{value:.2f}')
+    )
   step = results.get('step_f32', {})
   share = share_of_floor(step)
   rows.append(
