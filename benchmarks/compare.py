@@ -72,8 +72,8 @@ ROWS: dict[str, dict[str, list[str]]] = {
     ],
     PEFT: [*_MIX, '--padding=longest', '--steps=12', '--dtype=bfloat16'],
   },
-  'checkpoint': {CHECKPOINT: []},
-  'start': {START: []},
+  CHECKPOINT: {CHECKPOINT: []},
+  START: {START: []},
 }
 # What, and what mpt_jax aims at; (row, peer) of a ratio, which of a length mix
 # is of examples/s and otherwise of seconds.
@@ -86,6 +86,23 @@ RATIO_GOALS = (
   ('mix_f32', PEFT, '>= 3.6'),
   ('mix_bf16', PEFT, '>= 2.3'),
   ('mix_f32', T5X, '>= 2.4'),
+)
+# System and row, what, what mpt_jax aims at, keys of the values, their form.
+OWN_GOALS = (
+  (
+    CHECKPOINT,
+    'checkpoint, 6 tasks: bytes; seconds',
+    '< 1,000,000; < 0.1',
+    ('bytes', 'save_s_median'),
+    '{:,.0f}; {:.2f}',
+  ),
+  (
+    START,
+    '--help; start to first step, seconds',
+    '< 1; < 12',
+    ('help_s', 'no_cache_s'),
+    '{:.2f}; {:.1f}',
+  ),
 )
 _MODULES = {
   OURS: 'benchmarks.step',
@@ -213,30 +230,11 @@ def goals(results: dict[str, dict[str, list[dict[str, Any]]]]) -> str:
     rows.append(
       ('step_f32, peak memory / peft', '<= 1.0', f'{ours / theirs:.2f}')
     )
-  saved = results.get('checkpoint', {})
-  if saved.get(CHECKPOINT):
-    size, seconds = (
-      median(saved, CHECKPOINT, key) for key in ('bytes', 'save_s_median')
-    )
-    rows.append(
-      (
-        'checkpoint, 6 tasks: bytes; seconds',
-        '< 1,000,000; < 0.1',
-        f'{size:,.0f}; {seconds:.2f}',
-      )
-    )
-  started = results.get('start', {})
-  if started.get(START):
-    usage, first = (
-      median(started, START, key) for key in ('help_s', 'no_cache_s')
-    )
-    rows.append(
-      (
-        '--help; start to first step, seconds',
-        '< 1; < 12',
-        f'{usage:.2f}; {first:.1f}',
-      )
-    )
+  for system, what, goal, keys, form in OWN_GOALS:
+    found = results.get(system, {})
+    if found.get(system):
+      values = (median(found, system, key) for key in keys)
+      rows.append((what, goal, form.format(*values)))
   return '\n'.join(
     ['| what | goal | measured |', '|---|---|---|']
     + [f'| {what} | {goal} | {value} |' for what, goal, value in rows if value]
