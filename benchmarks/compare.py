@@ -75,8 +75,7 @@ ROWS: dict[str, dict[str, list[str]]] = {
   CHECKPOINT: {CHECKPOINT: []},
   START: {START: []},
 }
-# What, and what mpt_jax aims at; (row, peer) of a ratio, which of a length mix
-# is of examples/s and otherwise of seconds.
+# Row, peer, and what mpt_jax aims at for the ratio of itself to the peer.
 RATIO_GOALS = (
   ('step_f32', PEFT, '<= 0.53'),
   ('step_bf16', PEFT, '<= 0.80'),

@@ -66,7 +66,7 @@ def hugging_face(flags: Any) -> Any:
     decoder_start_token_id=0,
   )
   model = T5ForConditionalGeneration(config).eval()
-  device = 'cuda' if torch.cuda.is_available() else 'cpu'
+  device = measure.torch_device()
   model = model.to(device, getattr(torch, flags.precision))
 
   def decode(tokens: Any) -> None:

@@ -89,15 +89,12 @@ def make_product(
     import torch
 
     kind = getattr(torch, precision)
-    on_gpu = torch.cuda.is_available()
-    a, b = (
-      torch.from_numpy(x).to('cuda' if on_gpu else 'cpu', kind)
-      for x in (left, right)
-    )
+    device = measure.torch_device()
+    a, b = (torch.from_numpy(x).to(device, kind) for x in (left, right))
 
     def multiply() -> None:
       _ = a @ b
-      if on_gpu:
+      if device == 'cuda':
         torch.cuda.synchronize()
 
     return multiply

@@ -1,4 +1,6 @@
-"""Time and memory on a machine that others use too. Imports no framework.
+"""Time and memory on a machine that others use too.
+
+Imports no framework until asked what torch has.
 
 A step counts as clean if everything else on the machine used little of it
 meanwhile. CPU seconds of a process on one core are what repeats best when the
@@ -88,6 +90,13 @@ def keep_heap() -> bool:
   trim_threshold, mmap_max, arena_max = -1, -4, -8
   options = ((mmap_max, 0), (trim_threshold, -1), (arena_max, 1))
   return all([libc.mallopt(name, value) for name, value in options])
+
+
+def torch_device() -> str:
+  """Where torch computes: on the GPU if it sees one."""
+  import torch
+
+  return 'cuda' if torch.cuda.is_available() else 'cpu'
 
 
 def load_lengths(path: str) -> tuple[list[int], list[int]]:

@@ -45,7 +45,7 @@ def keep() -> None:
   """
   global _kept
   if _wanted() and jax.default_backend() == 'cpu':
-    mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)
+    mallopt = getattr(_c_library(), 'mallopt', None)
     if mallopt is not None:
       mallopt(_MMAP_MAX, 0)
       mallopt(_TRIM_THRESHOLD, -1)
@@ -55,13 +55,19 @@ def keep() -> None:
 
 def release() -> None:
   """Gives freed memory back to the system, where the C library can."""
-  libc = ctypes.CDLL(None)
+  libc = _c_library()
   trim = getattr(libc, 'malloc_trim', None)
   if trim is not None:
     trim(0)
   if _kept:
     _ask_for_huge_pages(libc)
     _make_room_for_small(libc)
+
+
+def _c_library() -> Any:
+  libc = ctypes.CDLL(None)
+  libc.malloc.restype = libc.realloc.restype = ctypes.c_void_p
+  return libc
 
 
 def _ask_for_huge_pages(libc: Any) -> None:
@@ -72,7 +78,6 @@ def _ask_for_huge_pages(libc: Any) -> None:
   written to.
   """
   size = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') // 2
-  libc.malloc.restype = ctypes.c_void_p
   block = libc.malloc(ctypes.c_size_t(size))
   if block is None:
     return
@@ -92,7 +97,6 @@ def _make_room_for_small(libc: Any) -> None:
   library takes from a free block before it takes from the end, so there is one,
   and behind it a block that stays.
   """
-  libc.malloc.restype = libc.realloc.restype = ctypes.c_void_p
   size = ctypes.c_size_t(_ROOM_FOR_SMALL_BYTES)
   room, fence = libc.malloc(size), libc.malloc(size)
   libc.realloc(ctypes.c_void_p(fence), ctypes.c_size_t(1))

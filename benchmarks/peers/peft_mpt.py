@@ -34,7 +34,6 @@ def main():
     help='torch.set_float32_matmul_precision; medium = bfloat16 '
     'products on CPUs that have them',
   )
-  p.add_argument('--device', help='cpu or cuda; default: cuda if there is one')
   p.add_argument('--compile', action='store_true', help='torch.compile')
   p.add_argument('--dtype', choices=['float32', 'bfloat16'], default='float32')
   args = p.parse_args()
@@ -51,7 +50,7 @@ def main():
   transformers.logging.set_verbosity_error()
   rss_import = measure.rss_mb()
 
-  device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
+  device = measure.torch_device()
   torch.manual_seed(args.seed)
   torch.set_num_threads(args.threads)
   torch.set_float32_matmul_precision(args.matmul_precision)
@@ -69,8 +68,7 @@ def main():
     feed_forward_proj='relu',
   )
   extra = {} if args.attn is None else dict(attn_implementation=args.attn)
-  base = T5ForConditionalGeneration._from_config(cfg, **extra)
-  base = base.to(device, dtype)
+  base = T5ForConditionalGeneration._from_config(cfg, **extra).to(dtype)
   model = get_peft_model(
     base,
     MultitaskPromptTuningConfig(
@@ -88,7 +86,6 @@ def main():
   teacher_prompts = torch.randn(
     args.num_tasks, args.prompt_len, s['d_model'], dtype=dtype, device=device
   )
-  # With --compile both are replaced by compiled ones.
   student, teacher = model, base
   if args.compile:
     student, teacher = torch.compile(model), torch.compile(base)
@@ -219,7 +216,7 @@ def main():
     },
   )
   out['device'] = device
-  if device.startswith('cuda'):
+  if device == 'cuda':
     out['device'] = torch.cuda.get_device_name()
     out['peak_device_mb'] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
   out.update(attn=base.config._attn_implementation, lengths=bool(args.lengths))

@@ -45,12 +45,15 @@ def cache_folder(name: str) -> str | None:
 
 def is_wanted() -> bool:
   """Whether this process computes on one CPU device and may use the code."""
-  return (
-    os.environ.get(SWITCH, '1') != '0'
-    and jax.default_backend() == 'cpu'
-    # Over several devices XLA would not know how to split the work.
-    and jax.device_count() == 1
-  )
+  return os.environ.get(SWITCH, '1') != '0' and is_one_cpu()
+
+
+def is_one_cpu() -> bool:
+  """Whether this process computes on one CPU device.
+
+  Over several XLA would not know how to split calls and fixed layouts.
+  """
+  return jax.default_backend() == 'cpu' and jax.device_count() == 1
 
 
 @functools.cache

@@ -52,16 +52,12 @@ def operand(x: Array, precision: str) -> Array:
 def multiply(spec: str, left: Array, right: Array, precision: str) -> Array:
   """The float32 product of `einsum`, without its derivative."""
   left, right = operand(left, precision), operand(right, precision)
-  if precision == 'bfloat16' and widens():
-    left, right = left.astype(jnp.float32), right.astype(jnp.float32)
-  # Over several devices XLA would not know how to split a fixed layout.
-  elif precision == 'bfloat16' and _is_one_cpu():
-    return _multiply_on_cpu(spec, left, right)
+  if precision == 'bfloat16':
+    if widens():
+      left, right = left.astype(jnp.float32), right.astype(jnp.float32)
+    elif native.is_one_cpu():
+      return _multiply_on_cpu(spec, left, right)
   return jnp.einsum(spec, left, right, preferred_element_type=jnp.float32)
-
-
-def _is_one_cpu() -> bool:
-  return jax.default_backend() == 'cpu' and jax.device_count() == 1
 
 
 def widens() -> bool:
