@@ -29,7 +29,7 @@ import tqdm
 
 from mpt_jax import cli, multihost, pretrained, t5
 from mpt_jax.checkpoints.backbone import Backbone
-from mpt_jax.runs import DEMO, demo_folder, make_predictor
+from mpt_jax.runs import make_predictor
 from mpt_jax.types import InputError
 
 log = logging.getLogger(__name__)
@@ -105,7 +105,7 @@ def infer(
     if not isinstance(backbone, str):
       raise InputError('lines of text are answered from a backbone on disk')
     model = pretrained.PromptedT5.from_pretrained(
-      demo_folder() if backbone == DEMO else backbone,
+      backbone,
       prompts,
       backbone_config,
       vocabulary,

@@ -19,6 +19,7 @@ from typing import Any
 
 from mpt_jax import cli, report
 from mpt_jax.checkpoints import files, lock
+from mpt_jax.checkpoints.backbone import find_backbone
 from mpt_jax.runs import RESULTS
 from mpt_jax.types import InputError, nearest
 from mpt_jax.workers import Pool, Step, StepError, shell_command
@@ -715,6 +716,7 @@ def _command() -> str:
 
 def _find_backbone(path: str) -> str:
   """The backbone's path; what we ship is found from any working folder."""
+  path = find_backbone(path)
   if os.path.exists(path) or os.path.isabs(path):
     return path
   for folder in cli.search_paths()[1:]:

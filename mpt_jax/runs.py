@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
-import importlib.util
 import logging
 import os
 from typing import Any
@@ -13,13 +12,12 @@ import numpy as np
 from mpt_jax import hostmemory, models, partitioning, t5, trainer
 from mpt_jax.checkpoints import backbone as backbone_lib
 from mpt_jax.checkpoints import bundle as bundle_lib
-from mpt_jax.checkpoints.backbone import Backbone
+from mpt_jax.checkpoints.backbone import DEMO, Backbone, demo_folder
 from mpt_jax.types import InputError
 
 log = logging.getLogger(__name__)
 
 RESULTS = 'results.json'
-DEMO = 'demo'
 
 Scores = Mapping[str, Mapping[str, float]]
 
@@ -60,8 +58,6 @@ def load_backbone(
       )
     loaded = _fresh_backbone(config, seed)
   elif isinstance(backbone, str):
-    if backbone == DEMO and not os.path.exists(backbone):
-      backbone = demo_folder()
     log.info('loading the backbone from %s …', backbone)
     loaded = backbone_lib.load_backbone(backbone, config)
     report = loaded.report
@@ -75,7 +71,7 @@ def load_backbone(
     )
   else:
     loaded = backbone
-  if vocabulary == DEMO and not os.path.exists(DEMO):
+  if vocabulary == DEMO:
     vocabulary = os.path.join(demo_folder(), 'spiece.model')
   if vocabulary is not None:
     if not os.path.isfile(vocabulary) and '://' not in vocabulary:
@@ -87,14 +83,6 @@ def load_backbone(
 
     data.use_vocabulary(loaded.vocabulary_file)
   return loaded
-
-
-def demo_folder() -> str:
-  """Returns the folder of the demo backbone."""
-  spec = importlib.util.find_spec('tasks.offline')
-  assert spec is not None
-  assert spec.submodule_search_locations is not None
-  return os.path.join(spec.submodule_search_locations[0], 'demo_backbone')
 
 
 def _fresh_backbone(config: t5.T5Config, seed: int) -> Backbone:

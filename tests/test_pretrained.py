@@ -36,6 +36,14 @@ TEXTS = [
 ]
 
 
+def test_demo_names_the_shipped_backbone(tmp_path, monkeypatch):
+  (tmp_path / 'demo').mkdir()
+  monkeypatch.chdir(tmp_path)
+  model = PromptedT5.from_pretrained('demo')
+  text = 'mnli hypothesis: the hat premise: the hat'
+  assert model.generate([text], max_decode_length=4) == ['holds']
+
+
 @pytest.fixture(scope='module')
 def backbone() -> backbone_lib.Backbone:
   config = t5.T5Config(

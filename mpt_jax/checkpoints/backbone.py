@@ -10,6 +10,7 @@ from typing import Any
 from flax import traverse_util
 import numpy as np
 
+import mpt_jax
 from mpt_jax import t5
 from mpt_jax.checkpoints import huggingface, t5x_format, tensors
 from mpt_jax.types import InputError, PyTree
@@ -22,6 +23,10 @@ _RUNTIME_FIELDS = (
   'precision',
   'remat_layers',
 )
+
+
+# The tiny backbone that comes with the package: a name, wherever one works.
+DEMO = 'demo'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +53,22 @@ class Backbone:
   report: dict[str, list[str]]
 
 
+def demo_folder() -> str:
+  """Returns the folder of the demo backbone, beside the installed package."""
+  top = os.path.dirname(os.path.dirname(os.path.abspath(mpt_jax.__file__)))
+  return os.path.join(top, 'tasks', 'offline', 'demo_backbone')
+
+
+def find_backbone(path: str) -> str:
+  """Returns the path that a name of a backbone stands for.
+
+  Args:
+    path: 'demo' is the one that comes with the package, whatever lies in the
+      working folder (`./demo` is a folder there); all else is a path.
+  """
+  return demo_folder() if path == DEMO else path
+
+
 def load_backbone(
   path: str, config: t5.T5Config | str | None = None
 ) -> Backbone:
@@ -56,7 +77,7 @@ def load_backbone(
   Args:
     path: an HF folder (`config.json` and safetensors), or a T5X checkpoint, in
       its legacy or its orbax layout: the folder of one step or the one above,
-      of which the last step is taken.
+      of which the last step is taken; or 'demo', see `find_backbone`.
     config: the architecture or the name of a published one. An HF folder says
       it itself, a T5X checkpoint implies it by its shapes; when given, it must
       agree, and decides how the model runs (dtype, dropout).
@@ -74,7 +95,7 @@ def load_backbone(
     raise InputError(
       f'{path} is not a local path; copy the checkpoint to a local folder'
     )
-  path = os.path.abspath(os.path.expanduser(path))
+  path = os.path.abspath(os.path.expanduser(find_backbone(path)))
   if not os.path.exists(path):
     raise InputError(f'there is no backbone at {path}: no such folder')
   if not os.path.isdir(path):

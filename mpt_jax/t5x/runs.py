@@ -21,9 +21,9 @@ from mpt_jax import prompts as prompts_lib
 from mpt_jax.checkpoints import bundle as bundle_lib
 from mpt_jax.checkpoints import huggingface, t5x_format
 from mpt_jax.checkpoints import run as run_lib
+from mpt_jax.checkpoints.backbone import DEMO, find_backbone
 from mpt_jax.data.dataset import import_module
 from mpt_jax.data.feature_converter import check_lengths
-from mpt_jax.runs import DEMO, demo_folder
 from mpt_jax.starts import Distillation
 from mpt_jax.t5x import optimizers as t5x_optimizers
 from mpt_jax.t5x import remote, saving
@@ -114,7 +114,7 @@ def train_model(
       f'stage is {stage!r}, expected one of {", ".join(STAGES)}'
       f'{nearest(stage, STAGES)}'
     )
-  path = _backbone_path(initial_checkpoint_path)
+  path = find_backbone(initial_checkpoint_path)
   config = _config(path, backbone_config).replace(
     dropout_rate=dropout_rate, dtype=dtype
   )
@@ -239,7 +239,7 @@ def total_steps(
   Raises:
     InputError: if neither is given or nothing would be left to train.
   """
-  first = remote.initial_step(_backbone_path(initial_checkpoint_path))
+  first = remote.initial_step(find_backbone(initial_checkpoint_path))
   if train_steps_relative:
     return first + train_steps_relative
   if not train_steps:
@@ -389,10 +389,6 @@ def restore_config(
 # ---------------------------------------------------------------------------
 
 
-def _backbone_path(path: str) -> str:
-  return demo_folder() if path == DEMO and not os.path.exists(path) else path
-
-
 def _checkpoint(path: str) -> str:
   folder = remote.checkpoint_folder(path)
   if folder is None:
@@ -424,8 +420,8 @@ def _config(path: str, given: t5.T5Config | str | None) -> t5.T5Config:
 
 def _use_vocabulary(path: str, given: str | None) -> str | None:
   """Makes a vocabulary that of the tasks; returns its file if it is known."""
-  if given == DEMO and not os.path.exists(DEMO):
-    given = os.path.join(_backbone_path(DEMO), huggingface.VOCABULARY)
+  if given == DEMO:
+    given = os.path.join(find_backbone(DEMO), huggingface.VOCABULARY)
   if given is not None:
     if not tf.io.gfile.exists(given):
       raise InputError(f'VOCABULARY = {given!r} does not exist')
