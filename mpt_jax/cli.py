@@ -5,7 +5,7 @@ line on stderr and exit code 2, a bug with a traceback and exit code 1.
 """
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import importlib
 import importlib.util
 import logging
@@ -19,6 +19,7 @@ from typing import Any
 import gin
 
 from mpt_jax import hostmemory, preemption
+from mpt_jax.checkpoints import files
 from mpt_jax.types import InputError, nearest
 
 # The entry points that several processes run as one.
@@ -90,7 +91,7 @@ def main(module: str, function: str, argv: Sequence[str] | None = None) -> None:
       raise
     # Gin appends the call it was in; the first line is ours.
     line = str(e).splitlines()[0]
-    text = traceback.format_exc() if debug else f'error: {line}'
+    text = traceback.format_exc() if debug else _told(e, line)
     if processes:
       processes.abort(text, line, 2)
     print(text, file=sys.stderr)
@@ -117,6 +118,18 @@ def main(module: str, function: str, argv: Sequence[str] | None = None) -> None:
       line = f'{type(e).__name__}: {str(e).partition(chr(10))[0]}'
       processes.abort(traceback.format_exc(), line, 1)
     raise
+
+
+def _told(error: InputError, line: str) -> str:
+  """An error as a terminal shows it: several details have lines of their own.
+
+  The last line is the error, whatever stands before it.
+  """
+  details = error.details
+  if len(details) < 2:
+    return f'error: {line}'
+  last = f'error: {error.summary}: {details[0]}; all {len(details)} above'
+  return '\n'.join([*(f'  {detail}' for detail in details), last])
 
 
 def use_compilation_cache() -> None:
@@ -429,9 +442,68 @@ def _check_macros(
     )
 
 
+def macro_of(parameter: str) -> str:
+  """Returns the macro that sets a parameter, for what a user is told.
+
+  Args:
+    parameter: of a command's function or of a dataclass that gin binds.
+
+  Returns:
+    Its macro's name; the parameter's own where gin binds no macro to it.
+  """
+  bound = re.search(
+    rf'(?m)\.{re.escape(parameter)} = %({_MACRO})$', gin.config_str()
+  )
+  return bound[1] if bound else parameter
+
+
 def operative_config() -> str:
   """The gin configuration in force, for the run's folder."""
   return gin.operative_config_str() or gin.config_str()
+
+
+def differences(there: Mapping[str, str], here: Mapping[str, str]) -> list[str]:
+  """Says 'NAME: value there, value here' of each setting that differs."""
+  return [
+    f'{name}: {there.get(name, "none")} there, {here.get(name, "none")} here'
+    for name in sorted(there.keys() | here.keys())
+    if there.get(name) != here.get(name)
+  ]
+
+
+# The gin configuration that made a folder.
+CONFIG = 'config.gin'
+
+
+def write_config(folder: str) -> None:
+  """Keeps the gin configuration in force in a folder, if there is one."""
+  text = operative_config()
+  if text:
+    files.write_file(os.path.join(folder, CONFIG), text.encode())
+
+
+def changed_macros(folder: str) -> list[str]:
+  """Says which macros are other ones than in a folder's configuration.
+
+  Args:
+    folder: where `write_config` wrote; without its file nothing is said.
+
+  Returns:
+    The lines of `differences`.
+  """
+  path = os.path.join(folder, CONFIG)
+  if not os.path.exists(path):
+    return []
+  with open(path, encoding='utf-8') as f:
+    there = f.read()
+  here = operative_config()
+  return differences(_macros(there), _macros(here))
+
+
+def _macros(text: str) -> dict[str, str]:
+  """The macros of what `write_config` wrote; values may go over lines."""
+  found = re.findall(rf'(?m)^({_MACRO}) = (.*(?:\n[ \t].*)*)$', text)
+  return {name: ' '.join(value.split()) for name, value in found}
 
 
 def as_list(value: Any) -> list[Any]:

@@ -635,13 +635,21 @@ def pipeline(
     curve_points=curve_points,
   )
   with lock.hold(model_dir):
+    changed = cli.changed_macros(model_dir)
+    if not os.path.exists(os.path.join(model_dir, cli.CONFIG)):
+      cli.write_config(model_dir)
     try:
       written = _run(plan, workers)
+    except InputError as e:
+      # A step names its own macros; the user set the pipeline's.
+      raise InputError(e.summary, [*changed, *e.details]) from e
     except StepError as e:
       print(
         f'error: {e}. The same command resumes: {_command()}', file=sys.stderr
       )
       sys.exit(1)
+    if changed:  # Others that every step took.
+      cli.write_config(model_dir)
   print(report.summary(written))
   print(f'report: {os.path.join(model_dir, report.MARKDOWN)}')
   return written

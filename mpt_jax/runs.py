@@ -12,12 +12,13 @@ import numpy as np
 from mpt_jax import hostmemory, models, partitioning, t5, trainer
 from mpt_jax.checkpoints import backbone as backbone_lib
 from mpt_jax.checkpoints import bundle as bundle_lib
+from mpt_jax.checkpoints import run as run_lib
 from mpt_jax.checkpoints.backbone import DEMO, Backbone, demo_folder
 from mpt_jax.types import InputError
 
 log = logging.getLogger(__name__)
 
-RESULTS = 'results.json'
+RESULTS = run_lib.RESULTS
 
 Scores = Mapping[str, Mapping[str, float]]
 

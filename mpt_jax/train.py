@@ -293,8 +293,11 @@ def train(
     'seed': seed,
     'synthetic_data': synthetic,
     'package_version': mpt_jax.__version__,
+    run_lib.DATA: _digests(
+      batches, dataset, evaluation, prompt_length, task_names if prompts else ()
+    ),
   }
-  multihost.check_same('run', {**run_config, 'data': batches.num_examples})
+  multihost.check_same('run', run_config)
   with contextlib.ExitStack() as held:
     finished = multihost.on_first(
       lambda: _open_run(held, model_dir, run_config, dataset, batches.chosen)
@@ -472,14 +475,48 @@ def _open_run(
 ) -> dict[str, dict[str, float]] | None:
   """Takes the run's folder; returns the scores of a finished run."""
   held.enter_context(lock.hold(model_dir))
-  existed = run_lib.check_run_config(model_dir, run_config)
+  existed = run_lib.check_run_config(model_dir, run_config, cli.macro_of)
   results = os.path.join(model_dir, RESULTS)
   if existed and os.path.exists(results):
     return files.read_json(results)['scores']
-  _write_config(model_dir)
+  cli.write_config(model_dir)
   if chosen:
     _write_few_shot(model_dir, dataset, chosen)
   return None
+
+
+def _digests(
+  batches: Any,
+  dataset: Any,
+  evaluation: Evaluation | None,
+  prompt_length: int,
+  task_names: Sequence[str],
+) -> dict[str, dict[str, Any]]:
+  """What the run reads: 'task/split' -> how many examples, and their digest.
+
+  Splits that will be scored are read now, so that what is wrong with them is
+  known before anything is trained.
+  """
+  from mpt_jax import data
+
+  found = {
+    f'{task}/{dataset.split}': facts
+    for task, facts in batches.digests().items()
+  }
+  if evaluation is None:
+    return found
+  for name in cli.as_list(evaluation.tasks or dataset.mixture_or_task_name):
+    for split in (evaluation.split, evaluation.test_split):
+      if split not in (None, dataset.split):
+        found |= data.digests(
+          name,
+          split,
+          dataset.task_feature_lengths,
+          prompt_length,
+          task_names,
+          evaluation.num_examples,
+        )
+  return found
 
 
 def _choose_padding(padding: str, dataset: Any, mesh: Mesh) -> str:
@@ -780,13 +817,6 @@ def _write_few_shot(
   files.write_file(
     os.path.join(model_dir, 'few_shot.json'), files.json_bytes(facts)
   )
-
-
-def _write_config(model_dir: str) -> None:
-  """Keeps the gin configuration beside the run, if there is one."""
-  text = cli.operative_config()
-  if text:
-    files.write_file(os.path.join(model_dir, 'config.gin'), text.encode())
 
 
 def read_metrics(path: str) -> list[dict[str, Any]]:

@@ -24,10 +24,18 @@ class InputError(ValueError):
   The message is one line that names the value, where it came from and what
   would be right. Entry points print it to stderr and exit with code 2. What a
   file from a stranger brings into it is cut and made printable.
+
+  Attributes:
+    summary: the message without the details.
+    details: what differs, one short line each; entry points print several of
+      them on lines of their own.
   """
 
-  def __init__(self, message: str):
-    super().__init__(_one_line(message))
+  def __init__(self, message: str, details: Sequence[str] = ()):
+    self.summary = _one_line(message)
+    self.details = tuple(map(_one_line, details))
+    text = '; '.join(self.details)
+    super().__init__(f'{self.summary}: {text}' if text else self.summary)
 
 
 def _one_line(text: str) -> str:

@@ -123,13 +123,12 @@ def is_done(step: Step, folder: str, shared: Mapping[str, str]) -> bool:
     files.read_json(path)['settings'],
     _settings(step, folder, shared),
   )
-  for name in sorted(before.keys() | now.keys()):
-    if before.get(name) != now.get(name):
-      raise InputError(
-        f'{os.path.join(folder, step.name)} was made with {name} ='
-        f' {before.get(name)}, now it is {now.get(name)}; use another'
-        ' MODEL_DIR or the same settings'
-      )
+  if differences := cli.differences(before, now):
+    raise InputError(
+      f'{os.path.join(folder, step.name)} was made with other settings; use'
+      ' another MODEL_DIR, or those',
+      differences,
+    )
   return True
 
 

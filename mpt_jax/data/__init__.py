@@ -31,7 +31,7 @@ from mpt_jax.data.dataset import (
   check_data,
   get_train_iterator,
 )
-from mpt_jax.data.evaluation import evaluate, predict
+from mpt_jax.data.evaluation import digests, evaluate, predict
 from mpt_jax.data.feature_converter import PromptFeatureConverter
 from mpt_jax.data.provenance import is_synthetic
 from mpt_jax.data.register import register_task
@@ -45,6 +45,7 @@ __all__ = [
   'PromptFeatureConverter',
   'TfdsSource',
   'check_data',
+  'digests',
   'evaluate',
   'get_data_dir',
   'get_train_iterator',

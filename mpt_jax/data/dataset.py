@@ -12,10 +12,11 @@ its own rows only. So a seed means the same run on one host and on many, packed
 or not, and a saved position holds for any number of hosts.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import importlib
 import itertools
 import logging
@@ -200,6 +201,35 @@ class _Tokens:
   labels: list[str] = dataclasses.field(default_factory=list)
   ids: dict[str, list[Any]] = dataclasses.field(default_factory=dict)
 
+  def digest(self, chosen: Iterable[int] | None = None) -> str:
+    """Returns the digest of all examples, or of the chosen ones."""
+    order = range(len(self.labels)) if chosen is None else chosen
+    return digest(
+      part
+      for i in order
+      for part in (self.inputs[i], self.targets[i], self.labels[i])
+    )
+
+
+def digest(values: Iterable[Any]) -> str:
+  """Returns 'sha256:…' of texts, numbers and arrays, in their order.
+
+  Args:
+    values: str, bytes, or what NumPy takes.
+  """
+  found = hashlib.sha256()
+  for value in values:
+    if not isinstance(value, bytes | str):
+      array = np.asarray(value)
+      value = (
+        repr(array.tolist()) if array.dtype.kind in 'OSU' else array.tobytes()
+      )
+    content = value.encode() if isinstance(value, str) else value
+    # Its length tells 'ab', 'c' from 'a', 'bc'.
+    found.update(b'%d ' % len(content))
+    found.update(content)
+  return f'sha256:{found.hexdigest()}'
+
 
 def loading_bar(task: seqio.Task, split: str) -> tqdm.tqdm:
   """Returns a progress bar for reading a split; silent for a small one."""
@@ -249,6 +279,13 @@ def telling_wrong_labels(task: seqio.Task, split: str) -> Iterator[None]:
     raise InputError(f'task {task.name!r}, split {split!r}: {said}') from e
 
 
+def source_state(task: seqio.Task, split: str) -> Any:
+  """Returns what changes when a task's file is edited; None if unknown."""
+  source = task.source
+  known = isinstance(source, records.RecordsSource) and split in source.splits
+  return source.state(split) if known else None
+
+
 @functools.lru_cache(maxsize=32)
 def _load(
   task: seqio.Task,
@@ -258,9 +295,10 @@ def _load(
   use_cached: bool,
   data_dir: str,
   vocabulary_file: str,
+  state: Any,
 ) -> _Tokens:
-  """Tokenises a split; the last two arguments only tell the results apart."""
-  del data_dir, vocabulary_file
+  """Tokenises a split; the last three arguments tell the results apart."""
+  del data_dir, vocabulary_file, state
   limits = {'inputs': input_limit, 'targets': target_limit}
   with only_errors():
     ds = task.get_dataset(
@@ -326,6 +364,9 @@ class _Stream:
 
   def __len__(self) -> int:
     return len(self._chosen)
+
+  def digest(self) -> str:
+    return self._tokens.digest(self._chosen)
 
   @property
   def longest(self) -> tuple[int, int]:
@@ -394,6 +435,13 @@ class BatchIterator(Iterator[Any]):
       self._draws += 1
     self._batches += 1
     return packer.finish(self._part)
+
+  def digests(self) -> dict[str, dict[str, Any]]:
+    """Returns task name -> {'examples': how many, 'digest': of them all}."""
+    return {
+      name: {'examples': len(stream), 'digest': stream.digest()}
+      for name, stream in self._streams.items()
+    }
 
   def get_state(self) -> dict[str, Any]:
     """Returns the position in the stream, fit for JSON; all hosts' is the same.
@@ -484,6 +532,7 @@ def get_train_iterator(
       config.use_cached,
       os.path.abspath(sources.get_data_dir()),
       get_vocabulary().sentencepiece_model_file,
+      source_state(task, config.split),
     )
     mine = None
     if config.num_shots is not None:

@@ -8,6 +8,7 @@ evaluation of the same process, and laid out one per row in the data's order.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
 import functools
+import itertools
 import os
 from typing import Any
 
@@ -20,7 +21,9 @@ from mpt_jax import batching, buckets
 from mpt_jax.data import rows, sources
 from mpt_jax.data.dataset import (
   check_data,
+  digest,
   loading_bar,
+  source_state,
   telling_wrong_labels,
 )
 from mpt_jax.data.feature_converter import check_lengths
@@ -59,9 +62,10 @@ def _load(
   use_cached: bool,
   data_dir: str,
   vocabulary_file: str,
+  state: Any,
 ) -> _Split:
-  """Tokenises a split; the last two arguments only tell the results apart."""
-  del data_dir, vocabulary_file
+  """Tokenises a split; the last three arguments tell the results apart."""
+  del data_dir, vocabulary_file, state
   with only_errors():
     ds = task.get_dataset(
       sequence_length={'inputs': input_limit, 'targets': target_limit},
@@ -197,7 +201,22 @@ class _Reader:
       self.use_cached,
       os.path.abspath(sources.get_data_dir()),
       get_vocabulary().sentencepiece_model_file,
+      source_state(task, self.split),
     )
+
+  def digests(self) -> dict[str, dict[str, Any]]:
+    found = {}
+    for task in self.tasks:
+      if not task.metric_objs:
+        continue  # It will not be scored.
+      examples = self.load(task).examples
+      parts = (p for e in examples for p in itertools.chain(*sorted(e.items())))
+      limit = '' if self.num_examples is None else f'[:{self.num_examples}]'
+      found[f'{task.name}/{self.split}{limit}'] = {
+        'examples': len(examples),
+        'digest': digest(parts),
+      }
+    return found
 
   def run(self, task: seqio.Task, model_fn: ModelFn) -> list[Any]:
     return _run(
@@ -209,6 +228,44 @@ class _Reader:
       task.name,
       self.progress,
     )
+
+
+def digests(
+  mixture_or_task_name: str,
+  split: str,
+  task_feature_lengths: Mapping[str, int],
+  prompt_length: int,
+  task_names: Sequence[str],
+  num_examples: int | None = None,
+) -> dict[str, dict[str, Any]]:
+  """Reads a split, as `evaluate` will, and says what is in it.
+
+  Args:
+    mixture_or_task_name: as in `evaluate`, like all other arguments.
+    split: the split.
+    task_feature_lengths: S and T.
+    prompt_length: P.
+    task_names: the model's tasks in row order.
+    num_examples: how many examples of each task are used; None is all.
+
+  Returns:
+    'task/split' -> {'examples': how many, 'digest': of every feature}.
+
+  Raises:
+    InputError: as `evaluate`.
+  """
+  return _Reader.create(
+    mixture_or_task_name,
+    split,
+    task_feature_lengths,
+    prompt_length,
+    task_names,
+    1,
+    num_examples,
+    None,
+    False,
+    True,
+  ).digests()
 
 
 def evaluate(

@@ -228,11 +228,14 @@ class RecordsSource(seqio.DataSource):
   def _file(self, split: str) -> str | None:
     return None if callable(self._rows) else self._rows[split]
 
-  def _read(self, split: str) -> dict[str, Any]:
-    """Returns the columns of a split of the data, read once per state."""
+  def state(self, split: str) -> tuple[int, int] | None:
+    """Returns what changes when the file of our split is edited."""
+    return self._state(self._slices[split].split)
+
+  def _state(self, split: str) -> tuple[int, int] | None:
     path = self._file(split)
     if path is None:
-      return self._columns_of(split, None)
+      return None
     try:
       state = os.stat(path)
     except OSError as e:
@@ -241,8 +244,11 @@ class RecordsSource(seqio.DataSource):
       ) from e
     if not stat.S_ISREG(state.st_mode):
       raise InputError(f'{path} (split {split!r}) is not a regular file')
-    # A file that was edited is read anew.
-    return self._columns_of(split, (state.st_mtime_ns, state.st_size))
+    return state.st_mtime_ns, state.st_size
+
+  def _read(self, split: str) -> dict[str, Any]:
+    """Returns the columns of a split of the data, read once per state."""
+    return self._columns_of(split, self._state(split))
 
   # On the instance's life: sources live as long as the registry.
   @functools.lru_cache(maxsize=8)  # noqa: B019

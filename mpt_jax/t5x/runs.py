@@ -7,7 +7,6 @@ writes anything.
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import os
-import shutil
 import tempfile
 from typing import Any
 
@@ -19,7 +18,7 @@ import mpt_jax
 from mpt_jax import data, models, optimizers, starts, t5
 from mpt_jax import prompts as prompts_lib
 from mpt_jax.checkpoints import bundle as bundle_lib
-from mpt_jax.checkpoints import huggingface, t5x_format
+from mpt_jax.checkpoints import files, huggingface, t5x_format
 from mpt_jax.checkpoints import run as run_lib
 from mpt_jax.checkpoints.backbone import DEMO, find_backbone
 from mpt_jax.data.dataset import import_module
@@ -460,23 +459,20 @@ def _check_run(model_dir: str, config: Mapping[str, Any]) -> None:
   """Compares with what MODEL_DIR was made with; process 0 writes it."""
   gfile = tf.io.gfile
   path = f'{model_dir}/{run_lib.RUN_CONFIG}'
-  stored = gfile.exists(path)
-  if not stored and gfile.glob(f'{model_dir}/checkpoint_*'):
+  now = run_lib.record(config)
+  if not gfile.glob(f'{model_dir}/checkpoint_*'):
+    if jax.process_index() == 0:
+      gfile.makedirs(model_dir)
+      with gfile.GFile(path, 'wb') as f:
+        f.write(files.json_bytes(now))
+    return
+  if not gfile.exists(path):
     raise InputError(
       f'MODEL_DIR {model_dir!r} holds checkpoints but no {run_lib.RUN_CONFIG}:'
       ' it is not one of our runs; use another MODEL_DIR'
     )
-  folder = tempfile.mkdtemp(prefix='mpt_jax.')
-  try:
+  with tempfile.TemporaryDirectory(prefix='mpt_jax.') as folder:
     local = os.path.join(folder, run_lib.RUN_CONFIG)
-    if stored:
-      gfile.copy(path, local)
-    try:
-      run_lib.check_run_config(folder, config)
-    except InputError as e:
-      raise InputError(str(e).replace(repr(folder), repr(model_dir))) from e
-    if not stored and jax.process_index() == 0:
-      gfile.makedirs(model_dir)
-      gfile.copy(local, path)
-  finally:
-    shutil.rmtree(folder, ignore_errors=True)
+    gfile.copy(path, local)
+    before = files.read_json(local)
+  run_lib.refuse_differences(model_dir, before, now)

@@ -584,7 +584,7 @@ def test_model_dir_of_another_run(bundles, capsys, tmp_path):
     [*argv, '--gin.TRAIN_STEPS=1', '--gin.RANDOM_SEED=7'],
   )
   assert str(folder) in error
-  assert 'seed' in error
+  assert error.endswith('RANDOM_SEED: 0 there, 7 here')
 
 
 def test_eval_infer_export(bundles, tmp_path, capsys):
