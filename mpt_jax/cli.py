@@ -6,20 +6,28 @@ line on stderr and exit code 2, a bug with a traceback and exit code 1.
 
 import argparse
 from collections.abc import Callable, Sequence
+import contextlib
+import dataclasses
 import importlib
 import importlib.util
 import logging
+import logging.handlers
 import os
 import re
+import shlex
 import signal
 import sys
+import threading
+import time
 import traceback
-from typing import Any
+from typing import Any, NoReturn
 
 import gin
 
 from mpt_jax import hostmemory, preemption
-from mpt_jax.types import InputError, nearest
+from mpt_jax.types import InputError, nearest, quiet_pipe
+
+log = logging.getLogger(__name__)
 
 # The entry points that several processes run as one.
 MULTIPROCESS = ('mpt_jax.train', 'mpt_jax.eval', 'mpt_jax.infer')
@@ -36,6 +44,36 @@ _MOST_FILES = 1000
 _REFERENCE = re.compile(rf'%({_MACRO})\b(?!\.)')
 
 
+@dataclasses.dataclass
+class _Command:
+  """The command that this process runs, and how it ends.
+
+  Attributes:
+    words: what was typed.
+    processes: `multihost`, where several processes run as one.
+    resumes: what a repetition of the command will do.
+  """
+
+  words: str = ''
+  processes: Any = None
+  resumes: Callable[[], str] = lambda: (
+    'nothing was begun: the same command starts from the start'
+  )
+
+  def end(self, line: str, code: int, text: str = '') -> NoReturn:
+    """Ends the process, and the others with it; from any thread."""
+    log_only(text or line)
+    if self.processes:
+      self.processes.abort(text or line, line, code)
+    print(text or line, file=sys.stderr, flush=True)
+    if threading.current_thread() is not threading.main_thread():
+      os._exit(code)
+    sys.exit(code)
+
+
+_command = _Command()
+
+
 def main(module: str, function: str, argv: Sequence[str] | None = None) -> None:
   """Runs `module.function` with its parameters bound by gin.
 
@@ -45,78 +83,184 @@ def main(module: str, function: str, argv: Sequence[str] | None = None) -> None:
     function: the function to call; it is given no arguments but gin's.
     argv: the command line; None is `sys.argv[1:]`.
   """
+  global _command
   argv = sys.argv[1:] if argv is None else list(argv)
   debug = '--debug' in argv
-  logging.basicConfig(
-    level=logging.INFO,
-    format='%(asctime)s %(message)s',
-    datefmt='%H:%M:%S',
-    stream=sys.stderr,
-    force=True,
-  )
-  for noisy in ('jax', 'orbax', 'absl', 'tensorflow', 'h5py', 'matplotlib'):
-    logging.getLogger(noisy).setLevel(logging.WARNING)
-  processes = None
+  _command = command = _Command(shell_command(module, argv))
+  _start_logging()
   try:
-    target = getattr(importlib.import_module(module), function)
-    flags, bindings = _parse_flags(module, target, argv)
-    if _several(flags):
-      if module not in MULTIPROCESS:
-        raise InputError(
-          f'{module} runs in one process: start it once, without'
-          ' --multiprocess_gpu and its companions'
-        )
-      # Imported here: a command of one process needs none of it.
-      processes = importlib.import_module('mpt_jax.multihost')
-      processes.initialize(**{n: getattr(flags, n) for n in _PROCESS_FLAGS})
-      processes.check_same('code version', processes.code_version())
-    if flags.tfds_data_dir is not None:
-      use_data_dir(flags.tfds_data_dir)
-    logging.getLogger().setLevel(logging.WARNING)  # Gin logs every file.
-    configure(flags.gin_file, bindings, flags.gin_search_paths)
-    if processes:
-      configuration = processes.configuration_lines(gin.config_str())
-      processes.check_same('configuration', configuration)
-    if not processes or processes.is_first() or debug:
-      logging.getLogger().setLevel(logging.INFO)
-    if module in MULTIPROCESS:
-      hostmemory.prepare()
-      use_compilation_cache()
-    gin.get_configurable(target)()
-    if processes:
-      processes.finish()
+    with quiet_pipe():
+      _run(command, module, function, argv)
   except InputError as e:
-    if debug and not processes:
+    if debug and not command.processes:
       raise
     # Gin appends the call it was in; the first line is ours.
     line = str(e).splitlines()[0]
     text = traceback.format_exc() if debug else f'error: {line}'
-    if processes:
-      processes.abort(text, line, 2)
-    print(text, file=sys.stderr)
-    sys.exit(2)
+    command.end(line, 2, text)
   except preemption.Stopped as e:
     # Gin appends the call it was in.
     line = (
       f'{str(e).splitlines()[0]}; its state is saved, the same command resumes'
     )
-    if processes:
-      processes.finish()
-    print(line, file=sys.stderr)
-    sys.exit(128 + signal.SIGTERM)
-  except KeyboardInterrupt:
-    line = 'interrupted; the same command resumes'
-    if processes:
-      processes.abort(line, line, 130)
-    print(line, file=sys.stderr)
-    sys.exit(130)
+    if e.number == signal.SIGINT:
+      line = f'{line.rpartition(", ")[0]}, {command.resumes()}'
+    else:
+      # Schedulers send SIGTERM, and may know the line of version 0.1.
+      log.info(command.resumes())
+    if command.processes:
+      command.processes.finish()
+      command.processes = None
+    command.end(line, 128 + e.number)
+  except KeyboardInterrupt as e:
+    command.end(str(e) or f'interrupted; {command.resumes()}', 130)
   except Exception as e:
-    if processes:
+    log_only(traceback.format_exc())
+    if command.processes:
       # It may be another process's end that we noticed in our own way.
-      processes.wait_for_verdict()
+      command.processes.wait_for_verdict()
       line = f'{type(e).__name__}: {str(e).partition(chr(10))[0]}'
-      processes.abort(traceback.format_exc(), line, 1)
+      command.processes.abort(traceback.format_exc(), line, 1)
     raise
+  finally:
+    _stop_keeping_log()
+    _command = _Command()
+
+
+def _run(
+  command: _Command, module: str, function: str, argv: Sequence[str]
+) -> None:
+  """Reads the command line, and does what it says."""
+  target = getattr(importlib.import_module(module), function)
+  flags, bindings = _parse_flags(module, target, argv)
+  processes = None
+  if _several(flags):
+    if module not in MULTIPROCESS:
+      raise InputError(
+        f'{module} runs in one process: start it once, without'
+        ' --multiprocess_gpu and its companions'
+      )
+    # Imported here: a command of one process needs none of it.
+    processes = importlib.import_module('mpt_jax.multihost')
+    command.processes = processes
+    processes.initialize(**{n: getattr(flags, n) for n in _PROCESS_FLAGS})
+    processes.check_same('code version', processes.code_version())
+  if flags.tfds_data_dir is not None:
+    use_data_dir(flags.tfds_data_dir)
+  logging.getLogger().setLevel(logging.WARNING)  # Gin logs every file.
+  configure(flags.gin_file, bindings, flags.gin_search_paths)
+  if processes:
+    configuration = processes.configuration_lines(gin.config_str())
+    processes.check_same('configuration', configuration)
+  if not processes or processes.is_first() or flags.debug:
+    logging.getLogger().setLevel(logging.INFO)
+  if module in MULTIPROCESS:
+    hostmemory.prepare()
+    use_compilation_cache()
+  command.resumes = lambda: 'the same command starts from the start'
+  gin.get_configurable(target)()
+  if processes:
+    processes.finish()
+
+
+def at_interrupt(resumes: Callable[[], str]) -> None:
+  """Sets what the end of an interrupted command says of its repetition.
+
+  Args:
+    resumes: returns 'the same command resumes from step 8', for example; it
+      may be called in any thread.
+  """
+  _command.resumes = resumes
+
+
+def end_at_once() -> preemption.End | None:
+  """What ends this command whatever it is doing; None if there is none."""
+  command = _command
+  return (lambda line: command.end(line, 130)) if command.words else None
+
+
+# What is logged before its folder is known, then the file in it.
+_log: logging.handlers.MemoryHandler | None = None
+_FORMAT = logging.Formatter('%(asctime)s %(message)s', '%H:%M:%S')
+LOG = 'log.txt'
+
+
+def _start_logging() -> None:
+  """Logs to stderr, and remembers it for `keep_log`."""
+  global _log
+  _log = logging.handlers.MemoryHandler(1000, logging.CRITICAL + 1)
+  terminal = logging.StreamHandler(sys.stderr)
+  terminal.setFormatter(_FORMAT)
+  logging.basicConfig(
+    level=logging.INFO, handlers=[terminal, _log], force=True
+  )
+  for noisy in ('jax', 'orbax', 'absl', 'tensorflow', 'h5py', 'matplotlib'):
+    logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def keep_log(folder: str) -> None:
+  """Writes what this command says to `folder/log.txt`, behind what is there.
+
+  Of several processes the first one does. A step of a pipeline has all its
+  output there already.
+
+  Args:
+    folder: MODEL_DIR; made if it is not there.
+
+  Raises:
+    InputError: if the file cannot be written.
+  """
+  others = _command.processes and not _command.processes.is_first()
+  if _log is None or _log.target is not None or others:
+    return
+  path = os.path.join(folder, LOG)
+  try:
+    os.makedirs(folder, exist_ok=True)
+    file = logging.FileHandler(path, encoding='utf-8')
+  except OSError as e:
+    raise InputError(f'cannot write {path}: {e.strerror or e}') from e
+  file.setFormatter(_FORMAT)
+  _log.setTarget(file)
+  log_only(log_header(_command.words))
+  _log.flush()
+  # From here on each line is written at once.
+  _log.capacity = 1
+
+
+def log_header(words: str) -> str:
+  """The line that begins a run of a command in a log: date and command."""
+  return f'--- {time.strftime("%Y-%m-%d %H:%M:%S")} {words}'
+
+
+def log_only(text: str) -> None:
+  """Writes to the log file, if one is kept; for what stderr has anyway."""
+  if _log is not None and isinstance(_log.target, logging.FileHandler):
+    with contextlib.suppress(OSError):
+      _log.target.stream.write(f'{text}\n')
+      _log.target.flush()
+
+
+def _stop_keeping_log() -> None:
+  global _log
+  if _log is not None:
+    logging.getLogger().removeHandler(_log)
+    file = _log.target
+    _log.close()
+    if file is not None:
+      file.close()
+  _log = None
+
+
+def shell_command(entry: str, arguments: Sequence[str]) -> str:
+  """`python -m mpt_jax.ENTRY …`, quoted as one would type it."""
+
+  def quote(word: str) -> str:
+    name, equals, value = word.partition('=')
+    if "'" in value and not set(value) & set('"$`\\!'):
+      return f'{name}{equals}"{value}"'
+    return shlex.quote(word)
+
+  return ' '.join(['python', '-m', f'mpt_jax.{entry}', *map(quote, arguments)])
 
 
 def use_compilation_cache() -> None:

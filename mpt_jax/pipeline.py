@@ -22,7 +22,7 @@ from mpt_jax.checkpoints import files, lock
 from mpt_jax.checkpoints.backbone import find_backbone
 from mpt_jax.runs import RESULTS
 from mpt_jax.types import InputError, nearest
-from mpt_jax.workers import Pool, Step, StepError, shell_command
+from mpt_jax.workers import Pool, Step, StepError
 
 log = logging.getLogger(__name__)
 
@@ -711,7 +711,7 @@ def _inside(path: str, folder: str) -> str:
 
 def _command() -> str:
   """The command that is running, to be typed again."""
-  return shell_command('pipeline', sys.argv[1:])
+  return cli.shell_command('pipeline', sys.argv[1:])
 
 
 def _find_backbone(path: str) -> str:

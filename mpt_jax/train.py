@@ -203,6 +203,11 @@ def train(
     InputError: if something given is wrong; nothing is trained.
     trainer.NonFiniteLossError: if the loss explodes.
   """
+  request = preemption.StopRequest(
+    lambda: preemption.resumption(run_lib.latest_step(model_dir)),
+    cli.end_at_once(),
+  )
+  cli.at_interrupt(request.say)
   if stage not in STAGES:
     raise InputError(
       f'stage is {stage!r}, expected one of {", ".join(STAGES)}'
@@ -299,6 +304,7 @@ def train(
     finished = multihost.on_first(
       lambda: _open_run(held, model_dir, run_config, dataset, batches.chosen)
     )
+    cli.keep_log(model_dir)
     if finished is not None:
       log.info('%s is finished; nothing to do', model_dir)
       return finished
@@ -370,6 +376,7 @@ def train(
       evaluate = _Evaluator(
         model, frozen, mesh, dataset, evaluation, prompt_length, task_names
       )
+      evaluate.check_at_each_batch(request)
     writer = make_writer(model_dir, tensorboard, resume_step=int(state.step))
     best: _BestPrompts | None = None
     if evaluate is not None and evaluation is not None:
@@ -379,8 +386,13 @@ def train(
         )
         evaluate.follow(best.update)
     started = time.monotonic()
-    request = preemption.StopRequest()
     held.enter_context(request.listening())
+    if evaluate is not None and evaluation is not None and evaluation.period:
+      step = int(state.step)
+      # Its checkpoint came before it was stopped, or killed.
+      if 0 < step < train_steps and not step % evaluation.period:
+        if not _was_evaluated(model_dir, step):
+          writer.write_scalars(step, evaluate(step, state.params))
     state = trainer.fit(
       model,
       settings,
@@ -400,7 +412,7 @@ def train(
       target_length=dataset.task_feature_lengths['targets'],
       window=window,
       finished=lambda: best is not None and best.selection.finished,
-      stop_asked=lambda: multihost.any_process(bool(request)),
+      request=request,
     )
     last_step = int(state.step)
     log.info(
@@ -415,7 +427,7 @@ def train(
     checkpointer.close()
     scores: dict[str, dict[str, float]] = {}
     if evaluate is not None:
-      if evaluate.latest_step != last_step and last_step == train_steps:
+      if evaluate.latest_step != last_step:
         writer.write_scalars(last_step, evaluate(last_step, state.params))
       scores = evaluate.latest_scores
     writer.close()
@@ -566,12 +578,23 @@ class _Evaluator:
     )
     self._loss_batches: list[Mapping[str, np.ndarray]] | None = None
     self._follower: Callable[..., None] | None = None
+    self._request: preemption.StopRequest | None = None
     self.latest_step: int | None = None
     self.latest_scores: dict[str, dict[str, float]] = {}
 
   def follow(self, follower: Callable[..., None]) -> None:
     """Tells somebody of each evaluation: (step, scores, trainable tree)."""
     self._follower = follower
+
+  def check_at_each_batch(self, request: preemption.StopRequest) -> None:
+    """Gives up an evaluation, by `Stopped`, when someone asks to stop."""
+    self._request = request
+
+  def _check(self) -> None:
+    if self._request is not None and self._request.on_any_process():
+      raise preemption.Stopped(
+        'stopped in the middle of an evaluation', self._request.number
+      )
 
   def __call__(self, step: int, trained: PyTree) -> dict[str, float]:
     """Returns scalars to write for this step."""
@@ -649,6 +672,7 @@ class _Evaluator:
     params = {k: v for k, v in params.items() if k != 'teacher_prompts'}
 
     def predict_fn(batch: Mapping[str, np.ndarray]) -> np.ndarray:
+      self._check()
       placed = trainer.put_batch(batch, self._mesh, whole=True)
       return partitioning.to_host(predict(params, placed))
 
@@ -752,6 +776,14 @@ def _past_scores(
     if scores and line['step'] <= step:
       found.append((line['step'], scores))
   return found
+
+
+def _was_evaluated(model_dir: str, step: int) -> bool:
+  """Whether the run's metrics have the scores of a step."""
+  path = os.path.join(model_dir, METRICS)
+  return multihost.on_first(
+    lambda: any(then == step for then, _ in _past_scores(path, step))
+  )
 
 
 def _save_backbone(model_dir: str, backbone: Backbone, trained: PyTree) -> None:

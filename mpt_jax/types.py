@@ -1,7 +1,11 @@
 """Aliases, the user error, and the shape check that the whole core shares."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+import contextlib
 import difflib
+import os
+import select
+import sys
 from typing import Any
 
 import jax
@@ -95,3 +99,28 @@ def check_shape(
     want = ', '.join('?' if e is None else str(e) for e in expected)
     raise ValueError(f'{name} has shape {shape}, expected ({want})')
   return shape
+
+
+@contextlib.contextmanager
+def quiet_pipe() -> Iterator[None]:
+  """Ends a command in silence when the reader of its output has had enough.
+
+  Yields:
+    Nothing.
+
+  Raises:
+    SystemExit: with status 0, if standard output was closed (`… | head -1`).
+  """
+  try:
+    try:
+      yield
+    finally:
+      sys.stdout.flush()
+  except BrokenPipeError:
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    if not poll.poll(0):
+      raise  # It was another pipe.
+    # Python would write what is left, and complain, at its end.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(0)

@@ -15,7 +15,6 @@ import logging
 import multiprocessing
 import multiprocessing.connection
 import os
-import shlex
 import signal
 import sys
 import threading
@@ -33,7 +32,6 @@ log = logging.getLogger(__name__)
 
 # Written into a step's folder when it is finished.
 STEP = 'step.json'
-LOG = 'log.txt'
 CACHE = 'compilation_cache'
 
 _FUNCTIONS = {'train': 'train', 'eval': 'evaluate', 'export': 'export'}
@@ -87,19 +85,7 @@ class Step:
     if data_dir:
       words.append(f'--tfds_data_dir={data_dir}')
     words += [f'--gin.{binding}' for binding in self.bindings]
-    return shell_command(self.entry, words)
-
-
-def shell_command(entry: str, arguments: Sequence[str]) -> str:
-  """`python -m mpt_jax.ENTRY …`, quoted as one would type it."""
-
-  def quote(word: str) -> str:
-    name, equals, value = word.partition('=')
-    if "'" in value and not set(value) & set('"$`\\!'):
-      return f'{name}{equals}"{value}"'
-    return shlex.quote(word)
-
-  return ' '.join(['python', '-m', f'mpt_jax.{entry}', *map(quote, arguments)])
+    return cli.shell_command(self.entry, words)
 
 
 def is_done(step: Step, folder: str, shared: Mapping[str, str]) -> bool:
@@ -225,7 +211,7 @@ class Pool:
     except BrokenProcessPool as e:
       raise StepError(
         f'{what}: the worker process died (out of memory?); see'
-        f' {os.path.join(self._folder, LOG)}'
+        f' {os.path.join(self._folder, cli.LOG)}'
       ) from e
 
   def _unwrap(self, outcome: tuple[str, Any], what: str) -> Any:
@@ -395,7 +381,7 @@ def _start_worker(folder: str) -> None:
   # The parent ends us; and where it was killed, we must not write on.
   signal.signal(signal.SIGINT, signal.SIG_IGN)
   threading.Thread(target=_die_with_parent, daemon=True).start()
-  _redirect(os.path.join(folder, LOG))
+  _redirect(os.path.join(folder, cli.LOG))
   logging.basicConfig(
     level=logging.INFO,
     format='%(asctime)s %(message)s',
@@ -475,12 +461,12 @@ def _run_step(
   """Runs one step; its output goes to its own folder."""
   path = os.path.join(folder, step.name)
   os.makedirs(path, exist_ok=True)
-  _redirect(os.path.join(path, LOG))
+  _redirect(os.path.join(path, cli.LOG))
   begin = time.monotonic()
 
   def run() -> None:
     _warm_up(backbone, data_dir, module)
-    print(step.command(data_dir), flush=True)
+    print(cli.log_header(step.command(data_dir)), flush=True)
     given = {} if step.entry == 'export' else {'backbone': _shared['backbone']}
     try:
       cli.call(
@@ -509,7 +495,7 @@ def _run_step(
   try:
     kind, value = _guarded(run, ())
     if kind == 'bug':
-      value = f'{value}; see {os.path.join(path, LOG)}'
+      value = f'{value}; see {os.path.join(path, cli.LOG)}'
     return kind, value
   finally:
-    _redirect(os.path.join(folder, LOG))
+    _redirect(os.path.join(folder, cli.LOG))

@@ -29,6 +29,7 @@ from mpt_jax.checkpoints import files
 from mpt_jax.types import InputError
 
 RUN_CONFIG = 'run_config.json'
+CHECKPOINTS = 'checkpoints'
 # Where damaged checkpoints are put.
 DAMAGED = 'damaged'
 
@@ -39,6 +40,16 @@ class DamagedError(Exception):
   """A checkpoint cannot be read, or is not what was saved."""
 
 
+def latest_step(model_dir: str) -> int | None:
+  """The step of the newest finished checkpoint in a MODEL_DIR, or None."""
+  try:
+    names = os.listdir(os.path.join(model_dir, CHECKPOINTS))
+  except OSError:
+    return None
+  # One that is being written has a longer name.
+  return max((int(name) for name in names if name.isdecimal()), default=None)
+
+
 class RunCheckpointer:
   """Writes and reads the checkpoints of one MODEL_DIR."""
 
@@ -47,7 +58,7 @@ class RunCheckpointer:
   ):
     import orbax.checkpoint as ocp  # A fifth of a second: not for --help.
 
-    path = pathlib.Path(model_dir).absolute() / 'checkpoints'
+    path = pathlib.Path(model_dir).absolute() / CHECKPOINTS
     path.mkdir(parents=True, exist_ok=True)
     self._manager = ocp.CheckpointManager(
       path,
@@ -269,7 +280,7 @@ def check_run_config(model_dir: str, config: Mapping[str, Any]) -> bool:
   path = os.path.join(model_dir, RUN_CONFIG)
   now = json.loads(json.dumps(config, default=_plain))
   if not os.path.exists(path):
-    if os.path.isdir(os.path.join(model_dir, 'checkpoints')):
+    if os.path.isdir(os.path.join(model_dir, CHECKPOINTS)):
       raise InputError(
         f'MODEL_DIR {model_dir!r} holds checkpoints but no {RUN_CONFIG}: it is'
         ' not one of our runs; use another MODEL_DIR'
