@@ -113,7 +113,10 @@ def main(module: str, function: str, argv: Sequence[str] | None = None) -> None:
       command.processes = None
     command.end(line, 128 + e.number)
   except KeyboardInterrupt as e:
-    command.end(str(e) or f'interrupted; {command.resumes()}', 130)
+    number = getattr(e, 'number', signal.SIGINT)
+    command.end(
+      str(e) or f'interrupted; {command.resumes()}', 128 + number
+    )
   except Exception as e:
     log_only(traceback.format_exc())
     if command.processes:

@@ -17,12 +17,13 @@ import sys
 import time
 from typing import Any
 
-from mpt_jax import cli, report
+from mpt_jax import cli, preemption, report
 from mpt_jax.checkpoints import files, lock
 from mpt_jax.checkpoints.backbone import find_backbone
+from mpt_jax.checkpoints import run as run_lib
 from mpt_jax.runs import RESULTS
 from mpt_jax.types import InputError, nearest
-from mpt_jax.workers import Pool, Step, StepError
+from mpt_jax.workers import STEP, Pool, Step, StepError
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,11 @@ _PRIORITIES = ('teacher', 'source', 'target', 'test', 'export')
 # In training examples: what a run costs beside its steps, for the ETA.
 _RUN_COST, _TEST_COST, _DISTILLED_COST = 1500.0, 1000.0, 1.5
 _EVALUATION_COST = 0.5  # of one example
+
+_STOPPING = (
+  'stopping: what trains saves its state and ends; press Ctrl-C again to end'
+  ' at once'
+)
 
 # (rate of P* or the plain prompt, rate of u and v or None).
 Rates = tuple[float, float | None]
@@ -634,7 +640,9 @@ def pipeline(
     eval_examples=eval_examples,
     curve_points=curve_points,
   )
-  with lock.hold(model_dir):
+  cli.at_interrupt(lambda: _standing(plan))
+  with lock.hold(model_dir), preemption.interrupting(_STOPPING):
+    cli.keep_log(model_dir)
     try:
       written = _run(plan, workers)
     except StepError as e:
@@ -645,6 +653,27 @@ def pipeline(
   print(report.summary(written))
   print(f'report: {os.path.join(model_dir, report.MARKDOWN)}')
   return written
+
+
+def _standing(plan: Plan) -> str:
+  """What there is to resume, by the files in the pipeline's folder."""
+  steps = plan.tuning_steps() + plan.steps(plan.given_rates())
+  begun = []
+  finished = 0
+  for step in steps:
+    folder = os.path.join(plan.folder, step.name)
+    saved = run_lib.latest_step(folder)
+    if os.path.exists(os.path.join(folder, STEP)):
+      finished += 1
+    elif saved is not None:
+      begun.append(f'{step.name} from step {saved}')
+  if not finished and not begun:
+    return 'nothing was saved: the same command starts from the start'
+  resumed = f': {", ".join(begun)}' if begun else ' after them'
+  return (
+    f'{finished} of {len(steps)} runs are finished; the same command'
+    f' resumes{resumed}'
+  )
 
 
 def _run(plan: Plan, workers: int | None) -> dict[str, Any]:

@@ -5,6 +5,7 @@ A second Ctrl-C ends it at once.
 
 from collections.abc import Callable, Iterator
 import contextlib
+from multiprocessing import resource_tracker
 import os
 import signal
 import sys
@@ -28,6 +29,70 @@ class Stopped(Exception):
   def __init__(self, message: str, number: int | None = None):
     super().__init__(message)
     self.number = number or signal.SIGTERM
+
+
+class Interrupted(KeyboardInterrupt):
+  """Someone asked to stop a command that waits for others.
+
+  Attributes:
+    number: the signal that asked.
+  """
+
+  def __init__(self, number: int):
+    super().__init__()
+    self.number = number
+
+
+@contextlib.contextmanager
+def interrupting(note: str) -> Iterator[None]:
+  """Makes SIGTERM and the first Ctrl-C raise `Interrupted`.
+
+  Only the main thread can; in another one nothing changes.
+
+  Args:
+    note: what is said at once; a second Ctrl-C is the usual KeyboardInterrupt.
+
+  Yields:
+    Nothing.
+  """
+  if threading.current_thread() is not threading.main_thread():
+    yield
+    return
+  before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
+
+  def interrupt(number: int, frame: FrameType | None) -> None:
+    del frame
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    print(note, file=sys.stderr, flush=True)
+    raise Interrupted(number)
+
+  for number, handler in before.items():
+    if handler != signal.SIG_IGN:
+      signal.signal(number, interrupt)
+  try:
+    yield
+  finally:
+    for number, handler in before.items():
+      signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def deaf_children() -> Iterator[None]:
+  """Lets processes that are started meanwhile never hear Ctrl-C.
+
+  A terminal sends it to all of them, but one decides.
+
+  Yields:
+    Nothing.
+  """
+  # It would unblock the signal for all.
+  resource_tracker.ensure_running()
+  before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+  try:
+    yield
+  finally:
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def resumption(step: int | None) -> str:
