@@ -654,10 +654,7 @@ def fit(
     # Several processes must ask at the same step.
     may_stop = jax.process_count() == 1 or step % log_period == 0
     stops = (
-      request is not None
-      and may_stop
-      and not last
-      and request.on_any_process()
+      request is not None and may_stop and not last and request.on_any_process()
     )
     saves = checkpointer is not None and (
       last or stops or step % checkpoint_period == 0

@@ -10,7 +10,6 @@ import concurrent.futures
 from concurrent.futures.process import BrokenProcessPool
 import contextlib
 import dataclasses
-import importlib
 import json
 import logging
 import math
@@ -28,7 +27,7 @@ from mpt_jax import cli, hostmemory, preemption, trainer
 from mpt_jax.checkpoints import files
 from mpt_jax.runs import RESULTS
 from mpt_jax.trainer import format_seconds
-from mpt_jax.types import InputError
+from mpt_jax.types import InputError, prefer_own_packages
 
 log = logging.getLogger(__name__)
 
@@ -421,6 +420,7 @@ def _start_worker(folder: str) -> None:
   # The parent ends us; and where it was killed, we must not write on.
   signal.signal(signal.SIGINT, signal.SIG_IGN)
   threading.Thread(target=_die_with_parent, daemon=True).start()
+  prefer_own_packages()
   _redirect(os.path.join(folder, cli.LOG))
   logging.basicConfig(
     level=logging.INFO,
@@ -470,7 +470,9 @@ def _warm_up(backbone: str, data_dir: str, module: str | None) -> None:
   if not _shared:
     cli.use_data_dir(data_dir)
     if module:
-      importlib.import_module(module)
+      from mpt_jax.data.dataset import import_module
+
+      import_module(module)
     from mpt_jax import runs
 
     _shared['backbone'] = runs.load_backbone(backbone)

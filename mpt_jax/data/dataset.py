@@ -39,7 +39,7 @@ from mpt_jax.data import (
 from mpt_jax.data.feature_converter import check_lengths
 from mpt_jax.data.quiet import only_errors
 from mpt_jax.data.vocabulary import get_vocabulary
-from mpt_jax.types import InputError, nearest
+from mpt_jax.types import InputError, nearest, prefer_own_packages
 
 log = logging.getLogger(__name__)
 
@@ -109,6 +109,8 @@ def import_module(module: str) -> None:
     InputError: if there is no such module, or if a mixture in it names an
       unknown task.
   """
+  ours = module.partition('.')[0] == 'tasks'
+  prefer_own_packages(again=ours)
   try:
     importlib.import_module(module)
   except ModuleNotFoundError as e:
@@ -118,6 +120,7 @@ def import_module(module: str) -> None:
     raise InputError(
       f'MIXTURE_OR_TASK_MODULE={module!r} cannot be imported: there is no '
       f'module {e.name!r}'
+      + ("; `tasks` is mpt_jax's own package: call yours otherwise" * ours)
     ) from None
   except ValueError as e:
     # What SeqIO says of a mixture of an unknown task.
