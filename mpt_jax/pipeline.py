@@ -19,10 +19,17 @@ from typing import Any
 
 from mpt_jax import cli, preemption, report
 from mpt_jax.checkpoints import files, lock
-from mpt_jax.checkpoints.backbone import find_backbone
 from mpt_jax.checkpoints import run as run_lib
+from mpt_jax.checkpoints.backbone import find_backbone
 from mpt_jax.runs import RESULTS
-from mpt_jax.types import InputError, nearest
+from mpt_jax.types import (
+  InputError,
+  Lengths,
+  Natural,
+  Positive,
+  Rate,
+  nearest,
+)
 from mpt_jax.workers import STEP, Pool, Step, StepError
 
 log = logging.getLogger(__name__)
@@ -66,10 +73,10 @@ class Training:
     task_learning_rate: peak rate of u and v; for the source stage.
   """
 
-  steps: int
-  batch_size: int
-  learning_rate: float
-  task_learning_rate: float | None = None
+  steps: Natural
+  batch_size: Positive
+  learning_rate: Rate
+  task_learning_rate: Rate | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,10 +94,10 @@ class Setting:
   """
 
   name: str
-  num_shots: int | None
-  steps: int
-  batch_size: int
-  seeds: tuple[int, ...]
+  num_shots: Positive | None
+  steps: Natural
+  batch_size: Positive
+  seeds: tuple[Natural, ...]
   rates: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   tuned_as: str | None = None
 
@@ -558,24 +565,24 @@ def pipeline(
   source_mixture: str,
   source_tasks: Sequence[str],
   targets: Mapping[str, str],
-  task_feature_lengths: Mapping[str, int],
-  prompt_length: int,
+  task_feature_lengths: Lengths,
+  prompt_length: Positive,
   teacher: Training,
   source: Training,
   settings: Sequence[Setting],
-  seeds: Sequence[int] = (0,),
-  ablation_seeds: Sequence[int] | None = None,
+  seeds: Sequence[Natural] = (0,),
+  ablation_seeds: Sequence[Natural] | None = None,
   variants: Sequence[str] = tuple(VARIANTS),
   methods: Sequence[str] = ('mpt', 'pt', 'single_source'),
   tuning: Tuning | None = None,
-  prompt_rank: int = 1,
+  prompt_rank: Positive = 1,
   prompt_init: str = 'gin_configs/prompts/vocabulary.gin',
   distillation: Mapping[str, Any] | None = None,
   macros: Mapping[str, Any] | None = None,
   module: str = 'tasks',
-  eval_examples: int = 256,
-  curve_points: int = 10,
-  workers: int | None = None,
+  eval_examples: Positive = 256,
+  curve_points: Positive = 10,
+  workers: Positive | None = None,
 ) -> dict[str, Any]:
   """Runs every step that is not finished, and writes the report.
 

@@ -56,7 +56,15 @@ from mpt_jax.runs import (
 )
 from mpt_jax.starts import Distillation
 from mpt_jax.t5 import products
-from mpt_jax.types import InputError, PyTree, nearest
+from mpt_jax.types import (
+  InputError,
+  Natural,
+  Positive,
+  PyTree,
+  Rate,
+  Share,
+  nearest,
+)
 
 log = logging.getLogger(__name__)
 
@@ -91,14 +99,14 @@ class Evaluation:
   """
 
   split: str = 'validation'
-  period: int = 0
-  num_examples: int | None = None
-  batch_size: int = 128
+  period: Natural = 0
+  num_examples: Positive | None = None
+  batch_size: Positive = 128
   tasks: Sequence[str] | None = None
-  loss_steps: int = 0
+  loss_steps: Natural = 0
   keep_best: bool = False
   best_metric: str | None = None
-  patience: int | None = None
+  patience: Positive | None = None
   test_split: str | None = None
 
   def __post_init__(self):
@@ -114,37 +122,37 @@ def train(
   stage: str,
   backbone: str | Backbone | None,
   dataset: Any,
-  train_steps: int,
+  train_steps: Natural,
   prompts: prompts_lib.PromptConfig | None,
-  learning_rate: float,
-  task_learning_rate: float | None = None,
+  learning_rate: Rate,
+  task_learning_rate: Rate | None = None,
   optimizer: str = 'adamw',
   groups: Sequence[optimizers.Group] | None = None,
   schedule: str = 'linear',
-  warmup_steps: int = 0,
-  weight_decay: float = 1e-5,
-  clip_norm: float | None = None,
+  warmup_steps: Natural = 0,
+  weight_decay: Rate = 1e-5,
+  clip_norm: Rate | None = None,
   backbone_config: t5.T5Config | str | None = None,
   vocabulary: str | None = None,
-  dropout_rate: float = 0.0,
+  dropout_rate: Share = 0.0,
   distillation: Distillation | None = None,
   evaluation: Evaluation | None = None,
   trainable: Sequence[str] | None = None,
   loss_normalizing_factor: float | str | None = 'NUM_REAL_TARGET_TOKENS',
-  label_smoothing: float = 0.0,
-  z_loss: float = 0.0,
-  log_period: int = 100,
-  checkpoint_period: int = 1000,
-  max_checkpoints: int = 3,
+  label_smoothing: Share = 0.0,
+  z_loss: Rate = 0.0,
+  log_period: Positive = 100,
+  checkpoint_period: Positive = 1000,
+  max_checkpoints: Positive = 3,
   padding: str = 'auto',
-  num_partitions: int = 1,
-  microbatches: int | None = None,
+  num_partitions: Positive = 1,
+  microbatches: Positive | None = None,
   dtype: str | None = None,
   precision: str = 'float32',
   remat_layers: bool = False,
   scan_layers: bool = False,
   shard_backbone: bool = False,
-  seed: int = 0,
+  seed: Natural = 0,
   tensorboard: bool = True,
 ) -> dict[str, dict[str, float]]:
   """Runs one stage up to `train_steps`, resuming what `model_dir` holds.

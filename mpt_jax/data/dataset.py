@@ -39,7 +39,14 @@ from mpt_jax.data import (
 from mpt_jax.data.feature_converter import check_lengths
 from mpt_jax.data.quiet import only_errors
 from mpt_jax.data.vocabulary import get_vocabulary
-from mpt_jax.types import InputError, nearest, prefer_own_packages
+from mpt_jax.types import (
+  InputError,
+  Lengths,
+  Natural,
+  Positive,
+  nearest,
+  prefer_own_packages,
+)
 
 log = logging.getLogger(__name__)
 
@@ -79,18 +86,18 @@ class DatasetConfig:
   """
 
   mixture_or_task_name: str
-  task_feature_lengths: Mapping[str, int]
-  batch_size: int
+  task_feature_lengths: Lengths
+  batch_size: Positive
   split: str = 'train'
   shuffle: bool = True
-  seed: int = 0
+  seed: Natural = 0
   pack: bool = False
   use_cached: bool = False
   module: str | None = None
-  num_shots: int | None = None
+  num_shots: Positive | None = None
   shots_per_class: bool = True
   task_sampling: str = sampling.PROPORTIONAL
-  max_tasks_per_batch: int | None = None
+  max_tasks_per_batch: Positive | None = None
 
   def __post_init__(self):
     if self.batch_size < 1:
