@@ -371,6 +371,13 @@ def _parse_flags(
         *(f'--{name}' for name in _PROCESS_FLAGS),
       ]
       hint = nearest(argument.split('=')[0], known)
+      if argument.startswith('--gin.'):
+        hint = f'; a value follows behind =: {argument}=…'
+      elif bindings and not argument.startswith('-'):
+        hint = (
+          f'; a value with blanks needs quotes around it, as in'
+          f' {quoted(f"--gin.{bindings[-1]} …")}'
+        )
       raise InputError(f'unknown argument {argument!r}{hint or "; see --help"}')
     bindings.append(argument.removeprefix('--gin.'))
   if not flags.gin_file:
@@ -793,7 +800,7 @@ def _better(annotation: ast.expr, given: _Setting) -> str:
   elif isinstance(value, int | float) and not isinstance(value, bool):
     if not expected_by(annotation, str(value)):
       return f': a string needs quotes, {given.shown(str(value))}'
-    if value == int(value) and not expected_by(annotation, int(value)):
+    if float(value).is_integer() and not expected_by(annotation, int(value)):
       return f': {given.shown(int(value))}'
   return ''
 
