@@ -16,7 +16,11 @@ import numpy as np
 from mpt_jax import cli, t5
 from mpt_jax.checkpoints import huggingface, t5x_format
 from mpt_jax.runs import load_backbone
-from mpt_jax.types import InputError, nearest
+from mpt_jax.types import (
+  InputError,
+  Natural,
+  nearest,
+)
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +33,7 @@ def convert(
   output: str,
   format: str = 'huggingface',
   dtype: str = 'float32',
-  step: int = 0,
+  step: Natural = 0,
   backbone_config: t5.T5Config | str | None = None,
   vocabulary: str | None = None,
 ) -> None:

@@ -9,7 +9,7 @@ Decodes with the trained prompts, applies the tasks' own postprocessing and
 metrics (SeqIO's Evaluator) and writes `results.json`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import logging
 import os
 
@@ -22,6 +22,10 @@ from mpt_jax.runs import (
   format_scores,
   make_predictor,
 )
+from mpt_jax.types import (
+  Lengths,
+  Positive,
+)
 
 log = logging.getLogger(__name__)
 
@@ -31,17 +35,17 @@ def evaluate(
   model_dir: str,
   backbone: str | Backbone,
   mixture_or_task_name: str | Sequence[str],
-  task_feature_lengths: Mapping[str, int],
+  task_feature_lengths: Lengths,
   prompts: str | None = None,
   prompt_task: str | None = None,
   split: str = 'test',
-  batch_size: int = 128,
-  num_examples: int | None = None,
+  batch_size: Positive = 128,
+  num_examples: Positive | None = None,
   module: str | None = 'tasks',
   backbone_config: t5.T5Config | str | None = None,
   vocabulary: str | None = None,
-  num_beams: int = 1,
-  num_partitions: int = 1,
+  num_beams: Positive = 1,
+  num_partitions: Positive = 1,
   dtype: str | None = None,
   precision: str = 'float32',
   scan_layers: bool = False,

@@ -30,7 +30,13 @@ import tqdm
 from mpt_jax import cli, multihost, pretrained, t5
 from mpt_jax.checkpoints.backbone import Backbone
 from mpt_jax.runs import make_predictor
-from mpt_jax.types import InputError
+from mpt_jax.types import (
+  InputError,
+  Lengths,
+  Natural,
+  Positive,
+  Rate,
+)
 
 log = logging.getLogger(__name__)
 
@@ -45,20 +51,20 @@ def infer(
   backbone: str | Backbone,
   mixture_or_task_name: str | None = None,
   input: str | None = None,
-  task_feature_lengths: Mapping[str, int] | None = None,
+  task_feature_lengths: Lengths | None = None,
   prompts: str | None = None,
   prompt_task: str | None = None,
   split: str = 'test',
-  batch_size: int = 128,
-  num_examples: int | None = None,
+  batch_size: Positive = 128,
+  num_examples: Positive | None = None,
   module: str | None = 'tasks',
   backbone_config: t5.T5Config | str | None = None,
   vocabulary: str | None = None,
-  num_beams: int = 1,
-  num_partitions: int = 1,
-  max_decode_length: int = 64,
-  temperature: float = 0.0,
-  seed: int = 0,
+  num_beams: Positive = 1,
+  num_partitions: Positive = 1,
+  max_decode_length: Positive = 64,
+  temperature: Rate = 0.0,
+  seed: Natural = 0,
   dtype: str | None = None,
   precision: str = 'float32',
   scan_layers: bool = False,

@@ -18,7 +18,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mpt_jax.types import Array, InputError, check_shape
+from mpt_jax.types import (
+  Array,
+  InputError,
+  Names,
+  Positive,
+  check_shape,
+)
 
 Tokenize = Callable[[str], Sequence[int]]
 
@@ -397,10 +403,10 @@ class PromptConfig:
       bundle (P* with the average of u and v, or its one prompt).
   """
 
-  length: int
-  task_names: tuple[str, ...]
+  length: Positive
+  task_names: Names
   method: str = 'multitask'
-  rank: int = 1
+  rank: Positive = 1
   init: PromptInit = Uniform()
   source_prompts: str | None = None
   source_task: str | None = None

@@ -56,7 +56,15 @@ from mpt_jax.runs import (
 )
 from mpt_jax.starts import Distillation
 from mpt_jax.t5 import products
-from mpt_jax.types import InputError, PyTree, nearest
+from mpt_jax.types import (
+  InputError,
+  Natural,
+  Positive,
+  PyTree,
+  Rate,
+  Share,
+  nearest,
+)
 
 log = logging.getLogger(__name__)
 
@@ -91,14 +99,14 @@ class Evaluation:
   """
 
   split: str = 'validation'
-  period: int = 0
-  num_examples: int | None = None
-  batch_size: int = 128
+  period: Natural = 0
+  num_examples: Positive | None = None
+  batch_size: Positive = 128
   tasks: Sequence[str] | None = None
-  loss_steps: int = 0
+  loss_steps: Natural = 0
   keep_best: bool = False
   best_metric: str | None = None
-  patience: int | None = None
+  patience: Positive | None = None
   test_split: str | None = None
 
   def __post_init__(self):
@@ -114,37 +122,37 @@ def train(
   stage: str,
   backbone: str | Backbone | None,
   dataset: Any,
-  train_steps: int,
+  train_steps: Natural,
   prompts: prompts_lib.PromptConfig | None,
-  learning_rate: float,
-  task_learning_rate: float | None = None,
+  learning_rate: Rate,
+  task_learning_rate: Rate | None = None,
   optimizer: str = 'adamw',
   groups: Sequence[optimizers.Group] | None = None,
   schedule: str = 'linear',
-  warmup_steps: int = 0,
-  weight_decay: float = 1e-5,
-  clip_norm: float | None = None,
+  warmup_steps: Natural = 0,
+  weight_decay: Rate = 1e-5,
+  clip_norm: Rate | None = None,
   backbone_config: t5.T5Config | str | None = None,
   vocabulary: str | None = None,
-  dropout_rate: float = 0.0,
+  dropout_rate: Share = 0.0,
   distillation: Distillation | None = None,
   evaluation: Evaluation | None = None,
   trainable: Sequence[str] | None = None,
   loss_normalizing_factor: float | str | None = 'NUM_REAL_TARGET_TOKENS',
-  label_smoothing: float = 0.0,
-  z_loss: float = 0.0,
-  log_period: int = 100,
-  checkpoint_period: int = 1000,
-  max_checkpoints: int = 3,
+  label_smoothing: Share = 0.0,
+  z_loss: Rate = 0.0,
+  log_period: Positive = 100,
+  checkpoint_period: Positive = 1000,
+  max_checkpoints: Positive = 3,
   padding: str = 'auto',
-  num_partitions: int = 1,
-  microbatches: int | None = None,
+  num_partitions: Positive = 1,
+  microbatches: Positive | None = None,
   dtype: str | None = None,
   precision: str = 'float32',
   remat_layers: bool = False,
   scan_layers: bool = False,
   shard_backbone: bool = False,
-  seed: int = 0,
+  seed: Natural = 0,
   tensorboard: bool = True,
 ) -> dict[str, dict[str, float]]:
   """Runs one stage up to `train_steps`, resuming what `model_dir` holds.
@@ -203,6 +211,11 @@ def train(
     InputError: if something given is wrong; nothing is trained.
     trainer.NonFiniteLossError: if the loss explodes.
   """
+  request = preemption.StopRequest(
+    lambda: preemption.resumption(run_lib.latest_step(model_dir)),
+    cli.end_at_once(),
+  )
+  cli.at_interrupt(request.say)
   if stage not in STAGES:
     raise InputError(
       f'stage is {stage!r}, expected one of {", ".join(STAGES)}'
@@ -302,6 +315,7 @@ def train(
     finished = multihost.on_first(
       lambda: _open_run(held, model_dir, run_config, dataset, batches.chosen)
     )
+    cli.keep_log(model_dir)
     if finished is not None:
       log.info('%s is finished; nothing to do', model_dir)
       return finished
@@ -373,6 +387,7 @@ def train(
       evaluate = _Evaluator(
         model, frozen, mesh, dataset, evaluation, prompt_length, task_names
       )
+      evaluate.check_at_each_batch(request)
     writer = make_writer(model_dir, tensorboard, resume_step=int(state.step))
     best: _BestPrompts | None = None
     if evaluate is not None and evaluation is not None:
@@ -382,8 +397,13 @@ def train(
         )
         evaluate.follow(best.update)
     started = time.monotonic()
-    request = preemption.StopRequest()
     held.enter_context(request.listening())
+    if evaluate is not None and evaluation is not None and evaluation.period:
+      step = int(state.step)
+      # Its checkpoint came before it was stopped, or killed.
+      if 0 < step < train_steps and not step % evaluation.period:
+        if not _was_evaluated(model_dir, step):
+          writer.write_scalars(step, evaluate(step, state.params))
     state = trainer.fit(
       model,
       settings,
@@ -403,7 +423,7 @@ def train(
       target_length=dataset.task_feature_lengths['targets'],
       window=window,
       finished=lambda: best is not None and best.selection.finished,
-      stop_asked=lambda: multihost.any_process(bool(request)),
+      request=request,
     )
     last_step = int(state.step)
     log.info(
@@ -418,7 +438,7 @@ def train(
     checkpointer.close()
     scores: dict[str, dict[str, float]] = {}
     if evaluate is not None:
-      if evaluate.latest_step != last_step and last_step == train_steps:
+      if evaluate.latest_step != last_step:
         writer.write_scalars(last_step, evaluate(last_step, state.params))
       scores = evaluate.latest_scores
     writer.close()
@@ -603,12 +623,23 @@ class _Evaluator:
     )
     self._loss_batches: list[Mapping[str, np.ndarray]] | None = None
     self._follower: Callable[..., None] | None = None
+    self._request: preemption.StopRequest | None = None
     self.latest_step: int | None = None
     self.latest_scores: dict[str, dict[str, float]] = {}
 
   def follow(self, follower: Callable[..., None]) -> None:
     """Tells somebody of each evaluation: (step, scores, trainable tree)."""
     self._follower = follower
+
+  def check_at_each_batch(self, request: preemption.StopRequest) -> None:
+    """Gives up an evaluation, by `Stopped`, when someone asks to stop."""
+    self._request = request
+
+  def _check(self) -> None:
+    if self._request is not None and self._request.on_any_process():
+      raise preemption.Stopped(
+        'stopped in the middle of an evaluation', self._request.number
+      )
 
   def __call__(self, step: int, trained: PyTree) -> dict[str, float]:
     """Returns scalars to write for this step."""
@@ -686,6 +717,7 @@ class _Evaluator:
     params = {k: v for k, v in params.items() if k != 'teacher_prompts'}
 
     def predict_fn(batch: Mapping[str, np.ndarray]) -> np.ndarray:
+      self._check()
       placed = trainer.put_batch(batch, self._mesh, whole=True)
       return partitioning.to_host(predict(params, placed))
 
@@ -789,6 +821,14 @@ def _past_scores(
     if scores and line['step'] <= step:
       found.append((line['step'], scores))
   return found
+
+
+def _was_evaluated(model_dir: str, step: int) -> bool:
+  """Whether the run's metrics have the scores of a step."""
+  path = os.path.join(model_dir, METRICS)
+  return multihost.on_first(
+    lambda: any(then == step for then, _ in _past_scores(path, step))
+  )
 
 
 def _save_backbone(model_dir: str, backbone: Backbone, trained: PyTree) -> None:

@@ -10,10 +10,9 @@ from typing import Any
 from flax import traverse_util
 import numpy as np
 
-import mpt_jax
 from mpt_jax import t5
 from mpt_jax.checkpoints import huggingface, t5x_format, tensors
-from mpt_jax.types import InputError, PyTree
+from mpt_jax.types import InputError, PyTree, installed
 
 # How a backbone is run, not which one it is.
 _RUNTIME_FIELDS = (
@@ -55,8 +54,7 @@ class Backbone:
 
 def demo_folder() -> str:
   """Returns the folder of the demo backbone, beside the installed package."""
-  top = os.path.dirname(os.path.dirname(os.path.abspath(mpt_jax.__file__)))
-  return os.path.join(top, 'tasks', 'offline', 'demo_backbone')
+  return installed('tasks', 'offline', 'demo_backbone')
 
 
 def find_backbone(path: str) -> str:

@@ -54,6 +54,7 @@ _PARAMETERS = {
   'learning_rate[prompts/shared_prompt]': 'learning_rate',
   'learning_rate[prompts/prompt]': 'learning_rate',
 }
+CHECKPOINTS = 'checkpoints'
 # Where damaged checkpoints are put.
 DAMAGED = 'damaged'
 
@@ -64,6 +65,16 @@ class DamagedError(Exception):
   """A checkpoint cannot be read, or is not what was saved."""
 
 
+def latest_step(model_dir: str) -> int | None:
+  """The step of the newest finished checkpoint in a MODEL_DIR, or None."""
+  try:
+    names = os.listdir(os.path.join(model_dir, CHECKPOINTS))
+  except OSError:
+    return None
+  # One that is being written has a longer name.
+  return max((int(name) for name in names if name.isdecimal()), default=None)
+
+
 class RunCheckpointer:
   """Writes and reads the checkpoints of one MODEL_DIR."""
 
@@ -72,7 +83,7 @@ class RunCheckpointer:
   ):
     import orbax.checkpoint as ocp  # A fifth of a second: not for --help.
 
-    path = pathlib.Path(model_dir).absolute() / 'checkpoints'
+    path = pathlib.Path(model_dir).absolute() / CHECKPOINTS
     path.mkdir(parents=True, exist_ok=True)
     self._manager = ocp.CheckpointManager(
       path,
@@ -358,7 +369,7 @@ def refuse_differences(
 
 def _holds_a_run(model_dir: str) -> bool:
   """Whether a checkpoint, damaged or not, or a result was saved."""
-  for name in ('checkpoints', DAMAGED):
+  for name in (CHECKPOINTS, DAMAGED):
     folder = os.path.join(model_dir, name)
     if os.path.isdir(folder) and any(
       n[:1].isdigit() for n in os.listdir(folder)

@@ -8,7 +8,9 @@ tokenising only: it is kept off the accelerators, which belong to JAX.
 import logging
 
 from mpt_jax.data import quiet
+from mpt_jax.types import prefer_own_packages
 
+prefer_own_packages()
 with quiet.silence_native_logs():
   import seqio  # noqa: F401
   import tensorflow as tf

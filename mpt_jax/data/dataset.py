@@ -40,7 +40,14 @@ from mpt_jax.data import (
 from mpt_jax.data.feature_converter import check_lengths
 from mpt_jax.data.quiet import only_errors
 from mpt_jax.data.vocabulary import get_vocabulary
-from mpt_jax.types import InputError, nearest
+from mpt_jax.types import (
+  InputError,
+  Lengths,
+  Natural,
+  Positive,
+  nearest,
+  prefer_own_packages,
+)
 
 log = logging.getLogger(__name__)
 
@@ -80,18 +87,18 @@ class DatasetConfig:
   """
 
   mixture_or_task_name: str
-  task_feature_lengths: Mapping[str, int]
-  batch_size: int
+  task_feature_lengths: Lengths
+  batch_size: Positive
   split: str = 'train'
   shuffle: bool = True
-  seed: int = 0
+  seed: Natural = 0
   pack: bool = False
   use_cached: bool = False
   module: str | None = None
-  num_shots: int | None = None
+  num_shots: Positive | None = None
   shots_per_class: bool = True
   task_sampling: str = sampling.PROPORTIONAL
-  max_tasks_per_batch: int | None = None
+  max_tasks_per_batch: Positive | None = None
 
   def __post_init__(self):
     if self.batch_size < 1:
@@ -110,6 +117,8 @@ def import_module(module: str) -> None:
     InputError: if there is no such module, or if a mixture in it names an
       unknown task.
   """
+  ours = module.partition('.')[0] == 'tasks'
+  prefer_own_packages(again=ours)
   try:
     importlib.import_module(module)
   except ModuleNotFoundError as e:
@@ -119,6 +128,7 @@ def import_module(module: str) -> None:
     raise InputError(
       f'MIXTURE_OR_TASK_MODULE={module!r} cannot be imported: there is no '
       f'module {e.name!r}'
+      + ("; `tasks` is mpt_jax's own package: call yours otherwise" * ours)
     ) from None
   except ValueError as e:
     # What SeqIO says of a mixture of an unknown task.

@@ -29,7 +29,15 @@ from mpt_jax.t5x import remote, saving
 from mpt_jax.t5x.models import PromptedModel, prompt_axis_rules
 from mpt_jax.t5x.requirements import require_t5x
 from mpt_jax.t5x.restore import PromptStateInitializer, Start, TrainModel
-from mpt_jax.types import InputError, nearest
+from mpt_jax.types import (
+  InputError,
+  Lengths,
+  Natural,
+  Positive,
+  Rate,
+  Share,
+  nearest,
+)
 
 __all__ = [
   'Distillation',
@@ -53,25 +61,25 @@ def train_model(
   stage: str,
   initial_checkpoint_path: str,
   prompts: prompts_lib.PromptConfig,
-  train_steps: int | None = None,
-  train_steps_relative: int | None = None,
-  learning_rate: float,
-  task_learning_rate: float | None = None,
+  train_steps: Natural | None = None,
+  train_steps_relative: Natural | None = None,
+  learning_rate: Rate,
+  task_learning_rate: Rate | None = None,
   distillation: Distillation | None = None,
   optimizer: str = 'adamw',
   schedule: str = 'linear',
-  warmup_steps: int = 0,
-  weight_decay: float = 1e-5,
-  clip_norm: float | None = None,
+  warmup_steps: Natural = 0,
+  weight_decay: Rate = 1e-5,
+  clip_norm: Rate | None = None,
   backbone_config: t5.T5Config | str | None = None,
   vocabulary: str | None = None,
-  dropout_rate: float = 0.0,
+  dropout_rate: Share = 0.0,
   dtype: str = 'float32',
   loss_normalizing_factor: float | str | None = 'NUM_REAL_TARGET_TOKENS',
-  label_smoothing: float = 0.0,
-  z_loss: float = 0.0,
-  num_beams: int = 1,
-  seed: int = 0,
+  label_smoothing: Share = 0.0,
+  z_loss: Rate = 0.0,
+  num_beams: Positive = 1,
+  seed: Natural = 0,
 ) -> TrainModel:
   """Makes the model of a training run.
 
@@ -271,12 +279,12 @@ def dataset_config(
   *,
   model: PromptedModel,
   mixture_or_task_name: str,
-  task_feature_lengths: Mapping[str, int],
+  task_feature_lengths: Lengths,
   split: str,
-  batch_size: int,
+  batch_size: Positive,
   module: str | None = 'tasks',
   shuffle: bool = False,
-  seed: int | None = None,
+  seed: Natural | None = None,
   use_cached: bool = False,
   pack: bool = False,
 ) -> t5x_utils.DatasetConfig:
@@ -322,8 +330,8 @@ def checkpoint_config(
   *,
   model: TrainModel,
   model_dir: str,
-  period: int = 1000,
-  keep: int | None = 3,
+  period: Positive = 1000,
+  keep: Positive | None = 3,
   save_dataset: bool = False,
 ) -> t5x_utils.CheckpointConfig:
   """T5X's checkpoint settings; refuses a MODEL_DIR of another run.
