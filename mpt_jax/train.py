@@ -274,6 +274,11 @@ def train(
     if padding == 'bucket'
     else None,
   )
+  examples = {dataset.split: batches.counts}
+  if evaluation is not None:
+    examples |= _examine(
+      dataset, evaluation, prompt_length, task_names if prompts else ()
+    )
   synthetic = data.is_synthetic(dataset.mixture_or_task_name)
   if synthetic:
     log.info(
@@ -451,6 +456,10 @@ def train(
             'step': last_step,
             'split': evaluation.split if evaluation else None,
             'synthetic_data': synthetic,
+            'examples': {
+              split: {task: found.as_json() for task, found in tasks.items()}
+              for split, tasks in examples.items()
+            },
             **results,
           }
         ),
@@ -461,6 +470,50 @@ def train(
 
 
 # ---------------------------------------------------------------------------
+
+
+def _examine(
+  dataset: Any,
+  evaluation: Evaluation,
+  prompt_length: int,
+  task_names: Sequence[str],
+) -> dict[str, dict[str, Any]]:
+  """Reads the splits that the run will score: what is wrong ends it here.
+
+  Returns:
+    Split -> task -> its `data.Counts`.
+  """
+  from mpt_jax import data
+
+  found: dict[str, dict[str, Any]] = {}
+  for split in dict.fromkeys((evaluation.split, evaluation.test_split)):
+    if split is None:
+      continue
+    found[split] = {}
+    for name in cli.as_list(evaluation.tasks or dataset.mixture_or_task_name):
+      found[split] |= data.examine(
+        name,
+        split,
+        dataset.task_feature_lengths,
+        prompt_length,
+        task_names,
+        evaluation.num_examples,
+        allow_cut_targets=dataset.allow_cut_targets,
+      )
+  bare = [n for n, c in found[evaluation.split].items() if not c.labelled]
+  macros = {
+    'KEEP_BEST': evaluation.keep_best,
+    'PATIENCE': evaluation.patience is not None,
+    'EVAL_STEPS': evaluation.loss_steps > 0,
+  }
+  wanted = [name for name, given in macros.items() if given]
+  if bare and wanted:
+    raise InputError(
+      f'{wanted[0]} needs a score of every task, and in EVAL_SPLIT='
+      f'{evaluation.split!r} no example of {" and ".join(map(repr, bare))} has'
+      ' a label: give another EVAL_SPLIT'
+    )
+  return found
 
 
 def _open_run(

@@ -31,7 +31,7 @@ from mpt_jax.data.dataset import (
   check_data,
   get_train_iterator,
 )
-from mpt_jax.data.evaluation import evaluate, predict
+from mpt_jax.data.evaluation import evaluate, examine, predict
 from mpt_jax.data.feature_converter import PromptFeatureConverter
 from mpt_jax.data.provenance import is_synthetic
 from mpt_jax.data.register import register_task
@@ -46,6 +46,7 @@ __all__ = [
   'TfdsSource',
   'check_data',
   'evaluate',
+  'examine',
   'get_data_dir',
   'get_train_iterator',
   'get_vocabulary',

@@ -262,9 +262,7 @@ class RecordsSource(seqio.DataSource):
           )
     self._columns = tuple(columns)
     self._renamed = dict(renamed)
-    self._labels = (
-      None if labels is None else labels_lib.Column(tuple(labels))
-    )
+    self._labels = None if labels is None else labels_lib.Column(tuple(labels))
     super().__init__(splits=tuple(splits))
 
   @property

@@ -89,7 +89,7 @@ class Wording:
 
   inputs: str
   targets: str
-  labels: tuple[str, ...] | None = None
+  labels: Sequence[str] | None = None
 
   def __post_init__(self):
     if self.labels is not None:
@@ -134,9 +134,7 @@ class Wording:
 
 
 # On the task, not its name: a name may be registered anew.
-_WORDINGS: weakref.WeakKeyDictionary[Any, Wording] = (
-  weakref.WeakKeyDictionary()
-)
+_WORDINGS: weakref.WeakKeyDictionary[Any, Wording] = weakref.WeakKeyDictionary()
 
 
 def keep_wording(task: Any, wording: Wording) -> None:
