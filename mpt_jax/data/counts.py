@@ -4,14 +4,20 @@ Neither training nor a score shows that half of the texts were cut, so it is
 counted where a split is read, said once, and kept with a run's results.
 """
 
-from collections.abc import Iterator, Sequence
+import collections
+from collections.abc import Iterator, Mapping
 import dataclasses
 import inspect
 
 import seqio
+import tensorflow as tf
 
 from mpt_jax.data import labels, templates
 from mpt_jax.types import InputError
+
+_KEYS = ('inputs', 'targets')
+# How many examples are read at a time.
+_BLOCK = 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,32 +81,36 @@ class Watch:
 
   def add(
     self,
-    inputs: Sequence[int],
-    targets: Sequence[int],
+    input_length: int,
+    target_length: int,
     input_text: bytes | None,
     target_text: bytes | None,
   ) -> None:
     """Takes note of an example.
 
     Args:
-      inputs: its input tokens, whole.
-      targets: likewise.
+      input_length: how many input tokens it has.
+      target_length: likewise.
       input_text: None if it is not known.
       target_text: likewise.
     """
     place = len(self.inputs)
-    self.inputs.append(len(inputs))
-    self.targets.append(len(targets))
+    self.inputs.append(input_length)
+    self.targets.append(target_length)
     self._seen.add(target_text)
-    if target_text not in self._hidden:
+    if not self.is_hidden(target_text):
       self.labelled.append(place)
     # Without a text, there is the end mark alone.
     if (
-      len(inputs) < 2
+      input_length < 2
       if input_text is None
       else input_text.strip() in self._empty
     ):
       self.blank.append(place)
+
+  def is_hidden(self, target_text: bytes | None) -> bool:
+    """Whether a target's text stands for a hidden label."""
+    return target_text in self._hidden
 
   def count(self, limits: tuple[int, int]) -> Counts:
     """Returns the counts, given the most input and target tokens."""
@@ -139,6 +149,96 @@ def whole_lengths(
       if 'sequence_length' in inspect.signature(step).parameters:
         return limits
   return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Survey:
+  """What a reader should know of a split before a run.
+
+  Attributes:
+    examples: how many were looked at.
+    unlabelled: those whose label is hidden or missing.
+    empty: those with empty inputs.
+    double: those that repeat an earlier one, inputs and target.
+    conflicting: those whose inputs have other labels elsewhere in the split;
+      None if the task has no label words.
+    classes: label word -> how many have it; empty without label words.
+    inputs: of each input, how many examples have it.
+  """
+
+  examples: int
+  unlabelled: int
+  empty: int
+  double: int
+  conflicting: int | None
+  classes: Mapping[str, int]
+  inputs: Mapping[bytes, int]
+
+  def within(self, other: 'Survey') -> int:
+    """Returns how many examples have inputs that another split has too."""
+    return sum(n for text, n in self.inputs.items() if text in other.inputs)
+
+
+def survey(task: seqio.Task, split: str, most: int | None) -> Survey:
+  """Looks at the texts of a split.
+
+  Args:
+    task: the task.
+    split: the split.
+    most: how many of its first examples to look at; None is all.
+
+  Returns:
+    What was found.
+
+  Raises:
+    InputError: if it cannot be read.
+  """
+  ds = task.get_dataset(None, split, shuffle=False, try_in_mem_cache=False)
+  known = [f'{key}_pretokenized' in ds.element_spec for key in _KEYS]
+
+  def texts(example):
+    return [
+      *(tf.size(example[key]) for key in _KEYS),
+      *(
+        example[f'{key}_pretokenized']
+        if whole
+        else tf.io.serialize_tensor(example[key])
+        for key, whole in zip(_KEYS, known, strict=True)
+      ),
+    ]
+
+  if most is not None:
+    ds = ds.take(most)
+  watch = Watch(task)
+  wording = templates.wording_of(task)
+  pairs: collections.Counter[tuple[bytes, bytes]] = collections.Counter()
+  for batch in ds.map(texts).batch(_BLOCK).as_numpy_iterator():
+    for *lengths, text, target in zip(*batch, strict=True):
+      watch.add(
+        *lengths, text if known[0] else None, target if known[1] else None
+      )
+      pairs[text, target] += 1
+  count = watch.count((0, 0))
+  inputs: collections.Counter[bytes] = collections.Counter()
+  targets: dict[bytes, set[bytes]] = {}
+  said: collections.Counter[bytes] = collections.Counter()
+  for (text, target), number in pairs.items():
+    inputs[text] += number
+    said[target] += number
+    if not watch.is_hidden(target):
+      targets.setdefault(text, set()).add(target)
+  classes = wording.answers if wording and wording.is_label else {}
+  return Survey(
+    examples=count.examples,
+    unlabelled=count.unlabelled,
+    empty=count.empty_inputs,
+    double=count.examples - len(pairs),
+    conflicting=sum(inputs[t] for t, all_ in targets.items() if len(all_) > 1)
+    if classes
+    else None,
+    classes={word: said[text.encode()] for word, text in classes.items()},
+    inputs=inputs,
+  )
 
 
 def share(part: int, whole: int) -> str:

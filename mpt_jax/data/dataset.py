@@ -344,8 +344,8 @@ def _tokenise(
       else [None] * len(inputs)
       for key in ('inputs', 'targets')
     ]
-    for example in zip(inputs, targets, *texts, strict=True):
-      tokens.watch.add(*example)
+    for source, target, *pair in zip(inputs, targets, *texts, strict=True):
+      tokens.watch.add(len(source), len(target), *pair)
     tokens.labels.extend(
       ' '.join(map(str, target)) if text is None else text.decode()
       for target, text in zip(targets, texts[1], strict=True)

@@ -92,8 +92,10 @@ def _load(
     for example in ds.as_numpy_iterator():
       examples.append(example)
       watch.add(
-        *(example[key] for key in limits),
-        *(example.get(f'{key}_pretokenized') for key in limits),
+        len(example['inputs']),
+        len(example['targets']),
+        example.get('inputs_pretokenized'),
+        example.get('targets_pretokenized'),
       )
       bar.update()
   bar.close()
