@@ -12,6 +12,7 @@ metrics (SeqIO's Evaluator) and writes `results.json`.
 from collections.abc import Sequence
 import logging
 import os
+from typing import Any
 
 from mpt_jax import cli, multihost, t5
 from mpt_jax.checkpoints import files
@@ -41,6 +42,7 @@ def evaluate(
   split: str = 'test',
   batch_size: Positive = 128,
   num_examples: Positive | None = None,
+  allow_cut_targets: bool = False,
   module: str | None = 'tasks',
   backbone_config: t5.T5Config | str | None = None,
   vocabulary: str | None = None,
@@ -65,6 +67,8 @@ def evaluate(
     split: split to score.
     batch_size: rows per batch.
     num_examples: examples per task; None is all.
+    allow_cut_targets: whether to score targets that are longer than any
+      answer can be.
     module: module that registers the tasks.
     backbone_config: sizes or their name, where the checkpoint has none.
     vocabulary: SentencePiece file; None is the backbone's own.
@@ -99,6 +103,20 @@ def evaluate(
   from mpt_jax import data
 
   names = cli.as_list(mixture_or_task_name)
+  # One prompt for whatever is read, or each task's own.
+  task_names = () if prompt_task else predictor.task_names
+  examples: dict[str, Any] = {}
+  for name in names:
+    examples |= data.examine(
+      name,
+      split,
+      task_feature_lengths,
+      predictor.prompt_length,
+      task_names,
+      num_examples,
+      module=module,
+      allow_cut_targets=allow_cut_targets,
+    )
   scores: dict[str, dict[str, float]] = {}
   for name in names:
     scores.update(
@@ -107,8 +125,7 @@ def evaluate(
         split,
         task_feature_lengths,
         prompt_length=predictor.prompt_length,
-        # One prompt for whatever is read, or each task's own.
-        task_names=() if prompt_task else predictor.task_names,
+        task_names=task_names,
         predict_fn=predictor.predict_fn,
         batch_size=batch_size,
         num_examples=num_examples,
@@ -128,6 +145,9 @@ def evaluate(
       'prompt_task': prompt_task,
       'backbone': predictor.backbone_name,
       'synthetic_data': synthetic,
+      'examples': {
+        split: {task: found.as_json() for task, found in examples.items()}
+      },
     }
   )
   path = os.path.join(model_dir, RESULTS)

@@ -287,6 +287,11 @@ def train(
     if padding == 'bucket'
     else None,
   )
+  examples = {dataset.split: batches.counts}
+  if evaluation is not None:
+    examples |= _examine(
+      dataset, evaluation, prompt_length, task_names if prompts else ()
+    )
   synthetic = data.is_synthetic(dataset.mixture_or_task_name)
   if synthetic:
     log.info(
@@ -306,9 +311,7 @@ def train(
     'seed': seed,
     'synthetic_data': synthetic,
     'package_version': mpt_jax.__version__,
-    run_lib.DATA: _digests(
-      batches, dataset, evaluation, prompt_length, task_names if prompts else ()
-    ),
+    run_lib.DATA: _digests(batches, dataset, evaluation, examples),
   }
   multihost.check_same('run', run_config)
   with contextlib.ExitStack() as held:
@@ -474,6 +477,10 @@ def train(
             'step': last_step,
             'split': evaluation.split if evaluation else None,
             'synthetic_data': synthetic,
+            'examples': {
+              split: {task: found.as_json() for task, found in tasks.items()}
+              for split, tasks in examples.items()
+            },
             **results,
           }
         ),
@@ -484,6 +491,50 @@ def train(
 
 
 # ---------------------------------------------------------------------------
+
+
+def _examine(
+  dataset: Any,
+  evaluation: Evaluation,
+  prompt_length: int,
+  task_names: Sequence[str],
+) -> dict[str, dict[str, Any]]:
+  """Reads the splits that the run will score: what is wrong ends it here.
+
+  Returns:
+    Split -> task -> its `data.Counts`.
+  """
+  from mpt_jax import data
+
+  found: dict[str, dict[str, Any]] = {}
+  for split in dict.fromkeys((evaluation.split, evaluation.test_split)):
+    if split is None:
+      continue
+    found[split] = {}
+    for name in cli.as_list(evaluation.tasks or dataset.mixture_or_task_name):
+      found[split] |= data.examine(
+        name,
+        split,
+        dataset.task_feature_lengths,
+        prompt_length,
+        task_names,
+        evaluation.num_examples,
+        allow_cut_targets=dataset.allow_cut_targets,
+      )
+  bare = [n for n, c in found[evaluation.split].items() if not c.labelled]
+  macros = {
+    'KEEP_BEST': evaluation.keep_best,
+    'PATIENCE': evaluation.patience is not None,
+    'EVAL_STEPS': evaluation.loss_steps > 0,
+  }
+  wanted = [name for name, given in macros.items() if given]
+  if bare and wanted:
+    raise InputError(
+      f'{wanted[0]} needs a score of every task, and in EVAL_SPLIT='
+      f'{evaluation.split!r} no example of {" and ".join(map(repr, bare))} has'
+      ' a label: give another EVAL_SPLIT'
+    )
+  return found
 
 
 def _open_run(
@@ -509,33 +560,22 @@ def _digests(
   batches: Any,
   dataset: Any,
   evaluation: Evaluation | None,
-  prompt_length: int,
-  task_names: Sequence[str],
+  examples: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, dict[str, Any]]:
-  """What the run reads: 'task/split' -> how many examples, and their digest.
-
-  Splits that will be scored are read now, so that what is wrong with them is
-  known before anything is trained.
-  """
-  from mpt_jax import data
-
+  """What the run reads: 'task/split' -> how many examples, and their digest."""
   found = {
     f'{task}/{dataset.split}': facts
     for task, facts in batches.digests().items()
   }
-  if evaluation is None:
-    return found
-  for name in cli.as_list(evaluation.tasks or dataset.mixture_or_task_name):
-    for split in (evaluation.split, evaluation.test_split):
-      if split not in (None, dataset.split):
-        found |= data.digests(
-          name,
-          split,
-          dataset.task_feature_lengths,
-          prompt_length,
-          task_names,
-          evaluation.num_examples,
-        )
+  limit = evaluation.num_examples if evaluation else None
+  part = '' if limit is None else f'[:{limit}]'
+  for split, tasks in examples.items():
+    if split != dataset.split:
+      for task, counts in tasks.items():
+        found[f'{task}/{split}{part}'] = {
+          'examples': counts.examples,
+          'digest': counts.digest,
+        }
   return found
 
 

@@ -96,7 +96,7 @@ def register(rows: Iterable[Task]) -> None:
     postprocess = row.postprocess or templates.class_id
     if row.labels is not None:
       postprocess = functools.partial(postprocess, labels=row.labels)
-    data.register_task(
+    task = data.register_task(
       row.name,
       splits_lib.BenchmarkSource(
         row.tfds_name, row.splits, row.counts, row.train_filter
@@ -104,6 +104,9 @@ def register(rows: Iterable[Task]) -> None:
       preprocessors=[row.preprocess],
       postprocess_fn=postprocess,
       metric_fns=row.metrics,
+    )
+    templates.keep_wording(
+      task, templates.Wording(row.inputs, row.targets, row.labels)
     )
     TABLE[row.name] = row
 

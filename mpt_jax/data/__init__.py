@@ -33,7 +33,7 @@ from mpt_jax.data.dataset import (
   check_data,
   get_train_iterator,
 )
-from mpt_jax.data.evaluation import digests, evaluate, predict
+from mpt_jax.data.evaluation import evaluate, examine, predict
 from mpt_jax.data.feature_converter import PromptFeatureConverter
 from mpt_jax.data.provenance import is_synthetic
 from mpt_jax.data.register import register_task
@@ -47,8 +47,8 @@ __all__ = [
   'PromptFeatureConverter',
   'TfdsSource',
   'check_data',
-  'digests',
   'evaluate',
+  'examine',
   'get_data_dir',
   'get_train_iterator',
   'get_vocabulary',

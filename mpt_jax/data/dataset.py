@@ -30,7 +30,9 @@ import tqdm
 
 from mpt_jax import batching, buckets
 from mpt_jax.data import (
+  counts,
   few_shot,
+  labels,
   records,
   rows,
   sampling,
@@ -84,6 +86,7 @@ class DatasetConfig:
       per batch (see `sampling.StochasticSampler`).
     max_tasks_per_batch: the most tasks in a batch of stochastic sampling;
       None is the number of tasks.
+    allow_cut_targets: whether targets over their length are cut, not refused.
   """
 
   mixture_or_task_name: str
@@ -99,6 +102,8 @@ class DatasetConfig:
   shots_per_class: bool = True
   task_sampling: str = sampling.PROPORTIONAL
   max_tasks_per_batch: Positive | None = None
+  # A run that is not refused reads the same examples either way.
+  allow_cut_targets: bool = dataclasses.field(default=False, repr=False)
 
   def __post_init__(self):
     if self.batch_size < 1:
@@ -174,6 +179,28 @@ def check_data(
   return provider
 
 
+def check_labels(
+  provider: seqio.Task | seqio.Mixture, target_length: int
+) -> None:
+  """Checks that a model can say the label words of what a run reads.
+
+  Args:
+    provider: a mixture or task.
+    target_length: T.
+
+  Raises:
+    InputError: see `labels.check_writable`.
+  """
+  for task in seqio.get_subtasks(provider):
+    if wording := templates.wording_of(task):
+      labels.check_writable(
+        wording.answers,
+        task.output_features['targets'].vocabulary,
+        target_length,
+        task.name,
+      )
+
+
 def _check_task(task: seqio.Task, split: str, use_cached: bool) -> None:
   missing = {'inputs', 'targets'} - set(task.output_features)
   if missing:
@@ -204,8 +231,10 @@ class _Tokens:
     targets: likewise.
     labels: the target texts.
     ids: name of an identifying feature (`idx`, `id`) -> its values.
+    watch: their lengths before any cut, and which have a label.
   """
 
+  watch: counts.Watch
   inputs: list[np.ndarray] = dataclasses.field(default_factory=list)
   targets: list[np.ndarray] = dataclasses.field(default_factory=list)
   labels: list[str] = dataclasses.field(default_factory=list)
@@ -312,31 +341,41 @@ def _load(
   limits = {'inputs': input_limit, 'targets': target_limit}
   with only_errors():
     ds = task.get_dataset(
-      sequence_length=limits,
+      sequence_length=counts.whole_lengths(task, limits),
       split=split,
       use_cached=use_cached,
       shuffle=False,
       trim_output_features=False,
       try_in_mem_cache=False,
     )
-  text = 'targets_pretokenized'
   ids = [k for k, v in ds.element_spec.items() if _identifies(k, v)]
-  wanted = {'inputs', 'targets', text, *ids}
+  wanted = {*limits, *(f'{key}_pretokenized' for key in limits), *ids}
   ds = ds.map(lambda e: {k: v for k, v in e.items() if k in wanted})
-  tokens = _Tokens(ids={name: [] for name in ids})
+  tokens = _Tokens(counts.Watch(task), ids={name: [] for name in ids})
   # One step of a Python iterator costs as much as tokenising an example.
   bar = loading_bar(task, split)
   with telling_wrong_labels(task, split):
-    _tokenise(ds, tokens, text, input_limit, target_limit, bar)
+    _tokenise(ds, tokens, input_limit, target_limit, bar)
   bar.close()
   log.debug('%s/%s: %d examples', task.name, split, len(tokens.labels))
+  found = tokens.watch.count((input_limit, target_limit))
+  for line in counts.lines(
+    f'{task.name}/{split}', found, (input_limit, target_limit), 'trained on'
+  ):
+    log.warning(line)
+  if found.absent:
+    log.warning(
+      '%s/%s: no example of class %s',
+      task.name,
+      split,
+      ', '.join(map(repr, found.absent)),
+    )
   return tokens
 
 
 def _tokenise(
   ds: tf.data.Dataset,
   tokens: _Tokens,
-  text: str,
   input_limit: int,
   target_limit: int,
   bar: tqdm.tqdm,
@@ -347,10 +386,18 @@ def _tokenise(
     targets = _rows_of(batch['targets'])
     tokens.inputs.extend(batching.cut(x, input_limit) for x in inputs)
     tokens.targets.extend(batching.cut(x, target_limit) for x in targets)
-    if text in batch:
-      tokens.labels.extend(label.decode() for label in batch[text].numpy())
-    else:
-      tokens.labels.extend(' '.join(map(str, x)) for x in targets)
+    texts = [
+      batch[f'{key}_pretokenized'].numpy()
+      if f'{key}_pretokenized' in batch
+      else [None] * len(inputs)
+      for key in ('inputs', 'targets')
+    ]
+    for source, target, *pair in zip(inputs, targets, *texts, strict=True):
+      tokens.watch.add(len(source), len(target), *pair)
+    tokens.labels.extend(
+      ' '.join(map(str, target)) if text is None else text.decode()
+      for target, text in zip(targets, texts[1], strict=True)
+    )
     for name, values in tokens.ids.items():
       values.extend(batch[name].numpy().tolist())
     bar.update(len(inputs))
@@ -362,12 +409,12 @@ class _Stream:
   def __init__(
     self,
     tokens: _Tokens,
-    chosen: list[int] | None,
+    chosen: Sequence[int],
     row: int,
     seed: tuple[int, ...] | None,
   ):
     self._tokens = tokens
-    self._chosen = np.arange(len(tokens.labels)) if chosen is None else chosen
+    self._chosen = chosen
     self._row = row
     self._seed = seed
     self._epoch = -1
@@ -407,6 +454,7 @@ class BatchIterator(Iterator[Any]):
     num_examples: task name -> how many examples it draws from.
     chosen: task name -> the few-shot choice; empty without few-shot.
     taken: task name -> how many of its examples all hosts have drawn.
+    counts: task name -> what of its split is cut, hidden or empty.
   """
 
   def __init__(
@@ -414,12 +462,14 @@ class BatchIterator(Iterator[Any]):
     streams: Mapping[str, _Stream],
     sampler: sampling.TaskSampler,
     chosen: Mapping[str, few_shot.Choice],
+    known: Mapping[str, counts.Counts],
     make_packer: functools.partial,
     part: slice,
   ):
     """Use `get_train_iterator`."""
     self.num_examples = {name: len(s) for name, s in streams.items()}
     self.chosen = dict(chosen)
+    self.counts = dict(known)
     self._streams = streams
     self._names = list(streams)
     self._sampler = sampler
@@ -531,40 +581,37 @@ def get_train_iterator(
     config.use_cached,
   )
   row_of = rows.task_rows(task_names, config.mixture_or_task_name)
+  check_labels(provider, target_length)
   streams: dict[str, _Stream] = {}
   chosen: dict[str, few_shot.Choice] = {}
+  known: dict[str, counts.Counts] = {}
+  limits = input_length - prompt_length, target_length
   for task in seqio.get_subtasks(provider):
     tokens = _load(
       task,
       config.split,
-      input_length - prompt_length,
-      target_length,
+      *limits,
       config.use_cached,
       os.path.abspath(sources.get_data_dir()),
       get_vocabulary().sentencepiece_model_file,
       source_state(task, config.split),
     )
-    mine = None
-    if config.num_shots is not None:
-      chosen[task.name] = few_shot.choose(
-        tokens.labels,
-        config.num_shots,
-        config.seed,
-        task.name,
-        per_class=config.shots_per_class,
-        ids=tokens.ids,
-      )
-      mine = chosen[task.name].positions
+    mine = _choose_examples(config, task, tokens, chosen)
+    known[task.name] = tokens.watch.count(limits)
+    counts.refuse_cut_targets(
+      task.name,
+      config.split,
+      0
+      if config.allow_cut_targets
+      else sum(tokens.watch.targets[i] > target_length for i in mine),
+      known[task.name],
+      target_length,
+    )
     identity = rows.task_identity(task.name)
     seed = (config.seed, _EXAMPLE_ORDER, identity, 0)
-    stream = _Stream(
+    streams[task.name] = _Stream(
       tokens, mine, row_of[task.name], seed if config.shuffle else None
     )
-    if not len(stream):
-      raise InputError(
-        f'task {task.name!r}: split {config.split!r} has no examples'
-      )
-    streams[task.name] = stream
   rates = _rates(provider)
   rows_here = max(part_sizes or (config.batch_size,)) // num_shards
   make = functools.partial(
@@ -577,6 +624,7 @@ def get_train_iterator(
       (config.seed, _TASK_DRAWS),
     ),
     chosen=chosen,
+    known=known,
     part=slice(shard_index * rows_here, (shard_index + 1) * rows_here),
   )
   if part_sizes is None:
@@ -604,6 +652,38 @@ def get_train_iterator(
       batching.Bucketer, config.batch_size, prompt_length, cutting
     ),
   )
+
+
+def _choose_examples(
+  config: DatasetConfig,
+  task: seqio.Task,
+  tokens: _Tokens,
+  chosen: dict[str, few_shot.Choice],
+) -> Sequence[int]:
+  """Returns which examples of a task to train on; notes a few-shot choice."""
+  name, split = task.name, config.split
+  if not tokens.labels:
+    raise InputError(f'task {name!r}: split {split!r} has no examples')
+  labelled = tokens.watch.labelled
+  if not labelled:
+    raise InputError(
+      f'task {name!r}: none of the {len(tokens.labels):,} examples of split'
+      f' {split!r} has a label (they are absent, empty or negative), so there'
+      ' is nothing to train on; mpt_jax.infer answers them'
+    )
+  if config.num_shots is None:
+    return labelled
+  choice = few_shot.choose(
+    [tokens.labels[i] for i in labelled],
+    config.num_shots,
+    config.seed,
+    name,
+    per_class=config.shots_per_class,
+    ids={key: [v[i] for i in labelled] for key, v in tokens.ids.items()},
+  )
+  positions = [labelled[i] for i in choice.positions]
+  chosen[name] = dataclasses.replace(choice, positions=positions)
+  return positions
 
 
 class _Lengths(batching.Collector):

@@ -8,7 +8,6 @@ evaluation of the same process, and laid out one per row in the data's order.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
 import functools
-import itertools
 import os
 from typing import Any
 
@@ -18,9 +17,10 @@ import seqio
 import tqdm
 
 from mpt_jax import batching, buckets
-from mpt_jax.data import rows, sources
+from mpt_jax.data import counts, rows, sources
 from mpt_jax.data.dataset import (
   check_data,
+  check_labels,
   digest,
   loading_bar,
   source_state,
@@ -45,11 +45,26 @@ class _Split:
 
   Attributes:
     examples: every feature of every example, as NumPy.
+    found: what of it is cut, hidden or empty.
+    labelled: the part whose examples have a label, which can be scored; None
+      is all of it.
     targets: the postprocessed targets, once they have been asked for.
   """
 
   examples: list[dict[str, Any]]
+  found: counts.Counts | None = None
+  labelled: '_Split | None' = None
   targets: list[Any] | None = None
+
+  @property
+  def scored(self) -> '_Split':
+    """What can be scored; may be empty."""
+    return self if self.labelled is None else self.labelled
+
+  def digest(self) -> str:
+    """Returns the digest of every feature of every example."""
+    features = (sorted(example.items()) for example in self.examples)
+    return digest(part for pairs in features for pair in pairs for part in pair)
 
 
 @functools.lru_cache(maxsize=64)
@@ -66,9 +81,10 @@ def _load(
 ) -> _Split:
   """Tokenises a split; the last three arguments tell the results apart."""
   del data_dir, vocabulary_file, state
+  limits = {'inputs': input_limit, 'targets': target_limit}
   with only_errors():
     ds = task.get_dataset(
-      sequence_length={'inputs': input_limit, 'targets': target_limit},
+      sequence_length=counts.whole_lengths(task, limits),
       split=split,
       use_cached=use_cached,
       shuffle=False,
@@ -78,19 +94,33 @@ def _load(
   if num_examples is not None:
     ds = ds.take(num_examples)
   examples = []
+  watch = counts.Watch(task)
   bar = loading_bar(task, split)
   with telling_wrong_labels(task, split):
     for example in ds.as_numpy_iterator():
       examples.append(example)
+      watch.add(
+        len(example['inputs']),
+        len(example['targets']),
+        example.get('inputs_pretokenized'),
+        example.get('targets_pretokenized'),
+      )
       bar.update()
   bar.close()
   if not examples:
     raise InputError(f'task {task.name!r}: split {split!r} has no examples')
   for example in examples:
-    for key, limit in (('inputs', input_limit), ('targets', target_limit)):
+    for key, limit in limits.items():
       example[key] = batching.cut(example[key], limit)
   logging.info('%s/%s: %d examples', task.name, split, len(examples))
-  return _Split(examples)
+  whole = input_limit, target_limit
+  found = watch.count(whole)
+  for line in counts.lines(f'{task.name}/{split}', found, whole, 'scored'):
+    logging.warning(line)
+  labelled = None
+  if found.unlabelled:
+    labelled = _Split([examples[i] for i in watch.labelled], found)
+  return _Split(examples, found, labelled)
 
 
 def _run(
@@ -180,6 +210,7 @@ class _Reader:
     if num_examples is not None and num_examples < 1:
       raise InputError(f'{num_examples} examples are too few to evaluate')
     provider = check_data(mixture_or_task_name, split, module, use_cached)
+    check_labels(provider, target)
     return cls(
       list(seqio.get_subtasks(provider)),
       split,
@@ -204,68 +235,18 @@ class _Reader:
       source_state(task, self.split),
     )
 
-  def digests(self) -> dict[str, dict[str, Any]]:
-    found = {}
-    for task in self.tasks:
-      if not task.metric_objs:
-        continue  # It will not be scored.
-      examples = self.load(task).examples
-      parts = (p for e in examples for p in itertools.chain(*sorted(e.items())))
-      limit = '' if self.num_examples is None else f'[:{self.num_examples}]'
-      found[f'{task.name}/{self.split}{limit}'] = {
-        'examples': len(examples),
-        'digest': digest(parts),
-      }
-    return found
-
-  def run(self, task: seqio.Task, model_fn: ModelFn) -> list[Any]:
+  def run(
+    self, task: seqio.Task, split: _Split, model_fn: ModelFn
+  ) -> list[Any]:
     return _run(
       model_fn,
-      self.load(task),
+      split,
       self.row_of[task.name],
       self.shape,
       self.prompt_length,
       task.name,
       self.progress,
     )
-
-
-def digests(
-  mixture_or_task_name: str,
-  split: str,
-  task_feature_lengths: Mapping[str, int],
-  prompt_length: int,
-  task_names: Sequence[str],
-  num_examples: int | None = None,
-) -> dict[str, dict[str, Any]]:
-  """Reads a split, as `evaluate` will, and says what is in it.
-
-  Args:
-    mixture_or_task_name: as in `evaluate`, like all other arguments.
-    split: the split.
-    task_feature_lengths: S and T.
-    prompt_length: P.
-    task_names: the model's tasks in row order.
-    num_examples: how many examples of each task are used; None is all.
-
-  Returns:
-    'task/split' -> {'examples': how many, 'digest': of every feature}.
-
-  Raises:
-    InputError: as `evaluate`.
-  """
-  return _Reader.create(
-    mixture_or_task_name,
-    split,
-    task_feature_lengths,
-    prompt_length,
-    task_names,
-    1,
-    num_examples,
-    None,
-    False,
-    True,
-  ).digests()
 
 
 def evaluate(
@@ -325,6 +306,7 @@ def evaluate(
   if score_fn is not None:
     model_fns[_Output.SCORE] = score_fn
   results = {}
+  unlabelled: list[str] = []
   for task in reader.tasks:
     if not task.metric_objs:
       logging.info('task %r has no metrics: not evaluated', task.name)
@@ -333,13 +315,95 @@ def evaluate(
     if not wanted <= set(model_fns):
       kinds = sorted(kind.name for kind in wanted - set(model_fns))
       raise InputError(f'a metric of task {task.name!r} asks for {kinds}')
+    scored = reader.load(task).scored
+    if not scored.examples:
+      unlabelled.append(task.name)
+      logging.warning(
+        'task %r, split %r: no example has a label, so it has no score',
+        task.name,
+        split,
+      )
+      continue
     outputs = {
-      kind: np.array(reader.run(task, model_fns[kind])) for kind in wanted
+      kind: np.array(reader.run(task, scored, model_fns[kind]))
+      for kind in wanted
     }
-    results[task.name] = _compute(task, reader.load(task), outputs)
+    results[task.name] = _compute(task, scored, outputs)
     if _Output.PREDICTION in outputs:
-      _warn_of_collapse(task, reader.load(task), outputs[_Output.PREDICTION])
+      _warn_of_collapse(task, scored, outputs[_Output.PREDICTION])
+  if unlabelled and not results:
+    raise _nothing_to_score(unlabelled, split)
   return results
+
+
+def _nothing_to_score(tasks: Sequence[str], split: str) -> InputError:
+  return InputError(
+    f'split {split!r} of {" and ".join(map(repr, tasks))} has no labels (they'
+    ' are absent, empty or negative), so there is nothing to score;'
+    ' mpt_jax.infer answers it'
+  )
+
+
+def examine(
+  mixture_or_task_name: str,
+  split: str,
+  task_feature_lengths: Mapping[str, int],
+  prompt_length: int,
+  task_names: Sequence[str],
+  num_examples: int | None = None,
+  *,
+  module: str | None = None,
+  use_cached: bool = False,
+  allow_cut_targets: bool = False,
+) -> dict[str, counts.Counts]:
+  """Reads what `evaluate` will score, so that it does not fail after hours.
+
+  Args:
+    mixture_or_task_name: as in `evaluate`, like the next ones.
+    split: the split.
+    task_feature_lengths: S and T.
+    prompt_length: P.
+    task_names: the model's tasks in row order.
+    num_examples: how many examples of each task; None for all.
+    module: a module to import first.
+    use_cached: whether to read SeqIO's offline cache.
+    allow_cut_targets: whether targets may be longer than any answer can be.
+
+  Returns:
+    Task name -> what of its split is cut, hidden or empty; of tasks that have
+    metrics.
+
+  Raises:
+    InputError: as `evaluate`; if there is no label at all; if a target is
+      longer than T and that is not allowed.
+  """
+  reader = _Reader.create(
+    mixture_or_task_name,
+    split,
+    task_feature_lengths,
+    prompt_length,
+    task_names,
+    1,
+    num_examples,
+    module,
+    use_cached,
+    progress=True,
+  )
+  found: dict[str, counts.Counts] = {}
+  for task in reader.tasks:
+    if not task.metric_objs:
+      continue
+    loaded = reader.load(task)
+    if loaded.found is not None:
+      found[task.name] = dataclasses.replace(
+        loaded.found, digest=loaded.digest()
+      )
+  if found and not any(c.labelled for c in found.values()):
+    raise _nothing_to_score(list(found), split)
+  for name, numbers in found.items():
+    cut = 0 if allow_cut_targets else numbers.cut_targets
+    counts.refuse_cut_targets(name, split, cut, numbers, reader.shape[2])
+  return found
 
 
 def _warn_of_collapse(
@@ -450,9 +514,10 @@ def predict(
     progress,
   )
   for task in reader.tasks:
-    outputs = reader.run(task, predict_fn)
+    examples = reader.load(task)
+    outputs = reader.run(task, examples, predict_fn)
     vocabulary = task.output_features['targets'].vocabulary
-    pairs = zip(reader.load(task).examples, outputs, strict=True)
+    pairs = zip(examples.examples, outputs, strict=True)
     for index, (example, tokens) in enumerate(pairs):
       yield {
         'task': task.name,

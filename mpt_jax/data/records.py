@@ -11,6 +11,7 @@ import csv
 import dataclasses
 import functools
 import json
+import logging
 import math
 import os
 import re
@@ -21,8 +22,11 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
+from mpt_jax.data import labels as labels_lib
 from mpt_jax.data.templates import LABEL, find
 from mpt_jax.types import InputError, nearest
+
+log = logging.getLogger(__name__)
 
 Row = Mapping[str, Any]
 RowsFn = Callable[[str], Iterable[Row]]
@@ -35,6 +39,8 @@ _SLICE = re.compile(
 )
 # The number of a row in its file, counted from 0.
 INDEX = 'idx'
+# What programs write where a value is missing.
+_NO_VALUE = frozenset(('', 'nan', 'NaN', 'None', 'null', 'NULL', '<NA>'))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,13 +73,22 @@ class Slice:
     )
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  """A JSON object; of two values under one name Python keeps the last."""
+  row = dict(pairs)
+  if len(row) < len(pairs):
+    counts = collections.Counter(name for name, _ in pairs)
+    raise ValueError(f'{counts.most_common(1)[0][0]!r} occurs twice')
+  return row
+
+
 def _json_lines(path: str) -> Iterator[tuple[int, Row]]:
   with open(path, 'rb') as file:
     for number, line in enumerate(file, start=1):
       if not line.strip():
         continue
       try:
-        row = json.loads(line)
+        row = json.loads(line, object_pairs_hook=_object)
       except (ValueError, RecursionError) as e:
         raise InputError(f'{path}:{number}: no JSON: {e}') from e
       if not isinstance(row, dict):
@@ -143,6 +158,12 @@ def _lookup(row: Row, column: str, where: str) -> Any:
     ) from None
 
 
+@functools.lru_cache(maxsize=64)
+def _misspelt(column: str, names: tuple[Any, ...]) -> bool:
+  """Whether one of the names is near to a column's."""
+  return bool(nearest(column, map(str, names)))
+
+
 def _text(value: Any, column: str, where: str) -> str | list[str]:
   """A cell as text; a list of cells as a list of texts."""
   if isinstance(value, str):
@@ -166,19 +187,47 @@ def _text(value: Any, column: str, where: str) -> str | list[str]:
   )
 
 
-def _class_id(value: Any, labels: Sequence[str], where: str) -> int:
-  """The class id of a cell, which may be the label's word or its id."""
-  if isinstance(value, bool):
-    value = int(value)
-  text = str(value)
-  if text in labels:
-    return labels.index(text)
-  if re.fullmatch(r'-?\d{1,18}', text) and -1 <= int(text) < len(labels):
-    return int(text)
-  raise InputError(
-    f'{where}: label {value!r} is outside the label words {list(labels)}'
-    f'{nearest(text, labels)}'
+@dataclasses.dataclass
+class _Oddities:
+  """Counts what a reader of the data may not expect; warns once a split."""
+
+  path: str | None
+  quoted: int = 0
+  quoted_at: str = ''
+  without: collections.Counter = dataclasses.field(
+    default_factory=collections.Counter
   )
+
+  def look_at(self, text: str | list[str], column: str, where: str) -> None:
+    """Takes note of a cell."""
+    if not isinstance(text, str):
+      return
+    if text in _NO_VALUE:
+      self.without[column, text] += 1
+    elif len(text) > 1 and text[0] == text[-1] == '"':
+      self.quoted += 1
+      self.quoted_at = self.quoted_at or where
+
+  def warn(self, split: str, count: int) -> None:
+    """Says what was seen among so many rows."""
+    source = self.path or f'split {split!r}'
+    for (column, text), number in self.without.items():
+      log.warning(
+        '%s: column %r is %s in %d of %d rows; it is taken as text',
+        source,
+        column,
+        repr(text) if text else 'empty',
+        number,
+        count,
+      )
+    if self.quoted and self.path and self.path.endswith('.tsv'):
+      log.warning(
+        '%s: %d cells begin and end with a quotation mark (first at %s), which'
+        ' is text in a .tsv; if a program quoted them, write a .csv',
+        source,
+        self.quoted,
+        self.quoted_at,
+      )
 
 
 class RecordsSource(seqio.DataSource):
@@ -213,7 +262,7 @@ class RecordsSource(seqio.DataSource):
           )
     self._columns = tuple(columns)
     self._renamed = dict(renamed)
-    self._labels = None if labels is None else tuple(labels)
+    self._labels = None if labels is None else labels_lib.Column(tuple(labels))
     super().__init__(splits=tuple(splits))
 
   @property
@@ -256,35 +305,33 @@ class RecordsSource(seqio.DataSource):
     self, split: str, state: tuple[int, int] | None
   ) -> dict[str, Any]:
     del state
-    path = self._file(split)
-    if path is None:
-      assert callable(self._rows)
-      name = getattr(self._rows, '__name__', repr(self._rows))
-      found: Iterable[tuple[str, Row]] = (
-        (f'{name}({split!r}) row {number}', row)
-        for number, row in enumerate(self._rows(split))
-      )
-    else:
-      found = _read_file(path)
     columns: dict[str, list[Any]] = {name: [] for name in self._columns}
     lists: dict[str, bool] = {}
+    seen: dict[labels_lib.Cell, str] = {}
+    odd = _Oddities(self._file(split))
     count = 0
-    for where, row in found:
+    for where, row in self._rows_of(split):
       for name, cells in columns.items():
-        column = self._renamed.get(name, name)
-        value = _lookup(row, column, where)
         if name == LABEL and self._labels is not None:
-          cells.append(_class_id(value, self._labels, where))
+          cells.append(self._label(row, where))
+          seen.setdefault(cells[-1], where)
           continue
-        text = _text(value, column, where)
+        column = self._renamed.get(name, name)
+        text = _text(_lookup(row, column, where), column, where)
         if lists.setdefault(name, isinstance(text, list)) != isinstance(
           text, list
         ):
           raise InputError(
             f'{where}: column {column!r} holds a list in some rows only'
           )
+        odd.look_at(text, column, where)
         cells.append(text)
       count += 1
+    odd.warn(split, count)
+    if self._labels is not None and LABEL in columns:
+      columns[LABEL] = self._labels.ids(
+        columns[LABEL], seen, self._labels_elsewhere(split)
+      )
     return {
       INDEX: np.arange(count, dtype=np.int64),
       **{
@@ -296,6 +343,48 @@ class RecordsSource(seqio.DataSource):
         for name, cells in columns.items()
       },
     }
+
+  def _rows_of(self, split: str) -> Iterator[tuple[str, Row]]:
+    """Yields (where, row) of a split of the data."""
+    path = self._file(split)
+    if path is not None:
+      yield from _read_file(path)
+      return
+    assert callable(self._rows)
+    name = getattr(self._rows, '__name__', repr(self._rows))
+    for number, row in enumerate(self._rows(split)):
+      yield f'{name}({split!r}) row {number}', row
+
+  def _label(self, row: Row, where: str) -> labels_lib.Cell:
+    """What the label's cell holds; a row without one hides its label."""
+    assert self._labels is not None
+    column = self._renamed.get(LABEL, LABEL)
+    try:
+      value = find(row, column)
+    except KeyError:
+      others = {self._renamed.get(name, name) for name in self._columns}
+      if _misspelt(column, tuple(n for n in row if n not in others)):
+        _lookup(row, column, where)  # That is no hidden label.
+      return None
+    return self._labels.cell(value, where)
+
+  def _labels_elsewhere(self, split: str) -> Iterator[labels_lib.Seen]:
+    """Yields the label cells of the other splits that there are."""
+    for other in {part.split for part in self._slices.values()} - {split}:
+      path = self._file(other)
+      if path is not None and not os.path.isfile(path):
+        continue
+      seen: dict[labels_lib.Cell, str] = {}
+      try:
+        for where, row in self._rows_of(other):
+          seen.setdefault(self._label(row, where), where)
+      except InputError:
+        raise
+      except Exception:
+        # A function need not know every split. When that one is read itself,
+        # its own error is shown.
+        continue
+      yield seen
 
   def _part(self, split: str) -> tuple[dict[str, Any], slice]:
     part = self._slices[split]

@@ -69,7 +69,9 @@ def register_task(
     targets: template of the answer; default '{label}' where there are label
       words.
     labels: label words in the order of the class ids. The column `label`
-      holds the ids (-1 where hidden) or, in files, the words; '{label}' is
+      holds the ids, or the words as text: one of the two in all splits. A
+      negative id, an empty cell or no such column hides the label: such an
+      example is answered, but neither trained on nor scored. '{label}' is
       the word, and postprocessing gives the id, -1 for any other output.
     columns: name in the templates -> column of the data, where they differ.
     splits: our split -> split of the data, which may be cut
@@ -88,7 +90,8 @@ def register_task(
 
   Raises:
     InputError: if the name is no name or is taken, if another task has the
-      same identity, or if a template or the source is not understood.
+      same identity, if a label word is empty or occurs twice, or if a
+      template or the source is not understood.
   """
   if not re.fullmatch(r'\w+', name, re.ASCII):
     raise InputError(
@@ -105,19 +108,29 @@ def register_task(
       )
   steps = list(preprocessors)
   fields: tuple[str, ...] = ()
+  wording: templates.Wording | None = None
   if inputs is not None:
-    if targets is None:
-      if labels is None:
-        raise InputError(f'task {name!r}: give targets or label words')
-      targets = '{label}'
+    if targets is None and labels is None:
+      raise InputError(f'task {name!r}: give targets or label words')
+    targets = '{label}' if targets is None else targets
     fields = tuple(
       dict.fromkeys(
         templates.Template(inputs).fields + templates.Template(targets).fields
       )
     )
+    try:
+      wording = templates.Wording(inputs, targets, labels)
+    except InputError as e:
+      raise InputError(f'task {name!r}: {e}') from e
+    labels = wording.labels
     if labels is not None and postprocess_fn is None:
+      if not wording.is_label:
+        raise InputError(
+          f'task {name!r}: the class of {targets!r} is not told by its label'
+          " alone: give targets='{label}', or a postprocess_fn"
+        )
       postprocess_fn = functools.partial(
-        templates.class_id, labels=tuple(labels)
+        templates.class_id, labels=tuple(wording.answers.values())
       )
   elif targets is not None or labels is not None or columns:
     raise InputError(
@@ -145,7 +158,7 @@ def register_task(
       )
     )
   vocabulary = get_vocabulary()
-  return seqio.TaskRegistry.add(
+  task = seqio.TaskRegistry.add(
     name,
     source=source,
     preprocessors=[
@@ -165,3 +178,6 @@ def register_task(
       ),
     },
   )
+  if wording is not None:
+    templates.keep_wording(task, wording)
+  return task

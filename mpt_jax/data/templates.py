@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 import string
 from typing import Any
+import weakref
 
 import tensorflow as tf
 
+from mpt_jax.data.labels import NO_LABEL, check_words
 from mpt_jax.types import InputError, nearest
 
-# What T5 writes where a label is hidden.
-NO_LABEL = '<unk>'
 # The feature whose class id a label word replaces.
 LABEL = 'label'
 # How the complaint about a class id without a word begins.
@@ -56,6 +56,13 @@ class Template:
     """The features that the text needs, in order."""
     return tuple(name for _, name in self.parts if name is not None)
 
+  def write(self, values: Mapping[str, str]) -> str:
+    """Returns the text with these values; '' for a field without one."""
+    return ''.join(
+      literal + ('' if name is None else values.get(name, ''))
+      for literal, name in self.parts
+    )
+
   def fill(self, example: Mapping[str, Any]) -> tf.Tensor:
     """Returns the text of one example as a scalar string tensor."""
     pieces: list[Any] = []
@@ -67,6 +74,77 @@ class Template:
           value = tf.strings.as_string(value)
         pieces.append(value)
     return tf.strings.join(pieces)
+
+
+@dataclasses.dataclass(frozen=True)
+class Wording:
+  """How the examples of a task are written.
+
+  Attributes:
+    inputs: template of the inputs.
+    targets: template of the targets.
+    labels: label words in the order of the class ids; None if the answer is
+      no class.
+  """
+
+  inputs: str
+  targets: str
+  labels: Sequence[str] | None = None
+
+  def __post_init__(self):
+    if self.labels is not None:
+      object.__setattr__(self, 'labels', check_words(self.labels))
+      if LABEL not in Template(self.targets).fields:
+        raise InputError(
+          f'label words are given, but the targets {self.targets!r} do not'
+          f' hold {{{LABEL}}}'
+        )
+
+  @property
+  def answers(self) -> dict[str, str]:
+    """Label word -> the target text that holds it.
+
+    The whole text if the template has no other field, else the word.
+    """
+    whole = self.is_label
+    template = Template(self.targets)
+    return {
+      word: template.write({LABEL: word}) if whole else word
+      for word in self.labels or ()
+    }
+
+  @property
+  def is_label(self) -> bool:
+    """Whether a target is told by its label alone."""
+    return set(Template(self.targets).fields) == {LABEL}
+
+  @property
+  def hidden(self) -> str:
+    """The target text of an example whose label is hidden."""
+    return (
+      Template(self.targets).write({LABEL: NO_LABEL})
+      if self.labels is not None and self.is_label
+      else NO_LABEL
+    )
+
+  @property
+  def blank(self) -> str:
+    """The input text of an example whose fields are all empty."""
+    return Template(self.inputs).write({})
+
+
+# On the task, not its name: a name may be registered anew.
+_WORDINGS: weakref.WeakKeyDictionary[Any, Wording] = weakref.WeakKeyDictionary()
+
+
+def keep_wording(task: Any, wording: Wording) -> None:
+  """Remembers how the examples of a registered SeqIO task are written."""
+  _WORDINGS[task] = wording
+
+
+def wording_of(task: Any) -> Wording | None:
+  """Returns how a SeqIO task's examples are written; None if not known."""
+  return _WORDINGS.get(task)
 
 
 def find(values: Mapping[str, Any], name: str) -> Any:
@@ -113,7 +191,22 @@ def _has(example: Mapping[str, Any], name: str) -> bool:
 
 
 def _word(label: tf.Tensor, words: Sequence[str]) -> tf.Tensor:
-  """Returns the label word of a class id; `<unk>` for a hidden one."""
+  """Returns the label word of a class id, or of itself.
+
+  The type of the feature decides. A negative id and an empty text are hidden:
+  `<unk>`.
+  """
+  if label.dtype == tf.string:
+    known = tf.reduce_any(tf.equal(label, tf.constant(['', *words])))
+    label = tf.where(tf.equal(label, ''), NO_LABEL, label)
+    check = tf.debugging.assert_equal(known, True, f'{OUTSIDE} {list(words)}')
+    with tf.control_dependencies([check]):
+      return tf.identity(label)
+  if not label.dtype.is_integer:
+    raise InputError(
+      f'the feature {LABEL!r} holds {label.dtype.name}, expected class ids or'
+      f' the label words {list(words)}'
+    )
   check = tf.debugging.assert_less(
     label,
     tf.cast(len(words), label.dtype),
@@ -138,7 +231,8 @@ def text_to_text(
     inputs: template of what the model reads.
     targets: template of what it shall answer.
     labels: words in the order of the class ids: the feature `label` holds
-      ids (-1 where hidden, which makes `<unk>`) and stands for its word.
+      ids (negative where hidden, which makes `<unk>`) or, as text, the words,
+      and stands for its word.
     columns: name in the templates -> name in the data, where they differ.
     keep: features that evaluation or a reader needs, kept under these names
       where the data have them.

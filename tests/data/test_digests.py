@@ -12,7 +12,7 @@ from mpt_jax import data
 
 pytestmark = pytest.mark.data
 
-LENGTHS = {'inputs': 24, 'targets': 4}
+LENGTHS = {'inputs': 24, 'targets': 8}
 TEXT = """text\tlabel\tnote
 the film was great\tgood\t1
 the food was awful\tbad\t2
@@ -50,8 +50,11 @@ def read(tmp_path):
       prompt_length=3,
       task_names=(name,),
     )
-    scored = data.digests(name, 'train', LENGTHS, 3, (name,))
-    return iterator.digests()[name], scored['edited/train']
+    scored = data.examine(name, 'train', LENGTHS, 3, (name,))[name]
+    return iterator.digests()[name], {
+      'examples': scored.examples,
+      'digest': scored.digest,
+    }
 
   yield call
   seqio.TaskRegistry.remove(name)
