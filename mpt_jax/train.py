@@ -287,6 +287,7 @@ def train(
     if padding == 'bucket'
     else None,
   )
+  texts = data.task_texts(task_names, dataset.split)
   examples = {dataset.split: batches.counts}
   if evaluation is not None:
     examples |= _examine(
@@ -383,6 +384,7 @@ def train(
         step=step,
         metrics=scores,
         package_version=mpt_jax.__version__,
+        texts=texts,
       )
 
     evaluate = None

@@ -2,13 +2,15 @@
 
 A bundle is a folder with `prompts.safetensors` (`shared_prompt`, `task_u` and
 `task_v`, or `prompt`; float32) and `prompt_config.json`, which says whose
-prompts these are, for which backbone, and how they came about.
+prompts these are, for which backbone, and how they came about; in format
+version 2 also how the text of each task is written (`texts.TaskText`).
 """
 
 from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
 import hashlib
+import json
 import math
 import os
 import re
@@ -19,11 +21,13 @@ import numpy as np
 import mpt_jax
 from mpt_jax import prompts as prompts_lib
 from mpt_jax.checkpoints import files, peft
+from mpt_jax.texts import TaskText
 from mpt_jax.types import InputError, check_shape, nearest
 
 CONFIG = 'prompt_config.json'
 TENSORS = 'prompts.safetensors'
-FORMAT_VERSION = 1
+# Version 2 is version 1 and `texts`; a bundle without them is of version 1.
+FORMAT_VERSION = 2
 METHODS = ('multitask', 'soft')
 # The stages of a run, and prompts that come from another program.
 STAGES = ('teacher', 'source', 'target', 'imported')
@@ -31,6 +35,8 @@ STAGES = ('teacher', 'source', 'target', 'imported')
 # A name becomes a file name on export, so it must not lead elsewhere.
 _TASK_NAME = re.compile(r'\w[\w.:-]*')
 
+# Characters of all templates and label words, as JSON.
+_MOST_TEXT = 1 << 19
 # Numbers by split, task and name at most.
 _METRICS_DEPTH = 3
 
@@ -53,6 +59,7 @@ class PromptBundle:
     metrics: scores of these prompts: numbers, or numbers by task. One that is
       not finite becomes None.
     package_version: the mpt_jax that wrote them.
+    texts: task -> how its text is written, where that is known.
 
   Raises:
     ValueError: if the parts do not fit together, or a value is not finite.
@@ -68,6 +75,7 @@ class PromptBundle:
   step: int = 0
   metrics: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   package_version: str = mpt_jax.__version__
+  texts: Mapping[str, TaskText] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self):
     _check_choice('method', self.method, METHODS)
@@ -77,6 +85,7 @@ class PromptBundle:
     arrays = {k: np.asarray(v, np.float32) for k, v in self.arrays.items()}
     put('arrays', arrays)
     put('metrics', _plain_metrics(self.metrics))
+    put('texts', _check_texts(self.texts, self.task_names))
     for field in (
       'backbone_name',
       'backbone_fingerprint',
@@ -160,6 +169,30 @@ class PromptBundle:
       )
     return self.task_names.index(task)
 
+  def text(self, task: str | None = None) -> TaskText:
+    """Returns how the text of a task is written.
+
+    Args:
+      task: its name; may be left out where there is only one.
+
+    Raises:
+      InputError: if the bundle has no such task, or does not say.
+    """
+    if task is None:
+      if len(self.task_names) > 1:
+        raise InputError(
+          f'say whose text to write: task is one of'
+          f' {", ".join(self.task_names)}'
+        )
+      [task] = self.task_names
+    self.row(task)
+    if task not in self.texts:
+      raise InputError(
+        f'the prompts do not say how the text of task {task!r} is written:'
+        ' give texts in the form that it was trained on'
+      )
+    return self.texts[task]
+
   def compose(self, task: str) -> np.ndarray:
     """Returns the [P, D] prompt of one task.
 
@@ -179,8 +212,11 @@ class PromptBundle:
     for name in arrays:
       if name in ('task_u', 'task_v'):
         arrays[name] = arrays[name][rows]
+    texts = {k: v for k, v in self.texts.items() if k in names}
     try:
-      return dataclasses.replace(self, task_names=tuple(names), arrays=arrays)
+      return dataclasses.replace(
+        self, task_names=tuple(names), arrays=arrays, texts=texts
+      )
     except ValueError as e:
       raise InputError(str(e)) from e
 
@@ -197,7 +233,9 @@ class PromptBundle:
       self.row(old)
     try:
       return dataclasses.replace(
-        self, task_names=tuple(names.get(n, n) for n in self.task_names)
+        self,
+        task_names=tuple(names.get(n, n) for n in self.task_names),
+        texts={names.get(k, k): v for k, v in self.texts.items()},
       )
     except ValueError as e:
       raise InputError(str(e)) from e
@@ -209,11 +247,15 @@ class PromptBundle:
       InputError: if the folder cannot be written, or holds other files.
     """
     config = {
-      'format_version': FORMAT_VERSION,
+      'format_version': 2 if self.texts else 1,
       'prompt_length': self.prompt_length,
       'emb_dim': self.emb_dim,
       'rank': self.rank,
     } | {name: getattr(self, name) for name in _STORED_FIELDS}
+    if self.texts:
+      config[_TEXTS] = {
+        task: dataclasses.asdict(text) for task, text in self.texts.items()
+      }
     tensors = files.tensor_bytes(self.arrays, {'format': 'np'})
     config[_DIGEST] = _digest(config, tensors)
     files.write_folder(
@@ -267,8 +309,12 @@ class PromptBundle:
 
 # The key of the digest of everything else in the folder.
 _DIGEST = 'digest'
+# What version 2 holds and version 1 does not.
+_TEXTS = 'texts'
 _STORED_FIELDS = tuple(
-  f.name for f in dataclasses.fields(PromptBundle) if f.name != 'arrays'
+  f.name
+  for f in dataclasses.fields(PromptBundle)
+  if f.name not in ('arrays', _TEXTS)
 )
 
 
@@ -334,6 +380,7 @@ def merge(bundles: Sequence[PromptBundle]) -> PromptBundle:
       vocabulary_digest=max(b.vocabulary_digest for b in bundles),
       step=max(b.step for b in bundles),
       metrics={k: v for b in bundles for k, v in b.metrics.items()},
+      texts={k: v for b in bundles for k, v in b.texts.items()},
     )
   except ValueError as e:
     raise InputError(str(e)) from e
@@ -427,16 +474,20 @@ def _load_bundle(path: str) -> PromptBundle:
   config_path = os.path.join(path, CONFIG)
   config = files.read_json(config_path)
   version = config.get('format_version')
-  if version != FORMAT_VERSION or type(version) is not int:
+  if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
     raise InputError(
-      f'{config_path}: format_version is {version!r}, this mpt_jax reads'
+      f'{config_path}: format_version is {version!r}, this mpt_jax reads 1 to'
       f' {FORMAT_VERSION}'
     )
   sizes = ('prompt_length', 'emb_dim', 'rank')
   known = ('format_version', _DIGEST, *sizes, *_STORED_FIELDS)
+  if version == FORMAT_VERSION:
+    known = (*known, _TEXTS)
   for key in known:
     if key not in config:
-      raise InputError(f'{config_path} lacks the key {key!r}')
+      raise InputError(
+        f'{config_path} lacks the key {key!r} of format_version {version}'
+      )
   for key in config:
     if key not in known:
       raise InputError(
@@ -472,7 +523,8 @@ def _load_bundle(path: str) -> PromptBundle:
     )
   stored = {name: config[name] for name in _STORED_FIELDS}
   try:
-    return PromptBundle(arrays=arrays, **stored)
+    texts = _parse_texts(config[_TEXTS]) if _TEXTS in config else {}
+    return PromptBundle(arrays=arrays, texts=texts, **stored)
   except ValueError as e:
     raise InputError(f'{config_path}: {e}') from e
 
@@ -544,6 +596,34 @@ def _check_task_names(names: Any) -> tuple[str, ...]:
     twice = next(n for n in names if names.count(n) > 1)
     raise ValueError(f'task_names has {twice!r} twice')
   return tuple(names)
+
+
+def _parse_texts(value: Any) -> dict[str, TaskText]:
+  """Reads what a bundle says of its tasks' texts."""
+  if not isinstance(value, dict) or not value:
+    raise ValueError(f'texts is {value!r}, expected templates by task')
+  found = {}
+  for task, text in value.items():
+    try:
+      found[task] = TaskText.parse(text)
+    except ValueError as e:
+      raise ValueError(f'texts of {task!r}: {e}') from e
+  return found
+
+
+def _check_texts(
+  texts: Mapping[str, TaskText], task_names: Sequence[str]
+) -> dict[str, TaskText]:
+  """Returns the texts in the order of the tasks."""
+  for task, text in texts.items():
+    if task not in task_names:
+      raise ValueError(f'texts has {task!r}, which is not among the tasks')
+    if not isinstance(text, TaskText):
+      raise ValueError(f'texts of {task!r} is {text!r}, expected a TaskText')
+  known = [dataclasses.asdict(text) for text in texts.values()]
+  if len(json.dumps(known)) > _MOST_TEXT:
+    raise ValueError(f'texts has more than {_MOST_TEXT} characters')
+  return {task: texts[task] for task in task_names if task in texts}
 
 
 def _plain_metrics(metrics: Any, depth: int = 1) -> dict[str, Any]:

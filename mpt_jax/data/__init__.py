@@ -36,7 +36,7 @@ from mpt_jax.data.dataset import (
 from mpt_jax.data.evaluation import evaluate, examine, predict
 from mpt_jax.data.feature_converter import PromptFeatureConverter
 from mpt_jax.data.provenance import is_synthetic
-from mpt_jax.data.register import register_task
+from mpt_jax.data.register import register_task, task_texts
 from mpt_jax.data.rows import task_identity, task_rows
 from mpt_jax.data.sources import TfdsSource, get_data_dir, set_data_dir
 from mpt_jax.data.vocabulary import get_vocabulary, use_vocabulary
@@ -58,5 +58,6 @@ __all__ = [
   'set_data_dir',
   'task_identity',
   'task_rows',
+  'task_texts',
   'use_vocabulary',
 ]

@@ -7,12 +7,9 @@ training. The rows are kept in memory, as the tokens will be.
 
 import collections
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-import csv
 import dataclasses
 import functools
-import json
 import logging
-import math
 import os
 import re
 import stat
@@ -23,15 +20,14 @@ import seqio
 import tensorflow as tf
 
 from mpt_jax.data import labels as labels_lib
-from mpt_jax.data.templates import LABEL, find
+from mpt_jax.lines import SUFFIXES, Row, cell_text, read_rows
+from mpt_jax.texts import LABEL, find
 from mpt_jax.types import InputError, nearest
 
 log = logging.getLogger(__name__)
 
-Row = Mapping[str, Any]
 RowsFn = Callable[[str], Iterable[Row]]
 
-SUFFIXES = ('.jsonl', '.tsv', '.csv')
 SPLITS = ('train', 'validation', 'test')
 # 'train', 'train[1000:]', 'train[:1000]', 'train[10:20]'.
 _SLICE = re.compile(
@@ -73,81 +69,6 @@ class Slice:
     )
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-  """A JSON object; of two values under one name Python keeps the last."""
-  row = dict(pairs)
-  if len(row) < len(pairs):
-    counts = collections.Counter(name for name, _ in pairs)
-    raise ValueError(f'{counts.most_common(1)[0][0]!r} occurs twice')
-  return row
-
-
-def _json_lines(path: str) -> Iterator[tuple[int, Row]]:
-  with open(path, 'rb') as file:
-    for number, line in enumerate(file, start=1):
-      if not line.strip():
-        continue
-      try:
-        row = json.loads(line, object_pairs_hook=_object)
-      except (ValueError, RecursionError) as e:
-        raise InputError(f'{path}:{number}: no JSON: {e}') from e
-      if not isinstance(row, dict):
-        raise InputError(
-          f'{path}:{number}: expected a JSON object, got {type(row).__name__}'
-        )
-      yield number, row
-
-
-def _table(path: str) -> Iterator[tuple[int, Row]]:
-  """Rows of a TSV or CSV file with a header.
-
-  In TSV a quotation mark is text, as in GLUE's files; in CSV it quotes.
-  """
-  tabs = path.endswith('.tsv')
-  with open(path, encoding='utf-8-sig', newline='') as file:
-    reader = csv.reader(
-      file,
-      delimiter='\t' if tabs else ',',
-      quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL,
-      strict=True,
-    )
-    header: list[str] | None = None
-    try:
-      for cells in reader:
-        if not cells:
-          continue
-        if header is None:
-          header = cells
-          counts = collections.Counter(cells)
-          name, count = counts.most_common(1)[0]
-          if count > 1:
-            raise InputError(f'{path}:1: column {name!r} occurs twice')
-          continue
-        if len(cells) != len(header):
-          raise InputError(
-            f'{path}:{reader.line_num}: {len(cells)} cells, but the header'
-            f' has {len(header)}'
-          )
-        yield reader.line_num, dict(zip(header, cells, strict=True))
-    except csv.Error as e:
-      raise InputError(f'{path}:{reader.line_num}: {e}') from e
-    except UnicodeDecodeError as e:
-      # The text layer reads ahead, so the line is only known roughly.
-      raise InputError(
-        f'{path}: not UTF-8 after line {reader.line_num}: {e.reason}'
-      ) from e
-
-
-def _read_file(path: str) -> Iterator[tuple[str, Row]]:
-  """Yields ('file:line', row)."""
-  rows = _json_lines(path) if path.endswith('.jsonl') else _table(path)
-  try:
-    for number, row in rows:
-      yield f'{path}:{number}', row
-  except OSError as e:
-    raise InputError(f'{path} cannot be read: {e.strerror}') from e
-
-
 def _lookup(row: Row, column: str, where: str) -> Any:
   try:
     return find(row, column)
@@ -162,29 +83,6 @@ def _lookup(row: Row, column: str, where: str) -> Any:
 def _misspelt(column: str, names: tuple[Any, ...]) -> bool:
   """Whether one of the names is near to a column's."""
   return bool(nearest(column, map(str, names)))
-
-
-def _text(value: Any, column: str, where: str) -> str | list[str]:
-  """A cell as text; a list of cells as a list of texts."""
-  if isinstance(value, str):
-    try:
-      value.encode()
-    except UnicodeEncodeError as e:
-      # JSON can hold one half of a character.
-      raise InputError(
-        f'{where}: column {column!r} is not valid text: {e.reason}'
-      ) from e
-    return value
-  if isinstance(value, float) and not math.isfinite(value):
-    raise InputError(f'{where}: column {column!r} is {value}, not a number')
-  if isinstance(value, bool | int | float):
-    return str(value)
-  if isinstance(value, list | tuple):
-    return [str(_text(item, column, where)) for item in value]
-  raise InputError(
-    f'{where}: column {column!r} holds {type(value).__name__}, expected text,'
-    ' a number, or a list of them'
-  )
 
 
 @dataclasses.dataclass
@@ -266,6 +164,11 @@ class RecordsSource(seqio.DataSource):
     super().__init__(splits=tuple(splits))
 
   @property
+  def renamed(self) -> Mapping[str, str]:
+    """Name in the templates -> column, where they differ."""
+    return self._renamed
+
+  @property
   def supports_arbitrary_sharding(self) -> bool:
     """Rows are in memory: any host can take any of them."""
     return True
@@ -317,7 +220,8 @@ class RecordsSource(seqio.DataSource):
           seen.setdefault(cells[-1], where)
           continue
         column = self._renamed.get(name, name)
-        text = _text(_lookup(row, column, where), column, where)
+        value = _lookup(row, column, where)
+        text = cell_text(value, f'{where}: column {column!r}')
         if lists.setdefault(name, isinstance(text, list)) != isinstance(
           text, list
         ):
@@ -348,7 +252,9 @@ class RecordsSource(seqio.DataSource):
     """Yields (where, row) of a split of the data."""
     path = self._file(split)
     if path is not None:
-      yield from _read_file(path)
+      for where, row in read_rows(path):
+        if row is not None:
+          yield where, row
       return
     assert callable(self._rows)
     name = getattr(self._rows, '__name__', repr(self._rows))

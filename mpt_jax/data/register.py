@@ -12,6 +12,7 @@ import tensorflow as tf
 from mpt_jax.data import records, rows, templates
 from mpt_jax.data.sources import TfdsSource
 from mpt_jax.data.vocabulary import get_vocabulary
+from mpt_jax.texts import LABEL, TaskText
 from mpt_jax.types import InputError
 
 Preprocessor = Callable[..., tf.data.Dataset]
@@ -181,3 +182,89 @@ def register_task(
   if wording is not None:
     templates.keep_wording(task, wording)
   return task
+
+
+def task_texts(task_names: Sequence[str], split: str) -> dict[str, TaskText]:
+  """Returns how the texts of tasks are written.
+
+  Args:
+    task_names: the tasks; those not registered, or without data, are left
+      out.
+    split: a split that is read.
+
+  Returns:
+    Task name -> its templates and label words, as far as they alone make the
+    text of the data's columns: what other code writes is None.
+
+  Raises:
+    InputError: if the label words are no labels.
+  """
+  found = {}
+  for name in task_names:
+    if name not in seqio.TaskRegistry.names():
+      continue
+    try:
+      text = _text_of(seqio.TaskRegistry.get(name), split)
+    except ValueError as e:
+      raise InputError(f'task {name!r}: {e}') from e
+    if text is not None:
+      found[name] = text
+  return found
+
+
+def _text_of(task: seqio.Task, split: str) -> TaskText | None:
+  steps: list[Any] = []
+  for step in task.preprocessors:
+    steps += step.steps if isinstance(step, templates.Chain) else [step]
+  written = [
+    number
+    for number, step in enumerate(steps)
+    if isinstance(step, functools.partial)
+    and step.func is templates.text_to_text
+  ]
+  if not written or steps[written[0] + 1] is not seqio.preprocessors.tokenize:
+    return TaskText()
+  [number] = written
+  given = steps[number].keywords
+  inputs, targets, labels = (given[k] for k in ('inputs', 'targets', 'labels'))
+  columns = dict(given.get('columns') or {})
+  if isinstance(task.source, records.RecordsSource):
+    columns |= task.source.renamed
+  answer = templates.Template(targets).fields
+  # A step before the templates makes other features of the columns.
+  raw = number == 0 and _fill_alike(task, split, inputs, columns)
+  if raw is None:
+    return None
+  known = raw or (labels is not None and set(answer) <= {LABEL})
+  names = {*templates.Template(inputs).fields, *answer}
+  return TaskText(
+    inputs if raw else None,
+    targets if known else None,
+    labels if labels is None else tuple(labels),
+    {k: v for k, v in columns.items() if raw and k in names and k != v},
+  )
+
+
+def _fill_alike(
+  task: seqio.Task, split: str, inputs: str, columns: Mapping[str, str]
+) -> bool | None:
+  """Whether plain values make the same text as the data's own features.
+
+  TensorFlow writes 3.5 as '3.500000' and True as 'true'. None if there are
+  no data that could tell.
+  """
+  if isinstance(task.source, records.RecordsSource):
+    return True  # Its features are text.
+  try:
+    if split not in task.splits:
+      return None
+    spec = task.source.get_dataset(split, shuffle=False).element_spec
+  except InputError:
+    return None
+  features = [
+    templates.lookup(spec, columns.get(name, name))
+    for name in templates.Template(inputs).fields
+  ]
+  return not any(
+    f.dtype.is_bool or f.dtype.is_floating or f.shape.rank for f in features
+  )

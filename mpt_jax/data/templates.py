@@ -1,79 +1,33 @@
-"""Template strings: the text of an example, from the names of its features.
+"""Fills the templates of `mpt_jax.texts` with tensors, in tf.data."""
 
-`'nli premise: {premise} hypothesis: {hypothesis}'` says in one line what the
-model reads. `{idx/question}` reaches into a nested feature; `{{` and `}}` are
-braces. Nothing is stripped, lower-cased or escaped.
-"""
-
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
-import string
 from typing import Any
 import weakref
 
 import tensorflow as tf
 
+from mpt_jax import texts
 from mpt_jax.data.labels import NO_LABEL, check_words
-from mpt_jax.types import InputError, nearest
+from mpt_jax.texts import LABEL, has, lookup
+from mpt_jax.types import InputError
 
-# The feature whose class id a label word replaces.
-LABEL = 'label'
 # How the complaint about a class id without a word begins.
 OUTSIDE = 'a label is outside the label words'
 # What stands for an output that is no valid answer.
 INVALID = -1
 
 
-@dataclasses.dataclass(frozen=True)
-class Template:
-  """A text with the names of features in braces.
+class Template(texts.Template):
+  """A template whose features are tensors."""
 
-  Attributes:
-    text: the template string.
-    parts: literal text and the name of the feature that follows it, in turn.
-  """
-
-  text: str
-  parts: tuple[tuple[str, str | None], ...] = dataclasses.field(
-    init=False, repr=False
-  )
-
-  def __post_init__(self):
-    try:
-      parsed = list(string.Formatter().parse(self.text))
-    except ValueError as e:
-      raise InputError(f'the template {self.text!r} is broken: {e}') from e
-    for _, name, spec, conversion in parsed:
-      if name == '' or spec or conversion:
-        raise InputError(
-          f'the template {self.text!r} may hold plain names in braces only,'
-          ' as in {premise}'
-        )
-    object.__setattr__(self, 'parts', tuple((p[0], p[1]) for p in parsed))
-
-  @property
-  def fields(self) -> tuple[str, ...]:
-    """The features that the text needs, in order."""
-    return tuple(name for _, name in self.parts if name is not None)
-
-  def write(self, values: Mapping[str, str]) -> str:
-    """Returns the text with these values; '' for a field without one."""
-    return ''.join(
-      literal + ('' if name is None else values.get(name, ''))
-      for literal, name in self.parts
-    )
-
-  def fill(self, example: Mapping[str, Any]) -> tf.Tensor:
+  def fill(self, values: Mapping[str, Any]) -> tf.Tensor:
     """Returns the text of one example as a scalar string tensor."""
-    pieces: list[Any] = []
-    for literal, name in self.parts:
-      pieces.append(literal)
-      if name is not None:
-        value = lookup(example, name)
-        if value.dtype != tf.string:
-          value = tf.strings.as_string(value)
-        pieces.append(value)
-    return tf.strings.join(pieces)
+    return tf.strings.join(self.pieces(values, _string))
+
+
+def _string(value: tf.Tensor) -> tf.Tensor:
+  return value if value.dtype == tf.string else tf.strings.as_string(value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,49 +101,6 @@ def wording_of(task: Any) -> Wording | None:
   return _WORDINGS.get(task)
 
 
-def find(values: Mapping[str, Any], name: str) -> Any:
-  """Returns a value, which may be nested.
-
-  Args:
-    values: by name.
-    name: 'label', or 'idx/question' for values['idx']['question'].
-
-  Raises:
-    KeyError: if there is none.
-  """
-  if name in values:
-    return values[name]
-  value: Any = values
-  for part in name.split('/'):
-    if not isinstance(value, Mapping) or part not in value:
-      raise KeyError(name)
-    value = value[part]
-  return value
-
-
-def lookup(example: Mapping[str, Any], name: str) -> Any:
-  """Returns a feature as `find` does.
-
-  Raises:
-    InputError: if there is none; names those there are.
-  """
-  try:
-    return find(example, name)
-  except KeyError:
-    raise InputError(
-      f'no feature {name!r} in the data; there is {sorted(example)}'
-      f'{nearest(name, sorted(example))}'
-    ) from None
-
-
-def _has(example: Mapping[str, Any], name: str) -> bool:
-  try:
-    find(example, name)
-  except KeyError:
-    return False
-  return True
-
-
 def _word(label: tf.Tensor, words: Sequence[str]) -> tf.Tensor:
   """Returns the label word of a class id, or of itself.
 
@@ -253,7 +164,7 @@ def text_to_text(
     fields = dict(example)
     for name, column in renamed.items():
       fields[name] = lookup(example, column)
-    kept = {name: lookup(fields, name) for name in keep if _has(fields, name)}
+    kept = {name: lookup(fields, name) for name in keep if has(fields, name)}
     if labels is not None:
       fields[LABEL] = _word(lookup(fields, LABEL), labels)
     return {
@@ -263,6 +174,23 @@ def text_to_text(
     }
 
   return dataset.map(write, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Chain:
+  """Several steps as one, of which `register.task_texts` finds each.
+
+  Attributes:
+    steps: functions from tf.data.Dataset to tf.data.Dataset.
+  """
+
+  steps: tuple[Callable[[tf.data.Dataset], tf.data.Dataset], ...]
+
+  def __call__(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """Runs one after the other."""
+    for step in self.steps:
+      dataset = step(dataset)
+    return dataset
 
 
 def class_id(
