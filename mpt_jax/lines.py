@@ -1,4 +1,4 @@
-"""Files of rows, read with their line numbers: JSON Lines, TSV and CSV.
+"""Lines and rows, read with their numbers: plain text, JSON Lines, TSV, CSV.
 
 Tasks read their data with this, and `infer` what it answers. It needs no
 TensorFlow.
@@ -7,8 +7,11 @@ TensorFlow.
 import collections
 from collections.abc import Iterator, Mapping, Sequence
 import csv
+import itertools
 import json
 import math
+import os
+import select
 from typing import Any
 
 from mpt_jax.types import InputError
@@ -122,6 +125,85 @@ def _table(path: str) -> Iterator[tuple[int, Row | None]]:
         yield reader.line_num, dict(zip(header, cells, strict=True))
     except csv.Error as e:
       raise InputError(f'{path}:{reader.line_num}: {e}') from e
+
+
+class Stream:
+  """Lines of a file, pipe or terminal, which says if there is one by now.
+
+  Only a line feed ends a line. A byte that is no UTF-8 becomes a surrogate,
+  as with `surrogateescape`.
+  """
+
+  def __init__(self, descriptor: int):
+    """Reads from an open file's descriptor, from where it is."""
+    self._descriptor = descriptor
+    self._lines: collections.deque[bytes] = collections.deque()
+    self._rest = b''
+    self._ended = False
+
+  def ready(self) -> bool:
+    """Whether `readline` would return at once."""
+    while not self._whole():
+      if not select.select([self._descriptor], [], [], 0)[0]:
+        return False
+      self._read()
+    return True
+
+  def readline(self, limit: int = LONGEST) -> str:
+    """Returns a line with its end; '' after the last one.
+
+    Args:
+      limit: a line of more characters comes in parts, of which the first has
+        at least so many.
+    """
+    while not self._whole(limit):
+      self._read()
+    if self._lines:
+      line = self._lines.popleft() + b'\n'
+    else:
+      line, self._rest = self._rest, b''
+    return line.decode('utf-8', 'surrogateescape')
+
+  def _whole(self, limit: int = LONGEST) -> bool:
+    # A character has up to four bytes.
+    return bool(self._lines or self._ended or len(self._rest) > 4 * limit)
+
+  def _read(self) -> None:
+    chunk = os.read(self._descriptor, 1 << 16)
+    self._ended = not chunk
+    *whole, self._rest = (self._rest + chunk).split(b'\n')
+    self._lines.extend(whole)
+
+
+def read_lines(stream: Any, name: str) -> Iterator[tuple[str, str]]:
+  """Reads lines of text without their ends (LF or CR LF).
+
+  Args:
+    stream: a `Stream`, or text.
+    name: what to call it.
+
+  Yields:
+    ('name:line', text); an empty line too.
+
+  Raises:
+    InputError: if it cannot be read; names the line that is no UTF-8, or too
+      long.
+  """
+  for number in itertools.count(1):
+    where = f'{name}:{number}'
+    try:
+      line = stream.readline(LONGEST + 2)
+    except OSError as e:
+      raise InputError(f'{name} cannot be read: {e.strerror}') from e
+    if not line:
+      return
+    if number == 1:
+      line = line.removeprefix(_BOM.decode())
+    text = line.removesuffix('\n').removesuffix('\r')
+    if len(text) > LONGEST:
+      raise InputError(f'{where}: the line has more than {LONGEST} characters')
+    check_utf8(text, where)
+    yield where, text
 
 
 def check_utf8(text: str, where: str) -> None:

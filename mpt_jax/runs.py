@@ -156,12 +156,14 @@ class Predictor:
   Attributes:
     predict_fn: numpy features [B, ...] -> tokens [B, T]. Every process gives
       all rows, decodes a part and has the answers to all.
+    score_fn: the same, but -> [B] log probabilities of the targets.
     prompt_length: P; 0 without prompts.
     task_names: the tasks in row order; empty without prompts.
     backbone_name: what the backbone is called.
   """
 
   predict_fn: Callable[[Mapping[str, np.ndarray]], np.ndarray]
+  score_fn: Callable[[Mapping[str, np.ndarray]], np.ndarray]
   prompt_length: int
   task_names: tuple[str, ...]
   backbone_name: str
@@ -223,10 +225,16 @@ def make_predictor(
   del loaded  # The host's copies are not needed any more.
   hostmemory.keep()
   predict = trainer.make_predict_step(model, num_beams=num_beams)
+  score = jax.jit(model.score_batch)
+
+  def on_mesh(step: Callable[..., Any]) -> Callable[..., np.ndarray]:
+    return lambda batch: partitioning.to_host(
+      step(params, trainer.put_batch(batch, mesh, whole=True))
+    )
+
   return Predictor(
-    predict_fn=lambda batch: partitioning.to_host(
-      predict(params, trainer.put_batch(batch, mesh, whole=True))
-    ),
+    predict_fn=on_mesh(predict),
+    score_fn=on_mesh(score),
     prompt_length=model.prompts.length if model.prompts else 0,
     task_names=task_names,
     backbone_name=name,

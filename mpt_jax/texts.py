@@ -228,7 +228,7 @@ class TaskText:
       InputError: if the task has no label words, or its answers hold more.
     """
     if self.labels is None:
-      raise InputError('the task has no label words to rank')
+      raise InputError('no label words to rank')
     if self.targets is None or set(Template(self.targets).fields) != {LABEL}:
       raise InputError(
         f'label words cannot be ranked where an answer is {self.targets!r}'

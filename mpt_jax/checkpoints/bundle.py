@@ -156,12 +156,19 @@ class PromptBundle:
     name = 'prompt' if self.method == 'soft' else 'shared_prompt'
     return self.arrays[name]
 
-  def row(self, task: str) -> int:
-    """Returns the task's row in the table.
+  def row(self, task: str | None = None) -> int:
+    """Returns the task's row in the table; None will do for one prompt.
 
     Raises:
       InputError: if the bundle has no such task; near names are offered.
     """
+    if task is None:
+      if self.method == 'multitask' and len(self.task_names) > 1:
+        raise InputError(
+          f'say whose prompt to use: task is one of'
+          f' {", ".join(self.task_names)}'
+        )
+      return 0
     if task not in self.task_names:
       raise InputError(
         f'the prompts have no task {task!r}; they have'
@@ -192,6 +199,18 @@ class PromptBundle:
         ' give texts in the form that it was trained on'
       )
     return self.texts[task]
+
+  def answers(self, task: str | None = None) -> dict[str, str]:
+    """Returns the text of a task's answer by label word; `task` as in `text`.
+
+    Raises:
+      InputError: as `text`; also if the task has no labels to rank.
+    """
+    text = self.text(task)
+    try:
+      return text.answers()
+    except InputError as e:
+      raise InputError(f'task {task or self.task_names[0]!r}: {e}') from e
 
   def compose(self, task: str) -> np.ndarray:
     """Returns the [P, D] prompt of one task.

@@ -17,7 +17,7 @@ import seqio
 import tqdm
 
 from mpt_jax import batching, buckets
-from mpt_jax.data import counts, rows, sources
+from mpt_jax.data import counts, rows, sources, templates
 from mpt_jax.data.dataset import (
   check_data,
   check_labels,
@@ -476,6 +476,7 @@ def predict(
   batch_size: int,
   num_examples: int | None = None,
   *,
+  score_fn: ModelFn | None = None,
   module: str | None = None,
   use_cached: bool = False,
   progress: bool = True,
@@ -491,12 +492,15 @@ def predict(
     predict_fn: makes tokens of a batch.
     batch_size: B.
     num_examples: how many examples of each task to use; None for all.
+    score_fn: makes [B] log likelihoods of a batch; given, the label words of
+      each task are scored in place of a prediction.
     module: a module to import first.
     use_cached: whether to read SeqIO's offline cache.
     progress: whether to show a progress bar with the time left.
 
   Yields:
-    A dict with `task`, `index`, `inputs`, `targets` and `prediction`.
+    A dict with `task`, `index`, `inputs`, `targets` and `prediction`, or in
+    its place `scores`: label word -> log probability.
 
   Raises:
     InputError: as `evaluate`.
@@ -514,18 +518,51 @@ def predict(
     progress,
   )
   for task in reader.tasks:
-    examples = reader.load(task)
-    outputs = reader.run(task, examples, predict_fn)
-    vocabulary = task.output_features['targets'].vocabulary
-    pairs = zip(examples.examples, outputs, strict=True)
-    for index, (example, tokens) in enumerate(pairs):
+    loaded = reader.load(task)
+    if score_fn is not None:
+      scores = _label_scores(reader, task, loaded, score_fn)
+      answers: list[dict[str, Any]] = [{'scores': found} for found in scores]
+    else:
+      vocabulary = task.output_features['targets'].vocabulary
+      answers = [
+        {'prediction': vocabulary.decode(tokens.tolist())}
+        for tokens in reader.run(task, loaded, predict_fn)
+      ]
+    pairs = zip(loaded.examples, answers, strict=True)
+    for index, (example, answer) in enumerate(pairs):
       yield {
         'task': task.name,
         'index': index,
         'inputs': _text(task, example, 'inputs'),
         'targets': _text(task, example, 'targets'),
-        'prediction': vocabulary.decode(tokens.tolist()),
+        **answer,
       }
+
+
+def _label_scores(
+  reader: _Reader, task: seqio.Task, split: _Split, score_fn: ModelFn
+) -> list[dict[str, float]]:
+  """Scores every label word of a task as the answer to every example."""
+  wording = templates.wording_of(task)
+  if wording is None or wording.labels is None or not wording.is_label:
+    raise InputError(f'task {task.name!r} has no label words to rank')
+  vocabulary = task.output_features['targets'].vocabulary
+  scores: list[dict[str, float]] = [{} for _ in split.examples]
+  for word, answer in wording.answers.items():
+    ids = np.array([*vocabulary.encode(answer), vocabulary.eos_id], np.int32)
+    size, limit, _ = reader.shape
+    outputs = _run(
+      score_fn,
+      _Split([{**example, 'targets': ids} for example in split.examples]),
+      reader.row_of[task.name],
+      (size, limit, len(ids)),
+      reader.prompt_length,
+      f'{task.name}: {word}',
+      reader.progress,
+    )
+    for found, value in zip(scores, outputs, strict=True):
+      found[word] = float(value)
+  return scores
 
 
 def _text(task: seqio.Task, example: Mapping[str, Any], key: str) -> str:
