@@ -201,11 +201,11 @@ def infer(
 class _Told:
   """What a user should know of the lines: counted, with the first place."""
 
-  EMPTY = 'empty, and answered by null'
-  NO_INPUT = 'of no text but of empty inputs, which are answered'
-  NO_OBJECT = 'JSON but no object, and taken as plain text with all its marks'
-  RETURN = 'with a carriage return inside, which is taken as text'
-  INDEX = "with an 'index' of its own, which is passed on in place of ours"
+  EMPTY = 'empty, answered with null'
+  NO_INPUT = 'of empty inputs, answered all the same'
+  NO_OBJECT = 'JSON but no object, taken as plain text with all its marks'
+  RETURN = 'with a carriage return inside, taken as text'
+  INDEX = "with an 'index' of its own, passed on in place of ours"
   JSON, PLAIN = 'JSON', 'plain text'
 
   def __init__(self):
@@ -222,9 +222,7 @@ class _Told:
     for kind, count in self._counts.items():
       mixed = self._counts[self.JSON] and self._counts[self.PLAIN]
       if mixed or kind not in (self.JSON, self.PLAIN):
-        log.info(
-          '%d line(s) %s (the first: %s)', count, kind, self._first[kind]
-        )
+        log.info('lines: %d %s (first: %s)', count, kind, self._first[kind])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -269,12 +267,12 @@ class _Asking:
     Raises:
       InputError: if the row lacks something, or has what we write.
     """
+    default = {} if self.task is None else {'task': self.task}
     if row is None:
-      return {'index': index, 'inputs': '', _PREDICTION: None}
+      return {'index': index, **default, 'inputs': '', _PREDICTION: None}
     plain = isinstance(row, str)
     if isinstance(row, str):
       row = {'inputs': row}
-    default = {} if self.task is None else {'task': self.task}
     for key in ('inputs', 'task'):
       if not isinstance(row.get(key, ''), str):
         raise InputError(f'{key!r} is {row[key]!r}, expected text')
@@ -315,11 +313,12 @@ class _Asking:
 
 def _check_lines(path: str, asking: _Asking) -> None:
   """Reads a file once before anything is loaded: a broken line is told now."""
-  if path != STANDARD and os.path.isfile(path):
-    told = _Told()
-    with _open_input(path) as stream:
-      for _ in _questions(_rows(stream, path, told), asking, told):
-        pass
+  if path == STANDARD or (os.path.exists(path) and not os.path.isfile(path)):
+    return  # What comes through a pipe comes once.
+  told = _Told()
+  with _open_input(path) as stream:
+    for _ in _questions(_rows(stream, path, told), asking, told):
+      pass
 
 
 @contextlib.contextmanager
