@@ -8,7 +8,6 @@ same templates with tensors (`data/templates.py`).
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
-import json
 import string
 from typing import Any
 
@@ -17,8 +16,6 @@ from mpt_jax.types import InputError, nearest
 
 # The feature whose class id a label word replaces.
 LABEL = 'label'
-# The most characters of a task's templates and words, as JSON.
-_LONGEST = 1 << 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +131,7 @@ class TaskText:
       differ.
 
   Raises:
-    ValueError: if a part is of another kind, or too long.
+    ValueError: if a part is of another kind.
   """
 
   inputs: str | None = None
@@ -161,10 +158,6 @@ class TaskText:
     for name, column in self.columns.items():
       _check_text('columns', name)
       _check_text('columns', column)
-    if len(json.dumps(dataclasses.asdict(self))) > _LONGEST:
-      raise ValueError(
-        f'templates and label words have more than {_LONGEST} characters'
-      )
 
   @classmethod
   def parse(cls, value: Any) -> 'TaskText':

@@ -89,7 +89,6 @@ def test_answers():
     ({'labels': ['a', 'a']}, 'a word twice'),
     ({'columns': []}, 'columns is'),
     ({'columns': {'a': 1}}, 'columns is 1'),
-    ({'inputs': 'x' * 70_000}, 'more than 65536 characters'),
     ({'more': 1}, r"it is \['columns', .*'more'"),
   ],
 )
@@ -103,4 +102,4 @@ def test_parts_of_another_kind_are_refused(change, message):
 def test_a_hostile_name_is_only_a_name():
   template = Template('{a.__class__} {0} {a[b]}')
   names = {'a.__class__': 'x', '0': 'y', 'a[b]': 'z'}
-  assert template.fill(names) == 'x y z'
+  assert template.write(names) == 'x y z'

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
 import hashlib
-import json
+import logging
 import math
 import os
 import re
@@ -24,6 +24,8 @@ from mpt_jax.checkpoints import files, peft
 from mpt_jax.texts import TaskText
 from mpt_jax.types import InputError, check_shape, nearest
 
+log = logging.getLogger(__name__)
+
 CONFIG = 'prompt_config.json'
 TENSORS = 'prompts.safetensors'
 # Version 2 is version 1 and `texts`; a bundle without them is of version 1.
@@ -35,8 +37,6 @@ STAGES = ('teacher', 'source', 'target', 'imported')
 # A name becomes a file name on export, so it must not lead elsewhere.
 _TASK_NAME = re.compile(r'\w[\w.:-]*')
 
-# Characters of all templates and label words, as JSON.
-_MOST_TEXT = 1 << 19
 # Numbers by split, task and name at most.
 _METRICS_DEPTH = 3
 
@@ -265,21 +265,30 @@ class PromptBundle:
     Raises:
       InputError: if the folder cannot be written, or holds other files.
     """
+    contents = self._contents(self.texts)
+    if len(contents[CONFIG]) > files.MAX_JSON_BYTES and self.texts:
+      log.warning(
+        "%s does not hold how its tasks' text is written: templates and label"
+        ' words have more than %d bytes',
+        path,
+        files.MAX_JSON_BYTES,
+      )
+      contents = self._contents({})
+    files.write_folder(path, contents)
+
+  def _contents(self, texts: Mapping[str, TaskText]) -> dict[str, bytes]:
+    """Returns the bundle's files."""
     config = {
-      'format_version': 2 if self.texts else 1,
+      'format_version': 2 if texts else 1,
       'prompt_length': self.prompt_length,
       'emb_dim': self.emb_dim,
       'rank': self.rank,
     } | {name: getattr(self, name) for name in _STORED_FIELDS}
-    if self.texts:
-      config[_TEXTS] = {
-        task: dataclasses.asdict(text) for task, text in self.texts.items()
-      }
+    if texts:
+      config[_TEXTS] = {k: dataclasses.asdict(v) for k, v in texts.items()}
     tensors = files.tensor_bytes(self.arrays, {'format': 'np'})
     config[_DIGEST] = _digest(config, tensors)
-    files.write_folder(
-      path, {CONFIG: files.json_bytes(config), TENSORS: tensors}
-    )
+    return {CONFIG: files.json_bytes(config), TENSORS: tensors}
 
   def to_peft(self, path: str, task: str | None = None) -> None:
     """Writes a PEFT adapter folder.
@@ -639,9 +648,6 @@ def _check_texts(
       raise ValueError(f'texts has {task!r}, which is not among the tasks')
     if not isinstance(text, TaskText):
       raise ValueError(f'texts of {task!r} is {text!r}, expected a TaskText')
-  known = [dataclasses.asdict(text) for text in texts.values()]
-  if len(json.dumps(known)) > _MOST_TEXT:
-    raise ValueError(f'texts has more than {_MOST_TEXT} characters')
   return {task: texts[task] for task in task_names if task in texts}
 
 

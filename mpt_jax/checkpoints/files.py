@@ -21,7 +21,7 @@ import safetensors.numpy
 from mpt_jax.types import InputError
 
 # A hostile configuration must not be parsed for minutes.
-_MAX_JSON_BYTES = 1 << 20
+MAX_JSON_BYTES = 1 << 20
 
 
 def require_file(path: str, follow_links: bool = False) -> str:
@@ -66,9 +66,9 @@ def read_json(path: str, follow_links: bool = False) -> dict[str, Any]:
   require_file(path, follow_links)
   try:
     with open(path, 'rb') as f:
-      text = f.read(_MAX_JSON_BYTES + 1)
-    if len(text) > _MAX_JSON_BYTES:
-      raise ValueError(f'larger than {_MAX_JSON_BYTES} bytes')
+      text = f.read(MAX_JSON_BYTES + 1)
+    if len(text) > MAX_JSON_BYTES:
+      raise ValueError(f'larger than {MAX_JSON_BYTES} bytes')
     value = json.loads(text, parse_constant=_no_constant, parse_float=_finite)
   except (OSError, ValueError, RecursionError) as e:
     raise InputError(f'{path} cannot be read as JSON: {e}') from e

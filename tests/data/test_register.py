@@ -172,11 +172,3 @@ class TestTaskTexts:
     assert texts['own_int'] == TaskText('{idx}', '{sentence1}')
     # No data, no word.
     assert data.task_texts(['own_int'], 'nowhere') == {}
-
-  def test_labels_that_are_none(self, register, tmp_path):
-    (tmp_path / 'a.jsonl').write_text('{"x": "a", "label": "no"}\n')
-    register(
-      'own_twice', tmp_path / 'a.jsonl', inputs='{x}', labels=('no', 'no')
-    )
-    with pytest.raises(InputError, match="task 'own_twice': labels has a word"):
-      data.task_texts(['own_twice'], 'train')
