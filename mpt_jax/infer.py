@@ -36,6 +36,8 @@ from mpt_jax.types import (
   Natural,
   Positive,
   Rate,
+  local_path,
+  require_local,
 )
 
 log = logging.getLogger(__name__)
@@ -202,7 +204,7 @@ def _open_input(path: str) -> Iterator[TextIO]:
     yield sys.stdin
     return
   try:
-    file = open(path, encoding='utf-8')  # noqa: SIM115
+    file = open(local_path(path), encoding='utf-8')  # noqa: SIM115
   except OSError as e:
     raise InputError(f'INPUT {path} cannot be read: {e.strerror}') from e
   with file:
@@ -278,7 +280,7 @@ def _open_output(path: str) -> Iterator[TextIO]:
   if path == STANDARD:
     yield sys.stdout
     return
-  path = os.path.abspath(path)
+  path = os.path.abspath(require_local(path))
   temporary = f'{path}.{os.getpid()}.tmp'
   try:
     os.makedirs(os.path.dirname(path), exist_ok=True)

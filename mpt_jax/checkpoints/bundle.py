@@ -19,7 +19,12 @@ import numpy as np
 import mpt_jax
 from mpt_jax import prompts as prompts_lib
 from mpt_jax.checkpoints import files, peft
-from mpt_jax.types import InputError, check_shape, nearest
+from mpt_jax.types import (
+  InputError,
+  check_shape,
+  nearest,
+  require_local,
+)
 
 CONFIG = 'prompt_config.json'
 TENSORS = 'prompts.safetensors'
@@ -368,7 +373,7 @@ def load_prompts(
   Raises:
     InputError: if nothing of the kind is there, or it is damaged.
   """
-  path = os.fspath(path)
+  path = require_local(path)
   if os.path.isdir(path):
     if os.path.lexists(os.path.join(path, CONFIG)):
       if task_names is not None:
