@@ -34,6 +34,7 @@ from mpt_jax.types import (
   InputError,
   expected_by,
   installed,
+  local_path,
   nearest,
   prefer_own_packages,
   quiet_pipe,
@@ -51,6 +52,8 @@ _PROCESS_FLAGS = (
 )
 # Files that include one another can be as many as 2 to their number.
 _MOST_FILES = 1000
+# Of a line that cannot be read.
+_SHOWN = 200
 
 
 @dataclasses.dataclass
@@ -246,9 +249,10 @@ def log_header(words: str) -> str:
 def log_only(text: str) -> None:
   """Writes to the log file, if one is kept; for what stderr has anyway."""
   if _log is not None and isinstance(_log.target, logging.FileHandler):
-    with contextlib.suppress(OSError):
-      _log.target.stream.write(f'{text}\n')
-      _log.target.flush()
+    _log.target.acquire()
+    with contextlib.suppress(OSError, ValueError):
+      print(text, file=_log.target.stream, flush=True)
+    _log.target.release()
 
 
 def _stop_keeping_log() -> None:
@@ -372,7 +376,7 @@ def _parse_flags(
     '--debug', action='store_true', help='show the traceback of wrong input'
   )
   flags, rest = parser.parse_known_args(argv)
-  bindings = []
+  bindings: list[str] = []
   for argument in rest:
     if not argument.startswith('--gin.') or '=' not in argument:
       known = [
@@ -400,18 +404,28 @@ def _parse_flags(
 
 def search_paths(extra: str = '') -> list[str]:
   """Folders in which gin files are looked for, in order."""
-  paths = ['', *[p for p in extra.split(',') if p]]
+  given = [local_path(p) for p in extra.split(',') if p]
   # The folder itself, and its parent for 'gin_configs/runs/teacher.gin'.
-  return [*paths, installed(), installed('gin_configs')]
+  paths = ['', *given, installed(), installed('gin_configs')]
+  if os.path.isdir('gin_configs') and not os.path.samefile(
+    'gin_configs', installed('gin_configs')
+  ):
+    # A folder of that name in the working folder is not ours.
+    paths.remove(installed())
+    paths = [*given, installed(), '', *paths[len(given) + 1 :]]
+  return paths
 
 
 def _find(name: str, paths: Sequence[str]) -> str:
-  for path in paths:
+  # './x.gin' is in the working folder, whatever else has the name.
+  here = name.startswith('./') and os.path.isfile(name)
+  name = local_path(name)
+  for path in [''] if here else paths:
     candidate = os.path.join(path, name)
     if os.path.isfile(candidate):
       return candidate
   known = []
-  for path in paths[1:]:
+  for path in filter(None, paths):
     for folder, _, names in os.walk(path):
       known += [
         os.path.relpath(os.path.join(folder, n), path)
@@ -437,7 +451,8 @@ def use_data_dir(path: str) -> None:
     InputError: if there is no such folder.
   """
   global _data_dir
-  if not os.path.isdir(path):
+  path = local_path(path)
+  if not os.path.isdir(path) and '://' not in path:
     raise InputError(
       f'--tfds_data_dir={path} does not exist; `python -m'
       ' tasks.offline --data_dir=…` writes synthetic data'
@@ -467,8 +482,8 @@ def configure(
       or gin refuses something.
   """
   paths = search_paths(extra_paths)
-  for path in paths[1:]:
-    gin.add_config_file_search_path(path)
+  # Includes are looked for in this order; gin can only add to its own.
+  gin.config._LOCATION_PREFIXES[:] = paths
   gin_files = check_macros(gin_files, bindings, extra_paths)
   try:
     gin.parse_config_files_and_bindings(gin_files, list(bindings))
@@ -679,7 +694,7 @@ def _read_files(gin_files: Sequence[str], paths: Sequence[str]) -> _Text:
 
 def _wrong_line(error: Exception, path: str) -> str:
   """What is wrong with a gin file that cannot be parsed."""
-  line, number = getattr(error, 'text', None) or '', '?'
+  line, number = (getattr(error, 'text', None) or '')[:_SHOWN], '?'
   if getattr(error, 'lineno', None):
     number = str(error.lineno)  # type: ignore[attr-defined]
   elif len(error.args) == 2 and isinstance(error.args[1], tuple):
@@ -696,14 +711,14 @@ def _wrong_line(error: Exception, path: str) -> str:
   if token:
     hint = _quoted_form(token.group(1))
     return f'gin: {where}: {line.strip()}: {hint[0]}: {hint[1]}'
-  return f'gin: {where}: {said or type(error).__name__}'
+  return f'gin: {where}: {said[:_SHOWN] or type(error).__name__}'
 
 
 def _parse_binding(
   binding: str, used: set[str]
 ) -> config_parser.BindingStatement:
   """Parses 'NAME=VALUE' of the command line."""
-  name, _, value = binding.partition('=')
+  name, _, value = binding[:_SHOWN].partition('=')
   try:
     [statement] = config_parser.ConfigParser(binding, _References(used))
     if not isinstance(statement, config_parser.BindingStatement):
@@ -712,11 +727,11 @@ def _parse_binding(
   except Exception as e:
     if not re.fullmatch(r'[\w./]+', name):
       raise InputError(
-        f'--gin.{binding}: {name!r} is no name of a macro or parameter'
+        f'--gin.{binding[:_SHOWN]}: {name!r} is no name of a macro or parameter'
       ) from e
     reason, form = _quoted_form(value)
     raise InputError(
-      f'--gin.{binding}: {reason}: {quoted(f"--gin.{name}={form}")}'
+      f'--gin.{binding[:_SHOWN]}: {reason}: {quoted(f"--gin.{name}={form}")}'
     ) from e
 
 

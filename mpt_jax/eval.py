@@ -26,6 +26,7 @@ from mpt_jax.runs import (
 from mpt_jax.types import (
   Lengths,
   Positive,
+  require_local,
 )
 
 log = logging.getLogger(__name__)
@@ -85,6 +86,7 @@ def evaluate(
   Raises:
     InputError: if something given is wrong.
   """
+  model_dir = require_local(model_dir)
   predictor = make_predictor(
     backbone,
     prompts,

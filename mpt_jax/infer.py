@@ -46,6 +46,7 @@ from mpt_jax.types import (
   Natural,
   Positive,
   Rate,
+  require_local,
 )
 
 log = logging.getLogger(__name__)
@@ -124,6 +125,8 @@ def infer(
   """
   if (mixture_or_task_name is None) == (input is None):
     raise InputError('give MIXTURE_OR_TASK_NAME or INPUT, one of the two')
+  output = require_local(output)
+  input = None if input is None else require_local(input)
   _check_output(output, input)
   if rank_labels and (num_beams > 1 or temperature):
     raise InputError('RANK_LABELS scores the labels: no beams, no temperature')

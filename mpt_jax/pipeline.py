@@ -28,7 +28,9 @@ from mpt_jax.types import (
   Natural,
   Positive,
   Rate,
+  local_path,
   nearest,
+  require_local,
 )
 from mpt_jax.workers import STEP, Pool, Step, StepError
 
@@ -622,7 +624,7 @@ def pipeline(
     InputError: if something given is wrong.
     SystemExit: with status 1, if a step failed by a bug.
   """
-  model_dir = model_dir.rstrip('/')
+  model_dir = require_local(model_dir)
   plan = Plan(
     folder=model_dir,
     backbone=_find_backbone(backbone),
@@ -760,10 +762,10 @@ def _command() -> str:
 
 def _find_backbone(path: str) -> str:
   """The backbone's path; what we ship is found from any working folder."""
-  path = find_backbone(path)
+  path = local_path(find_backbone(path))
   if os.path.exists(path) or os.path.isabs(path):
     return path
-  for folder in cli.search_paths()[1:]:
+  for folder in filter(None, cli.search_paths()):
     installed = os.path.join(folder, path)
     if os.path.exists(installed):
       return installed

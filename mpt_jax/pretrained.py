@@ -22,7 +22,11 @@ from mpt_jax.checkpoints.bundle import (
   load_prompts,
 )
 from mpt_jax.t5 import T5Config
-from mpt_jax.types import Array, InputError
+from mpt_jax.types import (
+  Array,
+  InputError,
+  local_path,
+)
 
 # A text, or the fields of one, which the bundle's template writes.
 Text = str | Mapping[str, Any]
@@ -167,6 +171,7 @@ class PromptedT5:
     backbone = load_backbone(os.fspath(path), config=config)
     if prompts is not None and not isinstance(prompts, PromptBundle):
       prompts = load_prompts(prompts)
+    vocabulary = vocabulary and local_path(vocabulary)
     file = vocabulary or backbone.vocabulary_file
     if file is None:
       raise InputError(

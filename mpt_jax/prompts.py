@@ -24,6 +24,7 @@ from mpt_jax.types import (
   Names,
   Positive,
   check_shape,
+  require_local,
 )
 
 Tokenize = Callable[[str], Sequence[int]]
@@ -262,10 +263,11 @@ class FromFile:
 
   def bind(self, embedding: Any = None, tokenize: Tokenize | None = None):
     """Returns an initialiser (key, [P, D], dtype) -> [P, D]."""
-    if not os.path.isfile(self.path):
+    path = require_local(self.path)
+    if not os.path.isfile(path):
       raise InputError(f'prompt file {self.path!r} does not exist')
     try:
-      values = np.load(self.path, allow_pickle=False)
+      values = np.load(path, allow_pickle=False)
     except ValueError as e:
       raise InputError(
         f'prompt file {self.path!r} is no .npy array: {e}'

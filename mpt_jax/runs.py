@@ -14,7 +14,10 @@ from mpt_jax.checkpoints import backbone as backbone_lib
 from mpt_jax.checkpoints import bundle as bundle_lib
 from mpt_jax.checkpoints import run as run_lib
 from mpt_jax.checkpoints.backbone import DEMO, Backbone, demo_folder
-from mpt_jax.types import InputError
+from mpt_jax.types import (
+  InputError,
+  local_path,
+)
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +78,7 @@ def load_backbone(
   if vocabulary == DEMO:
     vocabulary = os.path.join(demo_folder(), 'spiece.model')
   if vocabulary is not None:
+    vocabulary = local_path(vocabulary)
     if not os.path.isfile(vocabulary) and '://' not in vocabulary:
       raise InputError(f'VOCABULARY = {vocabulary!r} does not exist')
     loaded = dataclasses.replace(loaded, vocabulary_file=vocabulary)

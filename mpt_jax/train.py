@@ -64,6 +64,7 @@ from mpt_jax.types import (
   Rate,
   Share,
   nearest,
+  require_local,
 )
 
 log = logging.getLogger(__name__)
@@ -211,6 +212,7 @@ def train(
     InputError: if something given is wrong; nothing is trained.
     trainer.NonFiniteLossError: if the loss explodes.
   """
+  model_dir = require_local(model_dir)
   request = preemption.StopRequest(
     lambda: preemption.resumption(run_lib.latest_step(model_dir)),
     cli.end_at_once(),

@@ -220,6 +220,49 @@ def expected_by(annotation: ast.expr, value: Any) -> str:
   return ''
 
 
+def local_path(path: str | os.PathLike) -> str:
+  """Returns a path as the user means it; all paths of a run come through here.
+
+  Args:
+    path: relative to the working folder, with `~` or `~name` in front, or a
+      URL (`gs://…`), which stays as it is.
+
+  Returns:
+    The path without `~`, doubled or trailing separators.
+
+  Raises:
+    InputError: if it is empty, or there is no such user.
+
+  Examples:
+    >>> local_path('./runs//x/')
+    'runs/x'
+  """
+  text = os.fspath(path)
+  if '://' in text:
+    return text
+  if not text.strip():
+    raise InputError(f'{text!r} is no path: give a file or folder')
+  expanded = os.path.expanduser(text)
+  if text.startswith('~') and expanded == text:
+    raise InputError(
+      f'{text}: there is no user {text.split("/")[0][1:]!r} here; write'
+      f' ./{text} for a name that begins with ~'
+    )
+  return os.path.normpath(expanded)
+
+
+def require_local(path: str | os.PathLike) -> str:
+  """Returns `local_path(path)` of something that must lie on this machine.
+
+  Raises:
+    InputError: if it is a URL, too.
+  """
+  path = local_path(path)
+  if '://' in path:
+    raise InputError(f'{path} is not a local path: use a local folder')
+  return path
+
+
 def installed(*parts: str) -> str:
   """Returns the path of something of ours.
 

@@ -78,7 +78,7 @@ def _run(args: argparse.Namespace) -> Iterator[str]:
   from mpt_jax import data
 
   if args.data_dir:
-    data.set_data_dir(os.path.expanduser(args.data_dir))
+    data.set_data_dir(args.data_dir)
   if args.vocabulary:
     data.use_vocabulary(args.vocabulary)
   if args.name is None:

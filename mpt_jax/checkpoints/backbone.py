@@ -12,7 +12,12 @@ import numpy as np
 
 from mpt_jax import t5
 from mpt_jax.checkpoints import huggingface, t5x_format, tensors
-from mpt_jax.types import InputError, PyTree, installed
+from mpt_jax.types import (
+  InputError,
+  PyTree,
+  installed,
+  local_path,
+)
 
 # How a backbone is run, not which one it is.
 _RUNTIME_FIELDS = (
@@ -93,7 +98,7 @@ def load_backbone(
     raise InputError(
       f'{path} is not a local path; copy the checkpoint to a local folder'
     )
-  path = os.path.abspath(os.path.expanduser(find_backbone(path)))
+  path = os.path.abspath(local_path(find_backbone(path)))
   if not os.path.exists(path):
     raise InputError(f'there is no backbone at {path}: no such folder')
   if not os.path.isdir(path):

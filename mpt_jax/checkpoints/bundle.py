@@ -22,7 +22,12 @@ import mpt_jax
 from mpt_jax import prompts as prompts_lib
 from mpt_jax.checkpoints import files, peft
 from mpt_jax.texts import TaskText
-from mpt_jax.types import InputError, check_shape, nearest
+from mpt_jax.types import (
+  InputError,
+  check_shape,
+  nearest,
+  require_local,
+)
 
 log = logging.getLogger(__name__)
 
@@ -443,7 +448,7 @@ def load_prompts(
   Raises:
     InputError: if nothing of the kind is there, or it is damaged.
   """
-  path = os.fspath(path)
+  path = require_local(path)
   if os.path.isdir(path):
     if os.path.lexists(os.path.join(path, CONFIG)):
       if task_names is not None:

@@ -22,7 +22,7 @@ import tensorflow as tf
 from mpt_jax.data import labels as labels_lib
 from mpt_jax.lines import SUFFIXES, Row, cell_text, read_rows
 from mpt_jax.texts import LABEL, find
-from mpt_jax.types import InputError, nearest
+from mpt_jax.types import InputError, local_path, nearest
 
 log = logging.getLogger(__name__)
 
@@ -372,10 +372,10 @@ def make_source(
   if callable(source):
     rows, known = source, SPLITS
   elif isinstance(source, Mapping):
-    rows = {name: os.fspath(path) for name, path in source.items()}
+    rows = {name: local_path(path) for name, path in source.items()}
     known = tuple(rows)
   else:
-    path = os.fspath(source)
+    path = local_path(source)
     if '{split}' in path:
       named = splits.values() if isinstance(splits, Mapping) else splits
       known = tuple(

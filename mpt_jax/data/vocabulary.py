@@ -11,7 +11,10 @@ import os
 import seqio
 import tensorflow as tf
 
-from mpt_jax.types import InputError
+from mpt_jax.types import (
+  InputError,
+  local_path,
+)
 
 # The public vocabulary of the English T5 checkpoints.
 DEFAULT_FILE = 'gs://t5-data/vocabs/cc_all.32000.100extra/sentencepiece.model'
@@ -29,7 +32,7 @@ class LazyVocabulary(seqio.SentencePieceVocabulary):
 
   def use(self, file: str | os.PathLike | None) -> None:
     """Chooses the file; None goes back to the default."""
-    self._chosen = None if file is None else os.fspath(file)
+    self._chosen = None if file is None else local_path(file)
     self._model = None
 
   @property
@@ -37,7 +40,7 @@ class LazyVocabulary(seqio.SentencePieceVocabulary):
     """The file that is, or would be, read."""
     if self._chosen is not None:
       return self._chosen
-    return os.environ.get(ENVIRONMENT_VARIABLE) or DEFAULT_FILE
+    return local_path(os.environ.get(ENVIRONMENT_VARIABLE) or DEFAULT_FILE)
 
   def _model_context(self):
     file = self.sentencepiece_model_file

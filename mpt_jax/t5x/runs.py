@@ -36,6 +36,7 @@ from mpt_jax.types import (
   Positive,
   Rate,
   Share,
+  local_path,
   nearest,
 )
 
@@ -352,6 +353,11 @@ def checkpoint_config(
   Raises:
     InputError: if `model_dir` holds a run with other settings.
   """
+  if local_path(model_dir) != model_dir.rstrip('/') and model_dir[:1] == '~':
+    raise InputError(
+      f'MODEL_DIR = {model_dir!r}: T5X takes ~ for a name; give'
+      f' {local_path(model_dir)!r}'
+    )
   _check_run(
     model_dir,
     {
@@ -430,6 +436,7 @@ def _use_vocabulary(path: str, given: str | None) -> str | None:
   if given == DEMO:
     given = os.path.join(find_backbone(DEMO), huggingface.VOCABULARY)
   if given is not None:
+    given = local_path(given)
     if not tf.io.gfile.exists(given):
       raise InputError(f'VOCABULARY = {given!r} does not exist')
   elif not remote.is_remote(path):
