@@ -25,21 +25,6 @@ TEXTS = [
 ]
 
 
-@pytest.fixture
-def register():
-  """`register_task` whose tasks are removed afterwards."""
-  made = []
-
-  def call(name, *args, **kwargs):
-    task = data.register_task(name, *args, **kwargs)
-    made.append(name)
-    return task
-
-  yield call
-  for name in made:
-    seqio.TaskRegistry.remove(name)
-
-
 def _texts(task, split='train', **kwargs):
   ds = task.get_dataset(None, split, shuffle=False, **kwargs)
   return [
