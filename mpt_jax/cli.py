@@ -511,12 +511,45 @@ def check_macros(
   """
   paths = search_paths(extra_paths)
   found = [_find(name, paths) for name in gin_files]
+  _read_checked(found, bindings, paths)
+  return found
+
+
+def read_macros(
+  gin_files: Sequence[str], bindings: Sequence[str]
+) -> dict[str, Any]:
+  """Reads what a run would be given; imports and runs nothing.
+
+  Args:
+    gin_files: as for `configure`.
+    bindings: 'NAME=VALUE'.
+
+  Returns:
+    Macro -> value, of those that are set to one; a required one need not be.
+
+  Raises:
+    InputError: if a file is missing, a macro unknown or of a wrong type.
+  """
+  paths = search_paths()
+  found = [_find(name, paths) for name in gin_files]
+  text = _read_checked(found, bindings, paths, whole=False)
+  values = {n: text.resolve(s).value for n, s in text.macros.items()}
+  return {n: v for n, v in values.items() if v is not ANYTHING}
+
+
+def _read_checked(
+  found: Sequence[str],
+  bindings: Sequence[str],
+  paths: Sequence[str],
+  whole: bool = True,
+) -> '_Text':
+  """Reads gin files and bindings; `whole`: nothing required may be missing."""
   text = _read_files(found, paths)
   for binding in bindings:
     text.add(_parse_binding(binding, text.used))
-  _check_names(text)
+  _check_names(text, whole)
   _check_types(text)
-  return found
+  return text
 
 
 def call(
@@ -770,8 +803,8 @@ def _quoted_form(value: str) -> tuple[str, str]:
   return 'a string needs quotes', repr(bare)
 
 
-def _check_names(text: _Text) -> None:
-  """Every macro that is set must be used, every required one must be set.
+def _check_names(text: _Text, whole: bool) -> None:
+  """Every macro that is set must be used, and if `whole` every one be set.
 
   Gin itself accepts a misspelt macro in silence.
   """
@@ -790,7 +823,7 @@ def _check_names(text: _Text) -> None:
     )
   missing = [n for n, s in macros.items() if s.value == _REQUIRED]
   missing += sorted(used - macros.keys())
-  if missing:
+  if missing and whole:
     others = f' (also missing: {", ".join(missing[1:])})' if missing[1:] else ''
     raise InputError(
       f'required macro {missing[0]} is not set: give'
