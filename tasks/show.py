@@ -369,7 +369,7 @@ def _task(task: 'seqio.Task', args: argparse.Namespace) -> Iterator[str]:
     yield from _examples(task, raw.take(args.examples), limits)
     lengths: dict[str, list[int]] = {key: [] for key in limits}
     for example in (
-      task.get_dataset(None, args.split, shuffle=False)
+      task.get_dataset(None, args.split, shuffle=False, try_in_mem_cache=False)
       .take(_SAMPLE)
       .as_numpy_iterator()
     ):

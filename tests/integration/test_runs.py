@@ -335,6 +335,8 @@ def test_the_best_prompts_are_kept(bundles, tmp_path):
     assert results['best_steps'][task] == first
     assert results['scores'][task]['accuracy'] == top
     assert set(results['test_scores'][task]) == set(results['scores'][task])
+    for split in ('train', 'validation', 'test'):
+      assert results['examples'][split][task]['cut_inputs'] == 0
     kept = load_prompts(str(folder / 'best' / task))
     assert kept.step == first
     np.testing.assert_array_equal(kept.compose(task), product.compose(task))
@@ -345,6 +347,89 @@ def test_the_best_prompts_are_kept(bundles, tmp_path):
   # The same again has nothing to do.
   gin.clear_config()
   cli.main('mpt_jax.train', 'train', argv)
+
+
+HALF_KNOWN = """
+import seqio
+from mpt_jax import data
+from tasks import metrics
+
+ROWS = {
+  'train': [{'text': 'the film was great', 'label': i % 2} for i in range(8)],
+  'validation': [{'text': 'the food was bad'}] * 3,
+}
+data.register_task(
+  'half_known', ROWS.__getitem__, inputs='{text}', labels=('no', 'yes'),
+  splits=tuple(ROWS), metric_fns=[metrics.accuracy],
+)
+data.register_task(
+  'half_long', ROWS.__getitem__, inputs='{text}', targets='{text}',
+  splits=('train',), metric_fns=[metrics.accuracy],
+)
+seqio.MixtureRegistry.add('half_mix', ['half_known', 'sst2'], 1.0)
+"""
+
+
+@pytest.fixture
+def half_known(tmp_path, monkeypatch):
+  """The module of two tasks: one whose validation split has no labels."""
+  import seqio
+
+  (tmp_path / 'half_known_tasks.py').write_text(HALF_KNOWN)
+  monkeypatch.syspath_prepend(tmp_path)
+  yield 'half_known_tasks'
+  sys.modules.pop('half_known_tasks', None)
+  seqio.MixtureRegistry.remove('half_mix')
+  for name in ('half_known', 'half_long'):
+    seqio.TaskRegistry.remove(name)
+
+
+@pytest.mark.parametrize(
+  ('name', 'macros', 'message'),
+  [
+    ('half_known', {}, "split 'validation' of 'half_known' has no labels"),
+    (
+      'half_known',
+      {'EVAL_SPLIT': 'train', 'TEST_SPLIT': 'validation'},
+      "split 'validation' of 'half_known' has no labels",
+    ),
+    (
+      'half_mix',
+      {
+        'KEEP_BEST': True,
+        'EVAL_PERIOD': 8,
+        'PROMPT_TASKS': ['half_known', 'sst2'],
+      },
+      "KEEP_BEST needs a score of every task, .* of 'half_known' has a label",
+    ),
+    ('half_known', {'EVAL_SPLIT': 'dev'}, "no split 'dev'"),
+    (
+      'half_long',
+      {
+        'EVAL_SPLIT': 'train',
+        'TASK_FEATURE_LENGTHS': {'inputs': 20, 'targets': 3},
+      },
+      "'half_long', split 'train': 8 of 8 targets are longer than 3 tokens",
+    ),
+  ],
+)
+def test_what_could_not_be_scored_ends_a_run_before_it_trains(
+  world, tmp_path, half_known, capsys, name, macros, message
+):
+  argv = arguments(
+    world,
+    'teacher',
+    tmp_path / 'run',
+    MIXTURE_OR_TASK_NAME=name,
+    MIXTURE_OR_TASK_MODULE=half_known,
+    **macros,
+  )
+  with pytest.raises(SystemExit) as error:
+    cli.main('mpt_jax.train', 'train', argv)
+  assert error.value.code == 2
+  [line] = re.findall('^error: .*', capsys.readouterr().err, re.MULTILINE)
+  assert re.search(message, line)
+  assert not (tmp_path / 'run').exists()
 
 
 def test_a_second_pipeline_in_one_folder(capsys, tmp_path):
@@ -629,6 +714,9 @@ def test_eval_infer_export(bundles, tmp_path, capsys):
   assert set(results['scores']['sst2']) == {'accuracy', 'invalid', 'majority'}
   assert results['split'] == 'test'
   assert results['synthetic_data'] is True
+  counted = results['examples']['test']['sst2']
+  assert (counted['examples'], counted['cut_targets']) == (5, 0)
+  assert counted['longest_target'] == 2 < counted['longest_input']
   run(
     'mpt_jax.infer',
     'infer',
