@@ -290,11 +290,12 @@ def train(
     else None,
   )
   texts = data.task_texts(task_names, dataset.split)
-  examples = {dataset.split: batches.counts}
+  examples: dict[str, dict[str, Any]] = {}
   if evaluation is not None:
-    examples |= _examine(
+    examples = _examine(
       dataset, evaluation, prompt_length, task_names if prompts else ()
     )
+  examples[dataset.split] = examples.get(dataset.split, {}) | batches.counts
   synthetic = data.is_synthetic(dataset.mixture_or_task_name)
   if synthetic:
     log.info(

@@ -68,7 +68,8 @@ def test_cut_inputs(make, caplog, length, cut, said):
   assert (found.examples, found.cut_inputs, found.cut_targets) == (3, cut, 0)
   assert (found.longest_input, found.longest_target) == (8, 2)
   lengths = {'inputs': length, 'targets': 4}
-  assert data.examine('own', 'test', lengths, 3, ['own'])['own'] == found
+  scored = data.examine('own', 'test', lengths, 3, ['own'])['own']
+  assert scored.as_json() == found.as_json()
   assert [r.getMessage() for r in caplog.records] == [
     f'own/{split}: {line} and were cut (the longest has 8)'
     for split in ('train', 'test')
