@@ -27,7 +27,6 @@ import itertools
 import json
 import logging
 import os
-import signal
 import sys
 from typing import Any, TextIO
 
@@ -133,6 +132,8 @@ def infer(
   if input is not None:
     if not isinstance(backbone, str):
       raise InputError('lines of text are answered from a backbone on disk')
+    if task_feature_lengths is not None:
+      raise InputError('TASK_FEATURE_LENGTHS are of a task: lines are not cut')
     if batch_size < 1:
       raise InputError(f'batch_size is {batch_size}, expected 1 or more')
     asking = _Asking.create(prompts, prompt_task, rank_labels)
@@ -310,7 +311,9 @@ class _Asking:
       return row['inputs']
     if known is not None and known.has_any(row):
       return known.fill(row)
-    hint = f', nor any of {", ".join(fields)}' if fields else ''
+    hint = '; no prompts tell how else the text is written'
+    if fields:
+      hint = f', nor any of {", ".join(fields)}, of which the text is written'
     raise InputError(f"no 'inputs'; there is {sorted(row)}{hint}")
 
 
@@ -507,7 +510,7 @@ def _write(
         file.write(text + '\n')
         file.flush()
       except BrokenPipeError:
-        _end_quietly(output)
+        raise  # The reader has had enough, see `types.quiet_pipe`.
       except OSError as e:
         raise InputError(
           f'OUTPUT {output} cannot be written: {e.strerror}'
@@ -517,15 +520,6 @@ def _write(
   if told is not None:
     told.say()
   return count
-
-
-def _end_quietly(output: str) -> None:
-  """Ends as a command does whose reader has had enough."""
-  if output == STANDARD:
-    # What is left in its buffer would be written, and complained about.
-    with open(os.devnull, 'wb') as nowhere:
-      os.dup2(nowhere.fileno(), sys.stdout.fileno())
-  sys.exit(128 + signal.SIGPIPE)
 
 
 def _check_output(output: str, input: str | None) -> None:
