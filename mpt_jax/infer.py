@@ -193,7 +193,7 @@ def infer(
     score_fn=predictor.score_fn if rank_labels else None,
   )
   if rank_labels:
-    answers = ({**line, **_best(line.pop('scores'))} for line in answers)
+    answers = (line | _best(line.pop('scores')) for line in answers)
   if jax.process_count() == 1:
     return _write(answers, output)
   # Every process decodes its part and knows all answers; one writes.
@@ -209,6 +209,7 @@ class _Told:
   NO_INPUT = 'of empty inputs, answered all the same'
   NO_OBJECT = 'JSON but no object, taken as plain text with all its marks'
   RETURN = 'with a carriage return inside, taken as text'
+  QUOTED = 'with a cell in quotation marks, which are text in a .tsv'
   INDEX = "with an 'index' of its own, passed on in place of ours"
   JSON, PLAIN = 'JSON', 'plain text'
 
@@ -352,7 +353,10 @@ def _rows(
 ) -> Iterator[tuple[str, str | Mapping[str, Any] | None]]:
   """Yields ('file:line', row), a plain text, or None for an empty line."""
   if stream is None:
-    yield from lines_lib.read_rows(name)
+    for where, cells in lines_lib.read_rows(name):
+      if name.endswith('.tsv') and any(map(_is_quoted, (cells or {}).values())):
+        told.note(told.QUOTED, where)
+      yield where, cells
     return
   for where, text in lines_lib.read_lines(stream, name):
     if '\r' in text:
@@ -380,6 +384,10 @@ def _parse(text: str, where: str) -> str | dict[str, Any]:
     raise InputError(
       f'{e}; a plain text that begins with {{ is written {{"inputs": "{{…"}}'
     ) from e
+
+
+def _is_quoted(cell: str) -> bool:
+  return len(cell) > 1 and cell[0] == cell[-1] == '"'
 
 
 def _is_json(text: str) -> bool:

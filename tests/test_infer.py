@@ -154,6 +154,12 @@ class TestLines:
       'lines: 3 plain text (first: in:2)',
     ]
 
+  def test_quotes_of_a_table_are_told(self, tmp_path):
+    content = b'inputs\tid\n"a"\t1\nb "c"\t"2"\n"\t3\n'
+    got, told = _ask(content, tmp_path, 'a.tsv')
+    assert [line['inputs'] for line in got] == ['"a"', 'b "c"', '"']
+    assert told._counts == {told.QUOTED: 2}
+
   def test_what_needs_no_word_is_not_told(self, tmp_path, caplog):
     _, told = _ask(b'a\nb "c"\n', tmp_path)
     with caplog.at_level('INFO'):
