@@ -27,7 +27,6 @@ import itertools
 import json
 import logging
 import os
-import signal
 import sys
 from typing import Any, TextIO
 
@@ -133,6 +132,8 @@ def infer(
   if input is not None:
     if not isinstance(backbone, str):
       raise InputError('lines of text are answered from a backbone on disk')
+    if task_feature_lengths is not None:
+      raise InputError('TASK_FEATURE_LENGTHS are of a task: lines are not cut')
     if batch_size < 1:
       raise InputError(f'batch_size is {batch_size}, expected 1 or more')
     asking = _Asking.create(prompts, prompt_task, rank_labels)
@@ -192,7 +193,7 @@ def infer(
     score_fn=predictor.score_fn if rank_labels else None,
   )
   if rank_labels:
-    answers = ({**line, **_best(line.pop('scores'))} for line in answers)
+    answers = (line | _best(line.pop('scores')) for line in answers)
   if jax.process_count() == 1:
     return _write(answers, output)
   # Every process decodes its part and knows all answers; one writes.
@@ -208,6 +209,7 @@ class _Told:
   NO_INPUT = 'of empty inputs, answered all the same'
   NO_OBJECT = 'JSON but no object, taken as plain text with all its marks'
   RETURN = 'with a carriage return inside, taken as text'
+  QUOTED = 'with a cell in quotation marks, which are text in a .tsv'
   INDEX = "with an 'index' of its own, passed on in place of ours"
   JSON, PLAIN = 'JSON', 'plain text'
 
@@ -310,7 +312,9 @@ class _Asking:
       return row['inputs']
     if known is not None and known.has_any(row):
       return known.fill(row)
-    hint = f', nor any of {", ".join(fields)}' if fields else ''
+    hint = '; no prompts tell how else the text is written'
+    if fields:
+      hint = f', nor any of {", ".join(fields)}, of which the text is written'
     raise InputError(f"no 'inputs'; there is {sorted(row)}{hint}")
 
 
@@ -349,7 +353,10 @@ def _rows(
 ) -> Iterator[tuple[str, str | Mapping[str, Any] | None]]:
   """Yields ('file:line', row), a plain text, or None for an empty line."""
   if stream is None:
-    yield from lines_lib.read_rows(name)
+    for where, cells in lines_lib.read_rows(name):
+      if name.endswith('.tsv') and any(map(_is_quoted, (cells or {}).values())):
+        told.note(told.QUOTED, where)
+      yield where, cells
     return
   for where, text in lines_lib.read_lines(stream, name):
     if '\r' in text:
@@ -377,6 +384,10 @@ def _parse(text: str, where: str) -> str | dict[str, Any]:
     raise InputError(
       f'{e}; a plain text that begins with {{ is written {{"inputs": "{{…"}}'
     ) from e
+
+
+def _is_quoted(cell: str) -> bool:
+  return len(cell) > 1 and cell[0] == cell[-1] == '"'
 
 
 def _is_json(text: str) -> bool:
@@ -507,7 +518,7 @@ def _write(
         file.write(text + '\n')
         file.flush()
       except BrokenPipeError:
-        _end_quietly(output)
+        raise  # The reader has had enough, see `types.quiet_pipe`.
       except OSError as e:
         raise InputError(
           f'OUTPUT {output} cannot be written: {e.strerror}'
@@ -517,15 +528,6 @@ def _write(
   if told is not None:
     told.say()
   return count
-
-
-def _end_quietly(output: str) -> None:
-  """Ends as a command does whose reader has had enough."""
-  if output == STANDARD:
-    # What is left in its buffer would be written, and complained about.
-    with open(os.devnull, 'wb') as nowhere:
-      os.dup2(nowhere.fileno(), sys.stdout.fileno())
-  sys.exit(128 + signal.SIGPIPE)
 
 
 def _check_output(output: str, input: str | None) -> None:

@@ -751,6 +751,7 @@ def test_eval_infer_export(bundles, tmp_path, capsys):
     got = [line['probabilities'][word] for word in words]
     np.testing.assert_allclose(got, shares, atol=1e-5)
     assert line['prediction'] == words[int(np.argmax(got))]
+    assert list(line) == [*answer, 'probabilities']
     for key in ('task', 'index', 'inputs', 'targets'):
       assert line[key] == answer[key]
   # Another task's prompt, as in zero-shot transfer, on a mixture too.
