@@ -12,6 +12,7 @@ import inspect
 import os
 import re
 import sysconfig
+import traceback
 from typing import Any
 
 import seqio
@@ -23,12 +24,16 @@ from mpt_jax.types import InputError, installed
 # As in a traceback, also in one that TensorFlow has put into a message.
 _FRAME = re.compile(r'File "([^"\n]+)", line (\d+)')
 # What TensorFlow adds to what it says.
-_NOISE = re.compile(r'\[\[.*|\{\{.*|\[Op:.*', re.DOTALL)
+_NOISE = re.compile(r'\[\[.*?\]\]|\{\{.*?\}\}|\[Op:.*', re.DOTALL)
 _SHOWN = 300
+# TensorFlow's own form of a function of `Dataset.map`.
+_GENERATED = '__autograph_generated'
 
 
 def _is_users(file: str) -> bool:
   """Whether a source file is neither ours nor of an installed package."""
+  if _GENERATED in file:
+    return False
   file = os.path.realpath(file)
   libraries = [sysconfig.get_path(n) for n in ('stdlib', 'purelib', 'platlib')]
   libraries += [installed('mpt_jax'), installed('tasks')]
@@ -107,7 +112,8 @@ def naming(task: seqio.Task, split: str) -> Iterator[None]:
     if line:
       raise InputError(f'{what}: {line}: {said(e)}') from e
     own = [h for step in task.preprocessors if (h := _home(step))]
-    if isinstance(e, tf.errors.OpError) and own:
+    mapped = _GENERATED in ''.join(traceback.format_tb(e.__traceback__))
+    if own and (mapped or isinstance(e, tf.errors.OpError)):
       raise InputError(f'{what}: {said(e)} (in {", ".join(own)})') from e
     if isinstance(e, tf.errors.DataLossError | tf.errors.NotFoundError):
       raise InputError(f'{what}: its data cannot be read: {said(e)}') from e
