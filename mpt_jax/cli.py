@@ -98,7 +98,9 @@ def main(module: str, function: str, argv: Sequence[str] | None = None) -> None:
   global _command
   argv = sys.argv[1:] if argv is None else list(argv)
   debug = '--debug' in argv
-  _command = command = _Command(shell_command(module, argv))
+  _command = command = _Command(
+    shell_command(module.removeprefix('mpt_jax.'), argv)
+  )
   _start_logging()
   try:
     with quiet_pipe():

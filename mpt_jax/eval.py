@@ -87,6 +87,12 @@ def evaluate(
     InputError: if something given is wrong.
   """
   model_dir = require_local(model_dir)
+  log.info('reading the tasks (TensorFlow takes a few seconds) …')
+  from mpt_jax import data
+
+  names = cli.as_list(mixture_or_task_name)
+  for name in names:
+    data.check_data(name, split, module)
   predictor = make_predictor(
     backbone,
     prompts,
@@ -101,10 +107,6 @@ def evaluate(
     scan_layers=scan_layers,
     shard_backbone=shard_backbone,
   )
-  log.info('reading the tasks (TensorFlow takes a few seconds) …')
-  from mpt_jax import data
-
-  names = cli.as_list(mixture_or_task_name)
   # One prompt for whatever is read, or each task's own.
   task_names = () if prompt_task else predictor.task_names
   examples: dict[str, Any] = {}
@@ -119,6 +121,7 @@ def evaluate(
       module=module,
       allow_cut_targets=allow_cut_targets,
     )
+  cli.keep_log(model_dir)
   scores: dict[str, dict[str, float]] = {}
   for name in names:
     scores.update(

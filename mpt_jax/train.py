@@ -236,6 +236,17 @@ def train(
   dataset = dataclasses.replace(dataset, pack=padding == 'pack')
   task_names = prompts.task_names if prompts else ('all',)
   prompt_length = prompts.length if prompts else 0
+  # The data layer is the first to need TensorFlow.
+  log.info('reading the tasks (TensorFlow takes a few seconds) …')
+  from mpt_jax import data
+
+  # Before a large backbone is read in vain.
+  data.check_data(
+    dataset.mixture_or_task_name,
+    dataset.split,
+    dataset.module,
+    dataset.use_cached,
+  )
   loaded = load_backbone(
     backbone, backbone_config, vocabulary, seed, fresh=stage == 'finetune'
   )
@@ -273,10 +284,6 @@ def train(
     weight_decay=weight_decay,
     clip_norm=clip_norm,
   )
-
-  # The data layer is the first to need TensorFlow.
-  log.info('reading the tasks (TensorFlow takes a few seconds) …')
-  from mpt_jax import data
 
   part, parts = partitioning.data_part(mesh)
   batches = data.get_train_iterator(

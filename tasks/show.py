@@ -21,7 +21,7 @@ import sys
 import tempfile
 from typing import TYPE_CHECKING, Any
 
-from mpt_jax.types import InputError, nearest
+from mpt_jax.types import InputError, nearest, quiet_pipe
 
 if TYPE_CHECKING:
   import seqio
@@ -71,7 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     help="a run's gin file, for what is not given above; with --gin.NAME=VALUE"
     ' as in the command of the run',
   )
-  args, rest = parser.parse_known_args(argv)
+  with quiet_pipe():
+    args, rest = parser.parse_known_args(argv)
   unknown = [a for a in rest if not re.match(r'--gin\.[^=]+=', a)]
   if unknown:
     parser.error(f'unrecognized arguments: {" ".join(unknown)}')
@@ -79,8 +80,9 @@ def main(argv: Sequence[str] | None = None) -> int:
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   try:
     _take_over(args, bindings)
-    for line in _run(args):
-      print(line)
+    with quiet_pipe():
+      for line in _run(args):
+        print(line)
   except InputError as error:
     print(f'error: {error}', file=sys.stderr)
     return 2
@@ -210,16 +212,15 @@ def mixture(name: str) -> Iterator[str]:
   """Yields the tasks of a mixture and their shares."""
   import seqio
 
-  provider = seqio.MixtureRegistry.get(name)
+  from mpt_jax.data.dataset import mixing_rates
+
+  rates = mixing_rates(seqio.MixtureRegistry.get(name))
   yield f'mixture {name}'
-  total = sum(provider.get_rate(task) for task in provider.tasks)
-  rows = []
-  for task in provider.tasks:
-    rate = provider.get_rate(task)
-    rows.append(
-      (f'  {task.name}', f'{rate:,.0f}', f'{100 * rate / total:.1f}%')
-    )
-  yield from _table(rows)
+  total = sum(rates.values())
+  yield from _table(
+    (f'  {task}', f'{rate:,.6g}', f'{100 * rate / total:.1f}%')
+    for task, rate in rates.items()
+  )
 
 
 def _short(text: str) -> str:
@@ -327,6 +328,7 @@ def _limits(args: argparse.Namespace) -> dict[str, int]:
 def _task(task: 'seqio.Task', args: argparse.Namespace) -> Iterator[str]:
   """Yields what a task is, then its examples and their lengths."""
   from mpt_jax import data
+  from mpt_jax.data import faults
   from mpt_jax.data.dataset import check_labels
   from tasks import mixtures
   from tasks.table import TABLE
@@ -360,7 +362,10 @@ def _task(task: 'seqio.Task', args: argparse.Namespace) -> Iterator[str]:
   )
   place = data.task_rows(names, task.name)[task.name]
   yield f'  prompt row   {place} of PROMPT_TASKS = {list(names)}'
-  with _some_data(task, args.split, args.data_dir is None) as origin:
+  with (
+    faults.naming(task, args.split),
+    _some_data(task, args.split, args.data_dir is None) as origin,
+  ):
     yield f'  examples     {origin}'
     yield f'  vocabulary   {_vocabulary_note()}'
     check_labels(task, limits['targets'])

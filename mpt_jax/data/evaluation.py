@@ -17,14 +17,13 @@ import seqio
 import tqdm
 
 from mpt_jax import batching, buckets
-from mpt_jax.data import counts, rows, sources, templates
+from mpt_jax.data import counts, faults, rows, sources, templates
 from mpt_jax.data.dataset import (
   check_data,
   check_labels,
   digest,
   loading_bar,
   source_state,
-  telling_wrong_labels,
 )
 from mpt_jax.data.feature_converter import check_lengths
 from mpt_jax.data.quiet import only_errors
@@ -82,7 +81,7 @@ def _load(
   """Tokenises a split; the last three arguments tell the results apart."""
   del data_dir, vocabulary_file, state
   limits = {'inputs': input_limit, 'targets': target_limit}
-  with only_errors():
+  with only_errors(), faults.naming(task, split):
     ds = task.get_dataset(
       sequence_length=counts.whole_lengths(task, limits),
       split=split,
@@ -96,7 +95,7 @@ def _load(
   examples = []
   watch = counts.Watch(task)
   bar = loading_bar(task, split)
-  with telling_wrong_labels(task, split):
+  with faults.naming(task, split):
     for example in ds.as_numpy_iterator():
       examples.append(example)
       watch.add(
@@ -328,7 +327,8 @@ def evaluate(
       kind: np.array(reader.run(task, scored, model_fns[kind]))
       for kind in wanted
     }
-    results[task.name] = _compute(task, scored, outputs)
+    with faults.naming(task, split):
+      results[task.name] = _compute(task, scored, outputs)
     if _Output.PREDICTION in outputs:
       _warn_of_collapse(task, scored, outputs[_Output.PREDICTION])
   if unlabelled and not results:
