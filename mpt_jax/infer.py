@@ -136,30 +136,24 @@ def infer(
       raise InputError('TASK_FEATURE_LENGTHS are of a task: lines are not cut')
     if batch_size < 1:
       raise InputError(f'batch_size is {batch_size}, expected 1 or more')
+    decoding = {
+      'max_decode_length': max_decode_length,
+      'num_beams': num_beams,
+      'temperature': temperature,
+      'seed': seed,
+    }
     asking = _Asking.create(prompts, prompt_task, rank_labels)
     _check_lines(input, asking)
     model = pretrained.PromptedT5.from_pretrained(
       backbone, asking.bundle, backbone_config, vocabulary
     )
-
-    if rank_labels:
-      settings: dict[str, Any] = {}
-    else:
-      settings = {
-        'max_decode_length': max_decode_length,
-        'num_beams': num_beams,
-        'temperature': temperature,
-        'seed': seed,
-      }
-    answer = functools.partial(_answer, model, batch_size, settings)
-    told = _Told()
-    with _open_input(input) as stream:
-      # What is sampled must not depend on how fast lines come.
-      ready = getattr(stream, 'ready', None) if not temperature else None
-      questions = _questions(_rows(stream, input, told), asking, told)
-      return _write(
-        _answers(questions, answer, batch_size, ready), output, told
-      )
+    answer = functools.partial(
+      _answer, model, batch_size, None if rank_labels else decoding
+    )
+    # What is sampled must not depend on how fast lines come.
+    return _answer_lines(
+      input, output, asking, answer, batch_size, eager=not temperature
+    )
   if task_feature_lengths is None:
     raise InputError('a task needs TASK_FEATURE_LENGTHS')
   assert mixture_or_task_name is not None
@@ -470,23 +464,40 @@ def _answers(
       return
 
 
+def _answer_lines(
+  input: str,
+  output: str,
+  asking: _Asking,
+  answer: Callable[[list[dict[str, Any]], int], list[dict[str, Any]]],
+  batch_size: int,
+  eager: bool,
+) -> int:
+  """Reads, answers and writes; `eager` answers what is there by now."""
+  told = _Told()
+  with _open_input(input) as stream:
+    ready = getattr(stream, 'ready', None) if eager else None
+    questions = _questions(_rows(stream, input, told), asking, told)
+    answers = _answers(questions, answer, batch_size, ready)
+    return _write(answers, output, told)
+
+
 def _answer(
   model: pretrained.PromptedT5,
   batch_size: int,
-  settings: Mapping[str, Any],
+  decoding: Mapping[str, Any] | None,
   some: list[dict[str, Any]],
   number: int,
 ) -> list[dict[str, Any]]:
-  """Answers a batch of lines: by decoding or, without settings, by ranking."""
+  """Answers a batch of lines: by decoding, or by ranking its labels."""
   texts = [line['inputs'] for line in some]
   # One prompt needs no name, and without prompts there is none.
   tasks = [line.get('task') for line in some]
   named = tasks if any(task is not None for task in tasks) else None
-  if not settings:
+  if decoding is None:
     ranked = model.score(texts, None, named, batch_size=batch_size)
     return [_best(scores) for scores in ranked]
-  settings = {**settings, 'seed': settings['seed'] + number}
-  found = model.generate(texts, named, batch_size=batch_size, **settings)
+  decoding = {**decoding, 'seed': decoding['seed'] + number}
+  found = model.generate(texts, named, batch_size=batch_size, **decoding)
   return [{_PREDICTION: text} for text in found]
 
 
