@@ -711,7 +711,7 @@ def test_eval_infer_export(bundles, tmp_path, capsys):
   )
   results = json.loads((tmp_path / 'eval/results.json').read_text())
   assert set(results['scores']) == {'sst2'}
-  assert set(results['scores']['sst2']) == {'accuracy', 'invalid', 'majority'}
+  assert set(results['scores']['sst2']) == {'accuracy', 'invalid'}
   assert results['split'] == 'test'
   assert results['synthetic_data'] is True
   counted = results['examples']['test']['sst2']
