@@ -126,12 +126,14 @@ class Answers:
 
   def readable(self, answer: Any) -> Any:
     """A postprocessed answer for JSON; a class by its word, None if invalid."""
+    value = plain(answer)
+    if isinstance(value, str):
+      return value
     if is_invalid(answer, self.classes):
       return None
-    value = plain(answer)
     if self.classes is not None:
       return self.name_of(value)
-    return value if isinstance(value, str | int | float) else str(value)
+    return value if isinstance(value, int | float) else str(value)
 
   @functools.cached_property
   def right(self) -> np.ndarray | None:
