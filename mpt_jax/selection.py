@@ -1,6 +1,6 @@
 """The best prompts of a run by their validation scores, and when to stop."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 
 from mpt_jax import metrics
@@ -24,12 +24,12 @@ Meanings = Mapping[str, Mapping[str, Metric]]
 
 
 def main_metric(
-  values: TaskScores | Sequence[str], said: Mapping[str, Metric] | None = None
+  values: Iterable[str], said: Mapping[str, Metric] | None = None
 ) -> str:
   """Returns the name of a task's main metric.
 
   Args:
-    values: the task's metrics, or their names.
+    values: the task's metrics by name, or just their names.
     said: what its own metric functions say of them.
 
   Returns:
@@ -119,6 +119,26 @@ def check_declared(
       )
     if metric is not None:
       check_metric(metric, said, task)
+
+
+def common_meaning(found: Iterable[Metric | None]) -> Metric | None:
+  """What metrics of several tasks mean together, in a mean over the tasks.
+
+  Args:
+    found: each task's; None is one that nobody knows.
+
+  Returns:
+    The first of them; None if one is unknown, or if they differ in which way
+    is better or in their unit: then there is no mean.
+  """
+  kinds = list(found)
+  first = kinds[0] if kinds else None
+  if first is None:
+    return None
+  same = all(
+    m and (m.better, m.unit) == (first.better, first.unit) for m in kinds
+  )
+  return first if same else None
 
 
 @dataclasses.dataclass

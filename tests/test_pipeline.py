@@ -76,7 +76,8 @@ def test_every_run_has_its_folder():
     'seed1/target/k32/pt/cola',
   }
   exports = {f'export/{k}-{t}' for k in ('npy', 'bundle') for t in PLAN.targets}
-  assert names == runs | {f'{r}/test' for r in runs} | exports
+  alone = {f'zero_shot/{t}' for t in ('mnli', 'sst2', 'rte', 'cola')}
+  assert names == runs | {f'{r}/test' for r in runs} | exports | alone
 
 
 def test_steps_come_after_what_they_read():

@@ -27,6 +27,7 @@ class Fake:
 
   def __init__(self, folder, seeds=(0, 1), synthetic=True):
     self.folder, self.seeds, self.synthetic = folder, seeds, synthetic
+    self.bars = True
     self.steps = []
     self.tuning = []
 
@@ -126,6 +127,7 @@ class Fake:
         'teacher': {'steps': 40},
         'source': {'steps': 40},
         'tuning': {'seed': 77} if self.tuning else None,
+        'benchmark_bars': self.bars,
       },
       'rates': {'k32': rates, 'full': rates},
       'tuning': self.tuning,
@@ -240,6 +242,7 @@ def test_bars(tmp_path):
     'bar': 'targets, k32: MPT - PT',
     'least': 2.0,
     'value': 6.0,
+    'se': pytest.approx(2.0),
     'met': True,
   }
   # Not run, and not known: neither met nor missed.
