@@ -4,7 +4,7 @@ Reads only files below the pipeline's folder: `pipeline.json` (what ran) and
 each run's `results.json`, `metrics.jsonl`, `step.json` and prompts.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import json
 import math
 import os
@@ -32,7 +32,8 @@ COLLAPSED, UNDEFINED = '†', '‡'
 _MARKS = {
   COLLAPSED: 'collapsed: over 95 % of the answers were one, or over 50 % no'
   ' valid answer; the score says no more than how often that is right',
-  UNDEFINED: 'not defined (a correlation with a constant output), counts as 0',
+  UNDEFINED: 'not defined (a correlation with a constant output), counts as 0,'
+  ' or as the worst there is where less is better',
 }
 _MAJORITY, _ZERO_SHOT = 'majority class', 'no prompt (zero-shot)'
 
@@ -187,6 +188,7 @@ def collect(folder: str) -> dict[str, Any]:
     'teachers': _by_task(_select(runs, 'teacher')),
     'source': source,
     'curves': {v: _curve(folder, _select(runs, 'source', v)) for v in variants},
+    'curves_undefined': _undefined(folder, _select(runs, 'source')),
     'targets': targets,
     'pairs': _pairs('source', source, _SOURCE_PAIRS)
     + [
@@ -402,22 +404,13 @@ def _curve(
   """Mean validation score over tasks by step, for each seed."""
   curves: dict[str, dict[int, float]] = {}
   for run in runs:
-    points: dict[int, float] = {}
-    path = os.path.join(folder, run['name'], 'metrics.jsonl')
-    with open(path, encoding='utf-8') as f:
-      for line in f:
-        values = json.loads(line)
-        tasks: dict[str, dict[str, float]] = {}
-        for key, value in values.items():
-          if key.startswith('eval/'):
-            _, task, name = key.split('/', 2)
-            tasks.setdefault(task, {})[name] = value
-        scores = {
-          task: main_score(v, _said(run, task))[1] for task, v in tasks.items()
-        }
-        if scores and selection.common_meaning(run['meanings'].values()):
-          points[values['step']] = statistics.fmean(scores.values())
-    curves[str(run['seed'])] = points
+    curves[str(run['seed'])] = {
+      step: statistics.fmean(
+        main_score(v, _said(run, task))[1] for task, v in tasks.items()
+      )
+      for step, tasks in _evaluations(folder, run)
+      if selection.common_meaning(run['meanings'].values())
+    }
   steps = sorted(set.intersection(*(set(p) for p in curves.values())))
   return {
     'steps': [float(s) for s in steps],
@@ -426,6 +419,33 @@ def _curve(
       for seed, points in curves.items()
     },
   }
+
+
+def _evaluations(
+  folder: str, run: Mapping[str, Any]
+) -> Iterator[tuple[int, dict[str, dict[str, float]]]]:
+  """Yields (step, {task: {metric: value}}) of a run's metrics."""
+  path = os.path.join(folder, run['name'], 'metrics.jsonl')
+  with open(path, encoding='utf-8') as f:
+    for line in f:
+      values = json.loads(line)
+      tasks: dict[str, dict[str, float]] = {}
+      for key, value in values.items():
+        if key.startswith('eval/'):
+          _, task, name = key.split('/', 2)
+          tasks.setdefault(task, {})[name] = value
+      if tasks:
+        yield values['step'], tasks
+
+
+def _undefined(folder: str, runs: Sequence[Mapping[str, Any]]) -> int:
+  """How many main scores of the curves are not defined."""
+  return sum(
+    math.isnan(values[selection.main_metric(values, _said(run, task))])
+    for run in runs
+    for _, tasks in _evaluations(folder, run)
+    for task, values in tasks.items()
+  )
 
 
 def _said(run: Mapping[str, Any], task: str) -> dict[str, metrics.Metric]:
@@ -754,6 +774,12 @@ def markdown(report: Mapping[str, Any]) -> str:
   lines += _scores_table(report, report['source'], 'variant')
   if CURVES_PLOT in report['plots']:
     lines += [f'![learning curves]({CURVES_PLOT})', '']
+    if report['curves_undefined']:
+      lines += [
+        f'{report["curves_undefined"]} scores in these curves were not defined'
+        ' and count as 0.',
+        '',
+      ]
   lines += [
     '## Target stage',
     '',
@@ -1018,6 +1044,12 @@ def _tuning_section(report: Mapping[str, Any]) -> list[str]:
     lines += [f'On an edge of its grid, perhaps undertuned: {found}.', '']
   else:
     lines += ['No best value lies on an edge of its grid.', '']
+  if any(None in row['scores'].values() for row in report['tuning']):
+    lines += [
+      '"-" was not defined, or its run diverged: it counts as 0, or as the'
+      ' worst there is where less is better.',
+      '',
+    ]
   tasks = list(report['plan']['targets'])
   lines += _table(
     ['setting, method', 'rates', 'mean', *tasks, ''],

@@ -53,16 +53,9 @@ def plain(value: Any) -> Any:
   return value
 
 
-def share_of_invalid(
-  answers: Sequence[Any], classes: Sequence[Any] | None = None
-) -> float:
-  """Returns the share of outputs that are no valid answer, in percent.
-
-  Args:
-    answers: postprocessed outputs.
-    classes: all that could be right; None where it is any text or number.
-  """
-  return 100 * float(np.mean([is_invalid(a, classes) for a in answers]))
+def share_of_invalid(answers: Sequence[Any]) -> float:
+  """Returns the share of outputs that are no valid answer, in percent."""
+  return 100 * float(np.mean([is_invalid(answer) for answer in answers]))
 
 
 def is_invalid(answer: Any, classes: Sequence[Any] | None = None) -> bool:
@@ -108,15 +101,33 @@ class Answers:
   @functools.cached_property
   def classes(self) -> tuple[Any, ...] | None:
     """What could be right where answers are classes; else None."""
-    values = [plain(target) for target in self.targets]
-    found = set(values)
-    if all(type(value) in (int, bool) for value in found):
-      count = len(self.words) if self.words else 0
-      return tuple(sorted({*found, *range(count)} - {INVALID}))
-    few = min(_MOST_CLASSES, len(values) // _EXAMPLES_PER_CLASS)
+    found = {plain(target) for target in self.targets}
+    numbers = all(type(value) in (int, bool) for value in found)
+    if numbers and self.words:
+      return tuple(sorted({*found, *range(len(self.words))} - {INVALID}))
+    few = min(_MOST_CLASSES, len(self.targets) // _EXAMPLES_PER_CLASS)
+    if numbers and len(found) <= max(2, few):
+      return tuple(sorted(found))
     if all(isinstance(value, str) for value in found) and len(found) <= few:
       return tuple(sorted(found))
     return None
+
+  @functools.cached_property
+  def _valid(self) -> tuple[Any, ...] | None:
+    """All that can be a valid answer; None if that is not known."""
+    if self.classes and (self.words or isinstance(self.classes[0], str)):
+      return self.classes
+    return None
+
+  def _is_invalid(self, answer: Any) -> bool:
+    if INVALID in self._counts and plain(answer) == INVALID:
+      return False  # A number like others here.
+    return is_invalid(answer, self._valid)
+
+  @functools.cached_property
+  def _counts(self) -> Counter:
+    """How often each target comes."""
+    return Counter(map(plain, self.targets))
 
   def name_of(self, value: Any) -> str:
     """The label word of a class, or the class itself as text."""
@@ -129,7 +140,7 @@ class Answers:
     value = plain(answer)
     if isinstance(value, str):
       return value
-    if is_invalid(answer, self.classes):
+    if self._is_invalid(answer):
       return None
     if self.classes is not None:
       return self.name_of(value)
@@ -195,13 +206,13 @@ class Answers:
   @functools.cached_property
   def _majority(self) -> tuple[Any, int]:
     """The commonest target and how often it comes; the first of equals."""
-    return Counter(map(plain, self.targets)).most_common(1)[0]
+    return self._counts.most_common(1)[0]
 
   def _floors(self) -> dict[str, Any]:
     # A task's own metric may know more of what is valid.
     invalid = self.scores.get(metrics.INVALID)
     if invalid is None:
-      invalid = share_of_invalid(self.answers, self.classes)
+      invalid = 100 * float(np.mean([*map(self._is_invalid, self.answers)]))
     floors: dict[str, Any] = {
       metrics.INVALID: invalid,
       metrics.COMMONEST: share_of_commonest(self.answers),
@@ -245,11 +256,11 @@ class Answers:
 
   def _by_function(self) -> list[tuple[Callable[..., Any], list[str]]]:
     """Metric functions with the scores that they give."""
-    names: dict[Any, list[str]] = {}
+    found: dict[int, tuple[Callable[..., Any], list[str]]] = {}
     for name, function in self.functions.items():
       if metrics.is_score(name, self.said):
-        names.setdefault(function, []).append(name)
-    return list(names.items())
+        found.setdefault(id(function), (function, []))[1].append(name)
+    return list(found.values())
 
   # -------------------------------------------------------------------------
 
