@@ -46,11 +46,13 @@ from mpt_jax.checkpoints import bundle as bundle_lib
 from mpt_jax.checkpoints import files, lock
 from mpt_jax.checkpoints import run as run_lib
 from mpt_jax.checkpoints.backbone import Backbone
+from mpt_jax.metrics import Judgement, Metric
 from mpt_jax.runs import (
   RESULTS,
   finite_scores,
   flat_scores,
   format_scores,
+  judgements,
   load_backbone,
   vocabulary_digest,
 )
@@ -75,6 +77,8 @@ PROMPTS = 'prompts'
 # Each task's best prompts, and the run's metrics.
 BEST = 'best'
 METRICS = 'metrics.jsonl'
+# What stands beside the scores there: 'floor/rte/commonest'.
+_FLOOR = 'floor'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,10 +115,19 @@ class Evaluation:
   test_split: str | None = None
 
   def __post_init__(self):
-    if (self.keep_best or self.patience is not None) and not self.period:
+    if self.selects and not self.period:
       raise InputError(
         'KEEP_BEST and PATIENCE compare evaluations: set EVAL_PERIOD too'
       )
+
+  @property
+  def selects(self) -> bool:
+    """Whether evaluations are compared with each other."""
+    return self.keep_best or self.patience is not None
+
+  def names(self, dataset: Any) -> Sequence[str]:
+    """The mixtures and tasks to score in a run on a data set."""
+    return cli.as_list(self.tasks or dataset.mixture_or_task_name)
 
 
 def train(
@@ -310,6 +323,7 @@ def train(
       dataset.mixture_or_task_name,
     )
 
+  said = _check_selection(dataset, evaluation)
   run_config = {
     'stage': stage,
     'backbone_fingerprint': loaded.fingerprint,
@@ -406,9 +420,9 @@ def train(
     writer = make_writer(model_dir, tensorboard, resume_step=int(state.step))
     best: _BestPrompts | None = None
     if evaluate is not None and evaluation is not None:
-      if evaluation.keep_best or evaluation.patience is not None:
+      if evaluation.selects:
         best = _BestPrompts.create(
-          model_dir, evaluation, int(state.step), make_bundle
+          model_dir, evaluation, said, int(state.step), make_bundle
         )
         evaluate.follow(best.update)
     started = time.monotonic()
@@ -452,14 +466,15 @@ def train(
       log.info('examples drawn: %s', counts)
     checkpointer.close()
     scores: dict[str, dict[str, float]] = {}
+    results: dict[str, Any] = {}
     if evaluate is not None:
       if evaluate.latest_step != last_step:
         writer.write_scalars(last_step, evaluate(last_step, state.params))
-      scores = evaluate.latest_scores
+      scores = dict(evaluate.latest_scores)
+      results |= judgements(evaluate.latest_judged)
     writer.close()
     product = partitioning.to_host(state.params)
     bundle = None
-    results: dict[str, Any] = {}
     if prompts is not None:
       bundle = make_bundle(last_step, product['prompts'], scores)
       if best is not None and evaluation is not None and evaluation.keep_best:
@@ -468,13 +483,20 @@ def train(
         results['best_steps'] = {
           task: step for task, (step, *_) in best.selection.best.items()
         }
+        results |= multihost.on_first(
+          lambda: _judged_at(
+            os.path.join(model_dir, METRICS), results['best_steps'], results
+          )
+        )
     if (
       evaluate is not None and evaluation is not None and evaluation.test_split
     ):
       results['test_split'] = evaluation.test_split
-      results['test_scores'] = finite_scores(
-        evaluate.test(bundle, state.params, evaluation.test_split)
+      tested, judged = evaluate.test(
+        bundle, state.params, evaluation.test_split
       )
+      results['test_scores'] = finite_scores(tested)
+      results |= judgements(judged, 'test_')
 
     def write() -> None:
       if bundle is None:
@@ -609,6 +631,26 @@ def _choose_padding(padding: str, dataset: Any, mesh: Mesh) -> str:
   return chosen
 
 
+def _check_selection(
+  dataset: Any, evaluation: Evaluation | None
+) -> dict[str, dict[str, Metric]]:
+  """Refuses a selection by a metric that the tasks don't have.
+
+  Returns:
+    Task -> what its metric functions say of what they give; empty where
+    nothing is selected.
+  """
+  if evaluation is None or not evaluation.selects:
+    return {}
+  from mpt_jax import data
+
+  declared: dict[str, tuple[dict[str, Metric], bool]] = {}
+  for name in evaluation.names(dataset):
+    declared |= data.metrics_of(name, evaluation.split, dataset.module)
+  selection.check_declared(declared, evaluation.best_metric)
+  return {task: said for task, (said, _) in declared.items()}
+
+
 def _default_groups(
   prompts: prompts_lib.PromptConfig | None,
   learning_rate: float,
@@ -653,6 +695,7 @@ class _Evaluator:
   Attributes:
     latest_step: the step of the latest scores, or None.
     latest_scores: {task: {metric: value}}.
+    latest_judged: {task: what stands beside them}.
   """
 
   def __init__(
@@ -678,6 +721,7 @@ class _Evaluator:
     self._request: preemption.StopRequest | None = None
     self.latest_step: int | None = None
     self.latest_scores: dict[str, dict[str, float]] = {}
+    self.latest_judged: dict[str, Judgement] = {}
 
   def follow(self, follower: Callable[..., None]) -> None:
     """Tells somebody of each evaluation: (step, scores, trainable tree)."""
@@ -697,12 +741,17 @@ class _Evaluator:
     """Returns scalars to write for this step."""
     params = params_lib.merge(trained, self._frozen)
     scalars = self._losses(params) if self._evaluation.loss_steps else {}
-    self.latest_scores = self._decode(
+    self.latest_scores, self.latest_judged = self._decode(
       params, self._evaluation.split, self._predict
     )
     self.latest_step = step
     if self._follower is not None:
       self._follower(step, self.latest_scores, trained)
+    for task, judged in self.latest_judged.items():
+      floors = {**judged.floors, 'collapsed': float(bool(judged.collapsed))}
+      for name, value in floors.items():
+        if isinstance(value, float):
+          scalars[f'{_FLOOR}/{task}/{name}'] = value
     return {**scalars, **flat_scores(self.latest_scores)}
 
   def test(
@@ -710,7 +759,7 @@ class _Evaluator:
     bundle: bundle_lib.PromptBundle | None,
     trained: PyTree,
     split: str,
-  ) -> dict[str, dict[str, float]]:
+  ) -> tuple[dict[str, dict[str, float]], dict[str, Judgement]]:
     """Scores a split with finished prompts, or with what was trained.
 
     Args:
@@ -719,7 +768,7 @@ class _Evaluator:
       split: the split.
 
     Returns:
-      {task: {metric: value}}.
+      ({task: {metric: value}}, {task: what stands beside them}).
     """
     if bundle is None:
       params = params_lib.merge(trained, self._frozen)
@@ -763,7 +812,7 @@ class _Evaluator:
 
   def _decode(
     self, params: dict[str, Any], split: str, predict: Callable[..., Any]
-  ) -> dict[str, dict[str, float]]:
+  ) -> tuple[dict[str, dict[str, float]], dict[str, Judgement]]:
     from mpt_jax import data
 
     params = {k: v for k, v in params.items() if k != 'teacher_prompts'}
@@ -774,11 +823,9 @@ class _Evaluator:
       return partitioning.to_host(predict(params, placed))
 
     evaluation = self._evaluation
-    scores: dict[str, dict[str, float]] = {}
-    for name in cli.as_list(
-      evaluation.tasks or self._dataset.mixture_or_task_name
-    ):
-      scores.update(
+    scores = data.Scores()
+    for name in evaluation.names(self._dataset):
+      scores.add(
         data.evaluate(
           name,
           split,
@@ -790,9 +837,10 @@ class _Evaluator:
           num_examples=evaluation.num_examples,
         )
       )
+    judged = {task: scores.judge(task) for task in scores}
     for task, values in scores.items():
-      log.info('%s %s: %s', task, split, format_scores(values))
-    return scores
+      log.info('%s %s: %s', task, split, format_scores(values, judged[task]))
+    return scores, judged
 
 
 @dataclasses.dataclass
@@ -816,11 +864,14 @@ class _BestPrompts:
     cls,
     model_dir: str,
     evaluation: Evaluation,
+    said: Mapping[str, Mapping[str, Metric]],
     step: int,
     make_bundle: Callable[..., bundle_lib.PromptBundle],
   ) -> '_BestPrompts':
     """Takes up what the run has seen up to a step."""
-    followed = selection.Selection(evaluation.best_metric, evaluation.patience)
+    followed = selection.Selection(
+      evaluation.best_metric, evaluation.patience, said
+    )
     path = os.path.join(model_dir, METRICS)
     for then, scores in multihost.on_first(lambda: _past_scores(path, step)):
       followed.update(then, scores)
@@ -881,6 +932,35 @@ def _was_evaluated(model_dir: str, step: int) -> bool:
   return multihost.on_first(
     lambda: any(then == step for then, _ in _past_scores(path, step))
   )
+
+
+def _judged_at(
+  path: str, steps: Mapping[str, int], latest: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+  """What stands beside each task's scores of its best step.
+
+  Intervals are left out: the best of many evaluations is no fair draw.
+
+  Args:
+    path: the run's metrics.
+    steps: task -> step.
+    latest: `judgements` of the last step.
+  """
+  floors = {task: dict(latest['floors'].get(task, {})) for task in steps}
+  collapsed = {}
+  for line in read_metrics(path):
+    for name, value in line.items():
+      kind, _, rest = name.partition('/')
+      task, _, name = rest.partition('/')
+      if kind == _FLOOR and line['step'] == steps.get(task):
+        floors[task][name] = value
+  for task, values in floors.items():
+    if values.pop('collapsed', 0):
+      collapsed[task] = (
+        f'{values["commonest"]:.1f} % of the answers are one,'
+        f' {values["invalid"]:.1f} % are invalid'
+      )
+  return {'floors': floors, 'collapsed': collapsed, 'intervals': {}}
 
 
 def _save_backbone(model_dir: str, backbone: Backbone, trained: PyTree) -> None:

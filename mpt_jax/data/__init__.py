@@ -33,18 +33,26 @@ from mpt_jax.data.dataset import (
   check_data,
   get_train_iterator,
 )
-from mpt_jax.data.evaluation import evaluate, examine, predict
+from mpt_jax.data.evaluation import (
+  Scores,
+  evaluate,
+  examine,
+  metrics_of,
+  predict,
+)
 from mpt_jax.data.feature_converter import PromptFeatureConverter
 from mpt_jax.data.provenance import is_synthetic
 from mpt_jax.data.register import register_task, task_texts
 from mpt_jax.data.rows import task_identity, task_rows
 from mpt_jax.data.sources import TfdsSource, get_data_dir, set_data_dir
 from mpt_jax.data.vocabulary import get_vocabulary, use_vocabulary
+from mpt_jax.metrics import metric
 
 __all__ = [
   'BatchIterator',
   'DatasetConfig',
   'PromptFeatureConverter',
+  'Scores',
   'TfdsSource',
   'check_data',
   'evaluate',
@@ -53,6 +61,8 @@ __all__ = [
   'get_train_iterator',
   'get_vocabulary',
   'is_synthetic',
+  'metric',
+  'metrics_of',
   'predict',
   'register_task',
   'set_data_dir',

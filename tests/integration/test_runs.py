@@ -711,12 +711,31 @@ def test_eval_infer_export(bundles, tmp_path, capsys):
   )
   results = json.loads((tmp_path / 'eval/results.json').read_text())
   assert set(results['scores']) == {'sst2'}
-  assert set(results['scores']['sst2']) == {'accuracy', 'invalid', 'majority'}
+  assert set(results['scores']['sst2']) == {'accuracy', 'invalid'}
   assert results['split'] == 'test'
   assert results['synthetic_data'] is True
   counted = results['examples']['test']['sst2']
   assert (counted['examples'], counted['cut_targets']) == (5, 0)
   assert counted['longest_target'] == 2 < counted['longest_input']
+  assert results['scored'] == {'sst2': 5}
+  floors = results['floors']['sst2']
+  assert {'majority', 'majority_answer', 'invalid', 'commonest'} < set(floors)
+  low, high = results['intervals']['sst2']['accuracy']
+  assert low <= results['scores']['sst2']['accuracy'] <= high
+  said = (tmp_path / 'eval/predictions.jsonl').read_text().splitlines()
+  said = [json.loads(line) for line in said]
+  assert set(said[0]) == {
+    *('id', 'index', 'task', 'input', 'target', 'output', 'answer', 'score'),
+  }
+  scores = [line['score'] for line in said]
+  assert np.mean(scores) == pytest.approx(results['scores']['sst2']['accuracy'])
+  counts = results['confusion']['sst2']
+  assert counts['labels'] == ['negative', 'positive']
+  assert np.sum(counts['matrix']) == 5
+  told = (tmp_path / 'eval/confusion.txt').read_text().splitlines()
+  assert told[0].split() == ['sst2:', 'target', '\\', 'answer'] + [
+    *('negative', 'positive', 'invalid')
+  ]
   run(
     'mpt_jax.infer',
     'infer',
