@@ -204,6 +204,7 @@ def collect(folder: str) -> dict[str, Any]:
       **_seconds(runs),
     },
     'commands': _commands(runs),
+    'examples': _examples(folder, runs),
     'plots': [],
   }
   # They were set for the embedded benchmark, and say nothing elsewhere.
@@ -248,6 +249,27 @@ def _read_scores(results: Mapping[str, Any]) -> dict[str, Any]:
       UNDEFINED: undefined,
     },
   }
+
+
+def _examples(
+  folder: str, runs: Sequence[Mapping[str, Any]]
+) -> dict[str, dict[str, int]]:
+  """'task/split' -> what of it was cut, hidden or empty, at the most."""
+  found: dict[str, dict[str, int]] = {}
+  for run in runs:
+    for place in ('.', 'test'):
+      path = os.path.join(folder, run['name'], place, RESULTS)
+      splits = (
+        files.read_json(path).get('examples', {})
+        if os.path.exists(path)
+        else {}
+      )
+      for split, tasks in splits.items():
+        for task, numbers in tasks.items():
+          most = found.setdefault(f'{task}/{split}', dict(numbers))
+          for name, number in numbers.items():
+            most[name] = max(most.get(name, 0), number)
+  return found
 
 
 def _select(
@@ -803,6 +825,7 @@ def markdown(report: Mapping[str, Any]) -> str:
       '',
     ]
   lines += _tuning_section(report)
+  lines += _examples_section(report)
   lines += _how_section(report)
   return '\n'.join(lines).rstrip() + '\n'
 
@@ -1073,6 +1096,53 @@ def _plain(value: float | None) -> str:
 
 def _show_rates(rates: Sequence[float | None]) -> str:
   return ' / '.join(f'{rate:g}' for rate in rates if rate is not None)
+
+
+# What is counted of a split (`mpt_jax.data.counts`), as the report calls it.
+_COUNTED = {
+  'cut_inputs': 'inputs cut',
+  'cut_targets': 'targets cut',
+  'unlabelled': 'no label',
+  'empty_inputs': 'empty inputs',
+}
+
+
+def _examples_section(report: Mapping[str, Any]) -> list[str]:
+  """What of the data was not read as it stands; nothing if it was not told."""
+  known = report['examples']
+  if not known:
+    return []
+  rows = [
+    [
+      name,
+      f'{numbers["examples"]:,}',
+      *(
+        f'{numbers[key]:,} ({100 * numbers[key] / numbers["examples"]:.1f} %)'
+        if numbers[key]
+        else '0'
+        for key in _COUNTED
+      ),
+    ]
+    for name, numbers in sorted(known.items())
+    if any(numbers[key] for key in _COUNTED)
+  ]
+  lines = ['## What was cut', '']
+  if not rows:
+    return [
+      *lines,
+      'No input or target was longer than its length; every example had a'
+      ' label and an input.',
+      '',
+    ]
+  others = len(known) - len(rows)
+  return [
+    *lines,
+    'Inputs and targets over their length are cut; examples without a label'
+    f' are neither trained on nor scored. Nothing of the kind in {others} other'
+    ' splits.',
+    '',
+    *_table(['task/split', 'examples', *_COUNTED.values()], rows),
+  ]
 
 
 def _how_section(report: Mapping[str, Any]) -> list[str]:

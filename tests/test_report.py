@@ -211,6 +211,44 @@ def test_text_has_every_section_and_picture(tmp_path):
       assert plot.read_bytes().startswith(b'\x89PNG')
 
 
+def _counted(**numbers):
+  return {
+    **dict.fromkeys(
+      ('cut_inputs', 'cut_targets', 'unlabelled', 'empty_inputs'), 0
+    ),
+    'examples': 400,
+    **numbers,
+  }
+
+
+def test_what_was_cut_is_a_table(tmp_path):
+  fake = Fake(tmp_path).fill()
+  # Runs of version 0.1 told nothing.
+  assert fake.write()['examples'] == {}
+  assert 'What was cut' not in text_of(tmp_path)
+
+  def tell(run, **examples):
+    (tmp_path / run / 'results.json').write_text(
+      json.dumps({'examples': examples})
+    )
+
+  tell('seed0/teacher/mnli', train={'mnli': _counted()})
+  fake.write()
+  assert 'No input or target was longer than its length' in text_of(tmp_path)
+  for run, cut in (('seed0/teacher/sst2', 6), ('seed1/teacher/sst2', 2)):
+    tell(
+      run,
+      train={'sst2': _counted(cut_inputs=cut)},
+      test={'sst2': _counted(unlabelled=1)},
+    )
+  fake.write()
+  text = text_of(tmp_path)
+  assert '| sst2/train | 400 | 6 (1.5 %) | 0 | 0 | 0 |' in text
+  assert '| sst2/test | 400 | 0 | 0 | 1 (0.2 %) | 0 |' in text
+  assert '| mnli/train' not in text
+  assert 'Nothing of the kind in 1 other splits' in text
+
+
 def test_real_data_are_not_called_synthetic(tmp_path):
   Fake(tmp_path, synthetic=False).fill().write()
   text = text_of(tmp_path)
