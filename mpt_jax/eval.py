@@ -22,6 +22,7 @@ from mpt_jax.runs import (
   finite_scores,
   format_scores,
   make_predictor,
+  mean_score,
 )
 from mpt_jax.types import (
   Lengths,
@@ -157,6 +158,7 @@ def evaluate(
   )
   path = os.path.join(model_dir, RESULTS)
   multihost.on_first(lambda: files.write_file(path, content))
+  log.info('%s: %s; in %s', split, mean_score(scores), path)
   return scores
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mpt_jax import hostmemory, models, partitioning, t5, trainer
+from mpt_jax import hostmemory, models, partitioning, selection, t5, trainer
 from mpt_jax.checkpoints import backbone as backbone_lib
 from mpt_jax.checkpoints import bundle as bundle_lib
 from mpt_jax.checkpoints import run as run_lib
@@ -248,6 +248,23 @@ def make_predictor(
 def format_scores(values: Mapping[str, float]) -> str:
   """'accuracy 87.5, f1 80.1'."""
   return ', '.join(f'{name} {value:.1f}' for name, value in values.items())
+
+
+def mean_score(scores: Mapping[str, Mapping[str, float | None]]) -> str:
+  """'accuracy 71.5', or of several tasks the mean of their main scores."""
+  main = []
+  for values in scores.values():
+    if values:
+      name = selection.main_metric(values)
+      main.append((name, values[name]))
+  known = [value for _, value in main if value is not None]
+  if not known:
+    return 'no score'
+  if len(main) == 1:
+    return f'{main[0][0]} {known[0]:.1f}'
+  told = f'mean {sum(known) / len(known):.1f} of {len(known)} tasks'
+  left = len(main) - len(known)
+  return f'{told} ({left} more have none)' if left else told
 
 
 def flat_scores(scores: Scores) -> dict[str, float]:
