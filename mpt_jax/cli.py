@@ -62,11 +62,13 @@ class _Command:
 
   Attributes:
     words: what was typed.
+    arguments: the same, one by one.
     processes: `multihost`, where several processes run as one.
     resumes: what a repetition of the command will do.
   """
 
   words: str = ''
+  arguments: Sequence[str] = ()
   processes: Any = None
   resumes: Callable[[], str] = lambda: (
     'nothing was begun: the same command starts from the start'
@@ -99,7 +101,7 @@ def main(module: str, function: str, argv: Sequence[str] | None = None) -> None:
   argv = sys.argv[1:] if argv is None else list(argv)
   debug = '--debug' in argv
   _command = command = _Command(
-    shell_command(module.removeprefix('mpt_jax.'), argv)
+    shell_command(module.removeprefix('mpt_jax.'), argv), argv
   )
   _start_logging()
   try:
@@ -179,6 +181,19 @@ def _run(
   gin.get_configurable(target)()
   if processes:
     processes.finish()
+
+
+def repeated(macros: Mapping[str, Any]) -> str:
+  """This command with other macros, to be pasted; '' if there is none.
+
+  Args:
+    macros: name -> value.
+  """
+  given = tuple(f'--gin.{name}=' for name in macros)
+  kept = [a for a in _command.arguments if not a.startswith(given)]
+  kept += [f'--gin.{name}={value!r}' for name, value in macros.items()]
+  program = _command.words.partition(' --')[0]
+  return ' '.join([program, *map(quoted, kept)]) if program else ''
 
 
 def at_interrupt(resumes: Callable[[], str]) -> None:

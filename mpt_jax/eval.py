@@ -25,6 +25,7 @@ from mpt_jax.runs import (
   format_scores,
   judgements,
   make_predictor,
+  mean_score,
 )
 from mpt_jax.types import (
   Lengths,
@@ -157,6 +158,8 @@ def evaluate(
     },
   }
   multihost.on_first(lambda: _write(model_dir, scores, results))
+  path = os.path.join(model_dir, RESULTS)
+  log.info('%s: %s; in %s', split, mean_score(scores), path)
   return dict(scores)
 
 

@@ -338,6 +338,23 @@ def judgements(
   }
 
 
+def mean_score(scores: Mapping[str, Mapping[str, float | None]]) -> str:
+  """'accuracy 71.5', or of several tasks the mean of their main scores."""
+  main = []
+  for values in scores.values():
+    if values:
+      name = selection.main_metric(values)
+      main.append((name, values[name]))
+  known = [value for _, value in main if value is not None]
+  if not known:
+    return 'no score'
+  if len(main) == 1:
+    return f'{main[0][0]} {known[0]:.1f}'
+  told = f'mean {sum(known) / len(known):.1f} of {len(known)} tasks'
+  left = len(main) - len(known)
+  return f'{told} ({left} more have none)' if left else told
+
+
 def flat_scores(scores: Scores) -> dict[str, float]:
   """{'eval/task/metric': value}, for metric writers."""
   return {

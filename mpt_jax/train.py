@@ -10,7 +10,7 @@ stage) and `finetune` (the whole backbone). The same command resumes a run
 that was stopped.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import itertools
@@ -54,6 +54,7 @@ from mpt_jax.runs import (
   format_scores,
   judgements,
   load_backbone,
+  mean_score,
   vocabulary_digest,
 )
 from mpt_jax.starts import Distillation
@@ -74,6 +75,7 @@ log = logging.getLogger(__name__)
 STAGES = ('teacher', 'source', 'target', 'finetune')
 PADDINGS = ('auto', 'max', 'bucket', 'pack')
 PROMPTS = 'prompts'
+BACKBONE = 'backbone'
 # Each task's best prompts, and the run's metrics.
 BEST = 'best'
 METRICS = 'metrics.jsonl'
@@ -254,7 +256,7 @@ def train(
   from mpt_jax import data
 
   # Before a large backbone is read in vain.
-  data.check_data(
+  provider = data.check_data(
     dataset.mixture_or_task_name,
     dataset.split,
     dataset.module,
@@ -339,6 +341,20 @@ def train(
     run_lib.DATA: _digests(batches, dataset, evaluation, examples),
   }
   multihost.check_same('run', run_config)
+  following = ''
+  if isinstance(backbone, str):  # Steps of a pipeline share a loaded one.
+    following = _next_command(
+      model_dir,
+      dataset,
+      evaluation,
+      prompts is None,
+      'test' in provider.splits,
+      INITIAL_CHECKPOINT_PATH=backbone,
+      MODEL=backbone_config,
+      VOCABULARY=vocabulary,
+      PRECISION=None if precision == 'float32' else precision,
+      DTYPE=dtype,
+    )
   with contextlib.ExitStack() as held:
     finished = multihost.on_first(
       lambda: _open_run(held, model_dir, run_config, dataset, batches.chosen)
@@ -346,6 +362,7 @@ def train(
     cli.keep_log(model_dir)
     if finished is not None:
       log.info('%s is finished; nothing to do', model_dir)
+      _tell_results(model_dir, following)
       return finished
     run_lib.check_shared(model_dir)
 
@@ -433,27 +450,28 @@ def train(
       if 0 < step < train_steps and not step % evaluation.period:
         if not _was_evaluated(model_dir, step):
           writer.write_scalars(step, evaluate(step, state.params))
-    state = trainer.fit(
-      model,
-      settings,
-      state,
-      frozen,
-      batches,
-      train_steps=train_steps,
-      mesh=mesh,
-      task_names=task_names,
-      log_period=log_period,
-      checkpoint_period=checkpoint_period,
-      checkpointer=checkpointer,
-      eval_period=(evaluation.period or None) if evaluation else None,
-      evaluate=evaluate,
-      writer=writer,
-      microbatches=microbatches or 1,
-      target_length=dataset.task_feature_lengths['targets'],
-      window=window,
-      finished=lambda: best is not None and best.selection.finished,
-      request=request,
-    )
+    with _advising(model_dir, learning_rate, task_learning_rate):
+      state = trainer.fit(
+        model,
+        settings,
+        state,
+        frozen,
+        batches,
+        train_steps=train_steps,
+        mesh=mesh,
+        task_names=task_names,
+        log_period=log_period,
+        checkpoint_period=checkpoint_period,
+        checkpointer=checkpointer,
+        eval_period=(evaluation.period or None) if evaluation else None,
+        evaluate=evaluate,
+        writer=writer,
+        microbatches=microbatches or 1,
+        target_length=dataset.task_feature_lengths['targets'],
+        window=window,
+        finished=lambda: best is not None and best.selection.finished,
+        request=request,
+      )
     last_step = int(state.step)
     log.info(
       'trained to step %d in %s%s',
@@ -521,6 +539,7 @@ def train(
       )
 
     multihost.on_first(write)
+    _tell_results(model_dir, following)
     return scores
 
 
@@ -569,6 +588,93 @@ def _examine(
       ' a label: give another EVAL_SPLIT'
     )
   return found
+
+
+def _tell_results(model_dir: str, following: str) -> None:
+  """Says what a finished run has made, how good it is, and what comes next."""
+  results = files.read_json(os.path.join(model_dir, RESULTS))
+  for split, scores in (
+    (results.get('split'), results['scores']),
+    (results.get('test_split'), results.get('test_scores', {})),
+  ):
+    if split and scores:
+      log.info('%s: %s', split, mean_score(scores))
+  if best := results.get('best_steps'):
+    steps = ', '.join(f'{task} {step}' for task, step in best.items())
+    log.info('best step: %s', steps)
+  for name in (PROMPTS, BACKBONE):
+    if os.path.isdir(path := os.path.join(model_dir, name)):
+      log.info('product: %s', path)
+  if following:
+    log.info('next: %s', following)
+
+
+def _next_command(
+  model_dir: str,
+  dataset: Any,
+  evaluation: Evaluation | None,
+  finetuned: bool,
+  testable: bool,
+  **macros: Any,
+) -> str:
+  """The command that scores the run's product, or exports what is scored."""
+  product = os.path.join(model_dir, PROMPTS)
+  if evaluation is not None and evaluation.test_split and not finetuned:
+    return cli.shell_command(
+      'export',
+      [
+        '--gin_file=gin_configs/runs/export.gin',
+        f'--gin.PROMPTS={product!r}',
+        f'--gin.OUTPUT={os.path.join(model_dir, "exported")!r}',
+      ],
+    )
+  macros = {
+    **{n: v for n, v in macros.items() if isinstance(v, str)},
+    'PROMPTS': product,
+    'MIXTURE_OR_TASK_NAME': dataset.mixture_or_task_name,
+    'MIXTURE_OR_TASK_MODULE': dataset.module,
+    'TASK_FEATURE_LENGTHS': dict(dataset.task_feature_lengths),
+    'MODEL_DIR': os.path.join(model_dir, 'test'),
+  }
+  if finetuned:
+    product = os.path.join(model_dir, BACKBONE)
+    macros |= {'INITIAL_CHECKPOINT_PATH': product, 'PROMPTS': None}
+  if not testable:
+    macros['EVAL_SPLIT'] = evaluation.split if evaluation else dataset.split
+  words = ['--gin_file=gin_configs/runs/eval.gin']
+  if cli.data_dir():
+    words.append(f'--tfds_data_dir={cli.data_dir()}')
+  words += [f'--gin.{name}={value!r}' for name, value in macros.items()]
+  return cli.shell_command('eval', words)
+
+
+@contextlib.contextmanager
+def _advising(
+  model_dir: str, learning_rate: float, task_learning_rate: float | None
+) -> Iterator[None]:
+  """Says, of a loss that is not finite, with which command it will be."""
+  try:
+    yield
+  except trainer.NonFiniteLossError:
+    number = 2
+    while os.path.lexists(f'{model_dir}-{number}'):
+      number += 1
+    macros: dict[str, Any] = {
+      cli.macro_of('model_dir'): f'{model_dir}-{number}',
+      cli.macro_of('learning_rate'): _lower(learning_rate),
+      cli.macro_of('clip_norm'): 1.0,
+    }
+    if task_learning_rate is not None:
+      macros[cli.macro_of('task_learning_rate')] = _lower(task_learning_rate)
+    command = cli.repeated(macros)
+    if command:
+      log.info('for example: %s', command)
+    raise
+
+
+def _lower(rate: float) -> float:
+  """A tenth of a learning rate; of one beyond all measure, a usual one."""
+  return float(f'{min(rate / 10, 0.1):.2g}')
 
 
 def _open_run(
@@ -966,7 +1072,7 @@ def _judged_at(
 def _save_backbone(model_dir: str, backbone: Backbone, trained: PyTree) -> None:
   """Saves the backbone with what was trained in the place of what it had."""
   checkpoints.save_huggingface(
-    os.path.join(model_dir, 'backbone'),
+    os.path.join(model_dir, BACKBONE),
     backbone.config,
     params_lib.merge(backbone.params, trained),
     vocabulary_file=backbone.vocabulary_file,
