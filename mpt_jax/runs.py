@@ -345,7 +345,7 @@ def mean_score(scores: Mapping[str, Mapping[str, float | None]]) -> str:
     if values:
       name = selection.main_metric(values)
       main.append((name, values[name]))
-  known = [value for _, value in main if value is not None]
+  known = [v for _, v in main if v is not None and np.isfinite(v)]
   if not known:
     return 'no score'
   if len(main) == 1:
