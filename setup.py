@@ -38,6 +38,7 @@ _DATA = [
   'seqio>=0.0.20',
   'tensorflow>=2.21',
   'tensorflow-datasets>=4.9.10',
+  'tensorflow-text>=2.21',
   'tqdm>=4.70',
 ]
 _RUNS = [

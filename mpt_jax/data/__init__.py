@@ -37,7 +37,11 @@ from mpt_jax.data.provenance import is_synthetic
 from mpt_jax.data.register import register_task
 from mpt_jax.data.rows import task_identity, task_rows
 from mpt_jax.data.sources import TfdsSource, get_data_dir, set_data_dir
-from mpt_jax.data.vocabulary import get_vocabulary, use_vocabulary
+from mpt_jax.data.vocabulary import (
+  check_vocabulary,
+  get_vocabulary,
+  use_vocabulary,
+)
 
 __all__ = [
   'BatchIterator',
@@ -45,6 +49,7 @@ __all__ = [
   'PromptFeatureConverter',
   'TfdsSource',
   'check_data',
+  'check_vocabulary',
   'evaluate',
   'get_data_dir',
   'get_train_iterator',

@@ -12,7 +12,7 @@ its own rows only. So a seed means the same run on one host and on many, packed
 or not, and a saved position holds for any number of hosts.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import functools
@@ -38,7 +38,7 @@ from mpt_jax.data import (
 )
 from mpt_jax.data.feature_converter import check_lengths
 from mpt_jax.data.quiet import only_errors
-from mpt_jax.data.vocabulary import get_vocabulary
+from mpt_jax.data.vocabulary import check_vocabulary, end_ids, get_vocabulary
 from mpt_jax.types import InputError, nearest
 
 log = logging.getLogger(__name__)
@@ -257,10 +257,10 @@ def _load(
   target_limit: int,
   use_cached: bool,
   data_dir: str,
-  vocabulary_file: str,
+  vocabulary: str,
 ) -> _Tokens:
   """Tokenises a split; the last two arguments only tell the results apart."""
-  del data_dir, vocabulary_file
+  del data_dir, vocabulary
   limits = {'inputs': input_limit, 'targets': target_limit}
   with only_errors():
     ds = task.get_dataset(
@@ -279,7 +279,11 @@ def _load(
   # One step of a Python iterator costs as much as tokenising an example.
   bar = loading_bar(task, split)
   with telling_wrong_labels(task, split):
-    _tokenise(ds, tokens, text, input_limit, target_limit, bar)
+    cut_input, cut_target = (
+      functools.partial(batching.cut, limit=limit, end=end)
+      for limit, end in zip(limits.values(), end_ids(task), strict=True)
+    )
+    _tokenise(ds, tokens, text, cut_input, cut_target, bar)
   bar.close()
   log.debug('%s/%s: %d examples', task.name, split, len(tokens.labels))
   return tokens
@@ -289,16 +293,16 @@ def _tokenise(
   ds: tf.data.Dataset,
   tokens: _Tokens,
   text: str,
-  input_limit: int,
-  target_limit: int,
+  cut_input: Callable[[np.ndarray], np.ndarray],
+  cut_target: Callable[[np.ndarray], np.ndarray],
   bar: tqdm.tqdm,
 ) -> None:
   """Appends the examples of a data set to the tokens."""
   for batch in ds.ragged_batch(_BLOCK):
     inputs = _rows_of(batch['inputs'])
     targets = _rows_of(batch['targets'])
-    tokens.inputs.extend(batching.cut(x, input_limit) for x in inputs)
-    tokens.targets.extend(batching.cut(x, target_limit) for x in targets)
+    tokens.inputs.extend(map(cut_input, inputs))
+    tokens.targets.extend(map(cut_target, targets))
     if text in batch:
       tokens.labels.extend(label.decode() for label in batch[text].numpy())
     else:
@@ -472,6 +476,7 @@ def get_train_iterator(
     config.module,
     config.use_cached,
   )
+  check_vocabulary(provider)
   row_of = rows.task_rows(task_names, config.mixture_or_task_name)
   streams: dict[str, _Stream] = {}
   chosen: dict[str, few_shot.Choice] = {}
@@ -483,7 +488,7 @@ def get_train_iterator(
       target_length,
       config.use_cached,
       os.path.abspath(sources.get_data_dir()),
-      get_vocabulary().sentencepiece_model_file,
+      get_vocabulary().key,
     )
     mine = None
     if config.num_shots is not None:

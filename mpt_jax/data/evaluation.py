@@ -25,7 +25,7 @@ from mpt_jax.data.dataset import (
 )
 from mpt_jax.data.feature_converter import check_lengths
 from mpt_jax.data.quiet import only_errors
-from mpt_jax.data.vocabulary import get_vocabulary
+from mpt_jax.data.vocabulary import check_vocabulary, end_ids, get_vocabulary
 from mpt_jax.types import InputError
 
 # [B, ...] features -> one output per row: [B, T] tokens or [B] scores.
@@ -58,10 +58,10 @@ def _load(
   num_examples: int | None,
   use_cached: bool,
   data_dir: str,
-  vocabulary_file: str,
+  vocabulary: str,
 ) -> _Split:
   """Tokenises a split; the last two arguments only tell the results apart."""
-  del data_dir, vocabulary_file
+  del data_dir, vocabulary
   with only_errors():
     ds = task.get_dataset(
       sequence_length={'inputs': input_limit, 'targets': target_limit},
@@ -82,9 +82,13 @@ def _load(
   bar.close()
   if not examples:
     raise InputError(f'task {task.name!r}: split {split!r} has no examples')
+  input_end, target_end = end_ids(task)
   for example in examples:
-    for key, limit in (('inputs', input_limit), ('targets', target_limit)):
-      example[key] = batching.cut(example[key], limit)
+    for key, limit, end in (
+      ('inputs', input_limit, input_end),
+      ('targets', target_limit, target_end),
+    ):
+      example[key] = batching.cut(example[key], limit, end)
   logging.info('%s/%s: %d examples', task.name, split, len(examples))
   return _Split(examples)
 
@@ -176,6 +180,7 @@ class _Reader:
     if num_examples is not None and num_examples < 1:
       raise InputError(f'{num_examples} examples are too few to evaluate')
     provider = check_data(mixture_or_task_name, split, module, use_cached)
+    check_vocabulary(provider)
     return cls(
       list(seqio.get_subtasks(provider)),
       split,
@@ -196,7 +201,7 @@ class _Reader:
       self.num_examples,
       self.use_cached,
       os.path.abspath(sources.get_data_dir()),
-      get_vocabulary().sentencepiece_model_file,
+      get_vocabulary().key,
     )
 
   def run(self, task: seqio.Task, model_fn: ModelFn) -> list[Any]:
