@@ -306,14 +306,17 @@ def _read_head(
   """Decides how the logits are made, from the weights first.
 
   Transformers writes `tie_word_embeddings: true` for untied models too (since
-  5.0), so that a head of its own counts, and after it the scaling.
+  5.0), so that a head of its own counts, and after it the scaling, which its
+  mT5 has not.
 
   Returns:
     Whether they come from the scaled embedding, as in v1.0; and if not, from
     which tensor.
   """
   tie = config.get('tie_word_embeddings', True)
-  scaled = config.get('scale_decoder_outputs', tie)
+  scaled = config.get(
+    'scale_decoder_outputs', tie and config.get('model_type') != 'mt5'
+  )
   if _HEAD not in stored:
     # If not tied, the head will be found missing.
     return bool(scaled and tie), embedding if tie else _HEAD

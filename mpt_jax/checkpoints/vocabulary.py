@@ -742,7 +742,7 @@ class _Bytes:
     for i in ids:
       if i in added:
         raw += added[i].encode()
-      elif i >= _FIRST_BYTE + _BYTES:
+      elif i == self.unk_id or i >= _FIRST_BYTE + _BYTES:
         raw += self.piece(i).encode()
       elif i >= _FIRST_BYTE:
         raw += bytes([i - _FIRST_BYTE])
