@@ -415,6 +415,7 @@ class Vocabulary:
       stated = _read_beside(folder, CONFIG).get('vocab_size')
       if isinstance(stated, int):
         rows, owner = stated, owner or os.path.join(folder, CONFIG)
+    is_said = special is not None or _exists(folder, CONFIG)
     if special is None:
       special = read_special_ids(folder) if folder else ORDINARY
     self.special = special
@@ -434,6 +435,11 @@ class Vocabulary:
         f' the embedding of {owner or "the backbone"} has only {rows} rows'
       )
     self._check_names(said)
+    if is_said and self.unk_id == special.pad:
+      raise InputError(
+        f'{path}: id {special.pad} is what a text has that it cannot write, but'
+        f' the backbone pads with it (pad_token_id in {CONFIG})'
+      )
     self._groups = _groups(self._matched(said))
     self.file_digest = f'sha256:{hashlib.sha256(content).hexdigest()}'
     self.digest = self.file_digest

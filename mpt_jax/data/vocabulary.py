@@ -6,6 +6,7 @@ is one vocabulary object, and it finds its file on first use. Its ids are the
 model's, in which 0 is padding.
 """
 
+import hashlib
 import os
 from typing import Any
 
@@ -163,8 +164,9 @@ class LazyVocabulary(seqio.Vocabulary):
         ids = tokenizer.tokenize(s)
       pad = vocabulary.special.pad
       if pad:
-        other = tf.where(ids == pad, 0, tf.where(ids == 0, pad, ids))
-        ids = tf.cast(other, tf.int32)
+        unknown = self.unk_id
+        assert unknown is not None
+        ids = tf.where(ids == pad, unknown, tf.where(ids == 0, pad, ids))
       return ids
 
     if vocabulary.sentencepiece is None and not vocabulary.is_bytes:
@@ -265,14 +267,13 @@ def _same(given: seqio.Vocabulary, ours: Vocabulary) -> bool:
     return ours.is_bytes
   if type(given) is not seqio.SentencePieceVocabulary or not ours.sentencepiece:
     return False
-  mine = Vocabulary(
-    given.sentencepiece_model_file,
-    content=_read(given.sentencepiece_model_file),
-  )
+  try:
+    content = _read(given.sentencepiece_model_file)
+  except tf.errors.OpError:
+    return False
   return (
-    mine.file_digest == ours.file_digest
+    f'sha256:{hashlib.sha256(content).hexdigest()}' == ours.file_digest
     and given.extra_ids == ours.num_sentinels
-    # pylint: disable-next=protected-access
     and given._reverse_extra_ids
     and given._normalizer_spec_overrides is None
   )
