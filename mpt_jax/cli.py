@@ -5,21 +5,42 @@ line on stderr and exit code 2, a bug with a traceback and exit code 1.
 """
 
 import argparse
-from collections.abc import Callable, Sequence
+import ast
+from collections.abc import Callable, Mapping, Sequence
+import contextlib
+import dataclasses
+import functools
 import importlib
-import importlib.util
+import io
 import logging
+import logging.handlers
 import os
 import re
+import shlex
 import signal
 import sys
+import threading
+import time
 import traceback
-from typing import Any
+from typing import Any, NoReturn
 
 import gin
+from gin import config_parser
 
 from mpt_jax import hostmemory, preemption
-from mpt_jax.types import InputError, nearest
+from mpt_jax.checkpoints import files
+from mpt_jax.types import (
+  ANYTHING,
+  InputError,
+  expected_by,
+  installed,
+  local_path,
+  nearest,
+  prefer_own_packages,
+  quiet_pipe,
+)
+
+log = logging.getLogger(__name__)
 
 # The entry points that several processes run as one.
 MULTIPROCESS = ('mpt_jax.train', 'mpt_jax.eval', 'mpt_jax.infer')
@@ -29,11 +50,40 @@ _PROCESS_FLAGS = (
   'process_index',
   'initialization_timeout',
 )
-_MACRO = r'[A-Za-z_][A-Za-z0-9_]*'
 # Files that include one another can be as many as 2 to their number.
 _MOST_FILES = 1000
-# '%gin.REQUIRED' is a constant, not a macro.
-_REFERENCE = re.compile(rf'%({_MACRO})\b(?!\.)')
+# Of a line that cannot be read.
+_SHOWN = 200
+
+
+@dataclasses.dataclass
+class _Command:
+  """The command that this process runs, and how it ends.
+
+  Attributes:
+    words: what was typed.
+    processes: `multihost`, where several processes run as one.
+    resumes: what a repetition of the command will do.
+  """
+
+  words: str = ''
+  processes: Any = None
+  resumes: Callable[[], str] = lambda: (
+    'nothing was begun: the same command starts from the start'
+  )
+
+  def end(self, line: str, code: int, text: str = '') -> NoReturn:
+    """Ends the process, and the others with it; from any thread."""
+    log_only(text or line)
+    if self.processes:
+      self.processes.abort(text or line, line, code)
+    print(text or line, file=sys.stderr, flush=True)
+    if threading.current_thread() is not threading.main_thread():
+      os._exit(code)
+    sys.exit(code)
+
+
+_command = _Command()
 
 
 def main(module: str, function: str, argv: Sequence[str] | None = None) -> None:
@@ -45,78 +95,200 @@ def main(module: str, function: str, argv: Sequence[str] | None = None) -> None:
     function: the function to call; it is given no arguments but gin's.
     argv: the command line; None is `sys.argv[1:]`.
   """
+  global _command
   argv = sys.argv[1:] if argv is None else list(argv)
   debug = '--debug' in argv
-  logging.basicConfig(
-    level=logging.INFO,
-    format='%(asctime)s %(message)s',
-    datefmt='%H:%M:%S',
-    stream=sys.stderr,
-    force=True,
-  )
-  for noisy in ('jax', 'orbax', 'absl', 'tensorflow', 'h5py', 'matplotlib'):
-    logging.getLogger(noisy).setLevel(logging.WARNING)
-  processes = None
+  _command = command = _Command(shell_command(module, argv))
+  _start_logging()
   try:
-    target = getattr(importlib.import_module(module), function)
-    flags, bindings = _parse_flags(module, target, argv)
-    if _several(flags):
-      if module not in MULTIPROCESS:
-        raise InputError(
-          f'{module} runs in one process: start it once, without'
-          ' --multiprocess_gpu and its companions'
-        )
-      # Imported here: a command of one process needs none of it.
-      processes = importlib.import_module('mpt_jax.multihost')
-      processes.initialize(**{n: getattr(flags, n) for n in _PROCESS_FLAGS})
-      processes.check_same('code version', processes.code_version())
-    if flags.tfds_data_dir is not None:
-      use_data_dir(flags.tfds_data_dir)
-    logging.getLogger().setLevel(logging.WARNING)  # Gin logs every file.
-    configure(flags.gin_file, bindings, flags.gin_search_paths)
-    if processes:
-      configuration = processes.configuration_lines(gin.config_str())
-      processes.check_same('configuration', configuration)
-    if not processes or processes.is_first() or debug:
-      logging.getLogger().setLevel(logging.INFO)
-    if module in MULTIPROCESS:
-      hostmemory.prepare()
-      use_compilation_cache()
-    gin.get_configurable(target)()
-    if processes:
-      processes.finish()
+    with quiet_pipe():
+      _run(command, module, function, argv)
   except InputError as e:
-    if debug and not processes:
+    if debug and not command.processes:
       raise
     # Gin appends the call it was in; the first line is ours.
     line = str(e).splitlines()[0]
-    text = traceback.format_exc() if debug else f'error: {line}'
-    if processes:
-      processes.abort(text, line, 2)
-    print(text, file=sys.stderr)
-    sys.exit(2)
+    text = traceback.format_exc() if debug else _told(e, line)
+    command.end(line, 2, text)
   except preemption.Stopped as e:
     # Gin appends the call it was in.
     line = (
       f'{str(e).splitlines()[0]}; its state is saved, the same command resumes'
     )
-    if processes:
-      processes.finish()
-    print(line, file=sys.stderr)
-    sys.exit(128 + signal.SIGTERM)
-  except KeyboardInterrupt:
-    line = 'interrupted; the same command resumes'
-    if processes:
-      processes.abort(line, line, 130)
-    print(line, file=sys.stderr)
-    sys.exit(130)
+    if e.number == signal.SIGINT:
+      line = f'{line.rpartition(", ")[0]}, {command.resumes()}'
+    else:
+      # Schedulers send SIGTERM, and may know the line of version 0.1.
+      log.info(command.resumes())
+    if command.processes:
+      command.processes.finish()
+      command.processes = None
+    command.end(line, 128 + e.number)
+  except KeyboardInterrupt as e:
+    number = getattr(e, 'number', signal.SIGINT)
+    command.end(str(e) or f'interrupted; {command.resumes()}', 128 + number)
   except Exception as e:
-    if processes:
+    log_only(traceback.format_exc())
+    if command.processes:
       # It may be another process's end that we noticed in our own way.
-      processes.wait_for_verdict()
+      command.processes.wait_for_verdict()
       line = f'{type(e).__name__}: {str(e).partition(chr(10))[0]}'
-      processes.abort(traceback.format_exc(), line, 1)
+      command.processes.abort(traceback.format_exc(), line, 1)
     raise
+  finally:
+    _stop_keeping_log()
+    _command = _Command()
+
+
+def _run(
+  command: _Command, module: str, function: str, argv: Sequence[str]
+) -> None:
+  """Reads the command line, and does what it says."""
+  prefer_own_packages()
+  target = getattr(importlib.import_module(module), function)
+  flags, bindings = _parse_flags(module, target, argv)
+  processes = None
+  if _several(flags):
+    if module not in MULTIPROCESS:
+      raise InputError(
+        f'{module} runs in one process: start it once, without'
+        ' --multiprocess_gpu and its companions'
+      )
+    # Imported here: a command of one process needs none of it.
+    processes = importlib.import_module('mpt_jax.multihost')
+    command.processes = processes
+    processes.initialize(**{n: getattr(flags, n) for n in _PROCESS_FLAGS})
+    processes.check_same('code version', processes.code_version())
+  # Before TensorFlow is loaded, which takes seconds.
+  check_macros(flags.gin_file, bindings, flags.gin_search_paths)
+  if flags.tfds_data_dir is not None:
+    use_data_dir(flags.tfds_data_dir)
+  logging.getLogger().setLevel(logging.WARNING)  # Gin logs every file.
+  configure(flags.gin_file, bindings, flags.gin_search_paths)
+  if processes:
+    configuration = processes.configuration_lines(gin.config_str())
+    processes.check_same('configuration', configuration)
+  if not processes or processes.is_first() or flags.debug:
+    logging.getLogger().setLevel(logging.INFO)
+  if module in MULTIPROCESS:
+    hostmemory.prepare()
+    use_compilation_cache()
+  command.resumes = lambda: 'the same command starts from the start'
+  gin.get_configurable(target)()
+  if processes:
+    processes.finish()
+
+
+def at_interrupt(resumes: Callable[[], str]) -> None:
+  """Sets what the end of an interrupted command says of its repetition.
+
+  Args:
+    resumes: returns 'the same command resumes from step 8', for example; it
+      may be called in any thread.
+  """
+  _command.resumes = resumes
+
+
+def end_at_once() -> preemption.End | None:
+  """What ends this command whatever it is doing; None if there is none."""
+  command = _command
+  return (lambda line: command.end(line, 130)) if command.words else None
+
+
+# What is logged before its folder is known, then the file in it.
+_log: logging.handlers.MemoryHandler | None = None
+_FORMAT = logging.Formatter('%(asctime)s %(message)s', '%H:%M:%S')
+LOG = 'log.txt'
+
+
+def _start_logging() -> None:
+  """Logs to stderr, and remembers it for `keep_log`."""
+  global _log
+  _log = logging.handlers.MemoryHandler(1000, logging.CRITICAL + 1)
+  terminal = logging.StreamHandler(sys.stderr)
+  terminal.setFormatter(_FORMAT)
+  logging.basicConfig(level=logging.INFO, handlers=[terminal, _log], force=True)
+  for noisy in ('jax', 'orbax', 'absl', 'tensorflow', 'h5py', 'matplotlib'):
+    logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def keep_log(folder: str) -> None:
+  """Writes what this command says to `folder/log.txt`, behind what is there.
+
+  Of several processes the first one does. A step of a pipeline has all its
+  output there already.
+
+  Args:
+    folder: MODEL_DIR; made if it is not there.
+
+  Raises:
+    InputError: if the file cannot be written.
+  """
+  others = _command.processes and not _command.processes.is_first()
+  if _log is None or _log.target is not None or others:
+    return
+  path = os.path.join(folder, LOG)
+  try:
+    os.makedirs(folder, exist_ok=True)
+    file = logging.FileHandler(path, encoding='utf-8')
+  except OSError as e:
+    raise InputError(f'cannot write {path}: {e.strerror or e}') from e
+  file.setFormatter(_FORMAT)
+  _log.setTarget(file)
+  log_only(log_header(_command.words))
+  _log.flush()
+  # From here on each line is written at once.
+  _log.capacity = 1
+
+
+def log_header(words: str) -> str:
+  """The line that begins a run of a command in a log: date and command."""
+  return f'--- {time.strftime("%Y-%m-%d %H:%M:%S")} {words}'
+
+
+def log_only(text: str) -> None:
+  """Writes to the log file, if one is kept; for what stderr has anyway."""
+  if _log is not None and isinstance(_log.target, logging.FileHandler):
+    _log.target.acquire()
+    with contextlib.suppress(OSError, ValueError):
+      print(text, file=_log.target.stream, flush=True)
+    _log.target.release()
+
+
+def _stop_keeping_log() -> None:
+  global _log
+  if _log is not None:
+    logging.getLogger().removeHandler(_log)
+    file = _log.target
+    _log.close()
+    if file is not None:
+      file.close()
+  _log = None
+
+
+def shell_command(entry: str, arguments: Sequence[str]) -> str:
+  """`python -m mpt_jax.ENTRY …`, quoted as one would type it."""
+  return ' '.join(['python', '-m', f'mpt_jax.{entry}', *map(quoted, arguments)])
+
+
+def quoted(word: str) -> str:
+  """A word of the command line as a shell wants it: --gin.NAME="'text'"."""
+  name, equals, value = word.partition('=')
+  if "'" in value and not set(value) & set('"$`\\!'):
+    return f'{name}{equals}"{value}"'
+  return shlex.quote(word)
+
+
+def _told(error: InputError, line: str) -> str:
+  """An error as a terminal shows it: several details have lines of their own.
+
+  The last line is the error, whatever stands before it.
+  """
+  details = error.details
+  if len(details) < 2:
+    return f'error: {line}'
+  last = f'error: {error.summary}: {details[0]}; all {len(details)} above'
+  return '\n'.join([*(f'  {detail}' for detail in details), last])
 
 
 def use_compilation_cache() -> None:
@@ -204,7 +376,7 @@ def _parse_flags(
     '--debug', action='store_true', help='show the traceback of wrong input'
   )
   flags, rest = parser.parse_known_args(argv)
-  bindings = []
+  bindings: list[str] = []
   for argument in rest:
     if not argument.startswith('--gin.') or '=' not in argument:
       known = [
@@ -216,6 +388,13 @@ def _parse_flags(
         *(f'--{name}' for name in _PROCESS_FLAGS),
       ]
       hint = nearest(argument.split('=')[0], known)
+      if argument.startswith('--gin.'):
+        hint = f'; a value follows behind =: {argument}=…'
+      elif bindings and not argument.startswith('-'):
+        hint = (
+          f'; a value with blanks needs quotes around it, as in'
+          f' {quoted(f"--gin.{bindings[-1]} …")}'
+        )
       raise InputError(f'unknown argument {argument!r}{hint or "; see --help"}')
     bindings.append(argument.removeprefix('--gin.'))
   if not flags.gin_file:
@@ -225,21 +404,28 @@ def _parse_flags(
 
 def search_paths(extra: str = '') -> list[str]:
   """Folders in which gin files are looked for, in order."""
-  paths = ['', *[p for p in extra.split(',') if p]]
-  spec = importlib.util.find_spec('gin_configs')
-  for location in (spec.submodule_search_locations or []) if spec else []:
-    # The folder itself, and its parent for 'gin_configs/runs/teacher.gin'.
-    paths += [os.path.dirname(location), location]
+  given = [local_path(p) for p in extra.split(',') if p]
+  # The folder itself, and its parent for 'gin_configs/runs/teacher.gin'.
+  paths = ['', *given, installed(), installed('gin_configs')]
+  if os.path.isdir('gin_configs') and not os.path.samefile(
+    'gin_configs', installed('gin_configs')
+  ):
+    # A folder of that name in the working folder is not ours.
+    paths.remove(installed())
+    paths = [*given, installed(), '', *paths[len(given) + 1 :]]
   return paths
 
 
 def _find(name: str, paths: Sequence[str]) -> str:
-  for path in paths:
+  # './x.gin' is in the working folder, whatever else has the name.
+  here = name.startswith('./') and os.path.isfile(name)
+  name = local_path(name)
+  for path in [''] if here else paths:
     candidate = os.path.join(path, name)
     if os.path.isfile(candidate):
       return candidate
   known = []
-  for path in paths[1:]:
+  for path in filter(None, paths):
     for folder, _, names in os.walk(path):
       known += [
         os.path.relpath(os.path.join(folder, n), path)
@@ -265,7 +451,8 @@ def use_data_dir(path: str) -> None:
     InputError: if there is no such folder.
   """
   global _data_dir
-  if not os.path.isdir(path):
+  path = local_path(path)
+  if not os.path.isdir(path) and '://' not in path:
     raise InputError(
       f'--tfds_data_dir={path} does not exist; `python -m'
       ' tasks.offline --data_dir=…` writes synthetic data'
@@ -295,8 +482,8 @@ def configure(
       or gin refuses something.
   """
   paths = search_paths(extra_paths)
-  for path in paths[1:]:
-    gin.add_config_file_search_path(path)
+  # Includes are looked for in this order; gin can only add to its own.
+  gin.config._LOCATION_PREFIXES[:] = paths
   gin_files = check_macros(gin_files, bindings, extra_paths)
   try:
     gin.parse_config_files_and_bindings(gin_files, list(bindings))
@@ -324,7 +511,11 @@ def check_macros(
   """
   paths = search_paths(extra_paths)
   found = [_find(name, paths) for name in gin_files]
-  _check_macros(*_definitions(found, paths), bindings)
+  text = _read_files(found, paths)
+  for binding in bindings:
+    text.add(_parse_binding(binding, text.used))
+  _check_names(text)
+  _check_types(text)
   return found
 
 
@@ -356,71 +547,249 @@ def call(
   return gin.get_configurable(target)(**given)
 
 
-def _definitions(
-  gin_files: Sequence[str], paths: Sequence[str]
-) -> tuple[list[tuple[str, str, str]], str]:
-  """All macro definitions in gin's own order, and the text without comments.
+@dataclasses.dataclass(frozen=True)
+class _Macro:
+  """'%NAME' in the place of a value."""
 
-  Returns:
-    ([(name, value, file)], text of all files); a later definition wins.
+  name: str
+
+
+_REQUIRED = _Macro('gin.REQUIRED')
+
+
+class _References(config_parser.ParserDelegate):
+  """Leaves references as they are, and notes which macros there are."""
+
+  def __init__(self, used: set[str]):
+    self._used = used
+
+  def configurable_reference(
+    self, scoped_configurable_name: str, evaluate: bool
+  ) -> Any:
+    return ANYTHING
+
+  def macro(self, macro_name: str) -> _Macro:
+    self._used.add(macro_name)
+    return _Macro(macro_name)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Setting:
+  """A statement that sets something.
+
+  Attributes:
+    scope: of the parameter, '' for none.
+    target: what has the parameter, as 'train.train'; '' for a macro.
+    name: of the macro or parameter.
+    value: with `_Macro` and `ANYTHING` for references.
+    where: 'FILE:LINE'; '' on the command line.
   """
-  found: list[tuple[str, str, str]] = []
-  texts: list[str] = []
+
+  scope: str
+  target: str
+  name: str
+  value: Any
+  where: str
+
+  def shown(self, value: Any) -> str:
+    """The statement with a value, to be read or pasted."""
+    scope = f'{self.scope}/' if self.scope else ''
+    name = f'{scope}{self.target}.{self.name}' if self.target else self.name
+    if self.where:
+      return f'{name} = {value!r}'
+    return quoted(f'--gin.{name}={value!r}')
+
+
+@dataclasses.dataclass
+class _Text:
+  """What gin files and bindings say; a later setting wins.
+
+  Attributes:
+    settings: in gin's own order.
+    used: the macros that are referred to.
+    modules: local name -> module, of all imports.
+  """
+
+  settings: list[_Setting] = dataclasses.field(default_factory=list)
+  used: set[str] = dataclasses.field(default_factory=set)
+  modules: dict[str, str] = dataclasses.field(default_factory=dict)
+
+  def add(self, statement: config_parser.BindingStatement) -> None:
+    """Takes a statement."""
+    target, name = statement.selector, statement.arg_name
+    if not name:
+      target, name = '', target
+    place = statement.location
+    where = f'{place.filename}:{place.line_num}' if place.filename else ''
+    self.settings.append(
+      _Setting(statement.scope, target, name, statement.value, where)
+    )
+
+  @property
+  def macros(self) -> dict[str, _Setting]:
+    """The macros by name."""
+    return {s.name: s for s in self.settings if not s.target and not s.scope}
+
+  def resolve(self, setting: _Setting) -> _Setting:
+    """What a parameter is set to in the end, and by which statement."""
+    macros, seen = self.macros, set()
+    while isinstance(setting.value, _Macro):
+      name = setting.value.name
+      if name in seen or name not in macros:
+        return dataclasses.replace(setting, value=ANYTHING)
+      seen.add(name)
+      setting = macros[name]
+
+    def fill(value: Any, depth: int = 0) -> Any:
+      if isinstance(value, _Macro):
+        known = value.name in macros and depth < 20
+        return fill(macros[value.name].value, depth + 1) if known else ANYTHING
+      if isinstance(value, list | tuple):
+        return type(value)(fill(v, depth) for v in value)
+      if isinstance(value, dict):
+        return {fill(k, depth): fill(v, depth) for k, v in value.items()}
+      return value
+
+    return dataclasses.replace(setting, value=fill(setting.value))
+
+
+def _read_files(gin_files: Sequence[str], paths: Sequence[str]) -> _Text:
+  """Parses gin files as gin does, but imports nothing."""
+  text = _Text()
+  count = 0
 
   def read(path: str, including: tuple[str, ...] = ()) -> None:
+    nonlocal count
     if os.path.realpath(path) in including:
       raise InputError(f'gin file {path} includes itself')
-    if len(texts) >= _MOST_FILES:
+    count += 1
+    if count > _MOST_FILES:
       raise InputError(f'more than {_MOST_FILES} gin files are included')
     including = (*including, os.path.realpath(path))
     try:
       with open(path, encoding='utf-8') as f:
-        text = re.sub(r'(?m)^\s*#.*$|\s#.*$', '', f.read())
+        content = io.StringIO(f.read())
     except (OSError, UnicodeDecodeError) as e:
       reason = getattr(e, 'strerror', None) or 'not UTF-8'
       raise InputError(f'gin file {path} cannot be read: {reason}') from e
-    texts.append(text)
-    for line in text.splitlines():
-      if include := re.match(r'include\s+[\'"](.+?)[\'"]', line):
-        read(_find(include.group(1), paths), including)
-      elif macro := re.match(rf'({_MACRO})[ \t]*=[ \t]*(.*)$', line):
-        found.append((macro.group(1), macro.group(2).strip(), path))
+    content.name = path
+    try:
+      statements = list(
+        config_parser.ConfigParser(content, _References(text.used))
+      )
+    except Exception as e:  # Python's parsers raise many unrelated types.
+      raise InputError(_wrong_line(e, path)) from e
+    for statement in statements:
+      if isinstance(statement, config_parser.IncludeStatement):
+        read(_find(statement.filename, paths), including)
+      elif isinstance(statement, config_parser.ImportStatement):
+        text.modules[statement.bound_name()] = statement.module
+      elif isinstance(statement, config_parser.BindingStatement):
+        text.add(statement)
 
   for path in gin_files:
     read(path)
-  return found, '\n'.join(texts)
+  return text
 
 
-def _check_macros(
-  definitions: Sequence[tuple[str, str, str]],
-  text: str,
-  bindings: Sequence[str],
-) -> None:
+def _wrong_line(error: Exception, path: str) -> str:
+  """What is wrong with a gin file that cannot be parsed."""
+  line, number = (getattr(error, 'text', None) or '')[:_SHOWN], '?'
+  if getattr(error, 'lineno', None):
+    number = str(error.lineno)  # type: ignore[attr-defined]
+  elif len(error.args) == 2 and isinstance(error.args[1], tuple):
+    number = str(error.args[1][0])
+  where = f'{path}:{number}'
+  name, equals, value = line.partition('=')
+  said = ' '.join(str(getattr(error, 'msg', error)).split())
+  token = re.search(r"Failed to parse token '(.+)'$", said)
+  if equals:
+    hint = _quoted_form(value.split(' #')[0])
+    return (
+      f'gin: {where}: {line.strip()}: {hint[0]}: {name.strip()} = {hint[1]}'
+    )
+  if token:
+    hint = _quoted_form(token.group(1))
+    return f'gin: {where}: {line.strip()}: {hint[0]}: {hint[1]}'
+  return f'gin: {where}: {said[:_SHOWN] or type(error).__name__}'
+
+
+def _parse_binding(
+  binding: str, used: set[str]
+) -> config_parser.BindingStatement:
+  """Parses 'NAME=VALUE' of the command line."""
+  name, _, value = binding[:_SHOWN].partition('=')
+  try:
+    [statement] = config_parser.ConfigParser(binding, _References(used))
+    if not isinstance(statement, config_parser.BindingStatement):
+      raise ValueError('no binding')
+    return statement
+  except Exception as e:
+    if not re.fullmatch(r'[\w./]+', name):
+      raise InputError(
+        f'--gin.{binding[:_SHOWN]}: {name!r} is no name of a macro or parameter'
+      ) from e
+    reason, form = _quoted_form(value)
+    raise InputError(
+      f'--gin.{binding[:_SHOWN]}: {reason}: {quoted(f"--gin.{name}={form}")}'
+    ) from e
+
+
+# A word in a list that is none of gin's values.
+_BARE = re.compile(r'(?<=[\[({,:])\s*([A-Za-z_][\w./-]*)\s*(?=[\])},:])')
+_CONSTANTS = {'none': 'None', 'true': 'True', 'false': 'False'}
+
+
+def _quoted_form(value: str) -> tuple[str, str]:
+  """Why gin cannot read a value, and how it is written right.
+
+  Args:
+    value: what was typed.
+
+  Returns:
+    (the reason, the right form).
+  """
+  value = value.strip()
+  constant = _CONSTANTS.get(value.lower())
+  if constant:
+    return f'write {constant}, or with quotes if it is a string', constant
+  if value[:1] in ('[', '{', '('):
+    form = _BARE.sub(
+      lambda m: (
+        m[0] if m[1] in _CONSTANTS.values() else m[0].replace(m[1], repr(m[1]))
+      ),
+      value,
+    )
+    try:
+      config_parser.ConfigParser(f'X = {form}', _References(set())).__next__()
+      return 'a string needs quotes, in a list too', form
+    except Exception:
+      close = {'[': "['a', 'b']", '{': "{'a': 1}", '(': "('a', 'b')"}
+      return 'its quotes or brackets do not close; like this', close[value[0]]
+  bare = value.strip('\'"')
+  return 'a string needs quotes', repr(bare)
+
+
+def _check_names(text: _Text) -> None:
   """Every macro that is set must be used, every required one must be set.
 
   Gin itself accepts a misspelt macro in silence.
   """
-  used = set(_REFERENCE.findall(text))
-  values: dict[str, str] = {}
-  for binding in bindings:
-    used.update(_REFERENCE.findall(binding.partition('=')[2]))
-  for name, value, path in definitions:
-    if name not in used:
-      raise InputError(
-        f'macro {name} in {path} is used nowhere{nearest(name, used)}'
-      )
-    values[name] = value
-  for binding in bindings:
-    name, _, value = binding.partition('=')
-    if re.fullmatch(_MACRO, name):
-      if name not in used:
-        raise InputError(
-          f'--gin.{name} sets a macro that no gin file uses'
-          f'{nearest(name, used)}'
-        )
-      values[name] = value
-  missing = [n for n, v in values.items() if v == '%gin.REQUIRED']
-  missing += sorted(used - values.keys())
+  # '%gin.REQUIRED' is a constant, not a macro.
+  used = {name for name in text.used if '.' not in name}
+  macros = text.macros
+  for setting in text.settings:
+    if setting.target or setting.scope or setting.name in used:
+      continue
+    near = nearest(setting.name, used)
+    if setting.where:
+      path = setting.where.rpartition(':')[0]
+      raise InputError(f'macro {setting.name} in {path} is used nowhere{near}')
+    raise InputError(
+      f'--gin.{setting.name} sets a macro that no gin file uses{near}'
+    )
+  missing = [n for n, s in macros.items() if s.value == _REQUIRED]
+  missing += sorted(used - macros.keys())
   if missing:
     others = f' (also missing: {", ".join(missing[1:])})' if missing[1:] else ''
     raise InputError(
@@ -429,9 +798,135 @@ def _check_macros(
     )
 
 
+def _check_types(text: _Text) -> None:
+  """Values must be what the parameters that they are bound to ask for."""
+  last = {(s.scope, s.target, s.name): s for s in text.settings if s.target}
+  for setting in last.values():
+    home, _, name = setting.target.rpartition('.')
+    module = text.modules.get(home, '')
+    annotation = _annotations(module, name).get(setting.name)
+    if annotation is None:
+      continue
+    given = text.resolve(setting)
+    words = expected_by(annotation, given.value)
+    if words:
+      where = f'{given.where}: ' if given.where else ''
+      raise InputError(
+        f'{where}{given.shown(given.value)}: {given.name} must be {words}'
+        f'{_better(annotation, given)}'
+      )
+
+
+def _better(annotation: ast.expr, given: _Setting) -> str:
+  """'; write …' where it can be told what was meant."""
+  value = given.value
+  if isinstance(value, str):
+    with contextlib.suppress(Exception):
+      meant = ast.literal_eval(value)
+      if not expected_by(annotation, meant):
+        return f': without inner quotes, {given.shown(meant)}'
+  elif isinstance(value, int | float) and not isinstance(value, bool):
+    if not expected_by(annotation, str(value)):
+      return f': a string needs quotes, {given.shown(str(value))}'
+    if float(value).is_integer() and not expected_by(annotation, int(value)):
+      return f': {given.shown(int(value))}'
+  return ''
+
+
+@functools.lru_cache(maxsize=256)
+def _annotations(module: str, name: str) -> Mapping[str, ast.expr]:
+  """The annotated parameters of a function or data class of this package.
+
+  They are read from its source: to import the data layer takes seconds.
+
+  Args:
+    module: 'mpt_jax.data.dataset'.
+    name: 'DatasetConfig'.
+  """
+  top, _, rest = module.partition('.')
+  path = installed(top, *rest.split('.'))
+  path = next(
+    (p for p in (f'{path}.py', f'{path}/__init__.py') if os.path.isfile(p)), ''
+  )
+  if top != 'mpt_jax' or not path:
+    return {}
+  with open(path, encoding='utf-8') as f:
+    tree = ast.parse(f.read())
+  found: dict[str, ast.expr] = {}
+  for node in tree.body:
+    if isinstance(node, ast.ClassDef) and node.name == name:
+      for field in node.body:
+        if isinstance(field, ast.AnnAssign):
+          found[ast.unparse(field.target)] = field.annotation
+    elif isinstance(node, ast.FunctionDef) and node.name == name:
+      for arg in (*node.args.args, *node.args.kwonlyargs):
+        if arg.annotation is not None:
+          found[arg.arg] = arg.annotation
+  return found
+
+
+def macro_of(parameter: str) -> str:
+  """Returns the macro that sets a parameter, for what a user is told.
+
+  Args:
+    parameter: of a command's function or of a dataclass that gin binds.
+
+  Returns:
+    Its macro's name; the parameter's own where gin binds no macro to it.
+  """
+  bound = re.search(
+    rf'(?m)\.{re.escape(parameter)} = %(\w+)$', gin.config_str()
+  )
+  return bound[1] if bound else parameter
+
+
 def operative_config() -> str:
   """The gin configuration in force, for the run's folder."""
   return gin.operative_config_str() or gin.config_str()
+
+
+def differences(there: Mapping[str, str], here: Mapping[str, str]) -> list[str]:
+  """Says 'NAME: value there, value here' of each setting that differs."""
+  return [
+    f'{name}: {there.get(name, "none")} there, {here.get(name, "none")} here'
+    for name in sorted(there.keys() | here.keys())
+    if there.get(name) != here.get(name)
+  ]
+
+
+# The gin configuration that made a folder.
+CONFIG = 'config.gin'
+
+
+def write_config(folder: str) -> None:
+  """Keeps the gin configuration in force in a folder, if there is one."""
+  text = operative_config()
+  if text:
+    files.write_file(os.path.join(folder, CONFIG), text.encode())
+
+
+def changed_macros(folder: str) -> list[str]:
+  """Says which macros are other ones than in a folder's configuration.
+
+  Args:
+    folder: where `write_config` wrote; without its file nothing is said.
+
+  Returns:
+    The lines of `differences`.
+  """
+  path = os.path.join(folder, CONFIG)
+  if not os.path.exists(path):
+    return []
+  with open(path, encoding='utf-8') as f:
+    there = f.read()
+  here = operative_config()
+  return differences(_macros(there), _macros(here))
+
+
+def _macros(text: str) -> dict[str, str]:
+  """The macros of what `write_config` wrote; values may go over lines."""
+  found = re.findall(r'(?m)^(\w+) = (.*(?:\n[ \t].*)*)$', text)
+  return {name: ' '.join(value.split()) for name, value in found}
 
 
 def as_list(value: Any) -> list[Any]:

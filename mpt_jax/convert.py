@@ -17,7 +17,11 @@ from mpt_jax import cli, t5
 from mpt_jax.checkpoints import huggingface, t5x_format
 from mpt_jax.checkpoints.vocabulary import require_ordinary
 from mpt_jax.runs import load_backbone
-from mpt_jax.types import InputError, nearest
+from mpt_jax.types import (
+  InputError,
+  Natural,
+  nearest,
+)
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +34,7 @@ def convert(
   output: str,
   format: str = 'huggingface',
   dtype: str = 'float32',
-  step: int = 0,
+  step: Natural = 0,
   backbone_config: t5.T5Config | str | None = None,
   vocabulary: str | None = None,
 ) -> None:

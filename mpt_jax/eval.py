@@ -9,9 +9,10 @@ Decodes with the trained prompts, applies the tasks' own postprocessing and
 metrics (SeqIO's Evaluator) and writes `results.json`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import logging
 import os
+from typing import Any
 
 from mpt_jax import cli, multihost, t5
 from mpt_jax.checkpoints import files
@@ -22,6 +23,11 @@ from mpt_jax.runs import (
   format_scores,
   make_predictor,
 )
+from mpt_jax.types import (
+  Lengths,
+  Positive,
+  require_local,
+)
 
 log = logging.getLogger(__name__)
 
@@ -31,17 +37,18 @@ def evaluate(
   model_dir: str,
   backbone: str | Backbone,
   mixture_or_task_name: str | Sequence[str],
-  task_feature_lengths: Mapping[str, int],
+  task_feature_lengths: Lengths,
   prompts: str | None = None,
   prompt_task: str | None = None,
   split: str = 'test',
-  batch_size: int = 128,
-  num_examples: int | None = None,
+  batch_size: Positive = 128,
+  num_examples: Positive | None = None,
+  allow_cut_targets: bool = False,
   module: str | None = 'tasks',
   backbone_config: t5.T5Config | str | None = None,
   vocabulary: str | None = None,
-  num_beams: int = 1,
-  num_partitions: int = 1,
+  num_beams: Positive = 1,
+  num_partitions: Positive = 1,
   dtype: str | None = None,
   precision: str = 'float32',
   scan_layers: bool = False,
@@ -61,6 +68,8 @@ def evaluate(
     split: split to score.
     batch_size: rows per batch.
     num_examples: examples per task; None is all.
+    allow_cut_targets: whether to score targets that are longer than any
+      answer can be.
     module: module that registers the tasks.
     backbone_config: sizes or their name, where the checkpoint has none.
     vocabulary: SentencePiece file; None is the backbone's own.
@@ -77,6 +86,7 @@ def evaluate(
   Raises:
     InputError: if something given is wrong.
   """
+  model_dir = require_local(model_dir)
   predictor = make_predictor(
     backbone,
     prompts,
@@ -95,6 +105,20 @@ def evaluate(
   from mpt_jax import data
 
   names = cli.as_list(mixture_or_task_name)
+  # One prompt for whatever is read, or each task's own.
+  task_names = () if prompt_task else predictor.task_names
+  examples: dict[str, Any] = {}
+  for name in names:
+    examples |= data.examine(
+      name,
+      split,
+      task_feature_lengths,
+      predictor.prompt_length,
+      task_names,
+      num_examples,
+      module=module,
+      allow_cut_targets=allow_cut_targets,
+    )
   scores: dict[str, dict[str, float]] = {}
   for name in names:
     scores.update(
@@ -103,8 +127,7 @@ def evaluate(
         split,
         task_feature_lengths,
         prompt_length=predictor.prompt_length,
-        # One prompt for whatever is read, or each task's own.
-        task_names=() if prompt_task else predictor.task_names,
+        task_names=task_names,
         predict_fn=predictor.predict_fn,
         batch_size=batch_size,
         num_examples=num_examples,
@@ -124,6 +147,9 @@ def evaluate(
       'prompt_task': prompt_task,
       'backbone': predictor.backbone_name,
       'synthetic_data': synthetic,
+      'examples': {
+        split: {task: found.as_json() for task, found in examples.items()}
+      },
     }
   )
   path = os.path.join(model_dir, RESULTS)

@@ -11,32 +11,51 @@ r"""Answers a task, or lines of text, one JSON line per answer.
     --gin.PROMPTS="'runs/target/rte/prompts'" --gin.OUTPUT="'-'"
 
 The first form writes task, index, inputs, targets and prediction. The second
-reads plain lines, or JSON lines with `inputs` and perhaps a `task`, as they
-come, and needs neither tasks nor TensorFlow.
+needs neither tasks nor TensorFlow. It reads plain lines or JSON lines as they
+come, or a .jsonl, .tsv or .csv file: rows with `inputs`, or with the fields of
+which the bundle writes them, and perhaps a `task`. Every line has its answer,
+in order: `index` counts from 0, and the prediction for an empty line is null.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+import collections
+from collections.abc import Callable, Iterable, Iterator, Mapping
 import contextlib
+import dataclasses
+import functools
+import io
 import itertools
 import json
 import logging
 import os
+import signal
 import sys
 from typing import Any, TextIO
 
 import jax
+import numpy as np
 import tqdm
 
 from mpt_jax import cli, multihost, pretrained, t5
+from mpt_jax import lines as lines_lib
 from mpt_jax.checkpoints.backbone import Backbone
-from mpt_jax.runs import DEMO, demo_folder, make_predictor
-from mpt_jax.types import InputError
+from mpt_jax.checkpoints.bundle import PromptBundle, load_prompts
+from mpt_jax.runs import make_predictor
+from mpt_jax.types import (
+  InputError,
+  Lengths,
+  Natural,
+  Positive,
+  Rate,
+  require_local,
+)
 
 log = logging.getLogger(__name__)
 
 # Stands for standard input or output in place of a file.
 STANDARD = '-'
-_LONGEST_LINE = 1 << 20
+_PREDICTION, _PROBABILITIES = 'prediction', 'probabilities'
+# What ends a line for some readers of our output, though not in JSON.
+_BREAKS = {ord(c): f'\\u{ord(c):04x}' for c in '\x85\u2028\u2029'}
 
 
 def infer(
@@ -45,24 +64,25 @@ def infer(
   backbone: str | Backbone,
   mixture_or_task_name: str | None = None,
   input: str | None = None,
-  task_feature_lengths: Mapping[str, int] | None = None,
+  task_feature_lengths: Lengths | None = None,
   prompts: str | None = None,
   prompt_task: str | None = None,
   split: str = 'test',
-  batch_size: int = 128,
-  num_examples: int | None = None,
+  batch_size: Positive = 128,
+  num_examples: Positive | None = None,
   module: str | None = 'tasks',
   backbone_config: t5.T5Config | str | None = None,
   vocabulary: str | None = None,
-  num_beams: int = 1,
-  num_partitions: int = 1,
-  max_decode_length: int = 64,
-  temperature: float = 0.0,
-  seed: int = 0,
+  num_beams: Positive = 1,
+  num_partitions: Positive = 1,
+  max_decode_length: Positive = 64,
+  temperature: Rate = 0.0,
+  seed: Natural = 0,
   dtype: str | None = None,
   precision: str = 'float32',
   scan_layers: bool = False,
   shard_backbone: bool = False,
+  rank_labels: bool = False,
 ) -> int:
   """Answers a task or mixture, or lines of text, and writes the answers.
 
@@ -71,7 +91,9 @@ def infer(
     backbone: path of an HF folder or T5X checkpoint, or a loaded backbone.
     mixture_or_task_name: what to answer; None for lines of text.
     input: file of lines, each a plain text, or a JSON object with `inputs`
-      and perhaps `task` (other keys are passed on); '-' is standard input.
+      or the fields of its task's template, and perhaps `task` (all keys are
+      passed on); or a .jsonl, .tsv or .csv file of such rows; '-' is standard
+      input.
     task_feature_lengths: {'inputs': S with prompt slots, 'targets': T}, of a
       task.
     prompts: path of a prompt bundle, PEFT folder or `.npy`; None is none.
@@ -92,6 +114,8 @@ def infer(
     precision: of matrix products, see `t5.T5Config`.
     scan_layers: see `train.train`.
     shard_backbone: split the backbone over the `data` axis too.
+    rank_labels: answer with the likeliest label word of the task, and write
+      the probability of each as `probabilities`.
 
   Returns:
     How many answers were written.
@@ -101,30 +125,39 @@ def infer(
   """
   if (mixture_or_task_name is None) == (input is None):
     raise InputError('give MIXTURE_OR_TASK_NAME or INPUT, one of the two')
+  output = require_local(output)
+  input = None if input is None else require_local(input)
+  _check_output(output, input)
+  if rank_labels and (num_beams > 1 or temperature):
+    raise InputError('RANK_LABELS scores the labels: no beams, no temperature')
   if input is not None:
     if not isinstance(backbone, str):
       raise InputError('lines of text are answered from a backbone on disk')
+    if batch_size < 1:
+      raise InputError(f'batch_size is {batch_size}, expected 1 or more')
+    asking = _Asking.create(prompts, prompt_task, rank_labels)
+    _check_lines(input, asking)
     model = pretrained.PromptedT5.from_pretrained(
-      demo_folder() if backbone == DEMO else backbone,
-      prompts,
-      backbone_config,
-      vocabulary,
+      backbone, asking.bundle, backbone_config, vocabulary
     )
-    if prompt_task is not None and model.bundle is not None:
-      model.bundle.row(prompt_task)
+
+    if rank_labels:
+      settings: dict[str, Any] = {}
+    else:
+      settings = {
+        'max_decode_length': max_decode_length,
+        'num_beams': num_beams,
+        'temperature': temperature,
+        'seed': seed,
+      }
+    answer = functools.partial(_answer, model, batch_size, settings)
+    told = _Told()
     with _open_input(input) as stream:
-      lines = _read(stream, input, prompt_task)
+      # What is sampled must not depend on how fast lines come.
+      ready = getattr(stream, 'ready', None) if not temperature else None
+      questions = _questions(_rows(stream, input, told), asking, told)
       return _write(
-        _answers(
-          model,
-          lines,
-          batch_size,
-          seed,
-          max_decode_length=max_decode_length,
-          num_beams=num_beams,
-          temperature=temperature,
-        ),
-        output,
+        _answers(questions, answer, batch_size, ready), output, told
       )
   if task_feature_lengths is None:
     raise InputError('a task needs TASK_FEATURE_LENGTHS')
@@ -156,7 +189,10 @@ def infer(
     batch_size=batch_size,
     num_examples=num_examples,
     module=module,
+    score_fn=predictor.score_fn if rank_labels else None,
   )
+  if rank_labels:
+    answers = ({**line, **_best(line.pop('scores'))} for line in answers)
   if jax.process_count() == 1:
     return _write(answers, output)
   # Every process decodes its part and knows all answers; one writes.
@@ -165,94 +201,300 @@ def infer(
   return len(known)
 
 
-def _answers(
-  model: pretrained.PromptedT5,
-  lines: Iterator[dict[str, Any]],
-  batch_size: int,
-  seed: int,
-  **settings: Any,
-) -> Iterator[dict[str, Any]]:
-  """Yields the lines with a `prediction` each, batch by batch."""
-  for number in itertools.count():
-    some = list(itertools.islice(lines, max(1, batch_size)))
-    if not some:
-      return
-    tasks = [line['task'] for line in some if 'task' in line]
-    predictions = model.generate(
-      [line['inputs'] for line in some],
-      # One prompt needs no name.
-      tasks if len(tasks) == len(some) else None,
-      batch_size=batch_size,
-      seed=seed + number,
-      **settings,
-    )
-    for line, prediction in zip(some, predictions, strict=True):
-      yield {**line, 'prediction': prediction}
+class _Told:
+  """What a user should know of the lines: counted, with the first place."""
+
+  EMPTY = 'empty, answered with null'
+  NO_INPUT = 'of empty inputs, answered all the same'
+  NO_OBJECT = 'JSON but no object, taken as plain text with all its marks'
+  RETURN = 'with a carriage return inside, taken as text'
+  INDEX = "with an 'index' of its own, passed on in place of ours"
+  JSON, PLAIN = 'JSON', 'plain text'
+
+  def __init__(self):
+    self._counts: collections.Counter[str] = collections.Counter()
+    self._first: dict[str, str] = {}
+
+  def note(self, kind: str, where: str) -> None:
+    """Counts a line."""
+    self._counts[kind] += 1
+    self._first.setdefault(kind, where)
+
+  def say(self) -> None:
+    """Writes a line of the log for each kind that a user may not expect."""
+    for kind, count in self._counts.items():
+      mixed = self._counts[self.JSON] and self._counts[self.PLAIN]
+      if mixed or kind not in (self.JSON, self.PLAIN):
+        log.info('lines: %d %s (first: %s)', count, kind, self._first[kind])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Asking:
+  """What makes a question of a row.
+
+  Attributes:
+    bundle: the prompts; None is none.
+    task: whose prompt, where rows don't say.
+    rank: whether label words are ranked.
+  """
+
+  bundle: PromptBundle | None = None
+  task: str | None = None
+  rank: bool = False
+
+  @classmethod
+  def create(
+    cls, prompts: str | None, task: str | None, rank: bool
+  ) -> '_Asking':
+    """Loads the prompts and checks the rest against them."""
+    if prompts is None:
+      if task is not None or rank:
+        given = 'RANK_LABELS' if task is None else f'PROMPT_TASK = {task!r}'
+        raise InputError(f'{given} is given, but there are no PROMPTS')
+      return cls()
+    bundle = load_prompts(prompts)
+    if task is not None:
+      bundle.row(task)
+    return cls(bundle, task, rank)
+
+  def question(
+    self, row: str | Mapping[str, Any] | None, index: int
+  ) -> dict[str, Any]:
+    """Returns the row with its `index`, the text `inputs` and perhaps `task`.
+
+    Args:
+      row: a plain text, a row, or None for an empty line, whose prediction is
+        known.
+      index: the line's number from 0.
+
+    Raises:
+      InputError: if the row lacks something, or has what we write.
+    """
+    default = {} if self.task is None else {'task': self.task}
+    if row is None:
+      return {'index': index, **default, 'inputs': '', _PREDICTION: None}
+    plain = isinstance(row, str)
+    if isinstance(row, str):
+      row = {'inputs': row}
+    for key in ('inputs', 'task'):
+      if not isinstance(row.get(key, ''), str):
+        raise InputError(f'{key!r} is {row[key]!r}, expected text')
+    for key in (_PREDICTION, *([_PROBABILITIES] if self.rank else [])):
+      if key in row:
+        raise InputError(f'the key {key!r} is for the answer: rename it')
+    line = {'index': index, **default, **row}
+    if not plain:
+      line['inputs'] = self._text(row, line.get('task'))
+    if self.bundle is not None:
+      self.bundle.row(line.get('task'))
+      if self.rank:
+        self.bundle.answers(line.get('task'))
+    try:
+      # What cannot be written as an answer must not be computed.
+      json.dumps(line, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, RecursionError) as e:
+      raise InputError(f'no valid text or number: {e}') from e
+    return line
+
+  def _text(self, row: Mapping[str, Any], task: str | None) -> str:
+    """The text of a row: its `inputs`, or its fields in the template."""
+    known = None
+    if self.bundle is not None:
+      self.bundle.row(task)
+      names = self.bundle.task_names
+      # Tasks of one prompt have their own templates all the same.
+      only = names[0] if len(names) == 1 else ''
+      known = self.bundle.texts.get(only if task is None else task)
+    fields = known.fields if known is not None else ()
+    if 'inputs' in row and 'inputs' not in fields:
+      return row['inputs']
+    if known is not None and known.has_any(row):
+      return known.fill(row)
+    hint = f', nor any of {", ".join(fields)}' if fields else ''
+    raise InputError(f"no 'inputs'; there is {sorted(row)}{hint}")
+
+
+def _check_lines(path: str, asking: _Asking) -> None:
+  """Reads a file once before anything is loaded: a broken line is told now."""
+  if path == STANDARD or (os.path.exists(path) and not os.path.isfile(path)):
+    return  # What comes through a pipe comes once.
+  told = _Told()
+  with _open_input(path) as stream:
+    for _ in _questions(_rows(stream, path, told), asking, told):
+      pass
 
 
 @contextlib.contextmanager
-def _open_input(path: str) -> Iterator[TextIO]:
+def _open_input(path: str) -> Iterator[Any]:
   if path == STANDARD:
-    yield sys.stdin
+    try:
+      stream: Any = lines_lib.Stream(sys.stdin.fileno())
+    except OSError:
+      stream = sys.stdin  # It is no file, but has lines.
+    yield stream
+    return
+  if path.endswith(lines_lib.SUFFIXES):
+    yield None  # Its reader opens it: CSV is not made of lines.
     return
   try:
-    file = open(path, encoding='utf-8')  # noqa: SIM115
+    file = open(path, 'rb', buffering=0)  # noqa: SIM115
   except OSError as e:
     raise InputError(f'INPUT {path} cannot be read: {e.strerror}') from e
   with file:
-    yield file
+    yield lines_lib.Stream(file.fileno())
 
 
-def _read(
-  stream: TextIO, name: str, task: str | None
-) -> Iterator[dict[str, Any]]:
-  """Yields lines as dicts with `index`, `inputs` and perhaps `task`."""
-  default = {} if task is None else {'task': task}
-  index = 0
-  for number in itertools.count(1):
-    try:
-      line = stream.readline(_LONGEST_LINE + 1)
-    except UnicodeDecodeError as e:
-      raise InputError(f'INPUT {name} is not UTF-8: {e.reason}') from e
-    except OSError as e:
-      raise InputError(f'INPUT {name} cannot be read: {e.strerror}') from e
-    if not line:
-      return
-    if len(line) > _LONGEST_LINE:
-      # A device or a damaged file need not have a second line.
-      raise InputError(
-        f'{name}:{number}: the line has more than {_LONGEST_LINE} characters'
-      )
-    line = line.rstrip('\r\n')
-    if not line:
+def _rows(
+  stream: Any, name: str, told: _Told
+) -> Iterator[tuple[str, str | Mapping[str, Any] | None]]:
+  """Yields ('file:line', row), a plain text, or None for an empty line."""
+  if stream is None:
+    yield from lines_lib.read_rows(name)
+    return
+  for where, text in lines_lib.read_lines(stream, name):
+    if '\r' in text:
+      told.note(told.RETURN, where)
+    if not text.strip():
+      yield where, None
       continue
-    where = f'{name}:{number}'
-    row = {'index': index, **default, **_parse(line, where)}
-    try:
-      # What cannot be written as an answer must not be computed.
-      json.dumps(row, ensure_ascii=False, allow_nan=False).encode()
-    except (ValueError, RecursionError) as e:
-      raise InputError(f'{where}: no valid text or number: {e}') from e
-    yield row
-    index += 1
+    row = _parse(text, where)
+    told.note(told.PLAIN if isinstance(row, str) else told.JSON, where)
+    if isinstance(row, str) and _is_json(row):
+      told.note(told.NO_OBJECT, where)
+    yield where, row
 
 
-def _parse(line: str, where: str) -> dict[str, Any]:
-  if not line.startswith('{'):
-    return {'inputs': line}
+def _parse(text: str, where: str) -> str | dict[str, Any]:
+  """Returns a JSON object, or the text if it is none."""
+  begins = text.lstrip().startswith('{')
+  if not begins:
+    return text
   try:
-    row = json.loads(line)
-  except (ValueError, RecursionError) as e:
-    raise InputError(f'{where}: no JSON: {e}') from e
-  for key in ('inputs', 'task'):
-    if not isinstance(row.get(key, ''), str):
-      raise InputError(f'{where}: {key!r} is {row[key]!r}, expected text')
-  if 'inputs' not in row:
-    raise InputError(f"{where}: no 'inputs'; there is {sorted(row)}")
-  return row
+    return lines_lib.parse_json(text, where)
+  except InputError as e:
+    if not text.startswith('{'):
+      return text
+    raise InputError(
+      f'{e}; a plain text that begins with {{ is written {{"inputs": "{{…"}}'
+    ) from e
 
 
-def _write(answers: Iterable[Mapping[str, Any]], output: str) -> int:
+def _is_json(text: str) -> bool:
+  """Whether a plain text is a list or a string of JSON."""
+  if not text.lstrip().startswith(('[', '"')):
+    return False
+  try:
+    json.loads(text)
+  except (ValueError, RecursionError):
+    return False
+  return True
+
+
+def _questions(
+  rows: Iterable[tuple[str, str | Mapping[str, Any] | None]],
+  asking: _Asking,
+  told: _Told,
+) -> Iterator[dict[str, Any]]:
+  """Yields what `_Asking.question` makes of each row."""
+  for index, (where, row) in enumerate(rows):
+    try:
+      line = asking.question(row, index)
+    except InputError as e:
+      raise InputError(f'{where}: {e}') from e
+    if row is None:
+      told.note(told.EMPTY, where)
+    elif not line['inputs'].strip():
+      told.note(told.NO_INPUT, where)
+    own = line['index']
+    if type(own) is not int or own != index:
+      told.note(told.INDEX, where)
+    yield line
+
+
+def _read(stream: Any, name: str, task: str | None) -> Iterator[dict[str, Any]]:
+  """Yields lines as dicts with `index`, `inputs` and perhaps `task`."""
+  told = _Told()
+  yield from _questions(_rows(stream, name, told), _Asking(None, task), told)
+
+
+def _take(
+  lines: Iterator[dict[str, Any]],
+  size: int,
+  ready: Callable[[], bool] | None,
+) -> tuple[list[dict[str, Any]], InputError | None]:
+  """Takes lines with up to `size` questions, but waits for the first alone.
+
+  Returns:
+    (lines, what is wrong with the next one): those before it have answers.
+  """
+  some: list[dict[str, Any]] = []
+  asked = 0
+  try:
+    for line in lines:
+      some.append(line)
+      asked += _PREDICTION not in line
+      if asked == size or (ready is not None and not ready()):
+        break
+  except InputError as e:
+    return some, e
+  return some, None
+
+
+def _answers(
+  lines: Iterator[dict[str, Any]],
+  answer: Callable[[list[dict[str, Any]], int], list[dict[str, Any]]],
+  batch_size: int,
+  ready: Callable[[], bool] | None,
+) -> Iterator[dict[str, Any]]:
+  """Yields the lines with their answers, batch by batch."""
+  for number in itertools.count():
+    some, error = _take(lines, batch_size, ready)
+    asked = [line for line in some if _PREDICTION not in line]
+    found = iter(answer(asked, number) if asked else ())
+    for line in some:
+      yield line if _PREDICTION in line else {**line, **next(found)}
+    if error is not None:
+      raise error
+    if not some:
+      return
+
+
+def _answer(
+  model: pretrained.PromptedT5,
+  batch_size: int,
+  settings: Mapping[str, Any],
+  some: list[dict[str, Any]],
+  number: int,
+) -> list[dict[str, Any]]:
+  """Answers a batch of lines: by decoding or, without settings, by ranking."""
+  texts = [line['inputs'] for line in some]
+  # One prompt needs no name, and without prompts there is none.
+  tasks = [line.get('task') for line in some]
+  named = tasks if any(task is not None for task in tasks) else None
+  if not settings:
+    ranked = model.score(texts, None, named, batch_size=batch_size)
+    return [_best(scores) for scores in ranked]
+  settings = {**settings, 'seed': settings['seed'] + number}
+  found = model.generate(texts, named, batch_size=batch_size, **settings)
+  return [{_PREDICTION: text} for text in found]
+
+
+def _best(scores: Mapping[str, float]) -> dict[str, Any]:
+  """Returns the likeliest label and each one's share of the probability."""
+  values = np.array(list(scores.values()), np.float64)
+  shares = np.exp(values - values.max())
+  shares /= shares.sum()
+  order = np.argsort(-shares, kind='stable')
+  words = list(scores)
+  return {
+    _PREDICTION: words[order[0]],
+    _PROBABILITIES: {words[i]: float(shares[i]) for i in order},
+  }
+
+
+def _write(
+  answers: Iterable[Mapping[str, Any]], output: str, told: _Told | None = None
+) -> int:
   """Writes JSON lines as they come; a file appears when it is whole."""
   count = 0
   with _open_output(output) as file:
@@ -260,20 +502,55 @@ def _write(answers: Iterable[Mapping[str, Any]], output: str) -> int:
       answers, desc='answers', unit='ex', leave=False, disable=None
     )
     for line in progress:
-      file.write(json.dumps(line, ensure_ascii=False) + '\n')
-      file.flush()
+      text = json.dumps(line, ensure_ascii=False).translate(_BREAKS)
+      try:
+        file.write(text + '\n')
+        file.flush()
+      except BrokenPipeError:
+        _end_quietly(output)
+      except OSError as e:
+        raise InputError(
+          f'OUTPUT {output} cannot be written: {e.strerror}'
+        ) from e
       count += 1
   log.info('wrote %d answers to %s', count, output)
+  if told is not None:
+    told.say()
   return count
+
+
+def _end_quietly(output: str) -> None:
+  """Ends as a command does whose reader has had enough."""
+  if output == STANDARD:
+    # What is left in its buffer would be written, and complained about.
+    with open(os.devnull, 'wb') as nowhere:
+      os.dup2(nowhere.fileno(), sys.stdout.fileno())
+  sys.exit(128 + signal.SIGPIPE)
+
+
+def _check_output(output: str, input: str | None) -> None:
+  """Refuses what would be lost at the end, before anything is loaded."""
+  if output == STANDARD:
+    return
+  if os.path.isdir(output):
+    raise InputError(f'OUTPUT {output} is a folder: name a .jsonl file')
+  if input not in (None, STANDARD) and os.path.exists(output):
+    assert input is not None
+    if os.path.exists(input) and os.path.samefile(input, output):
+      raise InputError(f'OUTPUT {output} is INPUT itself: name another file')
 
 
 @contextlib.contextmanager
 def _open_output(path: str) -> Iterator[TextIO]:
   if path == STANDARD:
+    if isinstance(sys.stdout, io.TextIOWrapper):
+      sys.stdout.reconfigure(encoding='utf-8')
     yield sys.stdout
     return
-  path = os.path.abspath(path)
-  temporary = f'{path}.{os.getpid()}.tmp'
+  path = os.path.realpath(path)
+  # A device or a pipe is written to, and not replaced.
+  special = os.path.exists(path) and not os.path.isfile(path)
+  temporary = path if special else f'{path}.{os.getpid()}.tmp'
   try:
     os.makedirs(os.path.dirname(path), exist_ok=True)
     file = open(temporary, 'w', encoding='utf-8')  # noqa: SIM115
@@ -282,10 +559,12 @@ def _open_output(path: str) -> Iterator[TextIO]:
   try:
     with file:
       yield file
-    os.replace(temporary, path)
+    if not special:
+      os.replace(temporary, path)
   finally:
-    with contextlib.suppress(FileNotFoundError):
-      os.unlink(temporary)
+    if not special:
+      with contextlib.suppress(FileNotFoundError):
+        os.unlink(temporary)
 
 
 if __name__ == '__main__':

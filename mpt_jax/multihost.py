@@ -10,7 +10,6 @@ line instead of waiting for it in a collective operation.
 from collections.abc import Callable, Mapping, Sequence
 import contextlib
 import hashlib
-import importlib.util
 import json
 import logging
 import os
@@ -25,7 +24,7 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
-from mpt_jax.types import InputError
+from mpt_jax.types import InputError, installed
 
 log = logging.getLogger(__name__)
 
@@ -245,15 +244,14 @@ def code_version() -> dict[str, str]:
   """Digest of the sources of this installation, and the versions under it."""
   digest = hashlib.sha256()
   for package in ('mpt_jax', 'tasks'):
-    spec = importlib.util.find_spec(package)
-    for folder in (spec.submodule_search_locations or []) if spec else []:
-      for parent, folders, files in os.walk(folder):
-        folders.sort()
-        for name in sorted(f for f in files if f.endswith('.py')):
-          path = os.path.join(parent, name)
-          digest.update(os.path.relpath(path, folder).encode())
-          with open(path, 'rb') as f:
-            digest.update(f.read())
+    folder = installed(package)
+    for parent, folders, files in os.walk(folder):
+      folders.sort()
+      for name in sorted(f for f in files if f.endswith('.py')):
+        path = os.path.join(parent, name)
+        digest.update(os.path.relpath(path, folder).encode())
+        with open(path, 'rb') as f:
+          digest.update(f.read())
   return {
     'source digest': digest.hexdigest()[:12],
     'jax': jax.__version__,

@@ -17,11 +17,22 @@ import sys
 import time
 from typing import Any
 
-from mpt_jax import cli, report
+from mpt_jax import cli, preemption, report
 from mpt_jax.checkpoints import files, lock
+from mpt_jax.checkpoints import run as run_lib
+from mpt_jax.checkpoints.backbone import find_backbone
 from mpt_jax.runs import RESULTS
-from mpt_jax.types import InputError, nearest
-from mpt_jax.workers import Pool, Step, StepError, shell_command
+from mpt_jax.types import (
+  InputError,
+  Lengths,
+  Natural,
+  Positive,
+  Rate,
+  local_path,
+  nearest,
+  require_local,
+)
+from mpt_jax.workers import STEP, Pool, Step, StepError
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +55,11 @@ _PRIORITIES = ('teacher', 'source', 'target', 'test', 'export')
 _RUN_COST, _TEST_COST, _DISTILLED_COST = 1500.0, 1000.0, 1.5
 _EVALUATION_COST = 0.5  # of one example
 
+_STOPPING = (
+  'stopping: what trains saves its state and ends; press Ctrl-C again to end'
+  ' at once'
+)
+
 # (rate of P* or the plain prompt, rate of u and v or None).
 Rates = tuple[float, float | None]
 
@@ -59,10 +75,10 @@ class Training:
     task_learning_rate: peak rate of u and v; for the source stage.
   """
 
-  steps: int
-  batch_size: int
-  learning_rate: float
-  task_learning_rate: float | None = None
+  steps: Natural
+  batch_size: Positive
+  learning_rate: Rate
+  task_learning_rate: Rate | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,10 +96,10 @@ class Setting:
   """
 
   name: str
-  num_shots: int | None
-  steps: int
-  batch_size: int
-  seeds: tuple[int, ...]
+  num_shots: Positive | None
+  steps: Natural
+  batch_size: Positive
+  seeds: tuple[Natural, ...]
   rates: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   tuned_as: str | None = None
 
@@ -551,24 +567,24 @@ def pipeline(
   source_mixture: str,
   source_tasks: Sequence[str],
   targets: Mapping[str, str],
-  task_feature_lengths: Mapping[str, int],
-  prompt_length: int,
+  task_feature_lengths: Lengths,
+  prompt_length: Positive,
   teacher: Training,
   source: Training,
   settings: Sequence[Setting],
-  seeds: Sequence[int] = (0,),
-  ablation_seeds: Sequence[int] | None = None,
+  seeds: Sequence[Natural] = (0,),
+  ablation_seeds: Sequence[Natural] | None = None,
   variants: Sequence[str] = tuple(VARIANTS),
   methods: Sequence[str] = ('mpt', 'pt', 'single_source'),
   tuning: Tuning | None = None,
-  prompt_rank: int = 1,
+  prompt_rank: Positive = 1,
   prompt_init: str = 'gin_configs/prompts/vocabulary.gin',
   distillation: Mapping[str, Any] | None = None,
   macros: Mapping[str, Any] | None = None,
   module: str = 'tasks',
-  eval_examples: int = 256,
-  curve_points: int = 10,
-  workers: int | None = None,
+  eval_examples: Positive = 256,
+  curve_points: Positive = 10,
+  workers: Positive | None = None,
 ) -> dict[str, Any]:
   """Runs every step that is not finished, and writes the report.
 
@@ -608,7 +624,7 @@ def pipeline(
     InputError: if something given is wrong.
     SystemExit: with status 1, if a step failed by a bug.
   """
-  model_dir = model_dir.rstrip('/')
+  model_dir = require_local(model_dir)
   plan = Plan(
     folder=model_dir,
     backbone=_find_backbone(backbone),
@@ -633,17 +649,48 @@ def pipeline(
     eval_examples=eval_examples,
     curve_points=curve_points,
   )
-  with lock.hold(model_dir):
+  cli.at_interrupt(lambda: _standing(plan))
+  with lock.hold(model_dir), preemption.interrupting(_STOPPING):
+    cli.keep_log(model_dir)
+    changed = cli.changed_macros(model_dir)
+    if not os.path.exists(os.path.join(model_dir, cli.CONFIG)):
+      cli.write_config(model_dir)
     try:
       written = _run(plan, workers)
+    except InputError as e:
+      # A step names its own macros; the user set the pipeline's.
+      raise InputError(e.summary, [*changed, *e.details]) from e
     except StepError as e:
       print(
         f'error: {e}. The same command resumes: {_command()}', file=sys.stderr
       )
       sys.exit(1)
+    if changed:  # Others that every step took.
+      cli.write_config(model_dir)
   print(report.summary(written))
   print(f'report: {os.path.join(model_dir, report.MARKDOWN)}')
   return written
+
+
+def _standing(plan: Plan) -> str:
+  """What there is to resume, by the files in the pipeline's folder."""
+  steps = plan.tuning_steps() + plan.steps(plan.given_rates())
+  begun = []
+  finished = 0
+  for step in steps:
+    folder = os.path.join(plan.folder, step.name)
+    saved = run_lib.latest_step(folder)
+    if os.path.exists(os.path.join(folder, STEP)):
+      finished += 1
+    elif saved is not None:
+      begun.append(f'{step.name} from step {saved}')
+  if not finished and not begun:
+    return 'nothing was saved: the same command starts from the start'
+  resumed = f': {", ".join(begun)}' if begun else ' after them'
+  return (
+    f'{finished} of {len(steps)} runs are finished; the same command'
+    f' resumes{resumed}'
+  )
 
 
 def _run(plan: Plan, workers: int | None) -> dict[str, Any]:
@@ -710,14 +757,15 @@ def _inside(path: str, folder: str) -> str:
 
 def _command() -> str:
   """The command that is running, to be typed again."""
-  return shell_command('pipeline', sys.argv[1:])
+  return cli.shell_command('pipeline', sys.argv[1:])
 
 
 def _find_backbone(path: str) -> str:
   """The backbone's path; what we ship is found from any working folder."""
+  path = local_path(find_backbone(path))
   if os.path.exists(path) or os.path.isabs(path):
     return path
-  for folder in cli.search_paths()[1:]:
+  for folder in filter(None, cli.search_paths()):
     installed = os.path.join(folder, path)
     if os.path.exists(installed):
       return installed

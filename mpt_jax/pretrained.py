@@ -1,7 +1,8 @@
 """A trained model as a user meets it: text in, text out."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import os
+from typing import Any, overload
 
 import jax
 import numpy as np
@@ -15,7 +16,14 @@ from mpt_jax.checkpoints.bundle import (
 )
 from mpt_jax.checkpoints.vocabulary import Vocabulary
 from mpt_jax.t5 import T5Config
-from mpt_jax.types import Array, InputError
+from mpt_jax.types import (
+  Array,
+  InputError,
+  local_path,
+)
+
+# A text, or the fields of one, which the bundle's template writes.
+Text = str | Mapping[str, Any]
 
 # Any id but padding: what stands in a prompt slot is never embedded.
 _SLOT_ID = 2
@@ -94,7 +102,8 @@ class PromptedT5:
     """Loads a backbone and, on it, prompts.
 
     Args:
-      path: the backbone, as `load_backbone` takes it.
+      path: the backbone, as `load_backbone` takes it; 'demo' is the tiny one
+        that comes with the package.
       prompts: a bundle, or the path of whatever `load_prompts` reads; None is
         the backbone alone.
       config: sizes of the backbone or their name; its folder says them too.
@@ -111,6 +120,7 @@ class PromptedT5:
     backbone = load_backbone(os.fspath(path), config=config)
     if prompts is not None and not isinstance(prompts, PromptBundle):
       prompts = load_prompts(prompts)
+    vocabulary = vocabulary and local_path(vocabulary)
     backbone = backbone.with_vocabulary(vocabulary)
     tokenizer = backbone.vocabulary
     if tokenizer is None:
@@ -131,8 +141,8 @@ class PromptedT5:
 
   def generate(
     self,
-    texts: Sequence[str],
-    task: str | Sequence[str] | None = None,
+    texts: Sequence[Text],
+    task: str | Sequence[str | None] | None = None,
     *,
     max_decode_length: int = 64,
     batch_size: int = 32,
@@ -145,7 +155,9 @@ class PromptedT5:
     """Answers each text.
 
     Args:
-      texts: inputs in the form that the task was trained on.
+      texts: inputs in the form that the task was trained on, or dicts of
+        their fields ({'premise': …, 'hypothesis': …}), where the bundle knows
+        how the task's text is written. Other fields are ignored.
       task: whose prompt to use: one name, or one per text. May be left out
         where there is one prompt.
       max_decode_length: longest answer, in tokens.
@@ -162,7 +174,7 @@ class PromptedT5:
 
     Raises:
       InputError: if a task is not among the prompts, the names are not as
-        many as the texts, or a setting is out of range.
+        many as the texts, a field is missing, or a setting is out of range.
     """
     _check_texts('generate', texts)
     _check_least(
@@ -180,7 +192,7 @@ class PromptedT5:
         ' sample, not both'
       )
     rows = self._rows(task, len(texts))
-    inputs = self._encode(texts)
+    inputs = self._encode(self._write(texts, task))
     answers = [''] * len(texts)
     key = jax.random.PRNGKey(seed)
     for number, (chosen, members) in enumerate(_batches(inputs, batch_size)):
@@ -198,32 +210,53 @@ class PromptedT5:
         answers[i] = self.tokenizer.decode_model(ids)
     return answers
 
+  @overload
   def score(
     self,
-    texts: Sequence[str],
+    texts: Sequence[Text],
     targets: Sequence[str],
-    task: str | Sequence[str] | None = None,
+    task: str | Sequence[str | None] | None = None,
     *,
     batch_size: int = 32,
-  ) -> list[float]:
+  ) -> list[float]: ...
+
+  @overload
+  def score(
+    self,
+    texts: Sequence[Text],
+    targets: None = None,
+    task: str | Sequence[str | None] | None = None,
+    *,
+    batch_size: int = 32,
+  ) -> list[dict[str, float]]: ...
+
+  def score(
+    self,
+    texts: Sequence[Text],
+    targets: Sequence[str] | None = None,
+    task: str | Sequence[str | None] | None = None,
+    *,
+    batch_size: int = 32,
+  ) -> list[float] | list[dict[str, float]]:
     """Returns how likely each target is as the answer to its text.
 
-    For rank classification, give a text once for each label word and take the
-    likeliest.
-
     Args:
-      texts: inputs in the form that the task was trained on.
-      targets: one answer per text.
+      texts: as for `generate`.
+      targets: one answer per text; None ranks the task's own label words.
       task: whose prompt to use, as for `generate`.
       batch_size: pairs that are scored together.
 
     Returns:
       The log probability of each target, its end mark included, in nats.
+      Without targets, for each text {label word: log probability}, the
+      likeliest first.
 
     Raises:
       InputError: as `generate`; also if there are not as many targets as
-        texts.
+        texts, or none are given and the bundle knows no label words.
     """
+    if targets is None:
+      return self._rank(texts, task, batch_size)
     _check_texts('score', texts)
     _check_least(1, batch_size=batch_size)
     if isinstance(targets, str) or len(targets) != len(texts):
@@ -231,7 +264,8 @@ class PromptedT5:
         f'score takes one target for each of the {len(texts)} texts'
       )
     rows = self._rows(task, len(texts))
-    inputs, outputs = self._encode(texts), self._encode(targets)
+    inputs = self._encode(self._write(texts, task))
+    outputs = self._encode(targets)
     scores = [0.0] * len(texts)
     for chosen, members in _batches(inputs, batch_size):
       batch = self._batch(
@@ -254,20 +288,73 @@ class PromptedT5:
     end = self.model.eos_id
     return [[*self.tokenizer.model_ids(text), end] for text in texts]
 
-  def _rows(self, task: str | Sequence[str] | None, count: int) -> list[int]:
+  def _rank(
+    self,
+    texts: Sequence[Text],
+    task: str | Sequence[str | None] | None,
+    batch_size: int,
+  ) -> list[dict[str, float]]:
+    """Scores each text's label words."""
+    _check_texts('score', texts)
+    self._rows(task, len(texts))
+    if self.bundle is None:
+      raise InputError(
+        'there are no prompts, whose label words could be ranked: give targets'
+      )
+    names = _names(task, len(texts))
+    known = {name: self.bundle.answers(name) for name in set(names)}
+    answers = [known[name] for name in names]
+    pairs = [
+      (i, answer)
+      for i, words in enumerate(answers)
+      for answer in words.values()
+    ]
+    written = self._write(texts, task)
+    found = iter(
+      self.score(
+        [written[i] for i, _ in pairs],
+        [answer for _, answer in pairs],
+        [names[i] for i, _ in pairs],
+        batch_size=batch_size,
+      )
+    )
+    ranked = []
+    for words in answers:
+      scores = {word: next(found) for word in words}
+      ranked.append(dict(sorted(scores.items(), key=lambda s: -s[1])))
+    return ranked
+
+  def _write(
+    self, texts: Sequence[Text], task: str | Sequence[str | None] | None
+  ) -> list[str]:
+    """Returns the texts, those given as fields written by their template."""
+    written = []
+    for i, (text, name) in enumerate(
+      zip(texts, _names(task, len(texts)), strict=True)
+    ):
+      if isinstance(text, Mapping):
+        try:
+          if self.bundle is None:
+            raise InputError('there are no prompts that know a template')
+          text = self.bundle.text(name).fill(text)
+        except InputError as e:
+          raise InputError(f'text {i}: {e}') from e
+      if not isinstance(text, str):
+        raise InputError(
+          f'text {i} is {text!r}, expected text or a dict of fields'
+        )
+      written.append(text)
+    return written
+
+  def _rows(
+    self, task: str | Sequence[str | None] | None, count: int
+  ) -> list[int]:
     """Returns each text's row of the prompt table."""
     if self.bundle is None:
       if task is not None:
         raise InputError(f'task {task!r} was given, but there are no prompts')
       return [0] * count
-    if task is None:
-      if self.bundle.method == 'multitask' and len(self.bundle.task_names) > 1:
-        raise InputError(
-          f'say whose prompt to use: task is one of'
-          f' {", ".join(self.bundle.task_names)}'
-        )
-      return [0] * count
-    if isinstance(task, str):
+    if task is None or isinstance(task, str):
       return [self.bundle.row(task)] * count
     if len(task) != count:
       raise InputError(f'{len(task)} tasks were given for {count} texts')
@@ -293,9 +380,15 @@ class PromptedT5:
     }
 
 
-def _check_texts(method: str, texts: Sequence[str]) -> None:
-  if isinstance(texts, str):
+def _check_texts(method: str, texts: Sequence[Text]) -> None:
+  if isinstance(texts, str | Mapping):
     raise InputError(f'{method} takes a list of texts, not one text')
+
+
+def _names(
+  task: str | Sequence[str | None] | None, count: int
+) -> Sequence[str | None]:
+  return [task] * count if task is None or isinstance(task, str) else task
 
 
 def _check_least(least: int, **values: float) -> None:

@@ -18,7 +18,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mpt_jax.types import Array, InputError, check_shape
+from mpt_jax.types import (
+  Array,
+  InputError,
+  Names,
+  Positive,
+  check_shape,
+  require_local,
+)
 
 Tokenize = Callable[[str], Sequence[int]]
 
@@ -256,10 +263,11 @@ class FromFile:
 
   def bind(self, embedding: Any = None, tokenize: Tokenize | None = None):
     """Returns an initialiser (key, [P, D], dtype) -> [P, D]."""
-    if not os.path.isfile(self.path):
+    path = require_local(self.path)
+    if not os.path.isfile(path):
       raise InputError(f'prompt file {self.path!r} does not exist')
     try:
-      values = np.load(self.path, allow_pickle=False)
+      values = np.load(path, allow_pickle=False)
     except ValueError as e:
       raise InputError(
         f'prompt file {self.path!r} is no .npy array: {e}'
@@ -397,10 +405,10 @@ class PromptConfig:
       bundle (P* with the average of u and v, or its one prompt).
   """
 
-  length: int
-  task_names: tuple[str, ...]
+  length: Positive
+  task_names: Names
   method: str = 'multitask'
-  rank: int = 1
+  rank: Positive = 1
   init: PromptInit = Uniform()
   source_prompts: str | None = None
   source_task: str | None = None

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
-import importlib.util
 import logging
 import os
 from typing import Any
@@ -13,14 +12,17 @@ import numpy as np
 from mpt_jax import hostmemory, models, partitioning, t5, trainer
 from mpt_jax.checkpoints import backbone as backbone_lib
 from mpt_jax.checkpoints import bundle as bundle_lib
-from mpt_jax.checkpoints.backbone import Backbone
+from mpt_jax.checkpoints import run as run_lib
+from mpt_jax.checkpoints.backbone import DEMO, Backbone, demo_folder
 from mpt_jax.checkpoints.vocabulary import Vocabulary
-from mpt_jax.types import InputError
+from mpt_jax.types import (
+  InputError,
+  local_path,
+)
 
 log = logging.getLogger(__name__)
 
-RESULTS = 'results.json'
-DEMO = 'demo'
+RESULTS = run_lib.RESULTS
 
 Scores = Mapping[str, Mapping[str, float]]
 
@@ -62,8 +64,6 @@ def load_backbone(
       )
     loaded = _fresh_backbone(config, seed)
   elif isinstance(backbone, str):
-    if backbone == DEMO and not os.path.exists(backbone):
-      backbone = demo_folder()
     log.info('loading the backbone from %s …', backbone)
     loaded = backbone_lib.load_backbone(backbone, config)
     report = loaded.report
@@ -77,8 +77,9 @@ def load_backbone(
     )
   else:
     loaded = backbone
-  if vocabulary == DEMO and not os.path.exists(DEMO):
+  if vocabulary == DEMO:
     vocabulary = os.path.join(demo_folder(), 'spiece.model')
+  vocabulary = vocabulary and local_path(vocabulary)
   if vocabulary is not None and '://' in vocabulary:
     loaded = dataclasses.replace(
       loaded, vocabulary_file=vocabulary, vocabulary=None
@@ -95,14 +96,6 @@ def load_backbone(
 
     data.use_vocabulary(loaded.vocabulary or loaded.vocabulary_file)
   return loaded
-
-
-def demo_folder() -> str:
-  """Returns the folder of the demo backbone."""
-  spec = importlib.util.find_spec('tasks.offline')
-  assert spec is not None
-  assert spec.submodule_search_locations is not None
-  return os.path.join(spec.submodule_search_locations[0], 'demo_backbone')
 
 
 def _fresh_backbone(config: t5.T5Config, seed: int) -> Backbone:
@@ -182,12 +175,14 @@ class Predictor:
   Attributes:
     predict_fn: numpy features [B, ...] -> tokens [B, T]. Every process gives
       all rows, decodes a part and has the answers to all.
+    score_fn: the same, but -> [B] log probabilities of the targets.
     prompt_length: P; 0 without prompts.
     task_names: the tasks in row order; empty without prompts.
     backbone_name: what the backbone is called.
   """
 
   predict_fn: Callable[[Mapping[str, np.ndarray]], np.ndarray]
+  score_fn: Callable[[Mapping[str, np.ndarray]], np.ndarray]
   prompt_length: int
   task_names: tuple[str, ...]
   backbone_name: str
@@ -249,10 +244,16 @@ def make_predictor(
   del loaded  # The host's copies are not needed any more.
   hostmemory.keep()
   predict = trainer.make_predict_step(model, num_beams=num_beams)
+  score = jax.jit(model.score_batch)
+
+  def on_mesh(step: Callable[..., Any]) -> Callable[..., np.ndarray]:
+    return lambda batch: partitioning.to_host(
+      step(params, trainer.put_batch(batch, mesh, whole=True))
+    )
+
   return Predictor(
-    predict_fn=lambda batch: partitioning.to_host(
-      predict(params, trainer.put_batch(batch, mesh, whole=True))
-    ),
+    predict_fn=on_mesh(predict),
+    score_fn=on_mesh(score),
     prompt_length=model.prompts.length if model.prompts else 0,
     task_names=task_names,
     backbone_name=name,

@@ -16,7 +16,10 @@ from mpt_jax import prompts as prompts_lib
 from mpt_jax.checkpoints import bundle as bundle_lib
 from mpt_jax.checkpoints.backbone import Backbone
 from mpt_jax.runs import tokenizer
-from mpt_jax.types import InputError
+from mpt_jax.types import (
+  InputError,
+  Rate,
+)
 
 log = logging.getLogger(__name__)
 
@@ -36,10 +39,10 @@ class Distillation:
   """
 
   teacher_prompts: Any
-  distill_weight: float = 0.9
-  logits_weight: float | None = None
-  hidden_weight: float | None = None
-  temperature: float = 1.0
+  distill_weight: Rate = 0.9
+  logits_weight: Rate | None = None
+  hidden_weight: Rate | None = None
+  temperature: Rate = 1.0
   hidden_layers: str = 'last'
 
 

@@ -56,7 +56,16 @@ from mpt_jax.runs import (
 )
 from mpt_jax.starts import Distillation
 from mpt_jax.t5 import products
-from mpt_jax.types import InputError, PyTree, nearest
+from mpt_jax.types import (
+  InputError,
+  Natural,
+  Positive,
+  PyTree,
+  Rate,
+  Share,
+  nearest,
+  require_local,
+)
 
 log = logging.getLogger(__name__)
 
@@ -91,14 +100,14 @@ class Evaluation:
   """
 
   split: str = 'validation'
-  period: int = 0
-  num_examples: int | None = None
-  batch_size: int = 128
+  period: Natural = 0
+  num_examples: Positive | None = None
+  batch_size: Positive = 128
   tasks: Sequence[str] | None = None
-  loss_steps: int = 0
+  loss_steps: Natural = 0
   keep_best: bool = False
   best_metric: str | None = None
-  patience: int | None = None
+  patience: Positive | None = None
   test_split: str | None = None
 
   def __post_init__(self):
@@ -114,37 +123,37 @@ def train(
   stage: str,
   backbone: str | Backbone | None,
   dataset: Any,
-  train_steps: int,
+  train_steps: Natural,
   prompts: prompts_lib.PromptConfig | None,
-  learning_rate: float,
-  task_learning_rate: float | None = None,
+  learning_rate: Rate,
+  task_learning_rate: Rate | None = None,
   optimizer: str = 'adamw',
   groups: Sequence[optimizers.Group] | None = None,
   schedule: str = 'linear',
-  warmup_steps: int = 0,
-  weight_decay: float = 1e-5,
-  clip_norm: float | None = None,
+  warmup_steps: Natural = 0,
+  weight_decay: Rate = 1e-5,
+  clip_norm: Rate | None = None,
   backbone_config: t5.T5Config | str | None = None,
   vocabulary: str | None = None,
-  dropout_rate: float = 0.0,
+  dropout_rate: Share = 0.0,
   distillation: Distillation | None = None,
   evaluation: Evaluation | None = None,
   trainable: Sequence[str] | None = None,
   loss_normalizing_factor: float | str | None = 'NUM_REAL_TARGET_TOKENS',
-  label_smoothing: float = 0.0,
-  z_loss: float = 0.0,
-  log_period: int = 100,
-  checkpoint_period: int = 1000,
-  max_checkpoints: int = 3,
+  label_smoothing: Share = 0.0,
+  z_loss: Rate = 0.0,
+  log_period: Positive = 100,
+  checkpoint_period: Positive = 1000,
+  max_checkpoints: Positive = 3,
   padding: str = 'auto',
-  num_partitions: int = 1,
-  microbatches: int | None = None,
+  num_partitions: Positive = 1,
+  microbatches: Positive | None = None,
   dtype: str | None = None,
   precision: str = 'float32',
   remat_layers: bool = False,
   scan_layers: bool = False,
   shard_backbone: bool = False,
-  seed: int = 0,
+  seed: Natural = 0,
   tensorboard: bool = True,
 ) -> dict[str, dict[str, float]]:
   """Runs one stage up to `train_steps`, resuming what `model_dir` holds.
@@ -203,6 +212,12 @@ def train(
     InputError: if something given is wrong; nothing is trained.
     trainer.NonFiniteLossError: if the loss explodes.
   """
+  model_dir = require_local(model_dir)
+  request = preemption.StopRequest(
+    lambda: preemption.resumption(run_lib.latest_step(model_dir)),
+    cli.end_at_once(),
+  )
+  cli.at_interrupt(request.say)
   if stage not in STAGES:
     raise InputError(
       f'stage is {stage!r}, expected one of {", ".join(STAGES)}'
@@ -275,6 +290,12 @@ def train(
     if padding == 'bucket'
     else None,
   )
+  texts = data.task_texts(task_names, dataset.split)
+  examples = {dataset.split: batches.counts}
+  if evaluation is not None:
+    examples |= _examine(
+      dataset, evaluation, prompt_length, task_names if prompts else ()
+    )
   synthetic = data.is_synthetic(dataset.mixture_or_task_name)
   if synthetic:
     log.info(
@@ -294,12 +315,14 @@ def train(
     'seed': seed,
     'synthetic_data': synthetic,
     'package_version': mpt_jax.__version__,
+    run_lib.DATA: _digests(batches, dataset, evaluation, examples),
   }
-  multihost.check_same('run', {**run_config, 'data': batches.num_examples})
+  multihost.check_same('run', run_config)
   with contextlib.ExitStack() as held:
     finished = multihost.on_first(
       lambda: _open_run(held, model_dir, run_config, dataset, batches.chosen)
     )
+    cli.keep_log(model_dir)
     if finished is not None:
       log.info('%s is finished; nothing to do', model_dir)
       return finished
@@ -364,6 +387,7 @@ def train(
         step=step,
         metrics=scores,
         package_version=mpt_jax.__version__,
+        texts=texts,
       )
 
     evaluate = None
@@ -371,6 +395,7 @@ def train(
       evaluate = _Evaluator(
         model, frozen, mesh, dataset, evaluation, prompt_length, task_names
       )
+      evaluate.check_at_each_batch(request)
     writer = make_writer(model_dir, tensorboard, resume_step=int(state.step))
     best: _BestPrompts | None = None
     if evaluate is not None and evaluation is not None:
@@ -380,8 +405,13 @@ def train(
         )
         evaluate.follow(best.update)
     started = time.monotonic()
-    request = preemption.StopRequest()
     held.enter_context(request.listening())
+    if evaluate is not None and evaluation is not None and evaluation.period:
+      step = int(state.step)
+      # Its checkpoint came before it was stopped, or killed.
+      if 0 < step < train_steps and not step % evaluation.period:
+        if not _was_evaluated(model_dir, step):
+          writer.write_scalars(step, evaluate(step, state.params))
     state = trainer.fit(
       model,
       settings,
@@ -401,7 +431,7 @@ def train(
       target_length=dataset.task_feature_lengths['targets'],
       window=window,
       finished=lambda: best is not None and best.selection.finished,
-      stop_asked=lambda: multihost.any_process(bool(request)),
+      request=request,
     )
     last_step = int(state.step)
     log.info(
@@ -416,7 +446,7 @@ def train(
     checkpointer.close()
     scores: dict[str, dict[str, float]] = {}
     if evaluate is not None:
-      if evaluate.latest_step != last_step and last_step == train_steps:
+      if evaluate.latest_step != last_step:
         writer.write_scalars(last_step, evaluate(last_step, state.params))
       scores = evaluate.latest_scores
     writer.close()
@@ -452,6 +482,10 @@ def train(
             'step': last_step,
             'split': evaluation.split if evaluation else None,
             'synthetic_data': synthetic,
+            'examples': {
+              split: {task: found.as_json() for task, found in tasks.items()}
+              for split, tasks in examples.items()
+            },
             **results,
           }
         ),
@@ -464,6 +498,50 @@ def train(
 # ---------------------------------------------------------------------------
 
 
+def _examine(
+  dataset: Any,
+  evaluation: Evaluation,
+  prompt_length: int,
+  task_names: Sequence[str],
+) -> dict[str, dict[str, Any]]:
+  """Reads the splits that the run will score: what is wrong ends it here.
+
+  Returns:
+    Split -> task -> its `data.Counts`.
+  """
+  from mpt_jax import data
+
+  found: dict[str, dict[str, Any]] = {}
+  for split in dict.fromkeys((evaluation.split, evaluation.test_split)):
+    if split is None:
+      continue
+    found[split] = {}
+    for name in cli.as_list(evaluation.tasks or dataset.mixture_or_task_name):
+      found[split] |= data.examine(
+        name,
+        split,
+        dataset.task_feature_lengths,
+        prompt_length,
+        task_names,
+        evaluation.num_examples,
+        allow_cut_targets=dataset.allow_cut_targets,
+      )
+  bare = [n for n, c in found[evaluation.split].items() if not c.labelled]
+  macros = {
+    'KEEP_BEST': evaluation.keep_best,
+    'PATIENCE': evaluation.patience is not None,
+    'EVAL_STEPS': evaluation.loss_steps > 0,
+  }
+  wanted = [name for name, given in macros.items() if given]
+  if bare and wanted:
+    raise InputError(
+      f'{wanted[0]} needs a score of every task, and in EVAL_SPLIT='
+      f'{evaluation.split!r} no example of {" and ".join(map(repr, bare))} has'
+      ' a label: give another EVAL_SPLIT'
+    )
+  return found
+
+
 def _open_run(
   held: contextlib.ExitStack,
   model_dir: str,
@@ -473,14 +551,37 @@ def _open_run(
 ) -> dict[str, dict[str, float]] | None:
   """Takes the run's folder; returns the scores of a finished run."""
   held.enter_context(lock.hold(model_dir))
-  existed = run_lib.check_run_config(model_dir, run_config)
+  existed = run_lib.check_run_config(model_dir, run_config, cli.macro_of)
   results = os.path.join(model_dir, RESULTS)
   if existed and os.path.exists(results):
     return files.read_json(results)['scores']
-  _write_config(model_dir)
+  cli.write_config(model_dir)
   if chosen:
     _write_few_shot(model_dir, dataset, chosen)
   return None
+
+
+def _digests(
+  batches: Any,
+  dataset: Any,
+  evaluation: Evaluation | None,
+  examples: Mapping[str, Mapping[str, Any]],
+) -> dict[str, dict[str, Any]]:
+  """What the run reads: 'task/split' -> how many examples, and their digest."""
+  found = {
+    f'{task}/{dataset.split}': facts
+    for task, facts in batches.digests().items()
+  }
+  limit = evaluation.num_examples if evaluation else None
+  part = '' if limit is None else f'[:{limit}]'
+  for split, tasks in examples.items():
+    if split != dataset.split:
+      for task, counts in tasks.items():
+        found[f'{task}/{split}{part}'] = {
+          'examples': counts.examples,
+          'digest': counts.digest,
+        }
+  return found
 
 
 def _choose_padding(padding: str, dataset: Any, mesh: Mesh) -> str:
@@ -567,12 +668,23 @@ class _Evaluator:
     )
     self._loss_batches: list[Mapping[str, np.ndarray]] | None = None
     self._follower: Callable[..., None] | None = None
+    self._request: preemption.StopRequest | None = None
     self.latest_step: int | None = None
     self.latest_scores: dict[str, dict[str, float]] = {}
 
   def follow(self, follower: Callable[..., None]) -> None:
     """Tells somebody of each evaluation: (step, scores, trainable tree)."""
     self._follower = follower
+
+  def check_at_each_batch(self, request: preemption.StopRequest) -> None:
+    """Gives up an evaluation, by `Stopped`, when someone asks to stop."""
+    self._request = request
+
+  def _check(self) -> None:
+    if self._request is not None and self._request.on_any_process():
+      raise preemption.Stopped(
+        'stopped in the middle of an evaluation', self._request.number
+      )
 
   def __call__(self, step: int, trained: PyTree) -> dict[str, float]:
     """Returns scalars to write for this step."""
@@ -650,6 +762,7 @@ class _Evaluator:
     params = {k: v for k, v in params.items() if k != 'teacher_prompts'}
 
     def predict_fn(batch: Mapping[str, np.ndarray]) -> np.ndarray:
+      self._check()
       placed = trainer.put_batch(batch, self._mesh, whole=True)
       return partitioning.to_host(predict(params, placed))
 
@@ -755,6 +868,14 @@ def _past_scores(
   return found
 
 
+def _was_evaluated(model_dir: str, step: int) -> bool:
+  """Whether the run's metrics have the scores of a step."""
+  path = os.path.join(model_dir, METRICS)
+  return multihost.on_first(
+    lambda: any(then == step for then, _ in _past_scores(path, step))
+  )
+
+
 def _save_backbone(model_dir: str, backbone: Backbone, trained: PyTree) -> None:
   """Saves the backbone with what was trained in the place of what it had."""
   checkpoints.save_huggingface(
@@ -782,13 +903,6 @@ def _write_few_shot(
   files.write_file(
     os.path.join(model_dir, 'few_shot.json'), files.json_bytes(facts)
   )
-
-
-def _write_config(model_dir: str) -> None:
-  """Keeps the gin configuration beside the run, if there is one."""
-  text = cli.operative_config()
-  if text:
-    files.write_file(os.path.join(model_dir, 'config.gin'), text.encode())
 
 
 def read_metrics(path: str) -> list[dict[str, Any]]:

@@ -571,7 +571,7 @@ def fit(
   target_length: int | None = None,
   window: Mapping[str, Any] | None = None,
   finished: Callable[[], bool] = lambda: False,
-  stop_asked: Callable[[], bool] = lambda: False,
+  request: preemption.StopRequest | None = None,
 ) -> TrainState:
   """Trains up to step `train_steps`.
 
@@ -601,8 +601,8 @@ def fit(
       metrics summed since they were last written; None starts from zero.
     finished: whether the run is over before `train_steps`; asked at the start
       and after each evaluation.
-    stop_asked: whether the run shall save its state and stop; asked at each
-      step, of several processes at each log period.
+    request: asks the run to save its state and stop; looked at at each step,
+      of several processes at each log period.
 
   Returns:
     The final state.
@@ -653,7 +653,9 @@ def fit(
     last = step == train_steps
     # Several processes must ask at the same step.
     may_stop = jax.process_count() == 1 or step % log_period == 0
-    stops = may_stop and not last and stop_asked()
+    stops = (
+      request is not None and may_stop and not last and request.on_any_process()
+    )
     saves = checkpointer is not None and (
       last or stops or step % checkpoint_period == 0
     )
@@ -688,10 +690,21 @@ def fit(
       assert checkpointer is not None
       checkpointer.save(state, _position(batches, step % log_period, totals))
     if stops:
-      raise preemption.Stopped(f'stopped at step {step} of {train_steps}')
+      assert request is not None
+      raise preemption.Stopped(
+        f'stopped at step {step} of {train_steps}',
+        request.number,
+      )
     if evaluates:
       assert evaluate is not None
-      scores = evaluate(step, state.params)
+      try:
+        scores = evaluate(step, state.params)
+      except preemption.Stopped:
+        if checkpointer is not None:
+          checkpointer.save(
+            state, _position(batches, step % log_period, totals)
+          )
+        raise
       if writer is not None:
         writer.write_scalars(step, scores)
   return state

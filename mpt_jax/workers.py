@@ -10,12 +10,12 @@ import concurrent.futures
 from concurrent.futures.process import BrokenProcessPool
 import contextlib
 import dataclasses
-import importlib
+import json
 import logging
+import math
 import multiprocessing
 import multiprocessing.connection
 import os
-import shlex
 import signal
 import sys
 import threading
@@ -23,17 +23,16 @@ import time
 import traceback
 from typing import Any
 
-from mpt_jax import cli, hostmemory, trainer
+from mpt_jax import cli, hostmemory, preemption, trainer
 from mpt_jax.checkpoints import files
 from mpt_jax.runs import RESULTS
 from mpt_jax.trainer import format_seconds
-from mpt_jax.types import InputError
+from mpt_jax.types import InputError, prefer_own_packages
 
 log = logging.getLogger(__name__)
 
 # Written into a step's folder when it is finished.
 STEP = 'step.json'
-LOG = 'log.txt'
 CACHE = 'compilation_cache'
 
 _FUNCTIONS = {'train': 'train', 'eval': 'evaluate', 'export': 'export'}
@@ -87,19 +86,7 @@ class Step:
     if data_dir:
       words.append(f'--tfds_data_dir={data_dir}')
     words += [f'--gin.{binding}' for binding in self.bindings]
-    return shell_command(self.entry, words)
-
-
-def shell_command(entry: str, arguments: Sequence[str]) -> str:
-  """`python -m mpt_jax.ENTRY …`, quoted as one would type it."""
-
-  def quote(word: str) -> str:
-    name, equals, value = word.partition('=')
-    if "'" in value and not set(value) & set('"$`\\!'):
-      return f'{name}{equals}"{value}"'
-    return shlex.quote(word)
-
-  return ' '.join(['python', '-m', f'mpt_jax.{entry}', *map(quote, arguments)])
+    return cli.shell_command(self.entry, words)
 
 
 def is_done(step: Step, folder: str, shared: Mapping[str, str]) -> bool:
@@ -123,13 +110,12 @@ def is_done(step: Step, folder: str, shared: Mapping[str, str]) -> bool:
     files.read_json(path)['settings'],
     _settings(step, folder, shared),
   )
-  for name in sorted(before.keys() | now.keys()):
-    if before.get(name) != now.get(name):
-      raise InputError(
-        f'{os.path.join(folder, step.name)} was made with {name} ='
-        f' {before.get(name)}, now it is {now.get(name)}; use another'
-        ' MODEL_DIR or the same settings'
-      )
+  if differences := cli.differences(before, now):
+    raise InputError(
+      f'{os.path.join(folder, step.name)} was made with other settings; use'
+      ' another MODEL_DIR, or those',
+      differences,
+    )
   return True
 
 
@@ -189,7 +175,7 @@ class Pool:
     self._add()
 
   def _add(self) -> None:
-    with _environment(self._threads):
+    with _environment(self._threads), preemption.deaf_children():
       executor = concurrent.futures.ProcessPoolExecutor(
         1,
         mp_context=multiprocessing.get_context('spawn'),
@@ -225,7 +211,7 @@ class Pool:
     except BrokenProcessPool as e:
       raise StepError(
         f'{what}: the worker process died (out of memory?); see'
-        f' {os.path.join(self._folder, LOG)}'
+        f' {os.path.join(self._folder, cli.LOG)}'
       ) from e
 
   def _unwrap(self, outcome: tuple[str, Any], what: str) -> Any:
@@ -256,7 +242,9 @@ class Pool:
     waiting = sorted(
       (s for s in steps if s.name not in done), key=lambda s: s.priority
     )
-    progress = _Progress(len(steps) + len(others), [*waiting, *ahead])
+    progress = _Progress(
+      len(steps) + len(others), [*waiting, *ahead], self._folder
+    )
     running: dict[concurrent.futures.Future, tuple[int, Step]] = {}
     while waiting or running:
       busy = {worker for worker, _ in running.values()}
@@ -284,7 +272,7 @@ class Pool:
         self._unwrap(self._result(future, step.name), step.name)
         done.add(step.name)
         progress.finish(step)
-      progress.maybe_print([step.name for _, step in running.values()])
+      progress.maybe_print([step for _, step in running.values()])
 
   def _choose(
     self, worker: int, waiting: Sequence[Step], done: set[str]
@@ -310,31 +298,61 @@ class Pool:
     return self
 
   def __exit__(self, kind: type | None, *rest: Any) -> None:
-    """Ends the workers; after an error, whatever they are doing."""
-    for executor in self._executors:
-      if kind is not None:
-        for process in list((executor._processes or {}).values()):
-          process.terminate()
-      executor.shutdown(wait=True, cancel_futures=True)
+    """Ends the workers; after an error, whatever they are doing.
+
+    A training among it saves its state, unless the user cannot wait.
+    """
+    workers = [
+      process
+      for executor in self._executors
+      for process in (executor._processes or {}).values()
+    ]
+    if kind is not None:
+      for process in workers:
+        process.terminate()
+    try:
+      for executor in self._executors:
+        executor.shutdown(wait=True, cancel_futures=True)
+    except KeyboardInterrupt:
+      for process in workers:
+        process.kill()
+      raise
 
 
 class _Progress:
   """A line on finished steps and the time left, every ten seconds."""
 
-  def __init__(self, total: int, todo: Sequence[Step]):
+  def __init__(self, total: int, todo: Sequence[Step], folder: str):
     self._total, self._done = total, total - len(todo)
+    self._folder = folder
     self._worked = 0.0
     self._compiled: set[str] = set()
+    # What a stopped step had done before this call.
+    self._before = {s.name: self._share_of(s) for s in todo}
     self._cost = sum(self._cost_of(s) for s in todo)
     self._compiled.clear()
     self._begin = self._last = time.monotonic()
     if self._done:
       log.info('%d of %d runs were finished before', self._done, total)
 
-  def _cost_of(self, step: Step) -> float:
-    new = step.likeness not in self._compiled
-    self._compiled.add(step.likeness)
-    return step.cost + (_COMPILATION_COST if new else 0.0)
+  def _share_of(self, step: Step) -> float:
+    """Which share of a step is done, as its metrics tell."""
+    if not step.labels.get('steps'):
+      return 0.0
+    path = os.path.join(self._folder, step.name, 'metrics.jsonl')
+    with contextlib.suppress(OSError, ValueError, KeyError):
+      with open(path, 'rb') as f:
+        *_, last = f.read().rsplit(b'\n', 2)[:-1]
+      return min(json.loads(last)['step'] / step.labels['steps'], 1.0)
+    return 0.0
+
+  def _cost_of(self, step: Step, share: float = 1.0) -> float:
+    """The cost of a step up to a share of it, in this call."""
+    cost = step.cost * max(share - self._before[step.name], 0.0)
+    if step.likeness not in self._compiled and share:
+      self._compiled.add(step.likeness)
+      cost += _COMPILATION_COST
+    return cost
 
   def finish(self, step: Step) -> None:
     self._done += 1
@@ -343,22 +361,28 @@ class _Progress:
   def seconds_to_next(self) -> float:
     return max(0.1, self._last + _PROGRESS_SECONDS - time.monotonic())
 
-  def maybe_print(self, running: Sequence[str]) -> None:
+  def seconds_left(self, running: Sequence[Step]) -> float:
+    """By the time that the work so far took, half-done steps included."""
+    compiled = set(self._compiled)
+    worked = self._worked + sum(
+      self._cost_of(s, self._share_of(s)) for s in running
+    )
+    self._compiled = compiled
+    if not worked:
+      return math.inf
+    return (time.monotonic() - self._begin) * (self._cost - worked) / worked
+
+  def maybe_print(self, running: Sequence[Step]) -> None:
     now = time.monotonic()
     if now - self._last < _PROGRESS_SECONDS and running:
       return
     self._last = now
-    left = '?'
-    if self._worked:
-      left = format_seconds(
-        (now - self._begin) * (self._cost - self._worked) / self._worked
-      )
     log.info(
       '%d / %d runs  ETA %s  %s',
       self._done,
       self._total,
-      left,
-      ', '.join(running),
+      format_seconds(self.seconds_left(running)),
+      ', '.join(step.name for step in running),
     )
 
 
@@ -395,7 +419,8 @@ def _start_worker(folder: str) -> None:
   # The parent ends us; and where it was killed, we must not write on.
   signal.signal(signal.SIGINT, signal.SIG_IGN)
   threading.Thread(target=_die_with_parent, daemon=True).start()
-  _redirect(os.path.join(folder, LOG))
+  prefer_own_packages()
+  _redirect(os.path.join(folder, cli.LOG))
   logging.basicConfig(
     level=logging.INFO,
     format='%(asctime)s %(message)s',
@@ -444,7 +469,9 @@ def _warm_up(backbone: str, data_dir: str, module: str | None) -> None:
   if not _shared:
     cli.use_data_dir(data_dir)
     if module:
-      importlib.import_module(module)
+      from mpt_jax.data.dataset import import_module
+
+      import_module(module)
     from mpt_jax import runs
 
     _shared['backbone'] = runs.load_backbone(backbone)
@@ -458,6 +485,10 @@ def _guarded(
     return 'ok', function(*args)
   except InputError as e:
     return 'input', str(e).splitlines()[0]
+  except preemption.Stopped as e:
+    # Only who sent the signal asks for it.
+    print(str(e).splitlines()[0], flush=True)
+    return 'bug', str(e).splitlines()[0]
   except Exception as e:
     traceback.print_exc()
     first = (str(e).splitlines() or [''])[0]
@@ -475,12 +506,12 @@ def _run_step(
   """Runs one step; its output goes to its own folder."""
   path = os.path.join(folder, step.name)
   os.makedirs(path, exist_ok=True)
-  _redirect(os.path.join(path, LOG))
+  _redirect(os.path.join(path, cli.LOG))
   begin = time.monotonic()
 
   def run() -> None:
     _warm_up(backbone, data_dir, module)
-    print(step.command(data_dir), flush=True)
+    print(cli.log_header(step.command(data_dir)), flush=True)
     given = {} if step.entry == 'export' else {'backbone': _shared['backbone']}
     try:
       cli.call(
@@ -509,7 +540,7 @@ def _run_step(
   try:
     kind, value = _guarded(run, ())
     if kind == 'bug':
-      value = f'{value}; see {os.path.join(path, LOG)}'
+      value = f'{value}; see {os.path.join(path, cli.LOG)}'
     return kind, value
   finally:
-    _redirect(os.path.join(folder, LOG))
+    _redirect(os.path.join(folder, cli.LOG))

@@ -6,7 +6,7 @@ The texts are T5's, letter by letter. Nothing is stripped or lower-cased.
 import seqio
 import tensorflow as tf
 
-from mpt_jax.data.templates import NO_LABEL
+from mpt_jax.data.labels import NO_LABEL
 
 
 @seqio.map_over_dataset

@@ -27,6 +27,8 @@ DEMO_VOCABULARY = (
 _WIDTH = 400
 # How many examples the lengths are taken from.
 _SAMPLE = 1000
+# How many examples of a split are looked at, unless they are in memory.
+_SURVEYED = 10_000
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -76,7 +78,7 @@ def _run(args: argparse.Namespace) -> Iterator[str]:
   from mpt_jax import data
 
   if args.data_dir:
-    data.set_data_dir(os.path.expanduser(args.data_dir))
+    data.set_data_dir(args.data_dir)
   if args.vocabulary:
     data.use_vocabulary(args.vocabulary)
   if args.name is None:
@@ -251,9 +253,8 @@ def _vocabulary_note() -> str:
 
 def _task(task: 'seqio.Task', args: argparse.Namespace) -> Iterator[str]:
   """Yields what a task is, then its examples and their lengths."""
-  import numpy as np
-
   from mpt_jax import data
+  from mpt_jax.data.dataset import check_labels
   from tasks import mixtures
   from tasks.table import TABLE
 
@@ -294,6 +295,7 @@ def _task(task: 'seqio.Task', args: argparse.Namespace) -> Iterator[str]:
   with _some_data(task, args.split, args.data_dir is None) as origin:
     yield f'  examples     {origin}'
     yield f'  vocabulary   {_vocabulary_note()}'
+    check_labels(task, limits['targets'])
     raw = task.source.get_dataset(args.split, shuffle=False)
     yield ''
     yield from _examples(task, raw.take(args.examples), limits)
@@ -305,6 +307,17 @@ def _task(task: 'seqio.Task', args: argparse.Namespace) -> Iterator[str]:
     ):
       for key, values in lengths.items():
         values.append(len(example[key]))
+    yield from _lengths(lengths, limits)
+    yield ''
+    yield from _splits(task, args.split)
+
+
+def _lengths(
+  lengths: Mapping[str, Sequence[int]], limits: Mapping[str, int]
+) -> Iterator[str]:
+  """Yields how long examples are, and how many are cut."""
+  import numpy as np
+
   yield f'lengths in tokens, of the first {len(lengths["inputs"]):,} examples'
   rows = [('', 'mean', '95%', 'longest', 'limit', 'cut')]
   for key, values in lengths.items():
@@ -320,6 +333,53 @@ def _task(task: 'seqio.Task', args: argparse.Namespace) -> Iterator[str]:
       )
     )
   yield from _table(rows)
+
+
+def _splits(task: 'seqio.Task', split: str) -> Iterator[str]:
+  """Yields sizes, balance, doubles and overlap of a task's splits."""
+  from mpt_jax.data import counts, records
+
+  most = None if isinstance(task.source, records.RecordsSource) else _SURVEYED
+  found: dict[str, counts.Survey] = {}
+  missing = []
+  for name in task.splits:
+    try:
+      found[name] = counts.survey(task, name, most)
+    except Exception as e:
+      if name == split:
+        raise
+      # Not every split that a task may have is there.
+      missing.append(f'  {name}: {_short(str(e))}')
+  yield (
+    'splits, all examples'
+    if most is None or all(s.examples < most for s in found.values())
+    else f'splits, the first {most:,} examples of each'
+  )
+  rows: list[Sequence[str]] = [
+    (
+      *('', 'examples', 'no label', 'empty inputs', 'duplicates'),
+      *('conflicting', 'overlap with train'),
+    )
+  ]
+  train = found.get('train')
+  for name, s in found.items():
+    rows.append(
+      (
+        f'  {name}',
+        *(f'{n:,}' for n in (s.examples, s.unlabelled, s.empty, s.double)),
+        '-' if s.conflicting is None else f'{s.conflicting:,}',
+        '-' if train is None or s is train else f'{s.within(train):,}',
+      )
+    )
+  yield from _table(rows)
+  yield from missing
+  for name, s in found.items():
+    if s.classes:
+      classes = (
+        f'{word} {n:,} ({counts.share(n, s.examples)})'
+        for word, n in s.classes.items()
+      )
+      yield f'  {name}: {", ".join(classes)}'
 
 
 def _examples(

@@ -69,21 +69,18 @@ class Task:
     """Training examples, for mixing in proportion to them."""
     return self.train_examples or self.counts['train']
 
-  def preprocess(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
-    """Makes texts of TFDS examples.
-
-    Args:
-      dataset: examples in the data's own schema.
-
-    Returns:
-      Examples with `inputs`, `targets` and what is kept.
-    """
-    if self.prepare is not None:
-      dataset = self.prepare(dataset)
-    dataset = templates.text_to_text(
-      dataset, self.inputs, self.targets, self.labels, keep=self.keep
+  @property
+  def preprocess(self) -> templates.Chain:
+    """What makes texts of TFDS examples: `inputs`, `targets` and `keep`."""
+    write = functools.partial(
+      templates.text_to_text,
+      inputs=self.inputs,
+      targets=self.targets,
+      labels=self.labels,
+      keep=self.keep,
     )
-    return dataset if self.finish is None else self.finish(dataset)
+    steps = (self.prepare, write, self.finish)
+    return templates.Chain(tuple(s for s in steps if s is not None))
 
 
 # Every registered benchmark task by name.
@@ -96,7 +93,7 @@ def register(rows: Iterable[Task]) -> None:
     postprocess = row.postprocess or templates.class_id
     if row.labels is not None:
       postprocess = functools.partial(postprocess, labels=row.labels)
-    data.register_task(
+    task = data.register_task(
       row.name,
       splits_lib.BenchmarkSource(
         row.tfds_name, row.splits, row.counts, row.train_filter
@@ -104,6 +101,9 @@ def register(rows: Iterable[Task]) -> None:
       preprocessors=[row.preprocess],
       postprocess_fn=postprocess,
       metric_fns=row.metrics,
+    )
+    templates.keep_wording(
+      task, templates.Wording(row.inputs, row.targets, row.labels)
     )
     TABLE[row.name] = row
 

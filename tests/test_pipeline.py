@@ -294,11 +294,11 @@ def test_finished_step_with_other_settings_is_refused(tmp_path):
   )
   assert workers.is_done(step, plan.folder, shared)
   changed = dataclasses.replace(step, macros={**step.macros, 'TRAIN_STEPS': 8})
-  with pytest.raises(InputError, match='TRAIN_STEPS = 7, now it is 8'):
+  with pytest.raises(InputError, match='TRAIN_STEPS: 7 there, 8 here'):
     workers.is_done(changed, plan.folder, shared)
   # Results of another backbone, or of other data, are no results.
   for name in shared:
-    with pytest.raises(InputError, match=f'made with {name}'):
+    with pytest.raises(InputError, match=f'{name}: .* there, other here'):
       workers.is_done(step, plan.folder, {**shared, name: 'other'})
 
 
@@ -459,4 +459,6 @@ def test_tiny_pipeline_end_to_end_and_again(tmp_path):
   wrong = call(tmp_path, '--gin.TEACHER_STEPS=5')
   assert wrong.returncode == 2
   last = wrong.stderr.strip().splitlines()[-1]
-  assert 'TRAIN_STEPS = 4, now it is 5' in last
+  # The macro that the user set, and then the step's.
+  assert 'TEACHER_STEPS: 4 there, 5 here' in last
+  assert '  TRAIN_STEPS: 4 there, 5 here\n' in wrong.stderr

@@ -18,6 +18,7 @@ from mpt_jax.checkpoints import backbone as backbone_lib
 from mpt_jax.checkpoints import huggingface
 from mpt_jax.checkpoints.bundle import PromptBundle
 from mpt_jax.pretrained import PromptedT5, Tokenizer
+from mpt_jax.texts import TaskText
 from mpt_jax.types import InputError
 
 VOCABULARY = (
@@ -34,6 +35,14 @@ TEXTS = [
   'is it so <extra_id_0> . not',
   'the the the the the the the the the the the the the the the the the the',
 ]
+
+
+def test_demo_names_the_shipped_backbone(tmp_path, monkeypatch):
+  (tmp_path / 'demo').mkdir()
+  monkeypatch.chdir(tmp_path)
+  model = PromptedT5.from_pretrained('demo')
+  text = 'mnli hypothesis: the hat premise: the hat'
+  assert model.generate([text], max_decode_length=4) == ['holds']
 
 
 @pytest.fixture(scope='module')
@@ -249,6 +258,91 @@ class TestScore:
       model.score(TEXTS, ['yes'], task='rte')
     with pytest.raises(InputError, match='list of texts'):
       model.score('a', 'b', task='rte')
+
+
+class TestFields:
+  """Dicts in place of texts, and label words in place of targets."""
+
+  ROWS = [
+    {'premise': 'the cat', 'hypothesis': 'what', 'id': 7},
+    {'premise': 'a fern holds the record of the town', 'hypothesis': 'it'},
+    'a plain text',
+  ]
+  WRITTEN = [
+    'mnli hypothesis: what premise: the cat',
+    'mnli hypothesis: it premise: a fern holds the record of the town',
+    'a plain text',
+  ]
+  LABELS = ('entailment', 'neutral', 'no')
+
+  @pytest.fixture
+  def known(self, backbone) -> PromptedT5:
+    texts = {
+      'mnli': TaskText(
+        'mnli hypothesis: {hypothesis} premise: {premise}',
+        'it is {label}',
+        self.LABELS,
+      ),
+      'rte': TaskText(None, '{label}', ('yes', 'no')),
+    }
+    return PromptedT5(
+      backbone, _bundle(texts=texts), Tokenizer(str(VOCABULARY))
+    )
+
+  def test_templates_write_them(self, known):
+    got = known.generate(self.ROWS, task='mnli', max_decode_length=5)
+    assert got == known.generate(self.WRITTEN, task='mnli', max_decode_length=5)
+    targets = ['yes', 'no', 'it is']
+    assert known.score(self.ROWS, targets, 'mnli') == known.score(
+      self.WRITTEN, targets, 'mnli'
+    )
+
+  def test_labels_are_ranked_as_pairs_are_scored(self, known):
+    texts, tasks = [*self.ROWS, 'the'], ['mnli', 'mnli', 'mnli', 'rte']
+    got = known.score(texts, task=tasks, batch_size=3)
+    answers = {
+      'mnli': {word: f'it is {word}' for word in self.LABELS},
+      'rte': {'yes': 'yes', 'no': 'no'},
+    }
+    by_hand = TestScore()._by_hand
+    for text, task, scores in zip(
+      [*self.WRITTEN, 'the'], tasks, got, strict=True
+    ):
+      assert set(scores) == set(answers[task])
+      assert list(scores.values()) == sorted(scores.values(), reverse=True)
+      for word, value in scores.items():
+        want = by_hand(known, text, answers[task][word], task)
+        np.testing.assert_allclose(value, want, rtol=1e-5)
+
+  @pytest.mark.parametrize(
+    ('texts', 'task', 'message'),
+    [
+      (
+        ['a', {'premise': 'p', 'hypotesis': 'h'}],
+        'mnli',
+        r"^text 1: no 'hypothesis'; there is \['hypotesis', 'premise'\]",
+      ),
+      ([{'premise': 'p'}], 'rte', '^text 0: the code of the task writes'),
+      ([{'premise': 'p'}], 'sst2', "^text 0: .* do not say .* task 'sst2'"),
+      ([3], 'mnli', '^text 0 is 3, expected text or a dict'),
+      ({'premise': 'p'}, 'mnli', 'list of texts, not one'),
+      (['a'], None, 'say whose prompt to use'),
+    ],
+  )
+  def test_wrong_input(self, known, texts, task, message):
+    with pytest.raises(InputError, match=message):
+      known.generate(texts, task=task)
+    with pytest.raises(InputError, match=message):
+      known.score(texts, ['x'] * len(texts), task=task)
+
+  def test_no_labels(self, known, backbone):
+    with pytest.raises(InputError, match="do not say .* task 'sst2'"):
+      known.score(['a'], task='sst2')
+    alone = PromptedT5(backbone, None, Tokenizer(str(VOCABULARY)))
+    with pytest.raises(InputError, match='no prompts, whose label words'):
+      alone.score(['a'])
+    with pytest.raises(InputError, match='^text 0: there are no prompts'):
+      alone.generate([{'premise': 'a'}])
 
 
 class TestFromPretrained:

@@ -19,7 +19,12 @@ from mpt_jax.checkpoints.vocabulary import (
   find_vocabulary,
   read_special_ids,
 )
-from mpt_jax.types import InputError, PyTree
+from mpt_jax.types import (
+  InputError,
+  PyTree,
+  installed,
+  local_path,
+)
 
 # How a backbone is run, not which one it is.
 _RUNTIME_FIELDS = (
@@ -29,6 +34,10 @@ _RUNTIME_FIELDS = (
   'precision',
   'remat_layers',
 )
+
+
+# The tiny backbone that comes with the package: a name, wherever one works.
+DEMO = 'demo'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +94,21 @@ class Backbone:
     )
 
 
+def demo_folder() -> str:
+  """Returns the folder of the demo backbone, beside the installed package."""
+  return installed('tasks', 'offline', 'demo_backbone')
+
+
+def find_backbone(path: str) -> str:
+  """Returns the path that a name of a backbone stands for.
+
+  Args:
+    path: 'demo' is the one that comes with the package, whatever lies in the
+      working folder (`./demo` is a folder there); all else is a path.
+  """
+  return demo_folder() if path == DEMO else path
+
+
 def load_backbone(
   path: str, config: t5.T5Config | str | None = None
 ) -> Backbone:
@@ -93,7 +117,7 @@ def load_backbone(
   Args:
     path: an HF folder (`config.json` and safetensors), or a T5X checkpoint, in
       its legacy or its orbax layout: the folder of one step or the one above,
-      of which the last step is taken.
+      of which the last step is taken; or 'demo', see `find_backbone`.
     config: the architecture or the name of a published one. An HF folder says
       it itself, a T5X checkpoint implies it by its shapes; when given, it must
       agree, and decides how the model runs (dtype, dropout).
@@ -111,7 +135,7 @@ def load_backbone(
     raise InputError(
       f'{path} is not a local path; copy the checkpoint to a local folder'
     )
-  path = os.path.abspath(os.path.expanduser(path))
+  path = os.path.abspath(local_path(find_backbone(path)))
   if not os.path.exists(path):
     raise InputError(f'there is no backbone at {path}: no such folder')
   if not os.path.isdir(path):

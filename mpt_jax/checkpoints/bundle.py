@@ -2,13 +2,15 @@
 
 A bundle is a folder with `prompts.safetensors` (`shared_prompt`, `task_u` and
 `task_v`, or `prompt`; float32) and `prompt_config.json`, which says whose
-prompts these are, for which backbone, and how they came about.
+prompts these are, for which backbone, and how they came about; in format
+version 2 also how the text of each task is written (`texts.TaskText`).
 """
 
 from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
 import hashlib
+import logging
 import math
 import os
 import re
@@ -19,11 +21,20 @@ import numpy as np
 import mpt_jax
 from mpt_jax import prompts as prompts_lib
 from mpt_jax.checkpoints import files, peft
-from mpt_jax.types import InputError, check_shape, nearest
+from mpt_jax.texts import TaskText
+from mpt_jax.types import (
+  InputError,
+  check_shape,
+  nearest,
+  require_local,
+)
+
+log = logging.getLogger(__name__)
 
 CONFIG = 'prompt_config.json'
 TENSORS = 'prompts.safetensors'
-FORMAT_VERSION = 1
+# Version 2 is version 1 and `texts`; a bundle without them is of version 1.
+FORMAT_VERSION = 2
 METHODS = ('multitask', 'soft')
 # The stages of a run, and prompts that come from another program.
 STAGES = ('teacher', 'source', 'target', 'imported')
@@ -53,6 +64,7 @@ class PromptBundle:
     metrics: scores of these prompts: numbers, or numbers by task. One that is
       not finite becomes None.
     package_version: the mpt_jax that wrote them.
+    texts: task -> how its text is written, where that is known.
 
   Raises:
     ValueError: if the parts do not fit together, or a value is not finite.
@@ -68,6 +80,7 @@ class PromptBundle:
   step: int = 0
   metrics: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   package_version: str = mpt_jax.__version__
+  texts: Mapping[str, TaskText] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self):
     _check_choice('method', self.method, METHODS)
@@ -77,6 +90,7 @@ class PromptBundle:
     arrays = {k: np.asarray(v, np.float32) for k, v in self.arrays.items()}
     put('arrays', arrays)
     put('metrics', _plain_metrics(self.metrics))
+    put('texts', _check_texts(self.texts, self.task_names))
     for field in (
       'backbone_name',
       'backbone_fingerprint',
@@ -147,18 +161,61 @@ class PromptBundle:
     name = 'prompt' if self.method == 'soft' else 'shared_prompt'
     return self.arrays[name]
 
-  def row(self, task: str) -> int:
-    """Returns the task's row in the table.
+  def row(self, task: str | None = None) -> int:
+    """Returns the task's row in the table; None will do for one prompt.
 
     Raises:
       InputError: if the bundle has no such task; near names are offered.
     """
+    if task is None:
+      if self.method == 'multitask' and len(self.task_names) > 1:
+        raise InputError(
+          f'say whose prompt to use: task is one of'
+          f' {", ".join(self.task_names)}'
+        )
+      return 0
     if task not in self.task_names:
       raise InputError(
         f'the prompts have no task {task!r}; they have'
         f' {", ".join(self.task_names)}{nearest(str(task), self.task_names)}'
       )
     return self.task_names.index(task)
+
+  def text(self, task: str | None = None) -> TaskText:
+    """Returns how the text of a task is written.
+
+    Args:
+      task: its name; may be left out where there is only one.
+
+    Raises:
+      InputError: if the bundle has no such task, or does not say.
+    """
+    if task is None:
+      if len(self.task_names) > 1:
+        raise InputError(
+          f'say whose text to write: task is one of'
+          f' {", ".join(self.task_names)}'
+        )
+      [task] = self.task_names
+    self.row(task)
+    if task not in self.texts:
+      raise InputError(
+        f'the prompts do not say how the text of task {task!r} is written:'
+        ' give texts in the form that it was trained on'
+      )
+    return self.texts[task]
+
+  def answers(self, task: str | None = None) -> dict[str, str]:
+    """Returns the text of a task's answer by label word; `task` as in `text`.
+
+    Raises:
+      InputError: as `text`; also if the task has no labels to rank.
+    """
+    text = self.text(task)
+    try:
+      return text.answers()
+    except InputError as e:
+      raise InputError(f'task {task or self.task_names[0]!r}: {e}') from e
 
   def compose(self, task: str) -> np.ndarray:
     """Returns the [P, D] prompt of one task.
@@ -179,8 +236,11 @@ class PromptBundle:
     for name in arrays:
       if name in ('task_u', 'task_v'):
         arrays[name] = arrays[name][rows]
+    texts = {k: v for k, v in self.texts.items() if k in names}
     try:
-      return dataclasses.replace(self, task_names=tuple(names), arrays=arrays)
+      return dataclasses.replace(
+        self, task_names=tuple(names), arrays=arrays, texts=texts
+      )
     except ValueError as e:
       raise InputError(str(e)) from e
 
@@ -197,7 +257,9 @@ class PromptBundle:
       self.row(old)
     try:
       return dataclasses.replace(
-        self, task_names=tuple(names.get(n, n) for n in self.task_names)
+        self,
+        task_names=tuple(names.get(n, n) for n in self.task_names),
+        texts={names.get(k, k): v for k, v in self.texts.items()},
       )
     except ValueError as e:
       raise InputError(str(e)) from e
@@ -208,17 +270,30 @@ class PromptBundle:
     Raises:
       InputError: if the folder cannot be written, or holds other files.
     """
+    contents = self._contents(self.texts)
+    if len(contents[CONFIG]) > files.MAX_JSON_BYTES and self.texts:
+      log.warning(
+        "%s does not hold how its tasks' text is written: templates and label"
+        ' words have more than %d bytes',
+        path,
+        files.MAX_JSON_BYTES,
+      )
+      contents = self._contents({})
+    files.write_folder(path, contents)
+
+  def _contents(self, texts: Mapping[str, TaskText]) -> dict[str, bytes]:
+    """Returns the bundle's files."""
     config = {
-      'format_version': FORMAT_VERSION,
+      'format_version': 2 if texts else 1,
       'prompt_length': self.prompt_length,
       'emb_dim': self.emb_dim,
       'rank': self.rank,
     } | {name: getattr(self, name) for name in _STORED_FIELDS}
+    if texts:
+      config[_TEXTS] = {k: dataclasses.asdict(v) for k, v in texts.items()}
     tensors = files.tensor_bytes(self.arrays, {'format': 'np'})
     config[_DIGEST] = _digest(config, tensors)
-    files.write_folder(
-      path, {CONFIG: files.json_bytes(config), TENSORS: tensors}
-    )
+    return {CONFIG: files.json_bytes(config), TENSORS: tensors}
 
   def to_peft(self, path: str, task: str | None = None) -> None:
     """Writes a PEFT adapter folder.
@@ -267,8 +342,12 @@ class PromptBundle:
 
 # The key of the digest of everything else in the folder.
 _DIGEST = 'digest'
+# What version 2 holds and version 1 does not.
+_TEXTS = 'texts'
 _STORED_FIELDS = tuple(
-  f.name for f in dataclasses.fields(PromptBundle) if f.name != 'arrays'
+  f.name
+  for f in dataclasses.fields(PromptBundle)
+  if f.name not in ('arrays', _TEXTS)
 )
 
 
@@ -334,6 +413,7 @@ def merge(bundles: Sequence[PromptBundle]) -> PromptBundle:
       vocabulary_digest=max(b.vocabulary_digest for b in bundles),
       step=max(b.step for b in bundles),
       metrics={k: v for b in bundles for k, v in b.metrics.items()},
+      texts={k: v for b in bundles for k, v in b.texts.items()},
     )
   except ValueError as e:
     raise InputError(str(e)) from e
@@ -368,7 +448,7 @@ def load_prompts(
   Raises:
     InputError: if nothing of the kind is there, or it is damaged.
   """
-  path = os.fspath(path)
+  path = require_local(path)
   if os.path.isdir(path):
     if os.path.lexists(os.path.join(path, CONFIG)):
       if task_names is not None:
@@ -427,16 +507,20 @@ def _load_bundle(path: str) -> PromptBundle:
   config_path = os.path.join(path, CONFIG)
   config = files.read_json(config_path)
   version = config.get('format_version')
-  if version != FORMAT_VERSION or type(version) is not int:
+  if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
     raise InputError(
-      f'{config_path}: format_version is {version!r}, this mpt_jax reads'
+      f'{config_path}: format_version is {version!r}, this mpt_jax reads 1 to'
       f' {FORMAT_VERSION}'
     )
   sizes = ('prompt_length', 'emb_dim', 'rank')
   known = ('format_version', _DIGEST, *sizes, *_STORED_FIELDS)
+  if version == FORMAT_VERSION:
+    known = (*known, _TEXTS)
   for key in known:
     if key not in config:
-      raise InputError(f'{config_path} lacks the key {key!r}')
+      raise InputError(
+        f'{config_path} lacks the key {key!r} of format_version {version}'
+      )
   for key in config:
     if key not in known:
       raise InputError(
@@ -472,7 +556,8 @@ def _load_bundle(path: str) -> PromptBundle:
     )
   stored = {name: config[name] for name in _STORED_FIELDS}
   try:
-    return PromptBundle(arrays=arrays, **stored)
+    texts = _parse_texts(config[_TEXTS]) if _TEXTS in config else {}
+    return PromptBundle(arrays=arrays, texts=texts, **stored)
   except ValueError as e:
     raise InputError(f'{config_path}: {e}') from e
 
@@ -544,6 +629,31 @@ def _check_task_names(names: Any) -> tuple[str, ...]:
     twice = next(n for n in names if names.count(n) > 1)
     raise ValueError(f'task_names has {twice!r} twice')
   return tuple(names)
+
+
+def _parse_texts(value: Any) -> dict[str, TaskText]:
+  """Reads what a bundle says of its tasks' texts."""
+  if not isinstance(value, dict) or not value:
+    raise ValueError(f'texts is {value!r}, expected templates by task')
+  found = {}
+  for task, text in value.items():
+    try:
+      found[task] = TaskText.parse(text)
+    except ValueError as e:
+      raise ValueError(f'texts of {task!r}: {e}') from e
+  return found
+
+
+def _check_texts(
+  texts: Mapping[str, TaskText], task_names: Sequence[str]
+) -> dict[str, TaskText]:
+  """Returns the texts in the order of the tasks."""
+  for task, text in texts.items():
+    if task not in task_names:
+      raise ValueError(f'texts has {task!r}, which is not among the tasks')
+    if not isinstance(text, TaskText):
+      raise ValueError(f'texts of {task!r} is {text!r}, expected a TaskText')
+  return {task: texts[task] for task in task_names if task in texts}
 
 
 def _plain_metrics(metrics: Any, depth: int = 1) -> dict[str, Any]:

@@ -18,10 +18,13 @@ import numpy as np
 from safetensors import safe_open
 import safetensors.numpy
 
-from mpt_jax.types import InputError
+from mpt_jax.types import (
+  InputError,
+  require_local,
+)
 
 # A hostile configuration must not be parsed for minutes.
-_MAX_JSON_BYTES = 1 << 20
+MAX_JSON_BYTES = 1 << 20
 
 
 def require_file(path: str, follow_links: bool = False) -> str:
@@ -58,7 +61,7 @@ def _finite(text: str) -> float:
 
 
 def read_json(
-  path: str, follow_links: bool = False, most_bytes: int = _MAX_JSON_BYTES
+  path: str, follow_links: bool = False, most_bytes: int = MAX_JSON_BYTES
 ) -> dict[str, Any]:
   """Reads a JSON object from a file.
 
@@ -151,6 +154,7 @@ def read_npy(path: str) -> np.ndarray:
   Raises:
     InputError: if it is no such file, or a value is not finite.
   """
+  path = require_local(path)
   require_file(path, follow_links=True)
   try:
     # Mapping the file compares the declared with the real size, and neither
@@ -204,7 +208,7 @@ def write_file(path: str, content: bytes) -> None:
   Raises:
     InputError: if the place cannot be written.
   """
-  path = os.path.abspath(path)
+  path = os.path.abspath(require_local(path))
   folder, name = os.path.split(path)
   temporary = os.path.join(folder, f'.{name}.{os.getpid()}.tmp')
   try:
@@ -236,7 +240,7 @@ def write_folder(path: str, contents: Mapping[str, bytes]) -> None:
   Raises:
     InputError: if the place is taken or cannot be written.
   """
-  path = os.path.abspath(path)
+  path = os.path.abspath(require_local(path))
   parent, name = os.path.split(path)
   if os.path.lexists(path):
     if os.path.islink(path) or not os.path.isdir(path):

@@ -6,7 +6,10 @@ import fcntl
 import os
 import socket
 
-from mpt_jax.types import InputError
+from mpt_jax.types import (
+  InputError,
+  require_local,
+)
 
 LOCK = '.lock'
 
@@ -27,6 +30,7 @@ def hold(folder: str) -> Iterator[None]:
   Raises:
     InputError: if another process holds the folder, or it cannot be written.
   """
+  folder = require_local(folder)
   path = os.path.join(folder, LOCK)
   try:
     os.makedirs(folder, exist_ok=True)

@@ -10,13 +10,16 @@ A MODEL_DIR holds `run_config.json` (what the run is), `checkpoints/<step>/`
 it; its fingerprint is.
 """
 
-from collections.abc import Mapping
+import ast
+from collections.abc import Callable, Iterator, Mapping
+import dataclasses
 import functools
 import hashlib
 import json
 import logging
 import os
 import pathlib
+import re
 from typing import Any
 
 from flax import serialization
@@ -26,9 +29,32 @@ import numpy as np
 from mpt_jax import multihost
 from mpt_jax import params as params_lib
 from mpt_jax.checkpoints import files
+from mpt_jax.t5 import T5Config
 from mpt_jax.types import InputError
 
 RUN_CONFIG = 'run_config.json'
+RESULTS = 'results.json'
+# The record's key for the digests of what the run reads.
+DATA = 'data'
+# Stands for the class of a setting that is the run's own.
+_RUN = 'run'
+# What is recorded under another name than its parameter's, or follows from it.
+_PARAMETERS = {
+  'backbone_fingerprint': 'backbone',
+  'initial_checkpoint_path': 'backbone',
+  **dict.fromkeys((f.name for f in dataclasses.fields(T5Config)), 'backbone'),
+  'features': 'backbone',
+  'dtype': 'dtype',
+  'dropout_rate': 'dropout_rate',
+  'precision': 'precision',
+  'total_steps': 'train_steps',
+  'name': 'optimizer',
+  'num_tasks': 'task_names',
+  'learning_rate[prompts/task_[uv]]': 'task_learning_rate',
+  'learning_rate[prompts/shared_prompt]': 'learning_rate',
+  'learning_rate[prompts/prompt]': 'learning_rate',
+}
+CHECKPOINTS = 'checkpoints'
 # Where damaged checkpoints are put.
 DAMAGED = 'damaged'
 
@@ -39,6 +65,16 @@ class DamagedError(Exception):
   """A checkpoint cannot be read, or is not what was saved."""
 
 
+def latest_step(model_dir: str) -> int | None:
+  """The step of the newest finished checkpoint in a MODEL_DIR, or None."""
+  try:
+    names = os.listdir(os.path.join(model_dir, CHECKPOINTS))
+  except OSError:
+    return None
+  # One that is being written has a longer name.
+  return max((int(name) for name in names if name.isdecimal()), default=None)
+
+
 class RunCheckpointer:
   """Writes and reads the checkpoints of one MODEL_DIR."""
 
@@ -47,7 +83,7 @@ class RunCheckpointer:
   ):
     import orbax.checkpoint as ocp  # A fifth of a second: not for --help.
 
-    path = pathlib.Path(model_dir).absolute() / 'checkpoints'
+    path = pathlib.Path(model_dir).absolute() / CHECKPOINTS
     path.mkdir(parents=True, exist_ok=True)
     self._manager = ocp.CheckpointManager(
       path,
@@ -251,41 +287,173 @@ def _from_flat(template: Any, flat: Mapping[str, Any]) -> Any:
   return jax.tree_util.tree_unflatten(treedef, restored)
 
 
-def check_run_config(model_dir: str, config: Mapping[str, Any]) -> bool:
+def check_run_config(
+  model_dir: str,
+  config: Mapping[str, Any],
+  name_of: Callable[[str], str] = str,
+) -> bool:
   """Compares a run's settings with those its MODEL_DIR was made with.
+
+  A folder in which nothing was saved yet belongs to no run: the new settings
+  take it.
 
   Args:
     model_dir: the run's folder; need not exist.
-    config: JSON-able settings of this run.
+    config: JSON-able settings of this run; those in dataclasses as `repr`.
+    name_of: see `refuse_differences`.
 
   Returns:
     Whether the folder already holds this run (otherwise it is new, and
     `config` is written there).
 
   Raises:
-    InputError: if it holds a run with other settings; the first one that
-      differs is named with both values.
+    InputError: if it holds a run with other settings or of other data; its
+      details have a line for each.
   """
   path = os.path.join(model_dir, RUN_CONFIG)
-  now = json.loads(json.dumps(config, default=_plain))
-  if not os.path.exists(path):
-    if os.path.isdir(os.path.join(model_dir, 'checkpoints')):
-      raise InputError(
-        f'MODEL_DIR {model_dir!r} holds checkpoints but no {RUN_CONFIG}: it is'
-        ' not one of our runs; use another MODEL_DIR'
+  now = record(config)
+  saved = _holds_a_run(model_dir)
+  if saved and not os.path.exists(path):
+    raise InputError(
+      f'MODEL_DIR {model_dir!r} holds checkpoints but no {RUN_CONFIG}: it is'
+      ' not one of our runs; use another MODEL_DIR'
+    )
+  if saved:
+    before = files.read_json(path)
+    refuse_differences(model_dir, before, now, name_of)
+    if DATA in now and DATA not in before:
+      log.warning(
+        '%s was made by a version that kept no digest of its data: whether they'
+        ' are still the same is not known',
+        model_dir,
       )
-    os.makedirs(model_dir, exist_ok=True)
-    files.write_file(path, files.json_bytes(now))
-    return False
-  before = files.read_json(path)
-  for name in sorted(now.keys() | before.keys()):
-    if now.get(name) != before.get(name):
-      raise InputError(
-        f'MODEL_DIR {model_dir!r} holds a run with {name} ='
-        f' {before.get(name)!r}, this one has {now.get(name)!r}; use another'
-        ' MODEL_DIR or the same settings'
-      )
-  return True
+    # A later call may evaluate other splits too.
+    now = {**before, DATA: {**before.get(DATA, {}), **now.get(DATA, {})}}
+    if now == before:
+      return True
+  os.makedirs(model_dir, exist_ok=True)
+  files.write_file(path, files.json_bytes(now))
+  return saved
+
+
+def record(config: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns a run's settings as its folder's record holds them."""
+  return json.loads(json.dumps(config, default=_plain))
+
+
+def refuse_differences(
+  model_dir: str,
+  before: Mapping[str, Any],
+  now: Mapping[str, Any],
+  name_of: Callable[[str], str] = str,
+) -> None:
+  """Raises InputError if two records are of different runs.
+
+  Args:
+    model_dir: whose record `before` is.
+    before: a run's record. What it lacks, since an older version wrote it, is
+      not compared.
+    now: the record of the run that wants the folder.
+    name_of: parameter of `train.train` or a dataclass -> what a user calls it.
+  """
+  details = _settings_that_differ(before, now, name_of)
+  if not details:  # Other settings read other data: nothing new.
+    details = _data_that_differ(before.get(DATA, {}), now.get(DATA, {}))
+  if details:
+    raise InputError(
+      f'MODEL_DIR {model_dir!r} holds a run with other settings or data; use'
+      ' another MODEL_DIR, or what it was made with',
+      details,
+    )
+
+
+def _holds_a_run(model_dir: str) -> bool:
+  """Whether a checkpoint, damaged or not, or a result was saved."""
+  for name in (CHECKPOINTS, DAMAGED):
+    folder = os.path.join(model_dir, name)
+    if os.path.isdir(folder) and any(
+      n[:1].isdigit() for n in os.listdir(folder)
+    ):
+      return True
+  return os.path.exists(os.path.join(model_dir, RESULTS))
+
+
+def _settings_that_differ(
+  before: Mapping[str, Any],
+  now: Mapping[str, Any],
+  name_of: Callable[[str], str],
+) -> list[str]:
+  """'TRAIN_STEPS: 2000 there, 1000 here', one for each name."""
+  changed = [
+    name
+    for name in now
+    if name != DATA and name in before and now[name] != before[name]
+  ]
+  there, here = (
+    dict(field for name in changed for field in _fields(name, record[name]))
+    for record in (before, now)
+  )
+  lines: dict[str, str] = {}
+  # What the run says itself comes before what follows from it, which then
+  # has a line already.
+  for place in sorted({*there, *here}, key=lambda p: (p[0] != _RUN, p)):
+    theirs, ours = there.get(place, 'None'), here.get(place, 'None')
+    if ours != theirs:
+      name = name_of(_PARAMETERS.get(place[1], place[1]))
+      lines.setdefault(name, f'{name}: {theirs} there, {ours} here')
+  return list(lines.values())
+
+
+def _fields(name: str, value: Any) -> Iterator[tuple[tuple[str, str], str]]:
+  """Takes a setting's `repr` apart: ((class or 'run', field), value)."""
+  # A Flax module shows its fields on lines of their own.
+  text = re.sub(
+    r'\(\n *# attributes\n(.*?)\n *\)',
+    lambda found: f'({", ".join(found[1].split(chr(10)))})',
+    str(value),
+    flags=re.DOTALL,
+  )
+  try:
+    node = ast.parse(text, mode='eval').body
+  except (SyntaxError, ValueError, RecursionError, MemoryError):
+    node = None
+  if isinstance(node, ast.Call):
+    yield from _fields_of(node, '')
+  else:
+    yield (_RUN, name), str(value)
+
+
+def _fields_of(
+  node: ast.Call, suffix: str
+) -> Iterator[tuple[tuple[str, str], str]]:
+  owner = ast.unparse(node.func)
+  texts = {k.arg: ast.unparse(k.value) for k in node.keywords}
+  # Groups of parameters differ in their pattern.
+  if 'pattern' in texts:
+    suffix += f'[{ast.literal_eval(texts["pattern"])}]'
+  for keyword in node.keywords:
+    value = keyword.value
+    parts = value.elts if isinstance(value, ast.Tuple) else [value]
+    calls = [part for part in parts if isinstance(part, ast.Call)]
+    for call in calls:
+      yield from _fields_of(call, suffix)
+    if not calls:
+      yield (owner, f'{keyword.arg}{suffix}'), texts[keyword.arg]
+
+
+def _data_that_differ(
+  before: Mapping[str, Any], now: Mapping[str, Any]
+) -> list[str]:
+  """'the data of rte/train differ: 2490 examples there, 2489 here'."""
+  lines = []
+  for name in sorted(before.keys() & now.keys()):
+    there, here = before[name], now[name]
+    if there != here:
+      counts = f'{there["examples"]} examples there, {here["examples"]} here'
+      if there['examples'] == here['examples']:
+        counts = f'{here["examples"]} examples, but not the same'
+      lines.append(f'the data of {name} differ: {counts}')
+  return lines
 
 
 def check_shared(model_dir: str) -> None:

@@ -21,7 +21,11 @@ import numpy as np
 from mpt_jax.checkpoints import files
 from mpt_jax.checkpoints.tensors import TensorSource, expected_shapes
 from mpt_jax.t5 import T5Config
-from mpt_jax.types import InputError, PyTree
+from mpt_jax.types import (
+  InputError,
+  PyTree,
+  require_local,
+)
 
 STEP_FOLDER = re.compile(r'checkpoint_(\d+)')
 _PREFIX = 'target.'
@@ -83,7 +87,9 @@ def save_t5x(path: str, config: T5Config, params: PyTree, step: int = 0) -> str:
   Raises:
     InputError: if the folder is there already, or cannot be written.
   """
-  final = os.path.join(os.path.abspath(path), f'checkpoint_{step}')
+  final = os.path.join(
+    os.path.abspath(require_local(path)), f'checkpoint_{step}'
+  )
   if os.path.lexists(final):
     raise InputError(f'{final} is there already; choose a new folder')
   flat: Mapping[str, Any] = traverse_util.flatten_dict(params, sep='/')

@@ -8,7 +8,9 @@ tokenising only: it is kept off the accelerators, which belong to JAX.
 import logging
 
 from mpt_jax.data import quiet
+from mpt_jax.types import prefer_own_packages
 
+prefer_own_packages()
 with quiet.silence_native_logs():
   import seqio  # noqa: F401
   import tensorflow as tf
@@ -31,10 +33,10 @@ from mpt_jax.data.dataset import (
   check_data,
   get_train_iterator,
 )
-from mpt_jax.data.evaluation import evaluate, predict
+from mpt_jax.data.evaluation import evaluate, examine, predict
 from mpt_jax.data.feature_converter import PromptFeatureConverter
 from mpt_jax.data.provenance import is_synthetic
-from mpt_jax.data.register import register_task
+from mpt_jax.data.register import register_task, task_texts
 from mpt_jax.data.rows import task_identity, task_rows
 from mpt_jax.data.sources import TfdsSource, get_data_dir, set_data_dir
 from mpt_jax.data.vocabulary import (
@@ -51,6 +53,7 @@ __all__ = [
   'check_data',
   'check_vocabulary',
   'evaluate',
+  'examine',
   'get_data_dir',
   'get_train_iterator',
   'get_vocabulary',
@@ -60,5 +63,6 @@ __all__ = [
   'set_data_dir',
   'task_identity',
   'task_rows',
+  'task_texts',
   'use_vocabulary',
 ]

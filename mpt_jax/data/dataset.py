@@ -12,10 +12,11 @@ its own rows only. So a seed means the same run on one host and on many, packed
 or not, and a saved position holds for any number of hosts.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import importlib
 import itertools
 import logging
@@ -29,7 +30,9 @@ import tqdm
 
 from mpt_jax import batching, buckets
 from mpt_jax.data import (
+  counts,
   few_shot,
+  labels,
   records,
   rows,
   sampling,
@@ -39,7 +42,14 @@ from mpt_jax.data import (
 from mpt_jax.data.feature_converter import check_lengths
 from mpt_jax.data.quiet import only_errors
 from mpt_jax.data.vocabulary import check_vocabulary, end_ids, get_vocabulary
-from mpt_jax.types import InputError, nearest
+from mpt_jax.types import (
+  InputError,
+  Lengths,
+  Natural,
+  Positive,
+  nearest,
+  prefer_own_packages,
+)
 
 log = logging.getLogger(__name__)
 
@@ -76,21 +86,24 @@ class DatasetConfig:
       per batch (see `sampling.StochasticSampler`).
     max_tasks_per_batch: the most tasks in a batch of stochastic sampling;
       None is the number of tasks.
+    allow_cut_targets: whether targets over their length are cut, not refused.
   """
 
   mixture_or_task_name: str
-  task_feature_lengths: Mapping[str, int]
-  batch_size: int
+  task_feature_lengths: Lengths
+  batch_size: Positive
   split: str = 'train'
   shuffle: bool = True
-  seed: int = 0
+  seed: Natural = 0
   pack: bool = False
   use_cached: bool = False
   module: str | None = None
-  num_shots: int | None = None
+  num_shots: Positive | None = None
   shots_per_class: bool = True
   task_sampling: str = sampling.PROPORTIONAL
-  max_tasks_per_batch: int | None = None
+  max_tasks_per_batch: Positive | None = None
+  # A run that is not refused reads the same examples either way.
+  allow_cut_targets: bool = dataclasses.field(default=False, repr=False)
 
   def __post_init__(self):
     if self.batch_size < 1:
@@ -109,6 +122,8 @@ def import_module(module: str) -> None:
     InputError: if there is no such module, or if a mixture in it names an
       unknown task.
   """
+  ours = module.partition('.')[0] == 'tasks'
+  prefer_own_packages(again=ours)
   try:
     importlib.import_module(module)
   except ModuleNotFoundError as e:
@@ -118,6 +133,7 @@ def import_module(module: str) -> None:
     raise InputError(
       f'MIXTURE_OR_TASK_MODULE={module!r} cannot be imported: there is no '
       f'module {e.name!r}'
+      + ("; `tasks` is mpt_jax's own package: call yours otherwise" * ours)
     ) from None
   except ValueError as e:
     # What SeqIO says of a mixture of an unknown task.
@@ -163,6 +179,28 @@ def check_data(
   return provider
 
 
+def check_labels(
+  provider: seqio.Task | seqio.Mixture, target_length: int
+) -> None:
+  """Checks that a model can say the label words of what a run reads.
+
+  Args:
+    provider: a mixture or task.
+    target_length: T.
+
+  Raises:
+    InputError: see `labels.check_writable`.
+  """
+  for task in seqio.get_subtasks(provider):
+    if wording := templates.wording_of(task):
+      labels.check_writable(
+        wording.answers,
+        task.output_features['targets'].vocabulary,
+        target_length,
+        task.name,
+      )
+
+
 def _check_task(task: seqio.Task, split: str, use_cached: bool) -> None:
   missing = {'inputs', 'targets'} - set(task.output_features)
   if missing:
@@ -193,12 +231,43 @@ class _Tokens:
     targets: likewise.
     labels: the target texts.
     ids: name of an identifying feature (`idx`, `id`) -> its values.
+    watch: their lengths before any cut, and which have a label.
   """
 
+  watch: counts.Watch
   inputs: list[np.ndarray] = dataclasses.field(default_factory=list)
   targets: list[np.ndarray] = dataclasses.field(default_factory=list)
   labels: list[str] = dataclasses.field(default_factory=list)
   ids: dict[str, list[Any]] = dataclasses.field(default_factory=dict)
+
+  def digest(self, chosen: Iterable[int] | None = None) -> str:
+    """Returns the digest of all examples, or of the chosen ones."""
+    order = range(len(self.labels)) if chosen is None else chosen
+    return digest(
+      part
+      for i in order
+      for part in (self.inputs[i], self.targets[i], self.labels[i])
+    )
+
+
+def digest(values: Iterable[Any]) -> str:
+  """Returns 'sha256:…' of texts, numbers and arrays, in their order.
+
+  Args:
+    values: str, bytes, or what NumPy takes.
+  """
+  found = hashlib.sha256()
+  for value in values:
+    if not isinstance(value, bytes | str):
+      array = np.asarray(value)
+      value = (
+        repr(array.tolist()) if array.dtype.kind in 'OSU' else array.tobytes()
+      )
+    content = value.encode() if isinstance(value, str) else value
+    # Its length tells 'ab', 'c' from 'a', 'bc'.
+    found.update(b'%d ' % len(content))
+    found.update(content)
+  return f'sha256:{found.hexdigest()}'
 
 
 def loading_bar(task: seqio.Task, split: str) -> tqdm.tqdm:
@@ -249,6 +318,13 @@ def telling_wrong_labels(task: seqio.Task, split: str) -> Iterator[None]:
     raise InputError(f'task {task.name!r}, split {split!r}: {said}') from e
 
 
+def source_state(task: seqio.Task, split: str) -> Any:
+  """Returns what changes when a task's file is edited; None if unknown."""
+  source = task.source
+  known = isinstance(source, records.RecordsSource) and split in source.splits
+  return source.state(split) if known else None
+
+
 @functools.lru_cache(maxsize=32)
 def _load(
   task: seqio.Task,
@@ -258,55 +334,74 @@ def _load(
   use_cached: bool,
   data_dir: str,
   vocabulary: str,
+  state: Any,
 ) -> _Tokens:
-  """Tokenises a split; the last two arguments only tell the results apart."""
-  del data_dir, vocabulary
+  """Tokenises a split; the last three arguments tell the results apart."""
+  del data_dir, vocabulary, state
   limits = {'inputs': input_limit, 'targets': target_limit}
   with only_errors():
     ds = task.get_dataset(
-      sequence_length=limits,
+      sequence_length=counts.whole_lengths(task, limits),
       split=split,
       use_cached=use_cached,
       shuffle=False,
       trim_output_features=False,
       try_in_mem_cache=False,
     )
-  text = 'targets_pretokenized'
   ids = [k for k, v in ds.element_spec.items() if _identifies(k, v)]
-  wanted = {'inputs', 'targets', text, *ids}
+  wanted = {*limits, *(f'{key}_pretokenized' for key in limits), *ids}
   ds = ds.map(lambda e: {k: v for k, v in e.items() if k in wanted})
-  tokens = _Tokens(ids={name: [] for name in ids})
+  tokens = _Tokens(counts.Watch(task), ids={name: [] for name in ids})
   # One step of a Python iterator costs as much as tokenising an example.
   bar = loading_bar(task, split)
   with telling_wrong_labels(task, split):
-    cut_input, cut_target = (
-      functools.partial(batching.cut, limit=limit, end=end)
-      for limit, end in zip(limits.values(), end_ids(task), strict=True)
-    )
-    _tokenise(ds, tokens, text, cut_input, cut_target, bar)
+    ends = end_ids(task)
+    _tokenise(ds, tokens, input_limit, target_limit, ends, bar)
   bar.close()
   log.debug('%s/%s: %d examples', task.name, split, len(tokens.labels))
+  found = tokens.watch.count((input_limit, target_limit))
+  for line in counts.lines(
+    f'{task.name}/{split}', found, (input_limit, target_limit), 'trained on'
+  ):
+    log.warning(line)
+  if found.absent:
+    log.warning(
+      '%s/%s: no example of class %s',
+      task.name,
+      split,
+      ', '.join(map(repr, found.absent)),
+    )
   return tokens
 
 
 def _tokenise(
   ds: tf.data.Dataset,
   tokens: _Tokens,
-  text: str,
-  cut_input: Callable[[np.ndarray], np.ndarray],
-  cut_target: Callable[[np.ndarray], np.ndarray],
+  input_limit: int,
+  target_limit: int,
+  ends: tuple[int, int],
   bar: tqdm.tqdm,
 ) -> None:
   """Appends the examples of a data set to the tokens."""
   for batch in ds.ragged_batch(_BLOCK):
     inputs = _rows_of(batch['inputs'])
     targets = _rows_of(batch['targets'])
-    tokens.inputs.extend(map(cut_input, inputs))
-    tokens.targets.extend(map(cut_target, targets))
-    if text in batch:
-      tokens.labels.extend(label.decode() for label in batch[text].numpy())
-    else:
-      tokens.labels.extend(' '.join(map(str, x)) for x in targets)
+    tokens.inputs.extend(batching.cut(x, input_limit, ends[0]) for x in inputs)
+    tokens.targets.extend(
+      batching.cut(x, target_limit, ends[1]) for x in targets
+    )
+    texts = [
+      batch[f'{key}_pretokenized'].numpy()
+      if f'{key}_pretokenized' in batch
+      else [None] * len(inputs)
+      for key in ('inputs', 'targets')
+    ]
+    for source, target, *pair in zip(inputs, targets, *texts, strict=True):
+      tokens.watch.add(len(source), len(target), *pair)
+    tokens.labels.extend(
+      ' '.join(map(str, target)) if text is None else text.decode()
+      for target, text in zip(targets, texts[1], strict=True)
+    )
     for name, values in tokens.ids.items():
       values.extend(batch[name].numpy().tolist())
     bar.update(len(inputs))
@@ -318,18 +413,21 @@ class _Stream:
   def __init__(
     self,
     tokens: _Tokens,
-    chosen: list[int] | None,
+    chosen: Sequence[int],
     row: int,
     seed: tuple[int, ...] | None,
   ):
     self._tokens = tokens
-    self._chosen = np.arange(len(tokens.labels)) if chosen is None else chosen
+    self._chosen = chosen
     self._row = row
     self._seed = seed
     self._epoch = -1
 
   def __len__(self) -> int:
     return len(self._chosen)
+
+  def digest(self) -> str:
+    return self._tokens.digest(self._chosen)
 
   @property
   def longest(self) -> tuple[int, int]:
@@ -360,6 +458,7 @@ class BatchIterator(Iterator[Any]):
     num_examples: task name -> how many examples it draws from.
     chosen: task name -> the few-shot choice; empty without few-shot.
     taken: task name -> how many of its examples all hosts have drawn.
+    counts: task name -> what of its split is cut, hidden or empty.
   """
 
   def __init__(
@@ -367,12 +466,14 @@ class BatchIterator(Iterator[Any]):
     streams: Mapping[str, _Stream],
     sampler: sampling.TaskSampler,
     chosen: Mapping[str, few_shot.Choice],
+    known: Mapping[str, counts.Counts],
     make_packer: functools.partial,
     part: slice,
   ):
     """Use `get_train_iterator`."""
     self.num_examples = {name: len(s) for name, s in streams.items()}
     self.chosen = dict(chosen)
+    self.counts = dict(known)
     self._streams = streams
     self._names = list(streams)
     self._sampler = sampler
@@ -398,6 +499,13 @@ class BatchIterator(Iterator[Any]):
       self._draws += 1
     self._batches += 1
     return packer.finish(self._part)
+
+  def digests(self) -> dict[str, dict[str, Any]]:
+    """Returns task name -> {'examples': how many, 'digest': of them all}."""
+    return {
+      name: {'examples': len(stream), 'digest': stream.digest()}
+      for name, stream in self._streams.items()
+    }
 
   def get_state(self) -> dict[str, Any]:
     """Returns the position in the stream, fit for JSON; all hosts' is the same.
@@ -478,39 +586,37 @@ def get_train_iterator(
   )
   check_vocabulary(provider)
   row_of = rows.task_rows(task_names, config.mixture_or_task_name)
+  check_labels(provider, target_length)
   streams: dict[str, _Stream] = {}
   chosen: dict[str, few_shot.Choice] = {}
+  known: dict[str, counts.Counts] = {}
+  limits = input_length - prompt_length, target_length
   for task in seqio.get_subtasks(provider):
     tokens = _load(
       task,
       config.split,
-      input_length - prompt_length,
-      target_length,
+      *limits,
       config.use_cached,
       os.path.abspath(sources.get_data_dir()),
       get_vocabulary().key,
+      source_state(task, config.split),
     )
-    mine = None
-    if config.num_shots is not None:
-      chosen[task.name] = few_shot.choose(
-        tokens.labels,
-        config.num_shots,
-        config.seed,
-        task.name,
-        per_class=config.shots_per_class,
-        ids=tokens.ids,
-      )
-      mine = chosen[task.name].positions
+    mine = _choose_examples(config, task, tokens, chosen)
+    known[task.name] = tokens.watch.count(limits)
+    counts.refuse_cut_targets(
+      task.name,
+      config.split,
+      0
+      if config.allow_cut_targets
+      else sum(tokens.watch.targets[i] > target_length for i in mine),
+      known[task.name],
+      target_length,
+    )
     identity = rows.task_identity(task.name)
     seed = (config.seed, _EXAMPLE_ORDER, identity, 0)
-    stream = _Stream(
+    streams[task.name] = _Stream(
       tokens, mine, row_of[task.name], seed if config.shuffle else None
     )
-    if not len(stream):
-      raise InputError(
-        f'task {task.name!r}: split {config.split!r} has no examples'
-      )
-    streams[task.name] = stream
   rates = _rates(provider)
   rows_here = max(part_sizes or (config.batch_size,)) // num_shards
   make = functools.partial(
@@ -523,6 +629,7 @@ def get_train_iterator(
       (config.seed, _TASK_DRAWS),
     ),
     chosen=chosen,
+    known=known,
     part=slice(shard_index * rows_here, (shard_index + 1) * rows_here),
   )
   if part_sizes is None:
@@ -550,6 +657,38 @@ def get_train_iterator(
       batching.Bucketer, config.batch_size, prompt_length, cutting
     ),
   )
+
+
+def _choose_examples(
+  config: DatasetConfig,
+  task: seqio.Task,
+  tokens: _Tokens,
+  chosen: dict[str, few_shot.Choice],
+) -> Sequence[int]:
+  """Returns which examples of a task to train on; notes a few-shot choice."""
+  name, split = task.name, config.split
+  if not tokens.labels:
+    raise InputError(f'task {name!r}: split {split!r} has no examples')
+  labelled = tokens.watch.labelled
+  if not labelled:
+    raise InputError(
+      f'task {name!r}: none of the {len(tokens.labels):,} examples of split'
+      f' {split!r} has a label (they are absent, empty or negative), so there'
+      ' is nothing to train on; mpt_jax.infer answers them'
+    )
+  if config.num_shots is None:
+    return labelled
+  choice = few_shot.choose(
+    [tokens.labels[i] for i in labelled],
+    config.num_shots,
+    config.seed,
+    name,
+    per_class=config.shots_per_class,
+    ids={key: [v[i] for i in labelled] for key, v in tokens.ids.items()},
+  )
+  positions = [labelled[i] for i in choice.positions]
+  chosen[name] = dataclasses.replace(choice, positions=positions)
+  return positions
 
 
 class _Lengths(batching.Collector):

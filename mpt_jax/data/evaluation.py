@@ -17,10 +17,13 @@ import seqio
 import tqdm
 
 from mpt_jax import batching, buckets
-from mpt_jax.data import rows, sources
+from mpt_jax.data import counts, rows, sources, templates
 from mpt_jax.data.dataset import (
   check_data,
+  check_labels,
+  digest,
   loading_bar,
+  source_state,
   telling_wrong_labels,
 )
 from mpt_jax.data.feature_converter import check_lengths
@@ -42,11 +45,26 @@ class _Split:
 
   Attributes:
     examples: every feature of every example, as NumPy.
+    found: what of it is cut, hidden or empty.
+    labelled: the part whose examples have a label, which can be scored; None
+      is all of it.
     targets: the postprocessed targets, once they have been asked for.
   """
 
   examples: list[dict[str, Any]]
+  found: counts.Counts | None = None
+  labelled: '_Split | None' = None
   targets: list[Any] | None = None
+
+  @property
+  def scored(self) -> '_Split':
+    """What can be scored; may be empty."""
+    return self if self.labelled is None else self.labelled
+
+  def digest(self) -> str:
+    """Returns the digest of every feature of every example."""
+    features = (sorted(example.items()) for example in self.examples)
+    return digest(part for pairs in features for pair in pairs for part in pair)
 
 
 @functools.lru_cache(maxsize=64)
@@ -59,12 +77,14 @@ def _load(
   use_cached: bool,
   data_dir: str,
   vocabulary: str,
+  state: Any,
 ) -> _Split:
-  """Tokenises a split; the last two arguments only tell the results apart."""
-  del data_dir, vocabulary
+  """Tokenises a split; the last three arguments tell the results apart."""
+  del data_dir, vocabulary, state
+  limits = {'inputs': input_limit, 'targets': target_limit}
   with only_errors():
     ds = task.get_dataset(
-      sequence_length={'inputs': input_limit, 'targets': target_limit},
+      sequence_length=counts.whole_lengths(task, limits),
       split=split,
       use_cached=use_cached,
       shuffle=False,
@@ -74,23 +94,33 @@ def _load(
   if num_examples is not None:
     ds = ds.take(num_examples)
   examples = []
+  watch = counts.Watch(task)
   bar = loading_bar(task, split)
   with telling_wrong_labels(task, split):
     for example in ds.as_numpy_iterator():
       examples.append(example)
+      watch.add(
+        len(example['inputs']),
+        len(example['targets']),
+        example.get('inputs_pretokenized'),
+        example.get('targets_pretokenized'),
+      )
       bar.update()
   bar.close()
   if not examples:
     raise InputError(f'task {task.name!r}: split {split!r} has no examples')
-  input_end, target_end = end_ids(task)
   for example in examples:
-    for key, limit, end in (
-      ('inputs', input_limit, input_end),
-      ('targets', target_limit, target_end),
-    ):
+    for (key, limit), end in zip(limits.items(), end_ids(task), strict=True):
       example[key] = batching.cut(example[key], limit, end)
   logging.info('%s/%s: %d examples', task.name, split, len(examples))
-  return _Split(examples)
+  whole = input_limit, target_limit
+  found = watch.count(whole)
+  for line in counts.lines(f'{task.name}/{split}', found, whole, 'scored'):
+    logging.warning(line)
+  labelled = None
+  if found.unlabelled:
+    labelled = _Split([examples[i] for i in watch.labelled], found)
+  return _Split(examples, found, labelled)
 
 
 def _run(
@@ -181,6 +211,7 @@ class _Reader:
       raise InputError(f'{num_examples} examples are too few to evaluate')
     provider = check_data(mixture_or_task_name, split, module, use_cached)
     check_vocabulary(provider)
+    check_labels(provider, target)
     return cls(
       list(seqio.get_subtasks(provider)),
       split,
@@ -202,12 +233,15 @@ class _Reader:
       self.use_cached,
       os.path.abspath(sources.get_data_dir()),
       get_vocabulary().key,
+      source_state(task, self.split),
     )
 
-  def run(self, task: seqio.Task, model_fn: ModelFn) -> list[Any]:
+  def run(
+    self, task: seqio.Task, split: _Split, model_fn: ModelFn
+  ) -> list[Any]:
     return _run(
       model_fn,
-      self.load(task),
+      split,
       self.row_of[task.name],
       self.shape,
       self.prompt_length,
@@ -273,6 +307,7 @@ def evaluate(
   if score_fn is not None:
     model_fns[_Output.SCORE] = score_fn
   results = {}
+  unlabelled: list[str] = []
   for task in reader.tasks:
     if not task.metric_objs:
       logging.info('task %r has no metrics: not evaluated', task.name)
@@ -281,13 +316,95 @@ def evaluate(
     if not wanted <= set(model_fns):
       kinds = sorted(kind.name for kind in wanted - set(model_fns))
       raise InputError(f'a metric of task {task.name!r} asks for {kinds}')
+    scored = reader.load(task).scored
+    if not scored.examples:
+      unlabelled.append(task.name)
+      logging.warning(
+        'task %r, split %r: no example has a label, so it has no score',
+        task.name,
+        split,
+      )
+      continue
     outputs = {
-      kind: np.array(reader.run(task, model_fns[kind])) for kind in wanted
+      kind: np.array(reader.run(task, scored, model_fns[kind]))
+      for kind in wanted
     }
-    results[task.name] = _compute(task, reader.load(task), outputs)
+    results[task.name] = _compute(task, scored, outputs)
     if _Output.PREDICTION in outputs:
-      _warn_of_collapse(task, reader.load(task), outputs[_Output.PREDICTION])
+      _warn_of_collapse(task, scored, outputs[_Output.PREDICTION])
+  if unlabelled and not results:
+    raise _nothing_to_score(unlabelled, split)
   return results
+
+
+def _nothing_to_score(tasks: Sequence[str], split: str) -> InputError:
+  return InputError(
+    f'split {split!r} of {" and ".join(map(repr, tasks))} has no labels (they'
+    ' are absent, empty or negative), so there is nothing to score;'
+    ' mpt_jax.infer answers it'
+  )
+
+
+def examine(
+  mixture_or_task_name: str,
+  split: str,
+  task_feature_lengths: Mapping[str, int],
+  prompt_length: int,
+  task_names: Sequence[str],
+  num_examples: int | None = None,
+  *,
+  module: str | None = None,
+  use_cached: bool = False,
+  allow_cut_targets: bool = False,
+) -> dict[str, counts.Counts]:
+  """Reads what `evaluate` will score, so that it does not fail after hours.
+
+  Args:
+    mixture_or_task_name: as in `evaluate`, like the next ones.
+    split: the split.
+    task_feature_lengths: S and T.
+    prompt_length: P.
+    task_names: the model's tasks in row order.
+    num_examples: how many examples of each task; None for all.
+    module: a module to import first.
+    use_cached: whether to read SeqIO's offline cache.
+    allow_cut_targets: whether targets may be longer than any answer can be.
+
+  Returns:
+    Task name -> what of its split is cut, hidden or empty; of tasks that have
+    metrics.
+
+  Raises:
+    InputError: as `evaluate`; if there is no label at all; if a target is
+      longer than T and that is not allowed.
+  """
+  reader = _Reader.create(
+    mixture_or_task_name,
+    split,
+    task_feature_lengths,
+    prompt_length,
+    task_names,
+    1,
+    num_examples,
+    module,
+    use_cached,
+    progress=True,
+  )
+  found: dict[str, counts.Counts] = {}
+  for task in reader.tasks:
+    if not task.metric_objs:
+      continue
+    loaded = reader.load(task)
+    if loaded.found is not None:
+      found[task.name] = dataclasses.replace(
+        loaded.found, digest=loaded.digest()
+      )
+  if found and not any(c.labelled for c in found.values()):
+    raise _nothing_to_score(list(found), split)
+  for name, numbers in found.items():
+    cut = 0 if allow_cut_targets else numbers.cut_targets
+    counts.refuse_cut_targets(name, split, cut, numbers, reader.shape[2])
+  return found
 
 
 def _warn_of_collapse(
@@ -360,6 +477,7 @@ def predict(
   batch_size: int,
   num_examples: int | None = None,
   *,
+  score_fn: ModelFn | None = None,
   module: str | None = None,
   use_cached: bool = False,
   progress: bool = True,
@@ -375,12 +493,15 @@ def predict(
     predict_fn: makes tokens of a batch.
     batch_size: B.
     num_examples: how many examples of each task to use; None for all.
+    score_fn: makes [B] log likelihoods of a batch; given, the label words of
+      each task are scored in place of a prediction.
     module: a module to import first.
     use_cached: whether to read SeqIO's offline cache.
     progress: whether to show a progress bar with the time left.
 
   Yields:
-    A dict with `task`, `index`, `inputs`, `targets` and `prediction`.
+    A dict with `task`, `index`, `inputs`, `targets` and `prediction`, or in
+    its place `scores`: label word -> log probability.
 
   Raises:
     InputError: as `evaluate`.
@@ -398,17 +519,51 @@ def predict(
     progress,
   )
   for task in reader.tasks:
-    outputs = reader.run(task, predict_fn)
-    vocabulary = task.output_features['targets'].vocabulary
-    pairs = zip(reader.load(task).examples, outputs, strict=True)
-    for index, (example, tokens) in enumerate(pairs):
+    loaded = reader.load(task)
+    if score_fn is not None:
+      scores = _label_scores(reader, task, loaded, score_fn)
+      answers: list[dict[str, Any]] = [{'scores': found} for found in scores]
+    else:
+      vocabulary = task.output_features['targets'].vocabulary
+      answers = [
+        {'prediction': vocabulary.decode(tokens.tolist())}
+        for tokens in reader.run(task, loaded, predict_fn)
+      ]
+    pairs = zip(loaded.examples, answers, strict=True)
+    for index, (example, answer) in enumerate(pairs):
       yield {
         'task': task.name,
         'index': index,
         'inputs': _text(task, example, 'inputs'),
         'targets': _text(task, example, 'targets'),
-        'prediction': vocabulary.decode(tokens.tolist()),
+        **answer,
       }
+
+
+def _label_scores(
+  reader: _Reader, task: seqio.Task, split: _Split, score_fn: ModelFn
+) -> list[dict[str, float]]:
+  """Scores every label word of a task as the answer to every example."""
+  wording = templates.wording_of(task)
+  if wording is None or wording.labels is None or not wording.is_label:
+    raise InputError(f'task {task.name!r} has no label words to rank')
+  vocabulary = task.output_features['targets'].vocabulary
+  scores: list[dict[str, float]] = [{} for _ in split.examples]
+  for word, answer in wording.answers.items():
+    ids = np.array([*vocabulary.encode(answer), vocabulary.eos_id], np.int32)
+    size, limit, _ = reader.shape
+    outputs = _run(
+      score_fn,
+      _Split([{**example, 'targets': ids} for example in split.examples]),
+      reader.row_of[task.name],
+      (size, limit, len(ids)),
+      reader.prompt_length,
+      f'{task.name}: {word}',
+      reader.progress,
+    )
+    for found, value in zip(scores, outputs, strict=True):
+      found[word] = float(value)
+  return scores
 
 
 def _text(task: seqio.Task, example: Mapping[str, Any], key: str) -> str:

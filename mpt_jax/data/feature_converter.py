@@ -33,7 +33,8 @@ def check_lengths(
     (S, T): encoder and decoder length.
 
   Raises:
-    InputError: if a length is missing, or no token fits beside the prompt.
+    InputError: if a length is missing, or if no token and end mark fit beside
+      the prompt.
   """
   for key in ('inputs', 'targets'):
     length = task_feature_lengths.get(key)
@@ -42,11 +43,13 @@ def check_lengths(
         f'TASK_FEATURE_LENGTHS={dict(task_feature_lengths)} must give a '
         f"positive length for {key!r}, as in {{'inputs': 256, 'targets': 8}}"
       )
-  if task_feature_lengths['inputs'] <= prompt_length:
+  # A token of the text, and the end mark.
+  if task_feature_lengths['inputs'] < prompt_length + 2:
     raise InputError(
       f"TASK_FEATURE_LENGTHS['inputs']={task_feature_lengths['inputs']} "
       f'leaves no room beside the prompt (PROMPT_LENGTH={prompt_length}): '
-      'it counts the prompt slots too, so it must be larger'
+      'it counts the prompt slots and the end mark too, so it must be at '
+      f'least {prompt_length + 2}, and more for any real text'
     )
   return task_feature_lengths['inputs'], task_feature_lengths['targets']
 

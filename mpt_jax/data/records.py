@@ -7,11 +7,9 @@ training. The rows are kept in memory, as the tokens will be.
 
 import collections
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-import csv
 import dataclasses
 import functools
-import json
-import math
+import logging
 import os
 import re
 import stat
@@ -21,13 +19,15 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
-from mpt_jax.data.templates import LABEL, find
-from mpt_jax.types import InputError, nearest
+from mpt_jax.data import labels as labels_lib
+from mpt_jax.lines import SUFFIXES, Row, cell_text, read_rows
+from mpt_jax.texts import LABEL, find
+from mpt_jax.types import InputError, local_path, nearest
 
-Row = Mapping[str, Any]
+log = logging.getLogger(__name__)
+
 RowsFn = Callable[[str], Iterable[Row]]
 
-SUFFIXES = ('.jsonl', '.tsv', '.csv')
 SPLITS = ('train', 'validation', 'test')
 # 'train', 'train[1000:]', 'train[:1000]', 'train[10:20]'.
 _SLICE = re.compile(
@@ -35,6 +35,8 @@ _SLICE = re.compile(
 )
 # The number of a row in its file, counted from 0.
 INDEX = 'idx'
+# What programs write where a value is missing.
+_NO_VALUE = frozenset(('', 'nan', 'NaN', 'None', 'null', 'NULL', '<NA>'))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,72 +69,6 @@ class Slice:
     )
 
 
-def _json_lines(path: str) -> Iterator[tuple[int, Row]]:
-  with open(path, 'rb') as file:
-    for number, line in enumerate(file, start=1):
-      if not line.strip():
-        continue
-      try:
-        row = json.loads(line)
-      except (ValueError, RecursionError) as e:
-        raise InputError(f'{path}:{number}: no JSON: {e}') from e
-      if not isinstance(row, dict):
-        raise InputError(
-          f'{path}:{number}: expected a JSON object, got {type(row).__name__}'
-        )
-      yield number, row
-
-
-def _table(path: str) -> Iterator[tuple[int, Row]]:
-  """Rows of a TSV or CSV file with a header.
-
-  In TSV a quotation mark is text, as in GLUE's files; in CSV it quotes.
-  """
-  tabs = path.endswith('.tsv')
-  with open(path, encoding='utf-8-sig', newline='') as file:
-    reader = csv.reader(
-      file,
-      delimiter='\t' if tabs else ',',
-      quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL,
-      strict=True,
-    )
-    header: list[str] | None = None
-    try:
-      for cells in reader:
-        if not cells:
-          continue
-        if header is None:
-          header = cells
-          counts = collections.Counter(cells)
-          name, count = counts.most_common(1)[0]
-          if count > 1:
-            raise InputError(f'{path}:1: column {name!r} occurs twice')
-          continue
-        if len(cells) != len(header):
-          raise InputError(
-            f'{path}:{reader.line_num}: {len(cells)} cells, but the header'
-            f' has {len(header)}'
-          )
-        yield reader.line_num, dict(zip(header, cells, strict=True))
-    except csv.Error as e:
-      raise InputError(f'{path}:{reader.line_num}: {e}') from e
-    except UnicodeDecodeError as e:
-      # The text layer reads ahead, so the line is only known roughly.
-      raise InputError(
-        f'{path}: not UTF-8 after line {reader.line_num}: {e.reason}'
-      ) from e
-
-
-def _read_file(path: str) -> Iterator[tuple[str, Row]]:
-  """Yields ('file:line', row)."""
-  rows = _json_lines(path) if path.endswith('.jsonl') else _table(path)
-  try:
-    for number, row in rows:
-      yield f'{path}:{number}', row
-  except OSError as e:
-    raise InputError(f'{path} cannot be read: {e.strerror}') from e
-
-
 def _lookup(row: Row, column: str, where: str) -> Any:
   try:
     return find(row, column)
@@ -143,42 +79,53 @@ def _lookup(row: Row, column: str, where: str) -> Any:
     ) from None
 
 
-def _text(value: Any, column: str, where: str) -> str | list[str]:
-  """A cell as text; a list of cells as a list of texts."""
-  if isinstance(value, str):
-    try:
-      value.encode()
-    except UnicodeEncodeError as e:
-      # JSON can hold one half of a character.
-      raise InputError(
-        f'{where}: column {column!r} is not valid text: {e.reason}'
-      ) from e
-    return value
-  if isinstance(value, float) and not math.isfinite(value):
-    raise InputError(f'{where}: column {column!r} is {value}, not a number')
-  if isinstance(value, bool | int | float):
-    return str(value)
-  if isinstance(value, list | tuple):
-    return [str(_text(item, column, where)) for item in value]
-  raise InputError(
-    f'{where}: column {column!r} holds {type(value).__name__}, expected text,'
-    ' a number, or a list of them'
-  )
+@functools.lru_cache(maxsize=64)
+def _misspelt(column: str, names: tuple[Any, ...]) -> bool:
+  """Whether one of the names is near to a column's."""
+  return bool(nearest(column, map(str, names)))
 
 
-def _class_id(value: Any, labels: Sequence[str], where: str) -> int:
-  """The class id of a cell, which may be the label's word or its id."""
-  if isinstance(value, bool):
-    value = int(value)
-  text = str(value)
-  if text in labels:
-    return labels.index(text)
-  if re.fullmatch(r'-?\d{1,18}', text) and -1 <= int(text) < len(labels):
-    return int(text)
-  raise InputError(
-    f'{where}: label {value!r} is outside the label words {list(labels)}'
-    f'{nearest(text, labels)}'
+@dataclasses.dataclass
+class _Oddities:
+  """Counts what a reader of the data may not expect; warns once a split."""
+
+  path: str | None
+  quoted: int = 0
+  quoted_at: str = ''
+  without: collections.Counter = dataclasses.field(
+    default_factory=collections.Counter
   )
+
+  def look_at(self, text: str | list[str], column: str, where: str) -> None:
+    """Takes note of a cell."""
+    if not isinstance(text, str):
+      return
+    if text in _NO_VALUE:
+      self.without[column, text] += 1
+    elif len(text) > 1 and text[0] == text[-1] == '"':
+      self.quoted += 1
+      self.quoted_at = self.quoted_at or where
+
+  def warn(self, split: str, count: int) -> None:
+    """Says what was seen among so many rows."""
+    source = self.path or f'split {split!r}'
+    for (column, text), number in self.without.items():
+      log.warning(
+        '%s: column %r is %s in %d of %d rows; it is taken as text',
+        source,
+        column,
+        repr(text) if text else 'empty',
+        number,
+        count,
+      )
+    if self.quoted and self.path and self.path.endswith('.tsv'):
+      log.warning(
+        '%s: %d cells begin and end with a quotation mark (first at %s), which'
+        ' is text in a .tsv; if a program quoted them, write a .csv',
+        source,
+        self.quoted,
+        self.quoted_at,
+      )
 
 
 class RecordsSource(seqio.DataSource):
@@ -213,8 +160,13 @@ class RecordsSource(seqio.DataSource):
           )
     self._columns = tuple(columns)
     self._renamed = dict(renamed)
-    self._labels = None if labels is None else tuple(labels)
+    self._labels = None if labels is None else labels_lib.Column(tuple(labels))
     super().__init__(splits=tuple(splits))
+
+  @property
+  def renamed(self) -> Mapping[str, str]:
+    """Name in the templates -> column, where they differ."""
+    return self._renamed
 
   @property
   def supports_arbitrary_sharding(self) -> bool:
@@ -228,11 +180,14 @@ class RecordsSource(seqio.DataSource):
   def _file(self, split: str) -> str | None:
     return None if callable(self._rows) else self._rows[split]
 
-  def _read(self, split: str) -> dict[str, Any]:
-    """Returns the columns of a split of the data, read once per state."""
+  def state(self, split: str) -> tuple[int, int] | None:
+    """Returns what changes when the file of our split is edited."""
+    return self._state(self._slices[split].split)
+
+  def _state(self, split: str) -> tuple[int, int] | None:
     path = self._file(split)
     if path is None:
-      return self._columns_of(split, None)
+      return None
     try:
       state = os.stat(path)
     except OSError as e:
@@ -241,8 +196,11 @@ class RecordsSource(seqio.DataSource):
       ) from e
     if not stat.S_ISREG(state.st_mode):
       raise InputError(f'{path} (split {split!r}) is not a regular file')
-    # A file that was edited is read anew.
-    return self._columns_of(split, (state.st_mtime_ns, state.st_size))
+    return state.st_mtime_ns, state.st_size
+
+  def _read(self, split: str) -> dict[str, Any]:
+    """Returns the columns of a split of the data, read once per state."""
+    return self._columns_of(split, self._state(split))
 
   # On the instance's life: sources live as long as the registry.
   @functools.lru_cache(maxsize=8)  # noqa: B019
@@ -250,35 +208,34 @@ class RecordsSource(seqio.DataSource):
     self, split: str, state: tuple[int, int] | None
   ) -> dict[str, Any]:
     del state
-    path = self._file(split)
-    if path is None:
-      assert callable(self._rows)
-      name = getattr(self._rows, '__name__', repr(self._rows))
-      found: Iterable[tuple[str, Row]] = (
-        (f'{name}({split!r}) row {number}', row)
-        for number, row in enumerate(self._rows(split))
-      )
-    else:
-      found = _read_file(path)
     columns: dict[str, list[Any]] = {name: [] for name in self._columns}
     lists: dict[str, bool] = {}
+    seen: dict[labels_lib.Cell, str] = {}
+    odd = _Oddities(self._file(split))
     count = 0
-    for where, row in found:
+    for where, row in self._rows_of(split):
       for name, cells in columns.items():
+        if name == LABEL and self._labels is not None:
+          cells.append(self._label(row, where))
+          seen.setdefault(cells[-1], where)
+          continue
         column = self._renamed.get(name, name)
         value = _lookup(row, column, where)
-        if name == LABEL and self._labels is not None:
-          cells.append(_class_id(value, self._labels, where))
-          continue
-        text = _text(value, column, where)
+        text = cell_text(value, f'{where}: column {column!r}')
         if lists.setdefault(name, isinstance(text, list)) != isinstance(
           text, list
         ):
           raise InputError(
             f'{where}: column {column!r} holds a list in some rows only'
           )
+        odd.look_at(text, column, where)
         cells.append(text)
       count += 1
+    odd.warn(split, count)
+    if self._labels is not None and LABEL in columns:
+      columns[LABEL] = self._labels.ids(
+        columns[LABEL], seen, self._labels_elsewhere(split)
+      )
     return {
       INDEX: np.arange(count, dtype=np.int64),
       **{
@@ -290,6 +247,50 @@ class RecordsSource(seqio.DataSource):
         for name, cells in columns.items()
       },
     }
+
+  def _rows_of(self, split: str) -> Iterator[tuple[str, Row]]:
+    """Yields (where, row) of a split of the data."""
+    path = self._file(split)
+    if path is not None:
+      for where, row in read_rows(path):
+        if row is not None:
+          yield where, row
+      return
+    assert callable(self._rows)
+    name = getattr(self._rows, '__name__', repr(self._rows))
+    for number, row in enumerate(self._rows(split)):
+      yield f'{name}({split!r}) row {number}', row
+
+  def _label(self, row: Row, where: str) -> labels_lib.Cell:
+    """What the label's cell holds; a row without one hides its label."""
+    assert self._labels is not None
+    column = self._renamed.get(LABEL, LABEL)
+    try:
+      value = find(row, column)
+    except KeyError:
+      others = {self._renamed.get(name, name) for name in self._columns}
+      if _misspelt(column, tuple(n for n in row if n not in others)):
+        _lookup(row, column, where)  # That is no hidden label.
+      return None
+    return self._labels.cell(value, where)
+
+  def _labels_elsewhere(self, split: str) -> Iterator[labels_lib.Seen]:
+    """Yields the label cells of the other splits that there are."""
+    for other in {part.split for part in self._slices.values()} - {split}:
+      path = self._file(other)
+      if path is not None and not os.path.isfile(path):
+        continue
+      seen: dict[labels_lib.Cell, str] = {}
+      try:
+        for where, row in self._rows_of(other):
+          seen.setdefault(self._label(row, where), where)
+      except InputError:
+        raise
+      except Exception:
+        # A function need not know every split. When that one is read itself,
+        # its own error is shown.
+        continue
+      yield seen
 
   def _part(self, split: str) -> tuple[dict[str, Any], slice]:
     part = self._slices[split]
@@ -371,10 +372,10 @@ def make_source(
   if callable(source):
     rows, known = source, SPLITS
   elif isinstance(source, Mapping):
-    rows = {name: os.fspath(path) for name, path in source.items()}
+    rows = {name: local_path(path) for name, path in source.items()}
     known = tuple(rows)
   else:
-    path = os.fspath(source)
+    path = local_path(source)
     if '{split}' in path:
       named = splits.values() if isinstance(splits, Mapping) else splits
       known = tuple(

@@ -12,6 +12,7 @@ import tensorflow as tf
 from mpt_jax.data import records, rows, templates
 from mpt_jax.data.sources import TfdsSource
 from mpt_jax.data.vocabulary import get_vocabulary
+from mpt_jax.texts import LABEL, TaskText
 from mpt_jax.types import InputError
 
 Preprocessor = Callable[..., tf.data.Dataset]
@@ -69,7 +70,9 @@ def register_task(
     targets: template of the answer; default '{label}' where there are label
       words.
     labels: label words in the order of the class ids. The column `label`
-      holds the ids (-1 where hidden) or, in files, the words; '{label}' is
+      holds the ids, or the words as text: one of the two in all splits. A
+      negative id, an empty cell or no such column hides the label: such an
+      example is answered, but neither trained on nor scored. '{label}' is
       the word, and postprocessing gives the id, -1 for any other output.
     columns: name in the templates -> column of the data, where they differ.
     splits: our split -> split of the data, which may be cut
@@ -88,7 +91,8 @@ def register_task(
 
   Raises:
     InputError: if the name is no name or is taken, if another task has the
-      same identity, or if a template or the source is not understood.
+      same identity, if a label word is empty or occurs twice, or if a
+      template or the source is not understood.
   """
   if not re.fullmatch(r'\w+', name, re.ASCII):
     raise InputError(
@@ -105,19 +109,29 @@ def register_task(
       )
   steps = list(preprocessors)
   fields: tuple[str, ...] = ()
+  wording: templates.Wording | None = None
   if inputs is not None:
-    if targets is None:
-      if labels is None:
-        raise InputError(f'task {name!r}: give targets or label words')
-      targets = '{label}'
+    if targets is None and labels is None:
+      raise InputError(f'task {name!r}: give targets or label words')
+    targets = '{label}' if targets is None else targets
     fields = tuple(
       dict.fromkeys(
         templates.Template(inputs).fields + templates.Template(targets).fields
       )
     )
+    try:
+      wording = templates.Wording(inputs, targets, labels)
+    except InputError as e:
+      raise InputError(f'task {name!r}: {e}') from e
+    labels = wording.labels
     if labels is not None and postprocess_fn is None:
+      if not wording.is_label:
+        raise InputError(
+          f'task {name!r}: the class of {targets!r} is not told by its label'
+          " alone: give targets='{label}', or a postprocess_fn"
+        )
       postprocess_fn = functools.partial(
-        templates.class_id, labels=tuple(labels)
+        templates.class_id, labels=tuple(wording.answers.values())
       )
   elif targets is not None or labels is not None or columns:
     raise InputError(
@@ -145,7 +159,7 @@ def register_task(
       )
     )
   vocabulary = get_vocabulary()
-  return seqio.TaskRegistry.add(
+  task = seqio.TaskRegistry.add(
     name,
     source=source,
     preprocessors=[
@@ -164,4 +178,87 @@ def register_task(
         seqio.PassThroughVocabulary(size=0), add_eos=False
       ),
     },
+  )
+  if wording is not None:
+    templates.keep_wording(task, wording)
+  return task
+
+
+def task_texts(task_names: Sequence[str], split: str) -> dict[str, TaskText]:
+  """Returns how the texts of tasks are written.
+
+  Args:
+    task_names: the tasks; those not registered, or without data, are left
+      out.
+    split: a split that is read.
+
+  Returns:
+    Task name -> its templates and label words, as far as they alone make the
+    text of the data's columns: what other code writes is None.
+  """
+  found = {}
+  for name in task_names:
+    if name not in seqio.TaskRegistry.names():
+      continue
+    text = _text_of(seqio.TaskRegistry.get(name), split)
+    if text is not None:
+      found[name] = text
+  return found
+
+
+def _text_of(task: seqio.Task, split: str) -> TaskText | None:
+  steps: list[Any] = []
+  for step in task.preprocessors:
+    steps += step.steps if isinstance(step, templates.Chain) else [step]
+  written = [
+    number
+    for number, step in enumerate(steps)
+    if isinstance(step, functools.partial)
+    and step.func is templates.text_to_text
+  ]
+  if not written or steps[written[0] + 1] is not seqio.preprocessors.tokenize:
+    return TaskText()
+  [number] = written
+  given = steps[number].keywords
+  inputs, targets, labels = (given[k] for k in ('inputs', 'targets', 'labels'))
+  columns = dict(given.get('columns') or {})
+  if isinstance(task.source, records.RecordsSource):
+    columns |= task.source.renamed
+  answer = templates.Template(targets).fields
+  # A step before the templates makes other features of the columns.
+  raw = number == 0 and _fill_alike(task, split, inputs, columns)
+  if raw is None:
+    return None
+  known = raw or (labels is not None and set(answer) <= {LABEL})
+  names = {*templates.Template(inputs).fields, *answer}
+  return TaskText(
+    inputs if raw else None,
+    targets if known else None,
+    labels if labels is None else tuple(labels),
+    {k: v for k, v in columns.items() if raw and k in names and k != v},
+  )
+
+
+def _fill_alike(
+  task: seqio.Task, split: str, inputs: str, columns: Mapping[str, str]
+) -> bool | None:
+  """Whether plain values make the same text as the data's own features.
+
+  TensorFlow writes 3.5 as '3.500000' and True as 'true'. None if there are
+  no data that could tell.
+  """
+  if isinstance(task.source, records.RecordsSource):
+    return True  # Its features are text.
+  try:
+    if split not in task.splits:
+      return None
+    spec = task.source.get_dataset(split, shuffle=False).element_spec
+  except InputError:
+    return None
+  features = [
+    templates.lookup(spec, columns.get(name, name))
+    for name in templates.Template(inputs).fields
+  ]
+  return not any(
+    f.dtype.is_bool or f.dtype.is_floating or f.shape.rank for f in features
   )

@@ -13,7 +13,10 @@ import seqio
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from mpt_jax.types import InputError
+from mpt_jax.types import (
+  InputError,
+  local_path,
+)
 
 
 def set_data_dir(data_dir: str | os.PathLike | None) -> None:
@@ -23,7 +26,7 @@ def set_data_dir(data_dir: str | os.PathLike | None) -> None:
     data_dir: the directory; None for TFDS' default.
   """
   seqio.set_tfds_data_dir_override(
-    None if data_dir is None else os.fspath(data_dir)
+    None if data_dir is None else local_path(data_dir)
   )
 
 

@@ -17,7 +17,10 @@ import tensorflow_text as tf_text
 
 from mpt_jax.batching import EOS
 from mpt_jax.checkpoints.vocabulary import Vocabulary
-from mpt_jax.types import InputError
+from mpt_jax.types import (
+  InputError,
+  local_path,
+)
 
 # The public vocabulary of the English T5 checkpoints.
 DEFAULT_FILE = 'gs://t5-data/vocabs/cc_all.32000.100extra/sentencepiece.model'
@@ -35,7 +38,7 @@ class LazyVocabulary(seqio.Vocabulary):
   def use(self, chosen: str | os.PathLike | Vocabulary | None) -> None:
     """Chooses the vocabulary or its file; None goes back to the default."""
     if chosen is not None and not isinstance(chosen, Vocabulary):
-      chosen = os.fspath(chosen)
+      chosen = local_path(chosen)
     self._chosen = chosen
     self._loaded = None
 
@@ -46,7 +49,7 @@ class LazyVocabulary(seqio.Vocabulary):
       return self._chosen.path
     if self._chosen is not None:
       return self._chosen
-    return os.environ.get(ENVIRONMENT_VARIABLE) or DEFAULT_FILE
+    return local_path(os.environ.get(ENVIRONMENT_VARIABLE) or DEFAULT_FILE)
 
   @property
   def key(self) -> str:

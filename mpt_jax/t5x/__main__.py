@@ -15,7 +15,7 @@ import sys
 
 from mpt_jax import cli
 from mpt_jax.t5x.requirements import require_t5x
-from mpt_jax.types import InputError, nearest
+from mpt_jax.types import InputError, nearest, prefer_own_packages
 
 PROGRAMS = ('train', 'eval', 'infer')
 
@@ -32,6 +32,7 @@ def main(argv: Sequence[str]) -> None:
     if argv and argv[0] in ('-h', '--help'):
       print(__doc__)
       return
+    prefer_own_packages()
     require_t5x()
     if not argv:
       print('T5X is installed and fits')

@@ -10,7 +10,10 @@ import tensorflow as tf
 
 from mpt_jax.checkpoints import t5x_format
 from mpt_jax.checkpoints.bundle import CONFIG, PromptBundle
-from mpt_jax.types import InputError
+from mpt_jax.types import (
+  InputError,
+  local_path,
+)
 
 
 def is_remote(path: str) -> bool:
@@ -80,14 +83,14 @@ def checkpoint_folder(path: str) -> str | None:
     InputError: if a remote path does not name a step, or a local one is not
       there.
   """
-  path = path.rstrip('/')
+  path = local_path(path).rstrip('/')
   if is_remote(path):
     if not t5x_format.STEP_FOLDER.fullmatch(path.rsplit('/', 1)[-1]):
       raise InputError(
         f'{path} does not name a step: give the folder …/checkpoint_<step>'
       )
     return path
-  path = os.path.abspath(os.path.expanduser(path))
+  path = os.path.abspath(path)
   if not os.path.isdir(path):
     raise InputError(f'there is no backbone at {path}: no such folder')
   return t5x_format.find_checkpoint(path)

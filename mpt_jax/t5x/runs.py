@@ -7,7 +7,6 @@ writes anything.
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import os
-import shutil
 import tempfile
 from typing import Any
 
@@ -19,19 +18,28 @@ import mpt_jax
 from mpt_jax import data, models, optimizers, starts, t5
 from mpt_jax import prompts as prompts_lib
 from mpt_jax.checkpoints import bundle as bundle_lib
-from mpt_jax.checkpoints import huggingface, t5x_format
+from mpt_jax.checkpoints import files, huggingface, t5x_format
 from mpt_jax.checkpoints import run as run_lib
 from mpt_jax.checkpoints import vocabulary as vocabulary_lib
+from mpt_jax.checkpoints.backbone import DEMO, find_backbone
 from mpt_jax.data.dataset import import_module
 from mpt_jax.data.feature_converter import check_lengths
-from mpt_jax.runs import DEMO, demo_folder
 from mpt_jax.starts import Distillation
 from mpt_jax.t5x import optimizers as t5x_optimizers
 from mpt_jax.t5x import remote, saving
 from mpt_jax.t5x.models import PromptedModel, prompt_axis_rules
 from mpt_jax.t5x.requirements import require_t5x
 from mpt_jax.t5x.restore import PromptStateInitializer, Start, TrainModel
-from mpt_jax.types import InputError, nearest
+from mpt_jax.types import (
+  InputError,
+  Lengths,
+  Natural,
+  Positive,
+  Rate,
+  Share,
+  local_path,
+  nearest,
+)
 
 __all__ = [
   'Distillation',
@@ -55,25 +63,25 @@ def train_model(
   stage: str,
   initial_checkpoint_path: str,
   prompts: prompts_lib.PromptConfig,
-  train_steps: int | None = None,
-  train_steps_relative: int | None = None,
-  learning_rate: float,
-  task_learning_rate: float | None = None,
+  train_steps: Natural | None = None,
+  train_steps_relative: Natural | None = None,
+  learning_rate: Rate,
+  task_learning_rate: Rate | None = None,
   distillation: Distillation | None = None,
   optimizer: str = 'adamw',
   schedule: str = 'linear',
-  warmup_steps: int = 0,
-  weight_decay: float = 1e-5,
-  clip_norm: float | None = None,
+  warmup_steps: Natural = 0,
+  weight_decay: Rate = 1e-5,
+  clip_norm: Rate | None = None,
   backbone_config: t5.T5Config | str | None = None,
   vocabulary: str | None = None,
-  dropout_rate: float = 0.0,
+  dropout_rate: Share = 0.0,
   dtype: str = 'float32',
   loss_normalizing_factor: float | str | None = 'NUM_REAL_TARGET_TOKENS',
-  label_smoothing: float = 0.0,
-  z_loss: float = 0.0,
-  num_beams: int = 1,
-  seed: int = 0,
+  label_smoothing: Share = 0.0,
+  z_loss: Rate = 0.0,
+  num_beams: Positive = 1,
+  seed: Natural = 0,
 ) -> TrainModel:
   """Makes the model of a training run.
 
@@ -115,7 +123,7 @@ def train_model(
       f'stage is {stage!r}, expected one of {", ".join(STAGES)}'
       f'{nearest(stage, STAGES)}'
     )
-  path = _backbone_path(initial_checkpoint_path)
+  path = find_backbone(initial_checkpoint_path)
   config = _config(path, backbone_config).replace(
     dropout_rate=dropout_rate, dtype=dtype
   )
@@ -240,7 +248,7 @@ def total_steps(
   Raises:
     InputError: if neither is given or nothing would be left to train.
   """
-  first = remote.initial_step(_backbone_path(initial_checkpoint_path))
+  first = remote.initial_step(find_backbone(initial_checkpoint_path))
   if train_steps_relative:
     return first + train_steps_relative
   if not train_steps:
@@ -273,12 +281,12 @@ def dataset_config(
   *,
   model: PromptedModel,
   mixture_or_task_name: str,
-  task_feature_lengths: Mapping[str, int],
+  task_feature_lengths: Lengths,
   split: str,
-  batch_size: int,
+  batch_size: Positive,
   module: str | None = 'tasks',
   shuffle: bool = False,
-  seed: int | None = None,
+  seed: Natural | None = None,
   use_cached: bool = False,
   pack: bool = False,
 ) -> t5x_utils.DatasetConfig:
@@ -325,8 +333,8 @@ def checkpoint_config(
   *,
   model: TrainModel,
   model_dir: str,
-  period: int = 1000,
-  keep: int | None = 3,
+  period: Positive = 1000,
+  keep: Positive | None = 3,
   save_dataset: bool = False,
 ) -> t5x_utils.CheckpointConfig:
   """T5X's checkpoint settings; refuses a MODEL_DIR of another run.
@@ -347,6 +355,11 @@ def checkpoint_config(
   Raises:
     InputError: if `model_dir` holds a run with other settings.
   """
+  if local_path(model_dir) != model_dir.rstrip('/') and model_dir[:1] == '~':
+    raise InputError(
+      f'MODEL_DIR = {model_dir!r}: T5X takes ~ for a name; give'
+      f' {local_path(model_dir)!r}'
+    )
   _check_run(
     model_dir,
     {
@@ -391,10 +404,6 @@ def restore_config(
 # ---------------------------------------------------------------------------
 
 
-def _backbone_path(path: str) -> str:
-  return demo_folder() if path == DEMO and not os.path.exists(path) else path
-
-
 def _checkpoint(path: str) -> str:
   folder = remote.checkpoint_folder(path)
   if folder is None:
@@ -431,9 +440,10 @@ def _use_vocabulary(
   if not remote.is_remote(path):
     special = vocabulary_lib.read_special_ids(path)
     vocabulary_lib.require_ordinary(special, path)
-  if given == DEMO and not os.path.exists(DEMO):
-    given = os.path.join(_backbone_path(DEMO), huggingface.VOCABULARY)
+  if given == DEMO:
+    given = os.path.join(find_backbone(DEMO), huggingface.VOCABULARY)
   if given is not None:
+    given = local_path(given)
     if not tf.io.gfile.exists(given):
       raise InputError(f'VOCABULARY = {given!r} does not exist')
   elif not remote.is_remote(path):
@@ -476,23 +486,20 @@ def _check_run(model_dir: str, config: Mapping[str, Any]) -> None:
   """Compares with what MODEL_DIR was made with; process 0 writes it."""
   gfile = tf.io.gfile
   path = f'{model_dir}/{run_lib.RUN_CONFIG}'
-  stored = gfile.exists(path)
-  if not stored and gfile.glob(f'{model_dir}/checkpoint_*'):
+  now = run_lib.record(config)
+  if not gfile.glob(f'{model_dir}/checkpoint_*'):
+    if jax.process_index() == 0:
+      gfile.makedirs(model_dir)
+      with gfile.GFile(path, 'wb') as f:
+        f.write(files.json_bytes(now))
+    return
+  if not gfile.exists(path):
     raise InputError(
       f'MODEL_DIR {model_dir!r} holds checkpoints but no {run_lib.RUN_CONFIG}:'
       ' it is not one of our runs; use another MODEL_DIR'
     )
-  folder = tempfile.mkdtemp(prefix='mpt_jax.')
-  try:
+  with tempfile.TemporaryDirectory(prefix='mpt_jax.') as folder:
     local = os.path.join(folder, run_lib.RUN_CONFIG)
-    if stored:
-      gfile.copy(path, local)
-    try:
-      run_lib.check_run_config(folder, config)
-    except InputError as e:
-      raise InputError(str(e).replace(repr(folder), repr(model_dir))) from e
-    if not stored and jax.process_index() == 0:
-      gfile.makedirs(model_dir)
-      gfile.copy(local, path)
-  finally:
-    shutil.rmtree(folder, ignore_errors=True)
+    gfile.copy(path, local)
+    before = files.read_json(local)
+  run_lib.refuse_differences(model_dir, before, now)

@@ -7,7 +7,7 @@ import jax
 from t5x import utils as t5x_utils
 
 import mpt_jax
-from mpt_jax import partitioning
+from mpt_jax import data, partitioning
 from mpt_jax.checkpoints.bundle import PromptBundle
 from mpt_jax.t5x import remote
 from mpt_jax.t5x.restore import TrainModel
@@ -75,6 +75,7 @@ class BundleWriter:
       vocabulary_digest=start.vocabulary.digest if start.vocabulary else '',
       step=step - remote.initial_step(start.backbone),
       package_version=mpt_jax.__version__,
+      texts=data.task_texts(model.task_names, 'train'),
     )
 
 

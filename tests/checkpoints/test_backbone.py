@@ -1,9 +1,12 @@
 """Which backbone is loaded, and that a damaged one never is."""
 
+import os
+
 import numpy as np
 import pytest
 
-from mpt_jax import checkpoints, t5
+from mpt_jax import checkpoints, runs, t5
+from mpt_jax.checkpoints.backbone import demo_folder
 from mpt_jax.types import InputError
 
 TINY = t5.T5Config(
@@ -15,6 +18,19 @@ TINY = t5.T5Config(
   head_dim=2,
   mlp_dim=7,
 )
+
+
+def test_demo_is_the_shipped_backbone_wherever_one_works(tmp_path, monkeypatch):
+  shipped = checkpoints.load_backbone(demo_folder())
+  # What `make demo` leaves, and a copy that is a backbone but not this one.
+  (tmp_path / 'demo').mkdir()
+  (tmp_path / 'demo' / 'report.md').write_text('a report')
+  monkeypatch.chdir(tmp_path)
+  loaded = runs.load_backbone('demo', vocabulary='demo')
+  assert loaded.fingerprint == shipped.fingerprint
+  assert loaded.vocabulary_file == os.path.join(demo_folder(), 'spiece.model')
+  with pytest.raises(InputError, match='there is no backbone in'):
+    checkpoints.load_backbone('./demo')
 
 
 def test_fingerprint_tells_backbones_apart():

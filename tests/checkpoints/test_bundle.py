@@ -16,6 +16,7 @@ import safetensors.numpy
 
 import mpt_jax
 from mpt_jax.checkpoints import bundle as bundle_lib
+from mpt_jax.texts import TaskText
 from mpt_jax.types import InputError
 
 P, D, R = 5, 11, 3
@@ -41,6 +42,12 @@ def _multitask(**changes) -> bundle_lib.PromptBundle:
     'metrics': {'mnli': {'accuracy': np.float32(0.5)}, 'loss': float('nan')},
   }
   return bundle_lib.PromptBundle(**(fields | changes))
+
+
+TEXTS = {
+  'sst2': TaskText('s: {sentence}', '{label}', ('no', 'é'), {'sentence': 'x'}),
+  'mnli': TaskText(),
+}
 
 
 def _soft(**changes) -> bundle_lib.PromptBundle:
@@ -146,6 +153,96 @@ class TestRoundTrip:
     (tmp_path / 'file').write_text('x')
     with pytest.raises(InputError, match='something else has this name'):
       _multitask().save(str(tmp_path / 'file'))
+
+
+class TestTexts:
+  """How the tasks' texts are written: format version 2."""
+
+  def test_round_trip(self, tmp_path):
+    want = _multitask(texts=TEXTS)
+    want.save(str(tmp_path / 'bundle'))
+    got = mpt_jax.load_prompts(tmp_path / 'bundle')
+    _assert_same(got, want)
+    assert got.texts == TEXTS
+    assert list(got.texts) == ['mnli', 'sst2']
+    config = json.loads((tmp_path / 'bundle/prompt_config.json').read_text())
+    assert config['format_version'] == 2
+    assert config['texts']['sst2'] == {
+      'inputs': 's: {sentence}',
+      'targets': '{label}',
+      'labels': ['no', 'é'],
+      'columns': {'sentence': 'x'},
+    }
+
+  def test_version_1_is_read_for_ever(self, testdata, tmp_path):
+    folder = testdata / 'bundle_v1'
+    got = mpt_jax.load_prompts(folder / 'bundle')
+    for name, array in np.load(folder / 'arrays.npz').items():
+      assert got.arrays[name].tobytes() == array.tobytes()
+    assert got.texts == {}
+    assert got.task_names == TASKS
+    with pytest.raises(InputError, match="do not say .* task 'mnli'"):
+      got.text('mnli')
+    # Without texts nothing else is written, byte by byte.
+    got.save(str(tmp_path / 'again'))
+    for path in (folder / 'bundle').iterdir():
+      assert (tmp_path / 'again' / path.name).read_bytes() == path.read_bytes()
+
+  def test_they_go_with_their_tasks(self):
+    bundle = _multitask(texts=TEXTS)
+    one = bundle.with_tasks(['sst2'])
+    assert one.texts == {'sst2': TEXTS['sst2']}
+    named = bundle.renamed({'sst2': 'mine'})
+    assert named.texts == {'mine': TEXTS['sst2'], 'mnli': TEXTS['mnli']}
+    other = _soft(texts={'rte': TaskText('r: {a}')})
+    merged = bundle_lib.merge([bundle, other])
+    assert merged.texts == TEXTS | other.texts
+
+  @pytest.mark.parametrize(
+    ('texts', 'message'),
+    [
+      ({}, 'expected templates by task'),
+      ([], 'expected templates by task'),
+      ({'cb': {}}, "texts of 'cb': it is"),
+      ({'mnli': None}, "texts of 'mnli': it is None"),
+      ('DROP', "lacks the key 'texts' of format_version 2"),
+    ],
+  )
+  def test_damage(self, tmp_path, texts, message):
+    _multitask(texts=TEXTS).save(str(tmp_path / 'bundle'))
+    folder = tmp_path / 'bundle'
+    _edit_config(folder, texts=texts)
+    # As one who can compute a digest would write it.
+    config = json.loads((folder / 'prompt_config.json').read_text())
+    content = (folder / 'prompts.safetensors').read_bytes()
+    _edit_config(folder, digest=bundle_lib._digest(config, content))
+    with pytest.raises(InputError, match=message):
+      mpt_jax.load_prompts(folder)
+
+  @pytest.mark.parametrize(
+    ('texts', 'message'),
+    [
+      ({'cb': TaskText()}, "'cb', which is not among the tasks"),
+      ({'mnli': 'a'}, 'expected a TaskText'),
+    ],
+  )
+  def test_parts_must_fit(self, texts, message):
+    with pytest.raises(ValueError, match=message):
+      _multitask(texts=texts)
+
+  def test_version_1_has_none(self, tmp_path):
+    _multitask(texts=TEXTS).save(str(tmp_path / 'bundle'))
+    _edit_config(tmp_path / 'bundle', format_version=1)
+    with pytest.raises(InputError, match="unknown key 'texts'"):
+      mpt_jax.load_prompts(tmp_path / 'bundle')
+
+  def test_more_than_a_reader_would_take(self, tmp_path, caplog):
+    long = {'mnli': TaskText('é' * 300_000)}
+    _multitask(texts=long).save(str(tmp_path / 'bundle'))
+    assert 'does not hold how its tasks' in caplog.text
+    got = mpt_jax.load_prompts(tmp_path / 'bundle')
+    assert got.texts == {}
+    _assert_same(got, _multitask())
 
 
 class TestTasks:

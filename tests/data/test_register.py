@@ -1,11 +1,15 @@
 """A registered task: whose its examples are, and what they keep."""
 
+import json
+
 import numpy as np
 import pytest
 import seqio
+import tensorflow as tf
 
 from mpt_jax import data
 from mpt_jax.data import register
+from mpt_jax.texts import TaskText
 from mpt_jax.types import InputError
 from tests.data.toys import make_text
 
@@ -90,3 +94,81 @@ def test_an_unknown_name_gets_the_nearest(make_task):
   make_task('toy_nearby')
   with pytest.raises(InputError, match="did you mean 'toy_nearby'"):
     data.task_rows((), 'toy_nerby')
+
+
+NLI = 'nli premise: {premise} hypothesis: {hypothesis}'
+
+
+class TestTaskTexts:
+  """What a bundle will say of its tasks; a plain row gives the same text."""
+
+  @pytest.fixture
+  def register(self):
+    made = []
+
+    def call(name, *args, **kwargs):
+      made.append(name)
+      return data.register_task(name, *args, **kwargs)
+
+    yield call
+    for name in made:
+      seqio.TaskRegistry.remove(name)
+
+  @pytest.mark.parametrize(
+    'row',
+    [
+      {'p': ' a {x} "b"', 'h': 'é\n', 'gold': 'yes'},
+      {'p': 3, 'h': -0.5, 'gold': 0},
+      {'p': True, 'h': '', 'gold': 1},
+    ],
+  )
+  def test_a_file_of_rows(self, register, tmp_path, row):
+    (tmp_path / 'a.jsonl').write_text(json.dumps(row) + '\n')
+    columns = {'premise': 'p', 'hypothesis': 'h', 'label': 'gold'}
+    task = register(
+      'own_text',
+      tmp_path / 'a.jsonl',
+      inputs=NLI,
+      labels=('no', 'yes'),
+      columns=columns,
+    )
+    text = data.task_texts(['own_text', 'no_task'], 'train')['own_text']
+    assert text == TaskText(NLI, '{label}', ('no', 'yes'), columns)
+    ds = task.get_dataset(None, 'train', shuffle=False)
+    [example] = ds.as_numpy_iterator()
+    assert text.fill(row) == example['inputs_pretokenized'].decode()
+    answer = example['targets_pretokenized'].decode()
+    assert answer in text.answers().values()
+
+  def test_what_other_code_writes(self, register, tmp_path, write_tfds):
+    (tmp_path / 'a.jsonl').write_text('{"premise": "a", "hypothesis": "b"}\n')
+
+    def upper(ds):
+      return ds.map(
+        lambda e: {**e, 'premise': tf.strings.upper(e['premise']), 'label': 1}
+      )
+
+    register(
+      'own_prepared',
+      lambda split: [{'premise': 'a', 'hypothesis': 'b', 'label': 1}],
+      inputs=NLI,
+      labels=('no', 'yes'),
+      preprocessors=[upper],
+    )
+    register('own_code', tmp_path / 'a.jsonl', preprocessors=[upper])
+    texts = data.task_texts(['own_code', 'own_prepared'], 'train')
+    assert texts == {
+      'own_code': TaskText(),
+      'own_prepared': TaskText(None, '{label}', ('no', 'yes')),
+    }
+
+  def test_numbers_that_tensorflow_writes_otherwise(self, register, write_tfds):
+    row = {'sentence1': 'a', 'sentence2': 'b', 'label': 3.5, 'idx': 1}
+    write_tfds('glue/stsb:2.0.0', {'train': [row], 'validation': [row]})
+    for name, inputs in (('own_float', '{label}'), ('own_int', '{idx}')):
+      register(name, 'glue/stsb:2.0.0', inputs=inputs, targets='{sentence1}')
+    texts = data.task_texts(['own_float', 'own_int'], 'train')
+    assert texts['own_float'] == TaskText()
+    assert texts['own_int'] == TaskText('{idx}', '{sentence1}')
+    # No data, no word.
+    assert data.task_texts(['own_int'], 'nowhere') == {}

@@ -267,6 +267,7 @@ def test_a_cut_target_keeps_the_checkpoints_end_mark(make_task, tmp_path):
     mixture_or_task_name='toy_a',
     task_feature_lengths={'inputs': 4, 'targets': 1},
     batch_size=7,
+    allow_cut_targets=True,
   )
   batch = next(data.get_train_iterator(config, 0, ()))
   assert (batch['encoder_input_tokens'][:, -1] == 2).all()

@@ -17,6 +17,7 @@ from mpt_jax.checkpoints.backbone import load_backbone
 from mpt_jax.checkpoints.bundle import PromptBundle, load_prompts
 from mpt_jax.checkpoints.tensors import expected_shapes
 from mpt_jax.pretrained import Tokenizer
+from mpt_jax.texts import TaskText
 from mpt_jax.types import InputError
 from tests.helpers import tiny
 
@@ -98,6 +99,15 @@ def bundles() -> list[PromptBundle]:
     step=31,
     metrics={'rte': {'accuracy': 0.75, 'f1': 1e-7}, 'mean': 3},
     package_version='0.1',
+    texts={
+      'rte': TaskText(
+        'rte premise: {premise} hypothesis: {hypothesis}',
+        '{label}',
+        ('no', 'yes'),
+        {'premise': 'p'},
+      ),
+      'mnli': TaskText(None, None, ('a', 'é')),
+    },
   )
   soft = PromptBundle(
     method='soft',
@@ -111,7 +121,7 @@ def bundles() -> list[PromptBundle]:
 
 def _text(value: object) -> str:
   """Tells 1 from 1.0 and True, and not one order of keys from another."""
-  return json.dumps(value, sort_keys=True)
+  return json.dumps(value, sort_keys=True, default=dataclasses.asdict)
 
 
 def _read_bundle(folder: str, seed: int) -> None:
@@ -386,15 +396,20 @@ def _infer_seeds() -> list[dict[str, bytes]]:
     '{"inputs": "caf\\u00e9 \\ud83d\\ude00", "more": {"a": [1, 2.5]}}',
     'une ligne é',
   ]
-  return [{'lines.txt': '\n'.join(lines).encode()}]
+  tables = _record_seeds()
+  return [{'lines.txt': '\n'.join(lines).encode()}, *tables]
 
 
 def _read_infer(folder: str, seed: int) -> None:
   from mpt_jax import infer
 
-  path = os.path.join(folder, 'lines.txt')
+  names = ('lines.txt', 'rows.jsonl', 'rows.tsv', 'rows.csv')
+  path = os.path.join(folder, names[seed])
+  told = infer._Told()
+  asking = infer._Asking(bundles()[0], 'rte')
   with infer._open_input(path) as stream:
-    for line in infer._read(stream, path, 'rte'):
+    rows = infer._rows(stream, path, told)
+    for line in infer._questions(rows, asking, told):
       _check(isinstance(line['inputs'], str), 'inputs is no text')
       _check(isinstance(line['task'], str), 'task is no text')
       # As it will be answered and written.

@@ -14,6 +14,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+import scipy.special
 
 from mpt_jax import cli
 from mpt_jax import prompts as prompts_lib
@@ -150,6 +151,10 @@ def test_killed_and_resumed_equals_uninterrupted(bundles, stage, tmp_path):
   want = load_prompts(str(whole / 'prompts'))
   got = load_prompts(str(killed / 'prompts'))
   assert got.step == want.step == STEPS
+  # A product knows how its tasks' text is written.
+  assert got.texts == want.texts
+  assert set(got.texts) == set(got.task_names)
+  assert all(text.inputs and text.labels for text in got.texts.values())
   start = load_prompts(str(bundles / 'source')).arrays
   for name, array in want.arrays.items():
     np.testing.assert_array_equal(got.arrays[name], array, err_msg=name)
@@ -584,7 +589,7 @@ def test_model_dir_of_another_run(bundles, capsys, tmp_path):
     [*argv, '--gin.TRAIN_STEPS=1', '--gin.RANDOM_SEED=7'],
   )
   assert str(folder) in error
-  assert 'seed' in error
+  assert error.endswith('RANDOM_SEED: 0 there, 7 here')
 
 
 def test_eval_infer_export(bundles, tmp_path, capsys):
@@ -636,6 +641,30 @@ def test_eval_infer_export(bundles, tmp_path, capsys):
   ]
   assert [a['index'] for a in answers] == list(range(5))
   assert all(a['inputs'].startswith('sst2 sentence: ') for a in answers)
+  # Ranking its label words gives what the model's own scores give.
+  run(
+    'mpt_jax.infer',
+    'infer',
+    'infer',
+    OUTPUT=str(tmp_path / 'r.jsonl'),
+    RANK_LABELS=True,
+    **common,
+  )
+  ranked = [
+    json.loads(line) for line in (tmp_path / 'r.jsonl').read_text().splitlines()
+  ]
+  model = PromptedT5.from_pretrained(
+    str(bundles / 'backbone'), common['PROMPTS']
+  )
+  for answer, line in zip(answers, ranked, strict=True):
+    words = ('negative', 'positive')
+    scores = model.score([line['inputs']] * 2, words, task='sst2')
+    shares = scipy.special.softmax(np.array(scores, np.float64))
+    got = [line['probabilities'][word] for word in words]
+    np.testing.assert_allclose(got, shares, atol=1e-5)
+    assert line['prediction'] == words[int(np.argmax(got))]
+    for key in ('task', 'index', 'inputs', 'targets'):
+      assert line[key] == answer[key]
   # Another task's prompt, as in zero-shot transfer, on a mixture too.
   run(
     'mpt_jax.eval',
@@ -701,13 +730,15 @@ LINES = (
 @pytest.mark.slow
 def test_lines_of_text_are_answered(bundles, capsys, monkeypatch, tmp_path):
   answers = _answer(bundles, capsys, LINES, monkeypatch, PROMPT_TASK='sst2')
-  assert [a['index'] for a in answers] == [0, 1, 2]
-  assert [a['task'] for a in answers] == ['sst2', 'mnli', 'sst2']
-  assert answers[1]['id'] == 7
+  # An empty line has its answer too, so that answers stay in step.
+  assert [a['index'] for a in answers] == [0, 1, 2, 3]
+  assert [a['task'] for a in answers] == ['sst2', 'sst2', 'mnli', 'sst2']
+  assert answers[2]['id'] == 7
   model = PromptedT5.from_pretrained(
     str(bundles / 'backbone'), prompts=str(bundles / 'source')
   )
-  for a in answers:
+  assert answers[1]['prediction'] is None
+  for a in answers[:1] + answers[2:]:
     [expected] = model.generate(
       [a['inputs']], task=a['task'], max_decode_length=5
     )

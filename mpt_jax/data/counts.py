@@ -1,0 +1,306 @@
+"""What of a split is cut, hidden or empty, in numbers.
+
+Neither training nor a score shows that half of the texts were cut, so it is
+counted where a split is read, said once, and kept with a run's results.
+"""
+
+import collections
+from collections.abc import Iterator, Mapping
+import dataclasses
+import inspect
+
+import seqio
+import tensorflow as tf
+
+from mpt_jax.data import labels, templates
+from mpt_jax.types import InputError
+
+_KEYS = ('inputs', 'targets')
+# How many examples are read at a time.
+_BLOCK = 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts:
+  """Numbers of examples of a task's split.
+
+  Attributes:
+    examples: all of them.
+    unlabelled: those whose label is hidden or missing.
+    empty_inputs: those whose inputs hold nothing but their template.
+    cut_inputs: those with more input tokens than fit.
+    cut_targets: those with more target tokens than fit.
+    longest_input: the most input tokens, end mark included, before any cut.
+    longest_target: likewise.
+    absent: label words that no example has.
+    digest: of the examples, where it was asked for.
+  """
+
+  examples: int
+  unlabelled: int
+  empty_inputs: int
+  cut_inputs: int
+  cut_targets: int
+  longest_input: int
+  longest_target: int
+  absent: tuple[str, ...] = ()
+  digest: str = ''
+
+  @property
+  def labelled(self) -> int:
+    """How many examples can be trained on and scored."""
+    return self.examples - self.unlabelled
+
+  def as_json(self) -> dict[str, int]:
+    """Returns the numbers by name."""
+    values = dataclasses.asdict(self)
+    del values['absent'], values['digest']
+    return values
+
+
+class Watch:
+  """Looks at a task's examples as they are read, and keeps their lengths.
+
+  Attributes:
+    inputs: input tokens of each example, end mark included, before any cut.
+    targets: likewise.
+    labelled: positions of examples that have a label.
+    blank: positions of examples with empty inputs.
+  """
+
+  def __init__(self, task: seqio.Task):
+    """Takes the task's templates, where they are known."""
+    wording = templates.wording_of(task)
+    self._answers = wording.answers if wording and wording.is_label else {}
+    hidden = wording.hidden if wording else labels.NO_LABEL
+    self._hidden = {hidden.encode(), labels.NO_LABEL.encode()}
+    self._empty = {b'', wording.blank.strip().encode() if wording else b''}
+    self._seen: set[bytes | None] = set()
+    self.inputs: list[int] = []
+    self.targets: list[int] = []
+    self.labelled: list[int] = []
+    self.blank: list[int] = []
+
+  def add(
+    self,
+    input_length: int,
+    target_length: int,
+    input_text: bytes | None,
+    target_text: bytes | None,
+  ) -> None:
+    """Takes note of an example.
+
+    Args:
+      input_length: how many input tokens it has.
+      target_length: likewise.
+      input_text: None if it is not known.
+      target_text: likewise.
+    """
+    place = len(self.inputs)
+    self.inputs.append(input_length)
+    self.targets.append(target_length)
+    self._seen.add(target_text)
+    if not self.is_hidden(target_text):
+      self.labelled.append(place)
+    # Without a text, there is the end mark alone.
+    if (
+      input_length < 2
+      if input_text is None
+      else input_text.strip() in self._empty
+    ):
+      self.blank.append(place)
+
+  def is_hidden(self, target_text: bytes | None) -> bool:
+    """Whether a target's text stands for a hidden label."""
+    return target_text in self._hidden
+
+  def count(self, limits: tuple[int, int]) -> Counts:
+    """Returns the counts, given the most input and target tokens."""
+    absent = (
+      w for w, t in self._answers.items() if t.encode() not in self._seen
+    )
+    return Counts(
+      examples=len(self.inputs),
+      unlabelled=len(self.inputs) - len(self.labelled),
+      empty_inputs=len(self.blank),
+      cut_inputs=sum(n > limits[0] for n in self.inputs),
+      cut_targets=sum(n > limits[1] for n in self.targets),
+      longest_input=max(self.inputs, default=0),
+      longest_target=max(self.targets, default=0),
+      absent=tuple(absent),
+    )
+
+
+def whole_lengths(
+  task: seqio.Task, limits: dict[str, int]
+) -> dict[str, int] | None:
+  """The lengths to ask a task for, so that it does not cut by itself.
+
+  What it cut could not be counted. A task whose own preprocessors make
+  examples of a length (spans of a running text) needs the lengths.
+
+  Args:
+    task: the task.
+    limits: of `inputs` and `targets`.
+
+  Returns:
+    The limits, or None for none.
+  """
+  for step in task.preprocessors:
+    if step is not seqio.preprocessors.append_eos_after_trim:
+      if 'sequence_length' in inspect.signature(step).parameters:
+        return limits
+  return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Survey:
+  """What a reader should know of a split before a run.
+
+  Attributes:
+    examples: how many were looked at.
+    unlabelled: those whose label is hidden or missing.
+    empty: those with empty inputs.
+    double: those that repeat an earlier one, inputs and target.
+    conflicting: those whose inputs have other labels elsewhere in the split;
+      None if the task has no label words.
+    classes: label word -> how many have it; empty without label words.
+    inputs: of each input, how many examples have it.
+  """
+
+  examples: int
+  unlabelled: int
+  empty: int
+  double: int
+  conflicting: int | None
+  classes: Mapping[str, int]
+  inputs: Mapping[bytes, int]
+
+  def within(self, other: 'Survey') -> int:
+    """Returns how many examples have inputs that another split has too."""
+    return sum(n for text, n in self.inputs.items() if text in other.inputs)
+
+
+def survey(task: seqio.Task, split: str, most: int | None) -> Survey:
+  """Looks at the texts of a split.
+
+  Args:
+    task: the task.
+    split: the split.
+    most: how many of its first examples to look at; None is all.
+
+  Returns:
+    What was found.
+
+  Raises:
+    InputError: if it cannot be read.
+  """
+  ds = task.get_dataset(None, split, shuffle=False, try_in_mem_cache=False)
+  known = [f'{key}_pretokenized' in ds.element_spec for key in _KEYS]
+
+  def texts(example):
+    return [
+      *(tf.size(example[key]) for key in _KEYS),
+      *(
+        example[f'{key}_pretokenized']
+        if whole
+        else tf.io.serialize_tensor(example[key])
+        for key, whole in zip(_KEYS, known, strict=True)
+      ),
+    ]
+
+  if most is not None:
+    ds = ds.take(most)
+  watch = Watch(task)
+  wording = templates.wording_of(task)
+  pairs: collections.Counter[tuple[bytes, bytes]] = collections.Counter()
+  for batch in ds.map(texts).batch(_BLOCK).as_numpy_iterator():
+    for *lengths, text, target in zip(*batch, strict=True):
+      watch.add(
+        *lengths, text if known[0] else None, target if known[1] else None
+      )
+      pairs[text, target] += 1
+  count = watch.count((0, 0))
+  inputs: collections.Counter[bytes] = collections.Counter()
+  targets: dict[bytes, set[bytes]] = {}
+  said: collections.Counter[bytes] = collections.Counter()
+  for (text, target), number in pairs.items():
+    inputs[text] += number
+    said[target] += number
+    if not watch.is_hidden(target):
+      targets.setdefault(text, set()).add(target)
+  classes = wording.answers if wording and wording.is_label else {}
+  return Survey(
+    examples=count.examples,
+    unlabelled=count.unlabelled,
+    empty=count.empty_inputs,
+    double=count.examples - len(pairs),
+    conflicting=sum(inputs[t] for t, all_ in targets.items() if len(all_) > 1)
+    if classes
+    else None,
+    classes={word: said[text.encode()] for word, text in classes.items()},
+    inputs=inputs,
+  )
+
+
+def share(part: int, whole: int) -> str:
+  """Returns a share in percent.
+
+  Examples:
+    >>> share(37, 2490)
+    '1.5 %'
+  """
+  percent = 100 * part / max(whole, 1)
+  return f'{percent:.1f} %' if percent >= 0.05 or not part else '< 0.1 %'
+
+
+def lines(
+  name: str, counts: Counts, limits: tuple[int, int], used: str
+) -> Iterator[str]:
+  """Yields what a user should know of a split, one line each.
+
+  Args:
+    name: 'task/split'.
+    counts: its numbers.
+    limits: most input and target tokens.
+    used: what examples without a label are not: 'trained on', 'scored'.
+  """
+  whole = counts.examples
+
+  def some(part: int, what: str) -> str:
+    return f'{name}: {part:,} of {whole:,} {what} ({share(part, whole)})'
+
+  if counts.unlabelled:
+    yield f'{some(counts.unlabelled, "examples")} have no label: not {used}'
+  if counts.empty_inputs:
+    yield f'{some(counts.empty_inputs, "examples")} have empty inputs'
+  for part, what, limit, longest in (
+    (counts.cut_inputs, 'inputs', limits[0], counts.longest_input),
+    (counts.cut_targets, 'targets', limits[1], counts.longest_target),
+  ):
+    if part:
+      yield (
+        f'{some(part, what)} are longer than {limit} tokens and were cut'
+        f' (the longest has {longest:,})'
+      )
+
+
+def refuse_cut_targets(
+  task: str, split: str, cut: int, counts: Counts, limit: int
+) -> None:
+  """Raises InputError if targets are cut.
+
+  Args:
+    task: its name.
+    split: the split.
+    cut: how many targets are cut.
+    counts: of the split.
+    limit: T.
+  """
+  if cut:
+    raise InputError(
+      f'task {task!r}, split {split!r}: {cut:,} of {counts.examples:,} targets'
+      f' are longer than {limit} tokens (the longest has'
+      f' {counts.longest_target:,}) and would be cut: raise'
+      " TASK_FEATURE_LENGTHS['targets'], or allow it by ALLOW_CUT_TARGETS=True"
+    )

@@ -1,0 +1,251 @@
+"""How the text of a task is written: templates, and what fills them.
+
+`'nli premise: {premise} hypothesis: {hypothesis}'` says in one line what the
+model reads. `{idx/question}` reaches into a nested feature; `{{` and `}}` are
+braces. Nothing is stripped, lower-cased or escaped. The data layer fills the
+same templates with tensors (`data/templates.py`).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import string
+from typing import Any
+
+from mpt_jax import lines
+from mpt_jax.types import InputError, nearest
+
+# The feature whose class id a label word replaces.
+LABEL = 'label'
+
+
+@dataclasses.dataclass(frozen=True)
+class Template:
+  """A text with the names of features in braces.
+
+  Attributes:
+    text: the template string.
+    parts: literal text and the name of the feature that follows it, in turn.
+  """
+
+  text: str
+  parts: tuple[tuple[str, str | None], ...] = dataclasses.field(
+    init=False, repr=False
+  )
+
+  def __post_init__(self):
+    try:
+      parsed = list(string.Formatter().parse(self.text))
+    except ValueError as e:
+      raise InputError(f'the template {self.text!r} is broken: {e}') from e
+    for _, name, spec, conversion in parsed:
+      if name == '' or spec or conversion:
+        raise InputError(
+          f'the template {self.text!r} may hold plain names in braces only,'
+          ' as in {premise}'
+        )
+    object.__setattr__(self, 'parts', tuple((p[0], p[1]) for p in parsed))
+
+  @property
+  def fields(self) -> tuple[str, ...]:
+    """The features that the text needs, in order."""
+    return tuple(name for _, name in self.parts if name is not None)
+
+  def write(self, values: Mapping[str, str]) -> str:
+    """Returns the text with these values; '' for a field without one."""
+    return ''.join(
+      literal + ('' if name is None else values.get(name, ''))
+      for literal, name in self.parts
+    )
+
+  def pieces(
+    self, values: Mapping[str, Any], text: Callable[[Any], Any]
+  ) -> list[Any]:
+    """Returns the literal texts and, between them, `text` of each value.
+
+    Raises:
+      InputError: if a value is missing; names those there are.
+    """
+    found: list[Any] = []
+    for literal, name in self.parts:
+      found.append(literal)
+      if name is not None:
+        found.append(text(lookup(values, name)))
+    return found
+
+
+def find(values: Mapping[str, Any], name: str) -> Any:
+  """Returns a value, which may be nested.
+
+  Args:
+    values: by name.
+    name: 'label', or 'idx/question' for values['idx']['question'].
+
+  Raises:
+    KeyError: if there is none.
+  """
+  if name in values:
+    return values[name]
+  value: Any = values
+  for part in name.split('/'):
+    if not isinstance(value, Mapping) or part not in value:
+      raise KeyError(name)
+    value = value[part]
+  return value
+
+
+def has(values: Mapping[str, Any], name: str) -> bool:
+  """Whether `find` finds a value."""
+  try:
+    find(values, name)
+  except KeyError:
+    return False
+  return True
+
+
+def lookup(example: Mapping[str, Any], name: str) -> Any:
+  """Returns a feature as `find` does.
+
+  Raises:
+    InputError: if there is none; names those there are.
+  """
+  try:
+    return find(example, name)
+  except KeyError:
+    raise InputError(
+      f'no feature {name!r} in the data; there is {sorted(example)}'
+      f'{nearest(name, sorted(example))}'
+    ) from None
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskText:
+  """How the text of one task is written, as far as templates say it.
+
+  Attributes:
+    inputs: template of the model's input; None if the task's own code makes
+      it of the data, so that columns cannot fill it.
+    targets: template of the answer; None likewise.
+    labels: label words in the order of the class ids; None if the answer is
+      no class.
+    columns: name in the templates -> column of the task's data, where they
+      differ.
+
+  Raises:
+    ValueError: if a part is of another kind.
+  """
+
+  inputs: str | None = None
+  targets: str | None = None
+  labels: tuple[str, ...] | None = None
+  columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+  def __post_init__(self):
+    for name in ('inputs', 'targets'):
+      value = getattr(self, name)
+      if value is not None:
+        _check_text(name, value)
+        Template(value)
+    if self.labels is not None:
+      if not isinstance(self.labels, list | tuple) or not self.labels:
+        raise ValueError(f'labels is {self.labels!r}, expected a list of words')
+      for word in self.labels:
+        _check_text('labels', word)
+      if len(set(self.labels)) < len(self.labels):
+        raise ValueError(f'labels has a word twice: {list(self.labels)}')
+      object.__setattr__(self, 'labels', tuple(self.labels))
+    if not isinstance(self.columns, Mapping):
+      raise ValueError(f'columns is {self.columns!r}, expected names by name')
+    for name, column in self.columns.items():
+      _check_text('columns', name)
+      _check_text('columns', column)
+
+  @classmethod
+  def parse(cls, value: Any) -> 'TaskText':
+    """Reads what `dataclasses.asdict` made.
+
+    Raises:
+      ValueError: if a key is missing or unknown, or a part is wrong.
+    """
+    known = [field.name for field in dataclasses.fields(cls)]
+    if not isinstance(value, Mapping) or set(value) != set(known):
+      keys = sorted(value) if isinstance(value, Mapping) else value
+      raise ValueError(f'it is {keys!r}, expected {", ".join(known)}')
+    return cls(**value)
+
+  @property
+  def fields(self) -> tuple[str, ...]:
+    """The names that an input is made of; none if code makes it."""
+    if self.inputs is None:
+      return ()
+    return tuple(dict.fromkeys(Template(self.inputs).fields))
+
+  def has_any(self, row: Mapping[str, Any]) -> bool:
+    """Whether a row has any of the fields, by the one name or the other."""
+    return any(
+      has(row, name) or has(row, self.columns.get(name, name))
+      for name in self.fields
+    )
+
+  def fill(self, row: Mapping[str, Any]) -> str:
+    """Writes the model's input.
+
+    Args:
+      row: texts and numbers by the columns of the task's data or, if it lacks
+        one of these, by the names in the template.
+
+    Raises:
+      InputError: names the field that is missing, and those there are.
+    """
+    if self.inputs is None:
+      raise InputError(
+        'the code of the task writes its text, which fields alone cannot;'
+        ' give the text itself'
+      )
+    names = {name: self.columns.get(name, name) for name in self.fields}
+    if not all(has(row, column) for column in names.values()):
+      if any(not has(row, name) for name in names):
+        raise InputError(_lacking(row, names))
+      names = {name: name for name in names}
+    values = {}
+    for name, key in names.items():
+      text = lines.cell_text(find(row, key), f'column {key!r}')
+      if not isinstance(text, str):
+        raise InputError(f'column {key!r} holds a list, expected one text')
+      values[name] = text
+    return Template(self.inputs).write(values)
+
+  def answers(self) -> dict[str, str]:
+    """Returns the text of the answer by label word.
+
+    Raises:
+      InputError: if the task has no label words, or its answers hold more.
+    """
+    if self.labels is None:
+      raise InputError('no label words to rank')
+    if self.targets is None or set(Template(self.targets).fields) != {LABEL}:
+      raise InputError(
+        f'label words cannot be ranked where an answer is {self.targets!r}'
+      )
+    target = Template(self.targets)
+    return {word: target.write({LABEL: word}) for word in self.labels}
+
+
+def _check_text(name: str, value: Any) -> None:
+  if not isinstance(value, str):
+    raise ValueError(f'{name} is {value!r}, expected text')
+  try:
+    value.encode()
+  except UnicodeEncodeError as e:
+    raise ValueError(f'{name} is {value!r}: {e.reason}') from e
+
+
+def _lacking(row: Mapping[str, Any], names: Mapping[str, str]) -> str:
+  """What a row lacks, in the words that are nearer to what it has."""
+  known: Sequence[str] = sorted(map(str, row))
+  missing = next(name for name, column in names.items() if not has(row, column))
+  if any(has(row, name) for name in names):
+    missing = next(name for name in names if not has(row, name))
+  return (
+    f'no {missing!r}; there is {known}, and the text is written of'
+    f' {", ".join(names)}{nearest(missing, known)}'
+  )

@@ -1,0 +1,150 @@
+"""A run is its settings and its data: another one must not take its folder.
+
+Guards against a run that goes on, or calls itself finished, with what it was
+not made with; and against a folder that is blocked by a run that never was.
+"""
+
+import dataclasses
+import json
+import logging
+
+import pytest
+
+from mpt_jax import optimizers, t5
+from mpt_jax import prompts as prompts_lib
+from mpt_jax.checkpoints import run as run_lib
+from mpt_jax.models import PromptedT5
+from mpt_jax.types import InputError
+
+CONFIG = t5.T5Config(vocab_size=13, emb_dim=5, num_heads=3, head_dim=2)
+
+
+def record(
+  *, steps=4, rate=0.3, task_rate=0.1, length=7, seed=0, dropout=0.0, digest='a'
+):
+  groups = optimizers.prompt_groups(True, rate, task_rate)
+  config = CONFIG.replace(dropout_rate=dropout)
+  return {
+    'backbone_fingerprint': 'sha256:1',
+    'model': repr(
+      PromptedT5(config, prompts_lib.MultitaskPrompts(length, 5, 2))
+    ),
+    'optimizer': repr(optimizers.Optimizer(groups, total_steps=steps)),
+    'prompts': repr(
+      prompts_lib.PromptConfig(length=length, task_names=('a', 'b'))
+    ),
+    'distillation': 'None',
+    'train_steps': steps,
+    'seed': seed,
+    run_lib.DATA: {
+      'a/train': {'examples': 3, 'digest': digest},
+      'a/test': {'examples': 2, 'digest': 'b'},
+    },
+  }
+
+
+@pytest.fixture
+def folder(tmp_path):
+  """A folder in which a run has saved a step."""
+  assert not run_lib.check_run_config(str(tmp_path), record())
+  (tmp_path / 'checkpoints' / '2').mkdir(parents=True)
+  assert run_lib.check_run_config(str(tmp_path), record())
+  return tmp_path
+
+
+@pytest.mark.parametrize(
+  ('changed', 'details'),
+  [
+    ({'steps': 8}, ['train_steps: 4 there, 8 here']),
+    ({'rate': 0.5}, ['learning_rate: 0.3 there, 0.5 here']),
+    ({'task_rate': 0.5}, ['task_learning_rate: 0.1 there, 0.5 here']),
+    ({'length': 8}, ['length: 7 there, 8 here']),
+    ({'dropout': 0.1}, ['dropout_rate: 0.0 there, 0.1 here']),
+    (
+      {'seed': 3, 'steps': 5, 'digest': 'c'},
+      ['seed: 0 there, 3 here', 'train_steps: 4 there, 5 here'],
+    ),
+    (
+      {'digest': 'c'},
+      ['the data of a/train differ: 3 examples, but not the same'],
+    ),
+  ],
+)
+def test_what_differs_is_named_with_both_values(folder, changed, details):
+  before = (folder / run_lib.RUN_CONFIG).read_bytes()
+  with pytest.raises(InputError, match='holds a run with other') as error:
+    run_lib.check_run_config(str(folder), record(**changed))
+  assert list(error.value.details) == details
+  assert (folder / run_lib.RUN_CONFIG).read_bytes() == before
+
+
+def test_names_are_those_of_the_user(folder):
+  with pytest.raises(InputError) as error:
+    run_lib.check_run_config(str(folder), record(steps=8), str.upper)
+  assert error.value.details == ('TRAIN_STEPS: 4 there, 8 here',)
+
+
+@pytest.mark.parametrize('leftover', [(), ('checkpoints',), ('tensorboard',)])
+def test_a_run_that_saved_nothing_blocks_no_folder(tmp_path, leftover):
+  run_lib.check_run_config(str(tmp_path), record())
+  for name in leftover:
+    (tmp_path / name).mkdir()
+  assert not run_lib.check_run_config(str(tmp_path), record(steps=8))
+  stored = json.loads((tmp_path / run_lib.RUN_CONFIG).read_text())
+  assert stored['train_steps'] == 8
+
+
+@pytest.mark.parametrize(
+  'saved', ['results.json', 'damaged/4', 'checkpoints/4']
+)
+def test_a_run_that_saved_anything_keeps_its_folder(tmp_path, saved):
+  run_lib.check_run_config(str(tmp_path), record())
+  (tmp_path / saved).mkdir(parents=True)
+  with pytest.raises(InputError, match='train_steps: 4 there, 8 here'):
+    run_lib.check_run_config(str(tmp_path), record(steps=8))
+
+
+def test_a_record_of_version_0_1_is_still_taken(folder, caplog):
+  stored = record()
+  del stored[run_lib.DATA]
+  (folder / run_lib.RUN_CONFIG).write_text(json.dumps(stored))
+  with caplog.at_level(logging.WARNING):
+    assert run_lib.check_run_config(str(folder), record())
+  assert 'kept no digest of its data' in caplog.text
+  # From now on they are known.
+  with pytest.raises(InputError, match='the data of a/train differ'):
+    run_lib.check_run_config(str(folder), record(digest='c'))
+
+
+def test_another_split_may_be_scored_later(folder):
+  more = record()
+  more[run_lib.DATA] = {
+    'a/train': more[run_lib.DATA]['a/train'],
+    'a/validation': {'examples': 5, 'digest': 'd'},
+  }
+  assert run_lib.check_run_config(str(folder), more)
+  stored = json.loads((folder / run_lib.RUN_CONFIG).read_text())[run_lib.DATA]
+  assert sorted(stored) == ['a/test', 'a/train', 'a/validation']
+
+
+def test_a_setting_that_is_no_dataclass_is_shown_as_it_is(folder):
+  before = record()
+  now = {**before, 'distillation': "Distillation(teacher_prompts='{task}')"}
+  with pytest.raises(InputError) as error:
+    run_lib.refuse_differences('run', before, now)
+  assert list(error.value.details) == [
+    "teacher_prompts: None there, '{task}' here"
+  ]
+
+
+def test_every_field_of_the_optimizer_has_a_name(folder):
+  """A field that is new in `Optimizer` must not get lost on the way."""
+  fields = {f.name for f in dataclasses.fields(optimizers.Optimizer)}
+  groups = (optimizers.Group('prompts/prompt', 0.1),)
+  shown = {
+    place[1]
+    for place, _ in run_lib._fields(
+      'optimizer', repr(optimizers.Optimizer(groups, total_steps=3))
+    )
+  }
+  assert fields - {'groups'} <= shown
