@@ -62,11 +62,13 @@ class _Command:
 
   Attributes:
     words: what was typed.
+    arguments: the same, one by one.
     processes: `multihost`, where several processes run as one.
     resumes: what a repetition of the command will do.
   """
 
   words: str = ''
+  arguments: Sequence[str] = ()
   processes: Any = None
   resumes: Callable[[], str] = lambda: (
     'nothing was begun: the same command starts from the start'
@@ -98,7 +100,9 @@ def main(module: str, function: str, argv: Sequence[str] | None = None) -> None:
   global _command
   argv = sys.argv[1:] if argv is None else list(argv)
   debug = '--debug' in argv
-  _command = command = _Command(shell_command(module, argv))
+  _command = command = _Command(
+    shell_command(module.removeprefix('mpt_jax.'), argv), argv
+  )
   _start_logging()
   try:
     with quiet_pipe():
@@ -177,6 +181,19 @@ def _run(
   gin.get_configurable(target)()
   if processes:
     processes.finish()
+
+
+def repeated(macros: Mapping[str, Any]) -> str:
+  """This command with other macros, to be pasted; '' if there is none.
+
+  Args:
+    macros: name -> value.
+  """
+  given = tuple(f'--gin.{name}=' for name in macros)
+  kept = [a for a in _command.arguments if not a.startswith(given)]
+  kept += [f'--gin.{name}={value!r}' for name, value in macros.items()]
+  program = _command.words.partition(' --')[0]
+  return ' '.join([program, *map(quoted, kept)]) if program else ''
 
 
 def at_interrupt(resumes: Callable[[], str]) -> None:
@@ -511,12 +528,45 @@ def check_macros(
   """
   paths = search_paths(extra_paths)
   found = [_find(name, paths) for name in gin_files]
+  _read_checked(found, bindings, paths)
+  return found
+
+
+def read_macros(
+  gin_files: Sequence[str], bindings: Sequence[str]
+) -> dict[str, Any]:
+  """Reads what a run would be given; imports and runs nothing.
+
+  Args:
+    gin_files: as for `configure`.
+    bindings: 'NAME=VALUE'.
+
+  Returns:
+    Macro -> value, of those that are set to one; a required one need not be.
+
+  Raises:
+    InputError: if a file is missing, a macro unknown or of a wrong type.
+  """
+  paths = search_paths()
+  found = [_find(name, paths) for name in gin_files]
+  text = _read_checked(found, bindings, paths, whole=False)
+  values = {n: text.resolve(s).value for n, s in text.macros.items()}
+  return {n: v for n, v in values.items() if v is not ANYTHING}
+
+
+def _read_checked(
+  found: Sequence[str],
+  bindings: Sequence[str],
+  paths: Sequence[str],
+  whole: bool = True,
+) -> '_Text':
+  """Reads gin files and bindings; `whole`: nothing required may be missing."""
   text = _read_files(found, paths)
   for binding in bindings:
     text.add(_parse_binding(binding, text.used))
-  _check_names(text)
+  _check_names(text, whole)
   _check_types(text)
-  return found
+  return text
 
 
 def call(
@@ -770,8 +820,8 @@ def _quoted_form(value: str) -> tuple[str, str]:
   return 'a string needs quotes', repr(bare)
 
 
-def _check_names(text: _Text) -> None:
-  """Every macro that is set must be used, every required one must be set.
+def _check_names(text: _Text, whole: bool) -> None:
+  """Every macro that is set must be used, and if `whole` every one be set.
 
   Gin itself accepts a misspelt macro in silence.
   """
@@ -790,7 +840,7 @@ def _check_names(text: _Text) -> None:
     )
   missing = [n for n, s in macros.items() if s.value == _REQUIRED]
   missing += sorted(used - macros.keys())
-  if missing:
+  if missing and whole:
     others = f' (also missing: {", ".join(missing[1:])})' if missing[1:] else ''
     raise InputError(
       f'required macro {missing[0]} is not set: give'

@@ -6,10 +6,12 @@ r"""Scores prompts on a task, a mixture, or several of them.
     --gin.MIXTURE_OR_TASK_NAME="'rte'" --gin.MODEL_DIR="'runs/eval/rte'"
 
 Decodes with the trained prompts, applies the tasks' own postprocessing and
-metrics (SeqIO's Evaluator) and writes `results.json`.
+metrics, and writes `results.json`, every answer to `predictions.jsonl`, and
+for classes who was taken for whom to `confusion.txt`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+import json
 import logging
 import os
 from typing import Any
@@ -21,7 +23,9 @@ from mpt_jax.runs import (
   RESULTS,
   finite_scores,
   format_scores,
+  judgements,
   make_predictor,
+  mean_score,
 )
 from mpt_jax.types import (
   Lengths,
@@ -30,6 +34,8 @@ from mpt_jax.types import (
 )
 
 log = logging.getLogger(__name__)
+
+PREDICTIONS, CONFUSION = 'predictions.jsonl', 'confusion.txt'
 
 
 def evaluate(
@@ -57,7 +63,8 @@ def evaluate(
   """Scores a backbone with or without prompts.
 
   Args:
-    model_dir: folder for `results.json`.
+    model_dir: folder for `results.json`, `predictions.jsonl` and, if there are
+      classes, `confusion.txt`.
     backbone: path of an HF folder or T5X checkpoint, or a loaded backbone.
     mixture_or_task_name: what to score; may be a list.
     task_feature_lengths: {'inputs': S with prompt slots, 'targets': T}.
@@ -87,6 +94,12 @@ def evaluate(
     InputError: if something given is wrong.
   """
   model_dir = require_local(model_dir)
+  log.info('reading the tasks (TensorFlow takes a few seconds) …')
+  from mpt_jax import data
+
+  names = cli.as_list(mixture_or_task_name)
+  for name in names:
+    data.check_data(name, split, module)
   predictor = make_predictor(
     backbone,
     prompts,
@@ -101,10 +114,6 @@ def evaluate(
     scan_layers=scan_layers,
     shard_backbone=shard_backbone,
   )
-  log.info('reading the tasks (TensorFlow takes a few seconds) …')
-  from mpt_jax import data
-
-  names = cli.as_list(mixture_or_task_name)
   # One prompt for whatever is read, or each task's own.
   task_names = () if prompt_task else predictor.task_names
   examples: dict[str, Any] = {}
@@ -119,9 +128,10 @@ def evaluate(
       module=module,
       allow_cut_targets=allow_cut_targets,
     )
-  scores: dict[str, dict[str, float]] = {}
+  cli.keep_log(model_dir)
+  scores = data.Scores()
   for name in names:
-    scores.update(
+    scores.add(
       data.evaluate(
         name,
         split,
@@ -137,24 +147,79 @@ def evaluate(
   synthetic = any(data.is_synthetic(name) for name in names)
   if synthetic:
     log.info('SYNTHETIC DATA: these scores say nothing about the real data')
+  results = {
+    'split': split,
+    'prompts': prompts,
+    'prompt_task': prompt_task,
+    'backbone': predictor.backbone_name,
+    'synthetic_data': synthetic,
+    'examples': {
+      split: {task: found.as_json() for task, found in examples.items()}
+    },
+  }
+  multihost.on_first(lambda: _write(model_dir, scores, results))
+  path = os.path.join(model_dir, RESULTS)
+  log.info('%s: %s; in %s', split, mean_score(scores), path)
+  return dict(scores)
+
+
+def _write(model_dir: str, scores: Any, results: Mapping[str, Any]) -> None:
+  """Judges the scores, tells of them and writes what was found.
+
+  Args:
+    model_dir: the folder.
+    scores: `mpt_jax.data.Scores`.
+    results: more for `results.json`.
+  """
+  judged, confusion, lines = {}, {}, []
   for task, values in scores.items():
-    log.info('%s %s: %s', task, split, format_scores(values))
+    judged[task] = scores.judge(task, again=True)
+    told = format_scores(values, judged[task])
+    log.info('%s %s: %s', task, results['split'], told)
+    for name, reason in judged[task].no_interval.items():
+      log.info('%s: no interval of %s: %s', task, name, reason)
+    if task in scores.answers:
+      lines += scores.predictions(task)
+      counts = scores.answers[task].confusion()
+      if counts is not None:
+        confusion[task] = counts
+  # The results come last: where they are, all is there.
+  text = ''.join(json.dumps(line, ensure_ascii=False) + '\n' for line in lines)
+  files.write_file(os.path.join(model_dir, PREDICTIONS), text.encode())
+  if confusion:
+    tables = [_table(task, counts) for task, counts in confusion.items()]
+    path = os.path.join(model_dir, CONFUSION)
+    files.write_file(path, '\n'.join(tables).encode())
   content = files.json_bytes(
     {
+      **results,
       'scores': finite_scores(scores),
-      'split': split,
-      'prompts': prompts,
-      'prompt_task': prompt_task,
-      'backbone': predictor.backbone_name,
-      'synthetic_data': synthetic,
-      'examples': {
-        split: {task: found.as_json() for task, found in examples.items()}
-      },
+      **judgements(judged),
+      'confusion': confusion,
     }
   )
-  path = os.path.join(model_dir, RESULTS)
-  multihost.on_first(lambda: files.write_file(path, content))
-  return scores
+  files.write_file(os.path.join(model_dir, RESULTS), content)
+
+
+def _table(task: str, confusion: Mapping[str, Any]) -> str:
+  """A confusion matrix to read: a row for each target."""
+  labels = confusion['labels']
+  rows = [
+    [f'{task}: target \\ answer', *labels, 'invalid'],
+    *(
+      [w, *map(str, n)]
+      for w, n in zip(labels, confusion['matrix'], strict=True)
+    ),
+  ]
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  return ''.join(
+    '  '.join(
+      [row[0].ljust(widths[0])]
+      + [cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True)]
+    )
+    + '\n'
+    for row in rows
+  )
 
 
 if __name__ == '__main__':

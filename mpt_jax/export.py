@@ -66,6 +66,11 @@ def export(
       bundle.to_peft(os.path.join(output, task), task)
   else:
     bundle.save(output)
+  if bundle.texts and format != 'bundle':
+    log.info(
+      "format %s does not hold how the tasks' text is written, a bundle does",
+      format,
+    )
   log.info('wrote %s of %s to %s', format, ', '.join(bundle.task_names), output)
 
 

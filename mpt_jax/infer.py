@@ -27,7 +27,6 @@ import itertools
 import json
 import logging
 import os
-import signal
 import sys
 from typing import Any, TextIO
 
@@ -133,32 +132,28 @@ def infer(
   if input is not None:
     if not isinstance(backbone, str):
       raise InputError('lines of text are answered from a backbone on disk')
+    if task_feature_lengths is not None:
+      raise InputError('TASK_FEATURE_LENGTHS are of a task: lines are not cut')
     if batch_size < 1:
       raise InputError(f'batch_size is {batch_size}, expected 1 or more')
+    decoding = {
+      'max_decode_length': max_decode_length,
+      'num_beams': num_beams,
+      'temperature': temperature,
+      'seed': seed,
+    }
     asking = _Asking.create(prompts, prompt_task, rank_labels)
     _check_lines(input, asking)
     model = pretrained.PromptedT5.from_pretrained(
       backbone, asking.bundle, backbone_config, vocabulary
     )
-
-    if rank_labels:
-      settings: dict[str, Any] = {}
-    else:
-      settings = {
-        'max_decode_length': max_decode_length,
-        'num_beams': num_beams,
-        'temperature': temperature,
-        'seed': seed,
-      }
-    answer = functools.partial(_answer, model, batch_size, settings)
-    told = _Told()
-    with _open_input(input) as stream:
-      # What is sampled must not depend on how fast lines come.
-      ready = getattr(stream, 'ready', None) if not temperature else None
-      questions = _questions(_rows(stream, input, told), asking, told)
-      return _write(
-        _answers(questions, answer, batch_size, ready), output, told
-      )
+    answer = functools.partial(
+      _answer, model, batch_size, None if rank_labels else decoding
+    )
+    # What is sampled must not depend on how fast lines come.
+    return _answer_lines(
+      input, output, asking, answer, batch_size, eager=not temperature
+    )
   if task_feature_lengths is None:
     raise InputError('a task needs TASK_FEATURE_LENGTHS')
   assert mixture_or_task_name is not None
@@ -192,7 +187,7 @@ def infer(
     score_fn=predictor.score_fn if rank_labels else None,
   )
   if rank_labels:
-    answers = ({**line, **_best(line.pop('scores'))} for line in answers)
+    answers = (line | _best(line.pop('scores')) for line in answers)
   if jax.process_count() == 1:
     return _write(answers, output)
   # Every process decodes its part and knows all answers; one writes.
@@ -208,6 +203,7 @@ class _Told:
   NO_INPUT = 'of empty inputs, answered all the same'
   NO_OBJECT = 'JSON but no object, taken as plain text with all its marks'
   RETURN = 'with a carriage return inside, taken as text'
+  QUOTED = 'with a cell in quotation marks, which are text in a .tsv'
   INDEX = "with an 'index' of its own, passed on in place of ours"
   JSON, PLAIN = 'JSON', 'plain text'
 
@@ -310,7 +306,9 @@ class _Asking:
       return row['inputs']
     if known is not None and known.has_any(row):
       return known.fill(row)
-    hint = f', nor any of {", ".join(fields)}' if fields else ''
+    hint = '; no prompts tell how else the text is written'
+    if fields:
+      hint = f', nor any of {", ".join(fields)}, of which the text is written'
     raise InputError(f"no 'inputs'; there is {sorted(row)}{hint}")
 
 
@@ -349,7 +347,10 @@ def _rows(
 ) -> Iterator[tuple[str, str | Mapping[str, Any] | None]]:
   """Yields ('file:line', row), a plain text, or None for an empty line."""
   if stream is None:
-    yield from lines_lib.read_rows(name)
+    for where, cells in lines_lib.read_rows(name):
+      if name.endswith('.tsv') and any(map(_is_quoted, (cells or {}).values())):
+        told.note(told.QUOTED, where)
+      yield where, cells
     return
   for where, text in lines_lib.read_lines(stream, name):
     if '\r' in text:
@@ -377,6 +378,10 @@ def _parse(text: str, where: str) -> str | dict[str, Any]:
     raise InputError(
       f'{e}; a plain text that begins with {{ is written {{"inputs": "{{…"}}'
     ) from e
+
+
+def _is_quoted(cell: str) -> bool:
+  return len(cell) > 1 and cell[0] == cell[-1] == '"'
 
 
 def _is_json(text: str) -> bool:
@@ -459,23 +464,40 @@ def _answers(
       return
 
 
+def _answer_lines(
+  input: str,
+  output: str,
+  asking: _Asking,
+  answer: Callable[[list[dict[str, Any]], int], list[dict[str, Any]]],
+  batch_size: int,
+  eager: bool,
+) -> int:
+  """Reads, answers and writes; `eager` answers what is there by now."""
+  told = _Told()
+  with _open_input(input) as stream:
+    ready = getattr(stream, 'ready', None) if eager else None
+    questions = _questions(_rows(stream, input, told), asking, told)
+    answers = _answers(questions, answer, batch_size, ready)
+    return _write(answers, output, told)
+
+
 def _answer(
   model: pretrained.PromptedT5,
   batch_size: int,
-  settings: Mapping[str, Any],
+  decoding: Mapping[str, Any] | None,
   some: list[dict[str, Any]],
   number: int,
 ) -> list[dict[str, Any]]:
-  """Answers a batch of lines: by decoding or, without settings, by ranking."""
+  """Answers a batch of lines: by decoding, or by ranking its labels."""
   texts = [line['inputs'] for line in some]
   # One prompt needs no name, and without prompts there is none.
   tasks = [line.get('task') for line in some]
   named = tasks if any(task is not None for task in tasks) else None
-  if not settings:
+  if decoding is None:
     ranked = model.score(texts, None, named, batch_size=batch_size)
     return [_best(scores) for scores in ranked]
-  settings = {**settings, 'seed': settings['seed'] + number}
-  found = model.generate(texts, named, batch_size=batch_size, **settings)
+  decoding = {**decoding, 'seed': decoding['seed'] + number}
+  found = model.generate(texts, named, batch_size=batch_size, **decoding)
   return [{_PREDICTION: text} for text in found]
 
 
@@ -507,7 +529,7 @@ def _write(
         file.write(text + '\n')
         file.flush()
       except BrokenPipeError:
-        _end_quietly(output)
+        raise  # The reader has had enough, see `types.quiet_pipe`.
       except OSError as e:
         raise InputError(
           f'OUTPUT {output} cannot be written: {e.strerror}'
@@ -517,15 +539,6 @@ def _write(
   if told is not None:
     told.say()
   return count
-
-
-def _end_quietly(output: str) -> None:
-  """Ends as a command does whose reader has had enough."""
-  if output == STANDARD:
-    # What is left in its buffer would be written, and complained about.
-    with open(os.devnull, 'wb') as nowhere:
-      os.dup2(nowhere.fileno(), sys.stdout.fileno())
-  sys.exit(128 + signal.SIGPIPE)
 
 
 def _check_output(output: str, input: str | None) -> None:

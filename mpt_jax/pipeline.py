@@ -17,7 +17,7 @@ import sys
 import time
 from typing import Any
 
-from mpt_jax import cli, preemption, report
+from mpt_jax import cli, metrics, preemption, report, selection
 from mpt_jax.checkpoints import files, lock
 from mpt_jax.checkpoints import run as run_lib
 from mpt_jax.checkpoints.backbone import find_backbone
@@ -147,6 +147,8 @@ class Plan:
     module: module that registers the tasks.
     eval_examples: validation examples per task, for curves and tuning.
     curve_points: evaluations during a source run.
+    benchmark_bars: whether the report holds the run against what the embedded
+      benchmark expects.
   """
 
   folder: str
@@ -171,6 +173,7 @@ class Plan:
   module: str = 'tasks'
   eval_examples: int = 256
   curve_points: int = 10
+  benchmark_bars: bool = False
 
   def __post_init__(self):
     _check_names('source variant', self.variants, VARIANTS)
@@ -234,7 +237,7 @@ class Plan:
               chosen[setting.tuned_as or setting.name][method],
             )
             steps += [run, self._test(run, [task])]
-    return steps + self._exports(steps)
+    return [*steps, *self._zero_shots(), *self._exports(steps)]
 
   def tuning_steps(self) -> list[Step]:
     """The steps of the search for learning rates, on its own seed."""
@@ -282,6 +285,27 @@ class Plan:
           )
     return chosen
 
+  def check_tuning(
+    self, declared: Mapping[str, tuple[Mapping[str, metrics.Metric], bool]]
+  ) -> None:
+    """Refuses a search whose scores cannot be compared, before it runs.
+
+    Args:
+      declared: of each target what its metric functions say, and whether that
+        is all they give.
+
+    Raises:
+      InputError: if the targets' main scores have no common mean.
+    """
+    selection.check_declared(declared, None)
+    self._common_metric(
+      [
+        {task: said[selection.main_metric(said, said)]}
+        for task, (said, whole) in declared.items()
+        if whole
+      ]
+    )
+
   def tuned_rates(self) -> tuple[dict[str, dict[str, Rates]], list[dict]]:
     """Reads the finished search.
 
@@ -294,30 +318,69 @@ class Plan:
     for setting in self.tuning.settings if self.tuning else ():
       for method in self.methods:
         grid = self._grid(method)
-        means = []
-        for rates in grid:
-          scores = {}
-          for task in self.targets:
-            name = f'tuning/{setting}/{method}/{_rates_name(rates)}/{task}'
-            path = os.path.join(self.folder, name, RESULTS)
-            values = files.read_json(path)['scores'].get(task)
-            # A run that diverged has no scores.
-            scores[task] = report.main_score(values)[1] if values else 0.0
-          means.append(sum(scores.values()) / len(scores))
-          rows.append(
-            {
-              'setting': setting,
-              'method': method,
-              'rates': list(rates),
-              'scores': scores,
-              'mean': means[-1],
-            }
+        found = [self._tuning_row(setting, method, rates) for rates in grid]
+        together = self._common_metric([meanings for _, meanings in found])
+        for row, _ in found:
+          values = [_filled(v, together) for v in row['scores'].values()]
+          known = [v for v in values if v is not None]
+          row['mean'] = (
+            sum(known) / len(known) if len(known) == len(values) else None
           )
-        best = means.index(max(means))
+          rows.append(row)
+        gains = [together.gain(row['mean']) for row, _ in found]
+        best = gains.index(max(gains))
         chosen[setting][method] = grid[best]
         rows[best - len(grid)]['chosen'] = True
         rows[best - len(grid)]['on_edge'] = _on_edge(grid[best], grid)
     return chosen, rows
+
+  def _tuning_row(
+    self, setting: str, method: str, rates: Rates
+  ) -> tuple[dict[str, Any], dict[str, metrics.Metric]]:
+    """The search's scores of one pair of rates, and what they mean, by task.
+
+    A score is None where it is not defined or the run diverged.
+    """
+    scores: dict[str, float | None] = {}
+    meanings = {}
+    for task in self.targets:
+      name = f'tuning/{setting}/{method}/{_rates_name(rates)}/{task}'
+      results = files.read_json(os.path.join(self.folder, name, RESULTS))
+      values = results['scores'].get(task)
+      scores[task] = None
+      if values:
+        said = metrics.from_json(results.get('metrics', {}).get(task, {}))
+        main = selection.main_metric(values, said)
+        meanings[task] = metrics.meaning(main, said, task)
+        scores[task] = values[main]
+    row = {'setting': setting, 'method': method, 'rates': list(rates)}
+    return {**row, 'scores': scores}, meanings
+
+  def _common_metric(
+    self, found: Sequence[Mapping[str, metrics.Metric]]
+  ) -> metrics.Metric:
+    """What the mean over the targets means.
+
+    Args:
+      found: what is known of each target's main score, maybe in many runs.
+
+    Raises:
+      InputError: if the targets' scores have no common mean.
+    """
+    kinds = {task: m for meanings in found for task, m in meanings.items()}
+    if not kinds:
+      return metrics.KNOWN['accuracy']  # Every run diverged.
+    together = selection.common_meaning(kinds.values())
+    if together is None:
+      told = ', '.join(
+        f'{task}: {m.better} is better{f" ({m.unit})" if m.unit else ""}'
+        for task, m in kinds.items()
+      )
+      raise InputError(
+        'TUNING compares means over the targets, whose main scores have none'
+        f' ({told}): set TUNING = None and give each setting its rates'
+      )
+    return together
 
   def _grid(self, method: str) -> list[Rates]:
     assert self.tuning is not None
@@ -489,6 +552,30 @@ class Plan:
       labels={'stage': 'test', 'of': run.name},
     )
 
+  def _zero_shots(self) -> list[Step]:
+    """The backbone alone on each task's test split."""
+    return [
+      Step(
+        name=f'zero_shot/{task}',
+        entry='eval',
+        gin_files=('gin_configs/runs/eval.gin',),
+        macros={
+          'INITIAL_CHECKPOINT_PATH': self.backbone,
+          'MODEL_DIR': self._path(f'zero_shot/{task}'),
+          'PROMPTS': None,
+          'MIXTURE_OR_TASK_NAME': task,
+          'MIXTURE_OR_TASK_MODULE': self.module,
+          'TASK_FEATURE_LENGTHS': dict(self.lengths),
+          'EVAL_SPLIT': 'test',
+        },
+        priority=_PRIORITIES.index('test'),
+        cost=_TEST_COST,
+        likeness='eval zero_shot',
+        labels={'stage': 'zero_shot', 'task': task},
+      )
+      for task in dict.fromkeys((*self.source_tasks, *self.targets))
+    ]
+
   def _exports(self, steps: Sequence[Step]) -> list[Step]:
     """Exports each target task's MPT prompts of the first seed.
 
@@ -539,6 +626,11 @@ def _check_names(what: str, names: Sequence[Any], known: Any) -> None:
       )
 
 
+def _filled(value: float | None, meaning: metrics.Metric) -> float | None:
+  """A score, or what stands for one that is not defined."""
+  return meaning.stand_in() if value is None else value
+
+
 def _rates(value: Any) -> Rates:
   """(shared rate, task rate or None) from a number or a pair."""
   if isinstance(value, (int, float)):
@@ -585,6 +677,7 @@ def pipeline(
   eval_examples: Positive = 256,
   curve_points: Positive = 10,
   workers: Positive | None = None,
+  benchmark_bars: bool = False,
 ) -> dict[str, Any]:
   """Runs every step that is not finished, and writes the report.
 
@@ -616,6 +709,8 @@ def pipeline(
     eval_examples: validation examples per task, for curves and tuning.
     curve_points: evaluations during a source run.
     workers: processes; None is one with an accelerator, else up to two.
+    benchmark_bars: whether the report holds the run against the bars of the
+      embedded benchmark; they are shown for its own synthetic data only.
 
   Returns:
     The report, as in `report.json`.
@@ -648,6 +743,7 @@ def pipeline(
     module=module,
     eval_examples=eval_examples,
     curve_points=curve_points,
+    benchmark_bars=benchmark_bars,
   )
   cli.at_interrupt(lambda: _standing(plan))
   with lock.hold(model_dir), preemption.interrupting(_STOPPING):
@@ -809,6 +905,10 @@ def _examine_data(data_dir: str, plan: Plan) -> dict[str, dict[str, Any]]:
     for split in ('train', 'validation', 'test'):
       task = data.check_data(name, split, plan.module)
       facts[name][split] = task.num_input_examples(split)
+  if plan.tuning is not None:
+    plan.check_tuning(
+      {task: data.metrics_of(task, 'validation')[task] for task in plan.targets}
+    )
   return facts
 
 

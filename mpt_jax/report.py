@@ -4,7 +4,7 @@ Reads only files below the pipeline's folder: `pipeline.json` (what ran) and
 each run's `results.json`, `metrics.jsonl`, `step.json` and prompts.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import json
 import math
 import os
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from mpt_jax import selection
+from mpt_jax import metrics, selection
 from mpt_jax.checkpoints import bundle as bundle_lib
 from mpt_jax.checkpoints import files
 from mpt_jax.runs import RESULTS
@@ -26,6 +26,16 @@ MARKDOWN = 'report.md'
 SKILLS = 'skills.json'
 CURVES_PLOT, TARGETS_PLOT = 'source_curves.png', 'targets_{setting}.png'
 SIMILARITY_PLOT = 'prompt_similarity.png'
+# A score behind which stands one answer to nearly everything, or none at all;
+# and one that was not defined.
+COLLAPSED, UNDEFINED = '†', '‡'
+_MARKS = {
+  COLLAPSED: 'collapsed: over 95 % of the answers were one, or over 50 % no'
+  ' valid answer; the score says no more than how often that is right',
+  UNDEFINED: 'not defined (a correlation with a constant output), counts as 0,'
+  ' or as the worst there is where less is better',
+}
+_MAJORITY, _ZERO_SHOT = 'majority class', 'no prompt (zero-shot)'
 
 _PACKAGES = (
   'mpt_jax',
@@ -63,23 +73,31 @@ _TARGET_PAIRS = (
 Stat = dict[str, Any]
 
 
-def main_score(values: Mapping[str, float | None]) -> tuple[str, float]:
+def main_score(
+  values: Mapping[str, float | None],
+  said: Mapping[str, metrics.Metric] | None = None,
+) -> tuple[str, float]:
   """A task's main score.
 
   Args:
     values: the task's metrics; None stands for one that is not defined, such
       as a correlation with a constant.
+    said: what they mean, as `results.json` holds it.
 
   Returns:
     (name, value): accuracy if there is one, else the first of F1, exact
-    match, Matthews, Pearson. An undefined one counts as 0.
+    match, Matthews, Pearson. An undefined one counts as 0; where less is
+    better as the worst there is, NaN if there is no worst.
 
   Raises:
     InputError: if the task has no metric.
   """
-  name = selection.main_metric(values)
+  name = selection.main_metric(values, said)
   value = values[name]
-  return name, 0.0 if value is None or math.isnan(value) else float(value)
+  if value is None or math.isnan(value):
+    facts = (said or {}).get(name) or metrics.known(name)
+    value = facts.stand_in() if facts else 0.0
+  return name, math.nan if value is None else float(value)
 
 
 def versions() -> dict[str, str]:
@@ -160,6 +178,9 @@ def collect(folder: str) -> dict[str, Any]:
     'seeds': plan['seeds'],
     'data': data,
     'metrics': _metrics(runs),
+    'meanings': _meanings(runs),
+    'majority': _majority(runs),
+    'zero_shot': _by_task(_select(runs, 'zero_shot')),
     'plan': plan,
     'rates': record['rates'],
     'tuning': record['tuning'],
@@ -167,6 +188,7 @@ def collect(folder: str) -> dict[str, Any]:
     'teachers': _by_task(_select(runs, 'teacher')),
     'source': source,
     'curves': {v: _curve(folder, _select(runs, 'source', v)) for v in variants},
+    'curves_undefined': _undefined(folder, _select(runs, 'source')),
     'targets': targets,
     'pairs': _pairs('source', source, _SOURCE_PAIRS)
     + [
@@ -182,9 +204,12 @@ def collect(folder: str) -> dict[str, Any]:
       **_seconds(runs),
     },
     'commands': _commands(runs),
+    'examples': _examples(folder, runs),
     'plots': [],
   }
-  report['bars'] = _bars(report)
+  # They were set for the embedded benchmark, and say nothing elsewhere.
+  own = all(facts['synthetic'] for facts in data.values())
+  report['bars'] = _bars(report) if plan.get('benchmark_bars') and own else []
   return report
 
 
@@ -193,12 +218,58 @@ def _with_results(folder: str, step: Mapping[str, Any]) -> dict[str, Any]:
   path = os.path.join(folder, step['name'])
   done = files.read_json(os.path.join(path, 'step.json'))
   run = {**step, 'seconds': done['seconds'], 'command': done['command']}
-  if step['stage'] in ('teacher', 'source', 'target'):
-    tested = os.path.join(path, 'test', RESULTS)
-    if os.path.exists(tested):
-      scores = files.read_json(tested)['scores']
-      run['scores'] = {task: main_score(v) for task, v in scores.items()}
+  tested = {
+    **dict.fromkeys(('teacher', 'source', 'target'), 'test'),
+    'zero_shot': '.',
+  }
+  if step['stage'] in tested:
+    found = os.path.join(path, tested[step['stage']], RESULTS)
+    if os.path.exists(found):
+      run |= _read_scores(files.read_json(found))
   return run
+
+
+def _read_scores(results: Mapping[str, Any]) -> dict[str, Any]:
+  """Main scores, what they mean and what stands beside them, by task."""
+  scores, meanings, floors, undefined = {}, {}, {}, []
+  for task, values in results['scores'].items():
+    said = metrics.from_json(results.get('metrics', {}).get(task, {}))
+    name, value = scores[task] = main_score(values, said)
+    meanings[task] = said.get(name) or metrics.known(name)
+    if values[name] is None or math.isnan(value):
+      undefined.append(task)
+    beside = results.get('floors', {}).get(task, {})
+    floors[task] = beside.get('majority_scores', {}).get(name)
+  return {
+    'scores': scores,
+    'meanings': meanings,
+    'floors': floors,
+    'marks': {
+      COLLAPSED: list(results.get('collapsed', {})),
+      UNDEFINED: undefined,
+    },
+  }
+
+
+def _examples(
+  folder: str, runs: Sequence[Mapping[str, Any]]
+) -> dict[str, dict[str, int]]:
+  """'task/split' -> what of it was cut, hidden or empty, at the most."""
+  found: dict[str, dict[str, int]] = {}
+  for run in runs:
+    for place in ('.', 'test'):
+      path = os.path.join(folder, run['name'], place, RESULTS)
+      splits = (
+        files.read_json(path).get('examples', {})
+        if os.path.exists(path)
+        else {}
+      )
+      for split, tasks in splits.items():
+        for task, numbers in tasks.items():
+          most = found.setdefault(f'{task}/{split}', dict(numbers))
+          for name, number in numbers.items():
+            most[name] = max(most.get(name, 0), number)
+  return found
 
 
 def _select(
@@ -214,30 +285,83 @@ def _select(
   ]
 
 
-def _stat(values: Mapping[Any, float]) -> Stat:
-  """Mean and standard deviation over seeds; None where one seed has none."""
+def _stat(
+  values: Mapping[Any, float], marks: Mapping[str, Any] | None = None
+) -> Stat:
+  """Mean and standard deviation over seeds; None where one seed has none.
+
+  Args:
+    values: seed -> score.
+    marks: mark -> what is marked by it.
+  """
   numbers = list(values.values())
   return {
     'values': {str(seed): round(v, 3) for seed, v in values.items()},
     'mean': statistics.fmean(numbers),
     'std': statistics.stdev(numbers) if len(numbers) > 1 else None,
+    'marks': {mark: which for mark, which in (marks or {}).items() if which},
   }
 
 
 def _by_task(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-  """{'tasks': {task: stat}, 'mean': stat of each seed's mean}."""
+  """Scores of several runs, one of each task or of all, of some seeds.
+
+  Returns:
+    {'tasks': {task: stat}, 'mean': stat of each seed's mean, None if the
+    tasks' scores have no common mean, 'better': 'more', 'less' or None}.
+  """
   by_task: dict[str, dict[int, float]] = {}
+  marks: dict[str, dict[str, list[int]]] = {}
+  meanings: dict[str, metrics.Metric | None] = {}
   for run in runs:
     for task, (_, value) in run['scores'].items():
-      by_task.setdefault(task, {})[run['seed']] = value
-  seeds = sorted({run['seed'] for run in runs})
-  means = {
-    seed: statistics.fmean([scores[seed] for scores in by_task.values()])
-    for seed in seeds
-  }
+      meanings[task] = run['meanings'][task]
+      if math.isnan(value):
+        meanings[task] = None  # Undefined, and nothing stands for it.
+        continue
+      by_task.setdefault(task, {})[run.get('seed', 0)] = value
+      for mark, tasks in run['marks'].items():
+        if task in tasks:
+          marked = marks.setdefault(task, {}).setdefault(mark, [])
+          marked.append(run.get('seed', 0))
+  together = selection.common_meaning(meanings.values())
+  mean = None
+  if together is not None:
+    seeds = sorted({seed for scores in by_task.values() for seed in scores})
+    means = {
+      seed: statistics.fmean([scores[seed] for scores in by_task.values()])
+      for seed in seeds
+    }
+    mean = _stat(
+      means,
+      {m: [t for t in marks if m in marks[t]] for m in (COLLAPSED, UNDEFINED)},
+    )
   return {
-    'tasks': {task: _stat(values) for task, values in by_task.items()},
-    'mean': _stat(means) if means else None,
+    'tasks': {t: _stat(v, marks.get(t)) for t, v in by_task.items()},
+    'mean': mean,
+    'better': together.better if together else None,
+  }
+
+
+def _meanings(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+  """Task -> what its main score means, as in `results.json`."""
+  return metrics.as_json(
+    {
+      task: facts
+      for run in runs
+      for task, facts in run.get('meanings', {}).items()
+      if facts is not None
+    }
+  )
+
+
+def _majority(runs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+  """Task -> what always giving its test split's commonest class scores."""
+  return {
+    task: value
+    for run in runs
+    for task, value in run.get('floors', {}).items()
+    if value is not None
   }
 
 
@@ -261,8 +385,10 @@ def _pairs(
     if not all(results.get(m, {}).get('mean') for m in (first, second)):
       continue
     ours, theirs = (results[m]['mean']['values'] for m in (first, second))
+    # In favour of the first.
+    sign = -1 if results[first]['better'] == metrics.LESS else 1
     differences = {
-      seed: round(ours[seed] - theirs[seed], 3)
+      seed: round(sign * (ours[seed] - theirs[seed]), 3)
       for seed in ours
       if seed in theirs
     }
@@ -274,12 +400,24 @@ def _pairs(
         'second': second,
         'values': differences,
         'mean': statistics.fmean(values),
-        'se': statistics.stdev(values) / math.sqrt(len(values))
-        if len(values) > 1
-        else None,
+        'se': _standard_error(values),
       }
     )
   return rows
+
+
+def _standard_error(values: Sequence[float]) -> float | None:
+  """Of a mean over seeds; None of one seed, which has none."""
+  if len(values) < 2:
+    return None
+  return statistics.stdev(values) / math.sqrt(len(values))
+
+
+def _verdict(value: float, error: float | None) -> int | None:
+  """The sign of a difference; 0 within its standard error, None of a seed."""
+  if error is None:
+    return None
+  return 0 if abs(value) <= error else int(math.copysign(1, value))
 
 
 def _curve(
@@ -288,21 +426,13 @@ def _curve(
   """Mean validation score over tasks by step, for each seed."""
   curves: dict[str, dict[int, float]] = {}
   for run in runs:
-    points: dict[int, float] = {}
-    path = os.path.join(folder, run['name'], 'metrics.jsonl')
-    with open(path, encoding='utf-8') as f:
-      for line in f:
-        values = json.loads(line)
-        tasks: dict[str, dict[str, float]] = {}
-        for key, value in values.items():
-          if key.startswith('eval/'):
-            _, task, name = key.split('/', 2)
-            tasks.setdefault(task, {})[name] = value
-        if tasks:
-          points[values['step']] = statistics.fmean(
-            [main_score(v)[1] for v in tasks.values()]
-          )
-    curves[str(run['seed'])] = points
+    curves[str(run['seed'])] = {
+      step: statistics.fmean(
+        main_score(v, _said(run, task))[1] for task, v in tasks.items()
+      )
+      for step, tasks in _evaluations(folder, run)
+      if selection.common_meaning(run['meanings'].values())
+    }
   steps = sorted(set.intersection(*(set(p) for p in curves.values())))
   return {
     'steps': [float(s) for s in steps],
@@ -311,6 +441,40 @@ def _curve(
       for seed, points in curves.items()
     },
   }
+
+
+def _evaluations(
+  folder: str, run: Mapping[str, Any]
+) -> Iterator[tuple[int, dict[str, dict[str, float]]]]:
+  """Yields (step, {task: {metric: value}}) of a run's metrics."""
+  path = os.path.join(folder, run['name'], 'metrics.jsonl')
+  with open(path, encoding='utf-8') as f:
+    for line in f:
+      values = json.loads(line)
+      tasks: dict[str, dict[str, float]] = {}
+      for key, value in values.items():
+        if key.startswith('eval/'):
+          _, task, name = key.split('/', 2)
+          tasks.setdefault(task, {})[name] = value
+      if tasks:
+        yield values['step'], tasks
+
+
+def _undefined(folder: str, runs: Sequence[Mapping[str, Any]]) -> int:
+  """How many main scores of the curves are not defined."""
+  return sum(
+    math.isnan(values[selection.main_metric(values, _said(run, task))])
+    for run in runs
+    for _, tasks in _evaluations(folder, run)
+    for task, values in tasks.items()
+  )
+
+
+def _said(run: Mapping[str, Any], task: str) -> dict[str, metrics.Metric]:
+  """What a tested run's main score of a task means, by its name."""
+  if run['meanings'].get(task) is None:
+    return {}
+  return {run['scores'][task][0]: run['meanings'][task]}
 
 
 def _skills(backbone: str) -> dict[str, float]:
@@ -415,34 +579,46 @@ def _commands(runs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 def _bars(report: Mapping[str, Any]) -> list[dict[str, Any]]:
   """The benchmark's bars: what was asked, what was found, whether it is met.
 
-  Of the yardstick in docs; a bar that this pipeline does not measure has None.
+  Of the yardstick in docs. A bar is met, or missed, by more than the standard
+  error over seeds; else nobody can say, and `met` is None, as for a bar that
+  this pipeline does not measure.
   """
   teachers = report['teachers']
   skills = report['skills']
   pairs = {(p['where'], p['first'], p['second']): p for p in report['pairs']}
   bars = []
 
-  def add(what: str, value: float | None, least: float) -> None:
-    met = None if value is None else bool(value >= least)
-    bars.append({'bar': what, 'least': least, 'value': value, 'met': met})
+  def add(what: str, values: Sequence[float], least: float) -> None:
+    value = statistics.fmean(values) if values else None
+    error = _standard_error(values)
+    sign = None if value is None else _verdict(value - least, error)
+    bars.append(
+      {
+        'bar': what,
+        'least': least,
+        'value': value,
+        'se': error,
+        'met': None if not sign else sign > 0,
+      }
+    )
 
-  def mean_of(where: str, first: str, second: str) -> float | None:
+  def mean_of(where: str, first: str, second: str) -> list[float]:
     pair = pairs.get((where, first, second))
-    return pair['mean'] if pair else None
+    return list(pair['values'].values()) if pair else []
 
   add(
     'teachers: mean score',
-    teachers['mean']['mean'] if teachers['mean'] else None,
+    list(teachers['mean']['values'].values()) if teachers['mean'] else [],
     80.0,
   )
   gaps = [
-    stat['mean'] - skills[task]
+    [value - skills[task] for value in stat['values'].values()]
     for task, stat in teachers['tasks'].items()
     if task in skills
   ]
   add(
     "teachers: worst of (teacher - backbone's own skill)",
-    min(gaps) if gaps else None,
+    min(gaps, key=statistics.fmean, default=[]),
     -5.0,
   )
   add(
@@ -475,22 +651,20 @@ def _bars(report: Mapping[str, Any]) -> list[dict[str, Any]]:
   return bars
 
 
-def _early_lead(curves: Mapping[str, Mapping[str, Any]]) -> float | None:
-  """MPT minus the same without distillation at a tenth of the steps."""
+def _early_lead(curves: Mapping[str, Mapping[str, Any]]) -> list[float]:
+  """MPT minus no distillation at a tenth of the steps, seed by seed."""
   early = []
   for variant in ('mpt', 'no_distillation'):
     curve = curves.get(variant)
     if not curve or not curve['steps']:
-      return None
+      return []
     early.append(curve)
   steps = early[0]['steps']
   place = min(range(len(steps)), key=lambda i: abs(steps[i] - steps[-1] / 10))
   seeds = [k for k in early[0] if k != 'steps' and k in early[1]]
-  if not seeds or early[1]['steps'] != steps:
-    return None
-  return statistics.fmean(
-    [early[0][s][place] - early[1][s][place] for s in seeds]
-  )
+  if early[1]['steps'] != steps:
+    return []
+  return [early[0][s][place] - early[1][s][place] for s in seeds]
 
 
 # ---------------------------------------------------------------------------
@@ -498,12 +672,19 @@ def _early_lead(curves: Mapping[str, Mapping[str, Any]]) -> float | None:
 
 
 def _show(stat: Stat | None) -> str:
-  """'81.2 ± 1.3', or '81.2' of one seed."""
+  """'81.2 ± 1.3', or '81.2' of one seed; with its marks."""
   if stat is None:
     return '-'
-  if stat['std'] is None:
-    return f'{stat["mean"]:.1f}'
-  return f'{stat["mean"]:.1f} ± {stat["std"]:.1f}'
+  text = f'{stat["mean"]:.1f}'
+  if stat['std'] is not None:
+    text += f' ± {stat["std"]:.1f}'
+  return text + ''.join(stat['marks'])
+
+
+def _legend(shown: Iterable[Stat | None]) -> list[str]:
+  """What the marks of these cells mean."""
+  used = {mark for stat in shown if stat for mark in stat['marks']}
+  return [f'{mark} {text}.' for mark, text in _MARKS.items() if mark in used]
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -516,18 +697,61 @@ def _scores_table(
   report: Mapping[str, Any], results: Mapping[str, Any], first: str
 ) -> list[str]:
   """One row per method, one column per task and their mean."""
-  tasks = list(next(iter(results.values()))['tasks'])
-  header = [first, 'mean', *(f'{t} ({report["metrics"][t]})' for t in tasks)]
+  shown = {_TITLES[m]: r for m, r in results.items() if r['tasks']}
+  tasks = list(dict.fromkeys(t for r in shown.values() for t in r['tasks']))
+  shown |= _baselines(report, tasks)
+  header = [first, 'mean', *(_task_title(report, t) for t in tasks)]
   rows = [
     [
-      _TITLES[method],
+      name,
       _show(result['mean']),
       *(_show(result['tasks'].get(task)) for task in tasks),
     ]
-    for method, result in results.items()
-    if result['mean']
+    for name, result in shown.items()
   ]
-  return _table(header, rows)
+  cells = [s for r in shown.values() for s in (*r['tasks'].values(), r['mean'])]
+  notes = _legend(cells)
+  if any(result['mean'] is None for result in results.values()):
+    notes.append(
+      'No mean over the tasks: their scores have different units or'
+      ' directions, or it is not known which way is better.'
+    )
+  return _table(header, rows) + [line for note in notes for line in (note, '')]
+
+
+def _task_title(report: Mapping[str, Any], task: str) -> str:
+  """'rte (accuracy)'; it says so where less is better."""
+  name = report['metrics'][task]
+  facts = report['meanings'].get(task)
+  less = facts is not None and facts['better'] == metrics.LESS
+  return f'{task} ({name}{", less is better" if less else ""})'
+
+
+def _baselines(
+  report: Mapping[str, Any], tasks: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+  """What needs no training: name -> results like those of a method.
+
+  A baseline that not all of the tasks have, has no mean.
+  """
+  majority = {t: v for t, v in report['majority'].items() if t in tasks}
+  prompted = report['zero_shot']['tasks']
+  rows: dict[str, dict[str, Any]] = {}
+  for name, found in (
+    (_MAJORITY, {t: _stat({0: v}) for t, v in majority.items()}),
+    (_ZERO_SHOT, {t: s for t, s in prompted.items() if t in tasks}),
+  ):
+    kinds = [report['meanings'].get(t) for t in tasks]
+    same = {(m['better'], m['unit']) if m else None for m in kinds}
+    mean = None
+    if len(found) == len(tasks) and len(same) == 1 and None not in same:
+      mean = _stat(
+        {0: statistics.fmean(s['mean'] for s in found.values())},
+        {m: [t for t in found if m in found[t]['marks']] for m in _MARKS},
+      )
+    if found:
+      rows[name] = {'tasks': found, 'mean': mean}
+  return rows
 
 
 def _signed(value: float | None) -> str:
@@ -572,6 +796,12 @@ def markdown(report: Mapping[str, Any]) -> str:
   lines += _scores_table(report, report['source'], 'variant')
   if CURVES_PLOT in report['plots']:
     lines += [f'![learning curves]({CURVES_PLOT})', '']
+    if report['curves_undefined']:
+      lines += [
+        f'{report["curves_undefined"]} scores in these curves were not defined'
+        ' and count as 0.',
+        '',
+      ]
   lines += [
     '## Target stage',
     '',
@@ -595,6 +825,7 @@ def markdown(report: Mapping[str, Any]) -> str:
       '',
     ]
   lines += _tuning_section(report)
+  lines += _examples_section(report)
   lines += _how_section(report)
   return '\n'.join(lines).rstrip() + '\n'
 
@@ -611,68 +842,92 @@ def _noise(report: Mapping[str, Any]) -> str:
     ' and teachers; not the backbone, nor the test sets.'
   )
   if len(seeds) == 1:
+    moves = (
+      # What docs/demo.md found.
+      ' Between seeds a mean over tasks moves by about 1 to 4 points and a'
+      ' single few-shot task by 10 and more, so a difference of a few points'
+      ' in one run may well be luck.'
+      if report['bars']
+      else ' A difference of a few points in one run may well be luck.'
+    )
     return (
-      f'{text} **This is one seed**: no number below has an error bar. Between'
-      ' seeds a mean over tasks moves by about 1 to 4 points and a single'
-      ' few-shot task by 10 and more, so a difference of a few points in one'
-      ' run may well be luck.'
+      f'{text} **This is one seed**: no number below has an error bar, and'
+      f' nothing is claimed to be ahead, behind or met.{moves}'
     )
   return (
     f'{text} "±" is the standard deviation over seeds, "se" the standard error'
-    ' of paired differences.'
+    ' of paired differences; a difference within it is called level.'
   )
 
 
 def _bars_section(report: Mapping[str, Any]) -> list[str]:
-  words = {True: 'met', False: '**not met**', None: 'not measured'}
+  if not report['bars']:
+    return []
   rows = [
     [
       bar['bar'],
       f'{bar["least"]:+.1f}' if '-' in bar['bar'] else f'{bar["least"]:.1f}',
       'n/a' if bar['value'] is None else f'{bar["value"]:.1f}',
-      words[bar['met']],
+      _bar_words(bar),
     ]
     for bar in report['bars']
   ]
   return [
     '## Bars',
     '',
-    'What the benchmark expects, set before this run.',
+    'What the benchmark expects, set before this run. A bar is met or not met'
+    ' by more than the standard error over seeds.',
     '',
     *_table(['bar', 'at least', 'found', ''], rows),
   ]
 
 
+def _bar_words(bar: Mapping[str, Any]) -> str:
+  if bar['met'] is not None:
+    return 'met' if bar['met'] else '**not met**'
+  if bar['value'] is None:
+    return 'not measured'
+  if bar['se'] is None:
+    return 'one seed: no claim'
+  return f'level (within its standard error, {bar["se"]:.1f})'
+
+
 def _teachers_section(report: Mapping[str, Any]) -> list[str]:
   teachers, skills = report['teachers'], report['skills']
   steps = report['plan']['teacher']['steps']
+  tasks = list(teachers['tasks'])
+  beside = _baselines(report, tasks)
+  header = ['task', 'teacher', 'test examples', *beside]
   rows = [
     [
-      f'{task} ({report["metrics"][task]})',
-      _show(stat),
-      f'{skills[task]:.1f}' if task in skills else '-',
+      _task_title(report, task),
+      _show(teachers['tasks'][task]),
       str(report['data'][task]['test']),
+      *(_show(result['tasks'].get(task)) for result in beside.values()),
     ]
-    for task, stat in teachers['tasks'].items()
+    for task in tasks
   ]
-  known = [skills[t] for t in teachers['tasks'] if t in skills]
-  rows.append(
-    [
-      'mean',
-      _show(teachers['mean']),
-      f'{statistics.fmean(known):.1f}' if len(known) == len(rows) else '-',
-      '',
-    ]
-  )
-  return [
-    '## Teachers',
-    '',
-    f'Vanilla prompt tuning of each source task, {steps} steps. Beside them:'
-    ' what the backbone itself scores on that skill in the words of its'
-    ' pretraining, without any prompt.',
-    '',
-    *_table(['task', 'teacher', 'backbone', 'test examples'], rows),
+  means = [_show(result['mean']) for result in beside.values()]
+  rows.append(['mean', _show(teachers['mean']), '', *means])
+  text = f'Vanilla prompt tuning of each source task, {steps} steps.'
+  if skills:
+    text += (
+      ' Beside them: what the backbone itself scores on that skill in the'
+      ' words of its pretraining, without any prompt.'
+    )
+    known = [skills[t] for t in tasks if t in skills]
+    mean = f'{statistics.fmean(known):.1f}' if len(known) == len(tasks) else '-'
+    own = [f'{skills[t]:.1f}' if t in skills else '-' for t in tasks]
+    for row, cell in zip(
+      (header, *rows), ('backbone', *own, mean), strict=True
+    ):
+      row.insert(2, cell)
+  every = [
+    *teachers['tasks'].values(),
+    *(stat for result in beside.values() for stat in result['tasks'].values()),
   ]
+  notes = [line for note in _legend(every) for line in (note, '')]
+  return ['## Teachers', '', text, '', *_table(header, rows), *notes]
 
 
 def _setting_section(
@@ -680,7 +935,7 @@ def _setting_section(
 ) -> list[str]:
   name = setting['name']
   results = report['targets'][name]
-  if not any(result['mean'] for result in results.values()):
+  if not any(result['tasks'] for result in results.values()):
     return []
   data = 'all training examples'
   if setting['num_shots'] is not None:
@@ -693,7 +948,7 @@ def _setting_section(
     f' {seeds} seed{"s" if seeds > 1 else ""}.',
     '',
     *_scores_table(report, results, 'method'),
-    *_behind(results),
+    *_behind(report, results),
   ]
   plot = TARGETS_PLOT.format(setting=name)
   if plot in report['plots']:
@@ -701,23 +956,37 @@ def _setting_section(
   return lines
 
 
-def _behind(results: Mapping[str, Any]) -> list[str]:
+def _behind(report: Mapping[str, Any], results: Mapping[str, Any]) -> list[str]:
   """Where MPT loses, so that nobody has to look for it."""
   ours = results.get('mpt')
-  if not ours or not ours['mean']:
+  if not ours:
     return []
   lines = []
   for method, result in results.items():
-    if method == 'mpt' or not result['mean']:
+    if method == 'mpt' or not result['tasks']:
       continue
-    losses = {
-      task: ours['tasks'][task]['mean'] - stat['mean']
-      for task, stat in result['tasks'].items()
-      if ours['tasks'][task]['mean'] < stat['mean']
-    }
-    told = ', '.join(f'{t} ({_signed(v)})' for t, v in losses.items())
+    told: dict[int | None, list[str]] = {}
+    for task, stat in result['tasks'].items():
+      facts = report['meanings'].get(task)
+      if task not in ours['tasks'] or facts is None:
+        continue
+      sign = -1 if facts['better'] == metrics.LESS else 1
+      mine, theirs = ours['tasks'][task]['values'], stat['values']
+      leads = [sign * (mine[s] - theirs[s]) for s in mine if s in theirs]
+      if not leads:
+        continue
+      lead = statistics.fmean(leads)
+      verdict = _verdict(lead, _standard_error(leads))
+      told.setdefault(verdict, []).append(f'{task} ({_signed(lead)})')
+    words = {v: ', '.join(told.get(v, ['none'])) for v in (-1, 0, 1)}
     lines.append(
-      f'- MPT against {_TITLES[method]}: behind on {told or "none"}.'
+      f'- MPT against {_TITLES[method]}: '
+      + (
+        f'one seed, so no claim: {", ".join(told[None])}.'
+        if None in told
+        else f'behind on {words[-1]}. Level, within the standard error:'
+        f' {words[0]}. Ahead on {words[1]}.'
+      )
     )
   return [*lines, ''] if lines else []
 
@@ -735,7 +1004,8 @@ def _pairs_section(report: Mapping[str, Any]) -> list[str]:
   return [
     '## Paired differences',
     '',
-    'Of the mean over tasks, in points, seed by seed.',
+    'Of the mean over tasks, in points, seed by seed; more is better for the'
+    ' first of the two.',
     '',
     *_table(['difference', 'mean', 'se', 'per seed'], rows),
   ]
@@ -797,6 +1067,12 @@ def _tuning_section(report: Mapping[str, Any]) -> list[str]:
     lines += [f'On an edge of its grid, perhaps undertuned: {found}.', '']
   else:
     lines += ['No best value lies on an edge of its grid.', '']
+  if any(None in row['scores'].values() for row in report['tuning']):
+    lines += [
+      '"-" was not defined, or its run diverged: it counts as 0, or as the'
+      ' worst there is where less is better.',
+      '',
+    ]
   tasks = list(report['plan']['targets'])
   lines += _table(
     ['setting, method', 'rates', 'mean', *tasks, ''],
@@ -804,8 +1080,8 @@ def _tuning_section(report: Mapping[str, Any]) -> list[str]:
       [
         f'{row["setting"]}, {row["method"]}',
         _show_rates(row['rates']),
-        f'{row["mean"]:.1f}',
-        *(f'{row["scores"][task]:.1f}' for task in tasks),
+        _plain(row['mean']),
+        *(_plain(row['scores'][task]) for task in tasks),
         'chosen' if row.get('chosen') else '',
       ]
       for row in report['tuning']
@@ -814,8 +1090,59 @@ def _tuning_section(report: Mapping[str, Any]) -> list[str]:
   return lines
 
 
+def _plain(value: float | None) -> str:
+  return '-' if value is None else f'{value:.1f}'
+
+
 def _show_rates(rates: Sequence[float | None]) -> str:
   return ' / '.join(f'{rate:g}' for rate in rates if rate is not None)
+
+
+# What is counted of a split (`mpt_jax.data.counts`), as the report calls it.
+_COUNTED = {
+  'cut_inputs': 'inputs cut',
+  'cut_targets': 'targets cut',
+  'unlabelled': 'no label',
+  'empty_inputs': 'empty inputs',
+}
+
+
+def _examples_section(report: Mapping[str, Any]) -> list[str]:
+  """What of the data was not read as it stands; nothing if it was not told."""
+  known = report['examples']
+  if not known:
+    return []
+  rows = [
+    [
+      name,
+      f'{numbers["examples"]:,}',
+      *(
+        f'{numbers[key]:,} ({100 * numbers[key] / numbers["examples"]:.1f} %)'
+        if numbers[key]
+        else '0'
+        for key in _COUNTED
+      ),
+    ]
+    for name, numbers in sorted(known.items())
+    if any(numbers[key] for key in _COUNTED)
+  ]
+  lines = ['## What was cut', '']
+  if not rows:
+    return [
+      *lines,
+      'No input or target was longer than its length; every example had a'
+      ' label and an input.',
+      '',
+    ]
+  others = len(known) - len(rows)
+  return [
+    *lines,
+    'Inputs and targets over their length are cut; examples without a label'
+    f' are neither trained on nor scored. Nothing of the kind in {others} other'
+    ' splits.',
+    '',
+    *_table(['task/split', 'examples', *_COUNTED.values()], rows),
+  ]
 
 
 def _how_section(report: Mapping[str, Any]) -> list[str]:
@@ -840,7 +1167,7 @@ def _how_section(report: Mapping[str, Any]) -> list[str]:
     f' {related}.',
     '- Main score of a task: accuracy where it exists, else F1, exact match,'
     ' Matthews or Pearson correlation; an undefined correlation (constant'
-    ' output) counts as 0.',
+    f' output) counts as 0 and is marked {UNDEFINED}.',
     '- Test examples: '
     + ', '.join(f'{t} {f["test"]}' for t, f in report['data'].items())
     + '.',
@@ -884,11 +1211,36 @@ def summary(report: Mapping[str, Any]) -> str:
       lines.append(
         f'{_TITLES[method]:<40.40}' + ''.join(f'{c:>14}' for c in cells)
       )
+    rows = _baselines(report, list(report['plan']['targets']))
+    for name, result in rows.items():
+      cell = _show(result['mean'])
+      lines.append(f'{name:<40}' + f'{cell:>14}' * len(settings))
+  lines += ['', *_collapsed_lines(report)]
   missed = [bar['bar'] for bar in report['bars'] if bar['met'] is False]
-  lines += ['', *(f'bar not met: {bar}' for bar in missed)]
+  lines += [f'bar not met: {bar}' for bar in missed]
   if len(report['seeds']) == 1:
     lines.append('One seed: differences of a few points may be luck.')
   return '\n'.join(lines)
+
+
+def _collapsed_lines(report: Mapping[str, Any]) -> list[str]:
+  """Which trained prompts say next to nothing, for the screen."""
+  lines = []
+  groups = {
+    'teachers': report['teachers'],
+    **{f'source: {_TITLES[v]}': r for v, r in report['source'].items()},
+    **{
+      f'{setting}: {_TITLES[method]}': result
+      for setting, methods in report['targets'].items()
+      for method, result in methods.items()
+    },
+  }
+  for mark, word in ((COLLAPSED, 'collapsed'), (UNDEFINED, 'not defined')):
+    for name, result in groups.items():
+      tasks = [t for t, s in result['tasks'].items() if mark in s['marks']]
+      if tasks:
+        lines.append(f'{mark} {word}, {name}: {", ".join(tasks)}')
+  return lines
 
 
 # ---------------------------------------------------------------------------
@@ -901,7 +1253,7 @@ def _figures(report: Mapping[str, Any]) -> dict[str, Any]:
   if any(curve['steps'] for curve in report['curves'].values()):
     figures[CURVES_PLOT] = _plot_curves(report)
   for setting, results in report['targets'].items():
-    if any(result['mean'] for result in results.values()):
+    if any(result['tasks'] for result in results.values()):
       name = TARGETS_PLOT.format(setting=setting)
       figures[name] = _plot_targets(report, setting, results)
   if len(report['similarity']['tasks']) > 1:
@@ -970,29 +1322,79 @@ def _plot_curves(report: Mapping[str, Any]) -> Any:
 def _plot_targets(
   report: Mapping[str, Any], setting: str, results: Mapping[str, Any]
 ) -> Any:
-  shown = {m: r for m, r in results.items() if r['mean']}
-  tasks = list(next(iter(shown.values()))['tasks'])
-  figure, axes = _figure(1.6 + 1.2 * (len(tasks) + 1), 4)
+  shown = {_TITLES[m]: r for m, r in results.items() if r['tasks']}
+  tasks = list(dict.fromkeys(t for r in shown.values() for t in r['tasks']))
+  baselines = _baselines(report, tasks)
+  majority = baselines.pop(_MAJORITY, None)
+  shown |= baselines
+  figure, axes = _figure(1.6 + 1.2 * (len(tasks) + 1), 4.2)
   width = 0.8 / len(shown)
   places = np.arange(len(tasks) + 1)
-  for i, (method, result) in enumerate(shown.items()):
-    stats = [*(result['tasks'][t] for t in tasks), result['mean']]
-    axes.bar(
-      places + (i - (len(shown) - 1) / 2) * width,
-      [s['mean'] for s in stats],
+  for i, (name, result) in enumerate(shown.items()):
+    found = [*(result['tasks'].get(t) for t in tasks), result['mean']]
+    at = [(p, s) for p, s in zip(places, found, strict=True) if s]
+    middle = np.array([p for p, _ in at]) + (i - (len(shown) - 1) / 2) * width
+    bars = axes.bar(
+      middle,
+      [s['mean'] for _, s in at],
       width,
-      yerr=[s['std'] or 0.0 for s in stats]
-      if any(s['std'] for s in stats)
+      yerr=[s['std'] or 0.0 for _, s in at]
+      if any(s['std'] for _, s in at)
       else None,
       capsize=2,
-      label=_TITLES[method],
+      label=name,
+      **({'color': '0.75'} if name == _ZERO_SHOT else {}),
     )
-  axes.set_xticks(places, [*tasks, 'mean'])
-  axes.set_ylabel('test score')
+    for bar, (_, stat) in zip(bars, at, strict=True):
+      _mark(axes, bar, stat)
+  if majority is not None:
+    _draw_majority(axes, [*map(majority['tasks'].get, tasks), majority['mean']])
+  titles = [_task_title(report, t).replace(' (', '\n(', 1) for t in tasks]
+  axes.set_xticks(places, [*titles, 'mean'], fontsize=8)
+  axes.set_ylabel(_unit_title(report, tasks))
   axes.set_title(f'Targets, {setting}: {title(report)}', fontsize=10)
   axes.grid(axis='y', alpha=0.3)
-  figure.legend(fontsize=8, loc='outside lower center', ncols=len(shown))
+  figure.legend(fontsize=8, loc='outside lower center', ncols=3)
   return figure
+
+
+def _mark(axes: Any, bar: Any, stat: Stat) -> None:
+  """Hatches a bar whose score says next to nothing, and marks it."""
+  if not stat['marks']:
+    return
+  bar.set_hatch('////')
+  bar.set_edgecolor('black')
+  bar.set_linewidth(0)
+  axes.annotate(
+    ''.join(stat['marks']),
+    (bar.get_x() + bar.get_width() / 2, max(bar.get_height(), 0.0)),
+    ha='center',
+    va='bottom',
+    fontsize=9,
+  )
+
+
+def _draw_majority(axes: Any, stats: Sequence[Stat | None]) -> None:
+  """A line across each task's bars at what the commonest class scores."""
+  at = [(place, s['mean']) for place, s in enumerate(stats) if s]
+  axes.hlines(
+    [value for _, value in at],
+    [place - 0.45 for place, _ in at],
+    [place + 0.45 for place, _ in at],
+    color='black',
+    linestyle='--',
+    linewidth=1,
+    label=_MAJORITY,
+  )
+
+
+def _unit_title(report: Mapping[str, Any], tasks: Sequence[str]) -> str:
+  """'test score (%)', if all tasks have one unit."""
+  facts = [report['meanings'].get(task) for task in tasks]
+  units = {m['unit'] if m else '' for m in facts}
+  unit = units.pop() if len(units) == 1 else ''
+  marks = f'; hatched and {COLLAPSED}: collapsed'
+  return f'test score{f" ({unit})" if unit else ""}{marks}'
 
 
 def _plot_similarity(report: Mapping[str, Any]) -> Any:

@@ -9,12 +9,21 @@ from typing import Any
 import jax
 import numpy as np
 
-from mpt_jax import hostmemory, models, partitioning, t5, trainer
+from mpt_jax import (
+  hostmemory,
+  metrics,
+  models,
+  partitioning,
+  selection,
+  t5,
+  trainer,
+)
 from mpt_jax.checkpoints import backbone as backbone_lib
 from mpt_jax.checkpoints import bundle as bundle_lib
 from mpt_jax.checkpoints import run as run_lib
 from mpt_jax.checkpoints.backbone import DEMO, Backbone, demo_folder
 from mpt_jax.checkpoints.vocabulary import Vocabulary
+from mpt_jax.metrics import Judgement
 from mpt_jax.types import (
   InputError,
   local_path,
@@ -260,9 +269,105 @@ def make_predictor(
   )
 
 
-def format_scores(values: Mapping[str, float]) -> str:
-  """'accuracy 87.5, f1 80.1'."""
-  return ', '.join(f'{name} {value:.1f}' for name, value in values.items())
+def format_scores(
+  values: Mapping[str, float], judged: Judgement | None = None
+) -> str:
+  """Writes a task's scores for a log.
+
+  Args:
+    values: metric -> value.
+    judged: what stands beside them; None is nothing.
+
+  Returns:
+    'accuracy 54.0 (95 % 45.3 to 62.6; majority 52.5; invalid 0.0 %; commonest
+    answer 97 %: COLLAPSED), f1 80.1'; without `judged` 'accuracy 54.0, f1
+    80.1, invalid 0.0'.
+  """
+  if judged is None or not values:
+    return ', '.join(f'{name} {_show(v)}' for name, v in values.items())
+  floors = judged.floors
+  main = selection.main_metric(values, judged.metrics)
+  told = []
+  for name in (main, *(n for n in values if n not in (main, *floors))):
+    notes = []
+    facts = judged.metrics.get(name)
+    if facts is not None and facts.better == metrics.LESS:
+      notes.append('less is better')
+    if name in judged.intervals:
+      low, high = judged.intervals[name]
+      notes.append(f'95 % {low:.1f} to {high:.1f}')
+    if 'majority' in floors:
+      floor = floors.get('majority_scores', {}).get(name)
+      if floor is None and name == 'accuracy':
+        floor = floors['majority']
+      if floor is not None:
+        notes.append(f'majority {floor:.1f}')
+      elif name == main:
+        notes.append(f'majority class {floors["majority"]:.1f} %')
+    if name == main and floors:
+      if name != metrics.INVALID:
+        notes.append(f'invalid {floors[metrics.INVALID]:.1f} %')
+      notes.append(f'commonest answer {floors[metrics.COMMONEST]:.0f} %')
+      if judged.collapsed:
+        notes[-1] += ': COLLAPSED'
+    told.append(
+      f'{name} {_show(values[name])}'
+      + (f' ({"; ".join(notes)})' if notes else '')
+    )
+  return ', '.join(told)
+
+
+def _show(value: float) -> str:
+  return 'undefined' if np.isnan(value) else f'{value:.1f}'
+
+
+def judgements(
+  judged: Mapping[str, Judgement], prefix: str = ''
+) -> dict[str, dict[str, Any]]:
+  """What `results.json` holds beside scores.
+
+  Args:
+    judged: task -> what stands beside its scores.
+    prefix: of the names, such as 'test_'.
+
+  Returns:
+    {'scored': {task: …}, 'metrics': …, 'floors': …, 'intervals': …,
+    'no_interval': …, 'collapsed': …}.
+  """
+  return {
+    f'{prefix}scored': {t: j.examples for t, j in judged.items()},
+    f'{prefix}metrics': {
+      t: metrics.as_json(j.metrics) for t, j in judged.items()
+    },
+    f'{prefix}floors': {t: dict(j.floors) for t, j in judged.items()},
+    f'{prefix}intervals': {
+      t: {name: list(bounds) for name, bounds in j.intervals.items()}
+      for t, j in judged.items()
+    },
+    f'{prefix}no_interval': {
+      t: dict(j.no_interval) for t, j in judged.items() if j.no_interval
+    },
+    f'{prefix}collapsed': {
+      t: j.collapsed for t, j in judged.items() if j.collapsed
+    },
+  }
+
+
+def mean_score(scores: Mapping[str, Mapping[str, float | None]]) -> str:
+  """'accuracy 71.5', or of several tasks the mean of their main scores."""
+  main = []
+  for values in scores.values():
+    if values:
+      name = selection.main_metric(values)
+      main.append((name, values[name]))
+  known = [value for _, value in main if value is not None]
+  if not known:
+    return 'no score'
+  if len(main) == 1:
+    return f'{main[0][0]} {known[0]:.1f}'
+  told = f'mean {sum(known) / len(known):.1f} of {len(known)} tasks'
+  left = len(main) - len(known)
+  return f'{told} ({left} more have none)' if left else told
 
 
 def flat_scores(scores: Scores) -> dict[str, float]:

@@ -1,9 +1,10 @@
 """The best prompts of a run by their validation scores, and when to stop."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
-import math
 
+from mpt_jax import metrics
+from mpt_jax.metrics import Metric
 from mpt_jax.types import InputError, nearest
 
 # The main score of a task is the first of these that it has.
@@ -18,45 +19,126 @@ MAIN_METRICS = (
 )
 
 TaskScores = Mapping[str, float | None]
+# Task -> what its own metric functions say of what they give.
+Meanings = Mapping[str, Mapping[str, Metric]]
 
 
-def main_metric(values: TaskScores) -> str:
+def main_metric(
+  values: Iterable[str], said: Mapping[str, Metric] | None = None
+) -> str:
   """Returns the name of a task's main metric.
 
   Args:
-    values: the task's metrics.
+    values: the task's metrics by name, or just their names.
+    said: what its own metric functions say of them.
+
+  Returns:
+    The first of `MAIN_METRICS`, else the first that is a score; what only
+    says how the answers look (`invalid`) comes last.
 
   Raises:
     InputError: if the task has no metric.
   """
-  for name in (*MAIN_METRICS, *values):
-    if name in values:
+  names = list(values)
+  scores = [name for name in names if metrics.is_score(name, said)]
+  for name in (*MAIN_METRICS, *scores, *names):
+    if name in names:
       return name
   raise InputError('a task without metrics has no main score')
 
 
-def score_of(values: TaskScores, metric: str | None = None) -> float:
-  """Returns the score by which prompts are compared.
+def score_of(
+  values: TaskScores,
+  metric: str | None = None,
+  said: Mapping[str, Metric] | None = None,
+  task: str = '',
+) -> float:
+  """Returns the score by which prompts are compared; more is better.
 
   Args:
     values: a task's metrics; None stands for one that is not defined, such as
       a correlation with a constant.
     metric: its name; None is the main one.
+    said: what the task's own metric functions say of their metrics.
+    task: its name, for messages.
 
   Returns:
-    The value; minus infinity if it is not defined.
+    The value, negative where less is better; minus infinity if it is not
+    defined.
 
   Raises:
-    InputError: if the task has no such metric.
+    InputError: if the task has no such metric, or nobody knows which way of
+      it is better.
   """
-  metric = main_metric(values) if metric is None else metric
-  if metric not in values:
+  metric = main_metric(values, said) if metric is None else metric
+  check_metric(metric, values, task)
+  return metrics.meaning(metric, said, task).gain(values[metric])
+
+
+def check_metric(
+  metric: str, names: Mapping[str, object] | Sequence[str], task: str
+) -> None:
+  """Refuses a BEST_METRIC that a task does not have.
+
+  Args:
+    metric: BEST_METRIC.
+    names: the task's metrics.
+    task: its name.
+
+  Raises:
+    InputError: if it is not among them.
+  """
+  if metric not in names:
     raise InputError(
-      f'BEST_METRIC={metric!r} is no metric of the task; it has'
-      f' {", ".join(values)}{nearest(metric, values)}'
+      f'BEST_METRIC={metric!r} is no metric of the task'
+      f'{f" {task!r}" if task else ""}; it has {", ".join(names)}'
+      f'{nearest(metric, names)}'
     )
-  value = values[metric]
-  return -math.inf if value is None or math.isnan(value) else float(value)
+
+
+def check_declared(
+  tasks: Mapping[str, tuple[Mapping[str, Metric], bool]], metric: str | None
+) -> None:
+  """Refuses before training what the first evaluation would refuse.
+
+  Args:
+    tasks: task -> (what its metric functions say, whether that is all they
+      give).
+    metric: BEST_METRIC; None is each task's main one.
+
+  Raises:
+    InputError: if a task lacks the metric, or has none at all.
+  """
+  for task, (said, whole) in tasks.items():
+    if not whole:
+      continue  # The first evaluation will tell.
+    if not said:
+      raise InputError(
+        f'task {task!r} has no metrics, so KEEP_BEST and PATIENCE have nothing'
+        ' to compare: give it metric_fns'
+      )
+    if metric is not None:
+      check_metric(metric, said, task)
+
+
+def common_meaning(found: Iterable[Metric | None]) -> Metric | None:
+  """What metrics of several tasks mean together, in a mean over the tasks.
+
+  Args:
+    found: each task's; None is one that nobody knows.
+
+  Returns:
+    The first of them; None if one is unknown, or if they differ in which way
+    is better or in their unit: then there is no mean.
+  """
+  kinds = list(found)
+  first = kinds[0] if kinds else None
+  if first is None:
+    return None
+  same = all(
+    m and (m.better, m.unit) == (first.better, first.unit) for m in kinds
+  )
+  return first if same else None
 
 
 @dataclasses.dataclass
@@ -67,12 +149,15 @@ class Selection:
     metric: name of the metric; None is each task's main one.
     patience: evaluations without a better score after which a task is done;
       None never stops early.
-    best: task -> (step, score, metrics) of its best evaluation.
+    said: what the tasks' own metric functions say of their metrics.
+    best: task -> (step, score, metrics) of its best evaluation; the score is
+      that of `score_of`, of which more is better.
     waited: task -> evaluations since then.
   """
 
   metric: str | None = None
   patience: int | None = None
+  said: Meanings = dataclasses.field(default_factory=dict)
   best: dict[str, tuple[int, float, TaskScores]] = dataclasses.field(
     default_factory=dict
   )
@@ -94,12 +179,18 @@ class Selection:
     Returns:
       The tasks whose score is better than ever before; of equal scores the
       first one stays the best.
+
+    Raises:
+      InputError: see `score_of`; nothing of the step is taken then.
     """
+    found = {
+      task: score_of(values, self.metric, self.said.get(task), task)
+      for task, values in scores.items()
+    }
     better = []
-    for task, values in scores.items():
-      score = score_of(values, self.metric)
+    for task, score in found.items():
       if task not in self.best or score > self.best[task][1]:
-        self.best[task] = (step, score, dict(values))
+        self.best[task] = (step, score, dict(scores[task]))
         self.waited[task] = 0
         better.append(task)
       else:

@@ -10,7 +10,7 @@ stage) and `finetune` (the whole backbone). The same command resumes a run
 that was stopped.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import itertools
@@ -46,12 +46,15 @@ from mpt_jax.checkpoints import bundle as bundle_lib
 from mpt_jax.checkpoints import files, lock
 from mpt_jax.checkpoints import run as run_lib
 from mpt_jax.checkpoints.backbone import Backbone
+from mpt_jax.metrics import Judgement, Metric
 from mpt_jax.runs import (
   RESULTS,
   finite_scores,
   flat_scores,
   format_scores,
+  judgements,
   load_backbone,
+  mean_score,
   vocabulary_digest,
 )
 from mpt_jax.starts import Distillation
@@ -72,9 +75,12 @@ log = logging.getLogger(__name__)
 STAGES = ('teacher', 'source', 'target', 'finetune')
 PADDINGS = ('auto', 'max', 'bucket', 'pack')
 PROMPTS = 'prompts'
+BACKBONE = 'backbone'
 # Each task's best prompts, and the run's metrics.
 BEST = 'best'
 METRICS = 'metrics.jsonl'
+# What stands beside the scores there: 'floor/rte/commonest'.
+_FLOOR = 'floor'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,10 +117,19 @@ class Evaluation:
   test_split: str | None = None
 
   def __post_init__(self):
-    if (self.keep_best or self.patience is not None) and not self.period:
+    if self.selects and not self.period:
       raise InputError(
         'KEEP_BEST and PATIENCE compare evaluations: set EVAL_PERIOD too'
       )
+
+  @property
+  def selects(self) -> bool:
+    """Whether evaluations are compared with each other."""
+    return self.keep_best or self.patience is not None
+
+  def names(self, dataset: Any) -> Sequence[str]:
+    """The mixtures and tasks to score in a run on a data set."""
+    return cli.as_list(self.tasks or dataset.mixture_or_task_name)
 
 
 def train(
@@ -236,6 +251,17 @@ def train(
   dataset = dataclasses.replace(dataset, pack=padding == 'pack')
   task_names = prompts.task_names if prompts else ('all',)
   prompt_length = prompts.length if prompts else 0
+  # The data layer is the first to need TensorFlow.
+  log.info('reading the tasks (TensorFlow takes a few seconds) …')
+  from mpt_jax import data
+
+  # Before a large backbone is read in vain.
+  provider = data.check_data(
+    dataset.mixture_or_task_name,
+    dataset.split,
+    dataset.module,
+    dataset.use_cached,
+  )
   loaded = load_backbone(
     backbone, backbone_config, vocabulary, seed, fresh=stage == 'finetune'
   )
@@ -275,10 +301,6 @@ def train(
     clip_norm=clip_norm,
   )
 
-  # The data layer is the first to need TensorFlow.
-  log.info('reading the tasks (TensorFlow takes a few seconds) …')
-  from mpt_jax import data
-
   part, parts = partitioning.data_part(mesh)
   batches = data.get_train_iterator(
     dataset,
@@ -291,11 +313,12 @@ def train(
     else None,
   )
   texts = data.task_texts(task_names, dataset.split)
-  examples = {dataset.split: batches.counts}
+  examples: dict[str, dict[str, Any]] = {}
   if evaluation is not None:
-    examples |= _examine(
+    examples = _examine(
       dataset, evaluation, prompt_length, task_names if prompts else ()
     )
+  examples[dataset.split] = examples.get(dataset.split, {}) | batches.counts
   synthetic = data.is_synthetic(dataset.mixture_or_task_name)
   if synthetic:
     log.info(
@@ -303,6 +326,7 @@ def train(
       dataset.mixture_or_task_name,
     )
 
+  said = _check_selection(dataset, evaluation)
   run_config = {
     'stage': stage,
     'backbone_fingerprint': loaded.fingerprint,
@@ -318,6 +342,20 @@ def train(
     run_lib.DATA: _digests(batches, dataset, evaluation, examples),
   }
   multihost.check_same('run', run_config)
+  following = ''
+  if isinstance(backbone, str):  # Steps of a pipeline share a loaded one.
+    following = _next_command(
+      model_dir,
+      dataset,
+      evaluation,
+      prompts is None,
+      'test' in provider.splits,
+      INITIAL_CHECKPOINT_PATH=backbone,
+      MODEL=backbone_config,
+      VOCABULARY=vocabulary,
+      PRECISION=None if precision == 'float32' else precision,
+      DTYPE=dtype,
+    )
   with contextlib.ExitStack() as held:
     finished = multihost.on_first(
       lambda: _open_run(held, model_dir, run_config, dataset, batches.chosen)
@@ -325,6 +363,7 @@ def train(
     cli.keep_log(model_dir)
     if finished is not None:
       log.info('%s is finished; nothing to do', model_dir)
+      _tell_results(model_dir, following)
       return finished
     run_lib.check_shared(model_dir)
 
@@ -399,9 +438,9 @@ def train(
     writer = make_writer(model_dir, tensorboard, resume_step=int(state.step))
     best: _BestPrompts | None = None
     if evaluate is not None and evaluation is not None:
-      if evaluation.keep_best or evaluation.patience is not None:
+      if evaluation.selects:
         best = _BestPrompts.create(
-          model_dir, evaluation, int(state.step), make_bundle
+          model_dir, evaluation, said, int(state.step), make_bundle
         )
         evaluate.follow(best.update)
     started = time.monotonic()
@@ -412,27 +451,28 @@ def train(
       if 0 < step < train_steps and not step % evaluation.period:
         if not _was_evaluated(model_dir, step):
           writer.write_scalars(step, evaluate(step, state.params))
-    state = trainer.fit(
-      model,
-      settings,
-      state,
-      frozen,
-      batches,
-      train_steps=train_steps,
-      mesh=mesh,
-      task_names=task_names,
-      log_period=log_period,
-      checkpoint_period=checkpoint_period,
-      checkpointer=checkpointer,
-      eval_period=(evaluation.period or None) if evaluation else None,
-      evaluate=evaluate,
-      writer=writer,
-      microbatches=microbatches or 1,
-      target_length=dataset.task_feature_lengths['targets'],
-      window=window,
-      finished=lambda: best is not None and best.selection.finished,
-      request=request,
-    )
+    with _advising(model_dir, learning_rate, task_learning_rate):
+      state = trainer.fit(
+        model,
+        settings,
+        state,
+        frozen,
+        batches,
+        train_steps=train_steps,
+        mesh=mesh,
+        task_names=task_names,
+        log_period=log_period,
+        checkpoint_period=checkpoint_period,
+        checkpointer=checkpointer,
+        eval_period=(evaluation.period or None) if evaluation else None,
+        evaluate=evaluate,
+        writer=writer,
+        microbatches=microbatches or 1,
+        target_length=dataset.task_feature_lengths['targets'],
+        window=window,
+        finished=lambda: best is not None and best.selection.finished,
+        request=request,
+      )
     last_step = int(state.step)
     log.info(
       'trained to step %d in %s%s',
@@ -445,14 +485,15 @@ def train(
       log.info('examples drawn: %s', counts)
     checkpointer.close()
     scores: dict[str, dict[str, float]] = {}
+    results: dict[str, Any] = {}
     if evaluate is not None:
       if evaluate.latest_step != last_step:
         writer.write_scalars(last_step, evaluate(last_step, state.params))
-      scores = evaluate.latest_scores
+      scores = dict(evaluate.latest_scores)
+      results |= judgements(evaluate.latest_judged)
     writer.close()
     product = partitioning.to_host(state.params)
     bundle = None
-    results: dict[str, Any] = {}
     if prompts is not None:
       bundle = make_bundle(last_step, product['prompts'], scores)
       if best is not None and evaluation is not None and evaluation.keep_best:
@@ -461,13 +502,20 @@ def train(
         results['best_steps'] = {
           task: step for task, (step, *_) in best.selection.best.items()
         }
+        results |= multihost.on_first(
+          lambda: _judged_at(
+            os.path.join(model_dir, METRICS), results['best_steps'], results
+          )
+        )
     if (
       evaluate is not None and evaluation is not None and evaluation.test_split
     ):
       results['test_split'] = evaluation.test_split
-      results['test_scores'] = finite_scores(
-        evaluate.test(bundle, state.params, evaluation.test_split)
+      tested, judged = evaluate.test(
+        bundle, state.params, evaluation.test_split
       )
+      results['test_scores'] = finite_scores(tested)
+      results |= judgements(judged, 'test_')
 
     def write() -> None:
       if bundle is None:
@@ -492,6 +540,7 @@ def train(
       )
 
     multihost.on_first(write)
+    _tell_results(model_dir, following)
     return scores
 
 
@@ -540,6 +589,93 @@ def _examine(
       ' a label: give another EVAL_SPLIT'
     )
   return found
+
+
+def _tell_results(model_dir: str, following: str) -> None:
+  """Says what a finished run has made, how good it is, and what comes next."""
+  results = files.read_json(os.path.join(model_dir, RESULTS))
+  for split, scores in (
+    (results.get('split'), results['scores']),
+    (results.get('test_split'), results.get('test_scores', {})),
+  ):
+    if split and scores:
+      log.info('%s: %s', split, mean_score(scores))
+  if best := results.get('best_steps'):
+    steps = ', '.join(f'{task} {step}' for task, step in best.items())
+    log.info('best step: %s', steps)
+  for name in (PROMPTS, BACKBONE):
+    if os.path.isdir(path := os.path.join(model_dir, name)):
+      log.info('product: %s', path)
+  if following:
+    log.info('next: %s', following)
+
+
+def _next_command(
+  model_dir: str,
+  dataset: Any,
+  evaluation: Evaluation | None,
+  finetuned: bool,
+  testable: bool,
+  **macros: Any,
+) -> str:
+  """The command that scores the run's product, or exports what is scored."""
+  product = os.path.join(model_dir, PROMPTS)
+  if evaluation is not None and evaluation.test_split and not finetuned:
+    return cli.shell_command(
+      'export',
+      [
+        '--gin_file=gin_configs/runs/export.gin',
+        f'--gin.PROMPTS={product!r}',
+        f'--gin.OUTPUT={os.path.join(model_dir, "exported")!r}',
+      ],
+    )
+  macros = {
+    **{n: v for n, v in macros.items() if isinstance(v, str)},
+    'PROMPTS': product,
+    'MIXTURE_OR_TASK_NAME': dataset.mixture_or_task_name,
+    'MIXTURE_OR_TASK_MODULE': dataset.module,
+    'TASK_FEATURE_LENGTHS': dict(dataset.task_feature_lengths),
+    'MODEL_DIR': os.path.join(model_dir, 'test'),
+  }
+  if finetuned:
+    product = os.path.join(model_dir, BACKBONE)
+    macros |= {'INITIAL_CHECKPOINT_PATH': product, 'PROMPTS': None}
+  if not testable:
+    macros['EVAL_SPLIT'] = evaluation.split if evaluation else dataset.split
+  words = ['--gin_file=gin_configs/runs/eval.gin']
+  if cli.data_dir():
+    words.append(f'--tfds_data_dir={cli.data_dir()}')
+  words += [f'--gin.{name}={value!r}' for name, value in macros.items()]
+  return cli.shell_command('eval', words)
+
+
+@contextlib.contextmanager
+def _advising(
+  model_dir: str, learning_rate: float, task_learning_rate: float | None
+) -> Iterator[None]:
+  """Says, of a loss that is not finite, with which command it will be."""
+  try:
+    yield
+  except trainer.NonFiniteLossError:
+    number = 2
+    while os.path.lexists(f'{model_dir}-{number}'):
+      number += 1
+    macros: dict[str, Any] = {
+      cli.macro_of('model_dir'): f'{model_dir}-{number}',
+      cli.macro_of('learning_rate'): _lower(learning_rate),
+      cli.macro_of('clip_norm'): 1.0,
+    }
+    if task_learning_rate is not None:
+      macros[cli.macro_of('task_learning_rate')] = _lower(task_learning_rate)
+    command = cli.repeated(macros)
+    if command:
+      log.info('for example: %s', command)
+    raise
+
+
+def _lower(rate: float) -> float:
+  """A tenth of a learning rate; of one beyond all measure, a usual one."""
+  return float(f'{min(rate / 10, 0.1):.2g}')
 
 
 def _open_run(
@@ -602,6 +738,26 @@ def _choose_padding(padding: str, dataset: Any, mesh: Mesh) -> str:
   return chosen
 
 
+def _check_selection(
+  dataset: Any, evaluation: Evaluation | None
+) -> dict[str, dict[str, Metric]]:
+  """Refuses a selection by a metric that the tasks don't have.
+
+  Returns:
+    Task -> what its metric functions say of what they give; empty where
+    nothing is selected.
+  """
+  if evaluation is None or not evaluation.selects:
+    return {}
+  from mpt_jax import data
+
+  declared: dict[str, tuple[dict[str, Metric], bool]] = {}
+  for name in evaluation.names(dataset):
+    declared |= data.metrics_of(name, evaluation.split, dataset.module)
+  selection.check_declared(declared, evaluation.best_metric)
+  return {task: said for task, (said, _) in declared.items()}
+
+
 def _default_groups(
   prompts: prompts_lib.PromptConfig | None,
   learning_rate: float,
@@ -646,6 +802,7 @@ class _Evaluator:
   Attributes:
     latest_step: the step of the latest scores, or None.
     latest_scores: {task: {metric: value}}.
+    latest_judged: {task: what stands beside them}.
   """
 
   def __init__(
@@ -671,6 +828,7 @@ class _Evaluator:
     self._request: preemption.StopRequest | None = None
     self.latest_step: int | None = None
     self.latest_scores: dict[str, dict[str, float]] = {}
+    self.latest_judged: dict[str, Judgement] = {}
 
   def follow(self, follower: Callable[..., None]) -> None:
     """Tells somebody of each evaluation: (step, scores, trainable tree)."""
@@ -690,12 +848,17 @@ class _Evaluator:
     """Returns scalars to write for this step."""
     params = params_lib.merge(trained, self._frozen)
     scalars = self._losses(params) if self._evaluation.loss_steps else {}
-    self.latest_scores = self._decode(
+    self.latest_scores, self.latest_judged = self._decode(
       params, self._evaluation.split, self._predict
     )
     self.latest_step = step
     if self._follower is not None:
       self._follower(step, self.latest_scores, trained)
+    for task, judged in self.latest_judged.items():
+      floors = {**judged.floors, 'collapsed': float(bool(judged.collapsed))}
+      for name, value in floors.items():
+        if isinstance(value, float):
+          scalars[f'{_FLOOR}/{task}/{name}'] = value
     return {**scalars, **flat_scores(self.latest_scores)}
 
   def test(
@@ -703,7 +866,7 @@ class _Evaluator:
     bundle: bundle_lib.PromptBundle | None,
     trained: PyTree,
     split: str,
-  ) -> dict[str, dict[str, float]]:
+  ) -> tuple[dict[str, dict[str, float]], dict[str, Judgement]]:
     """Scores a split with finished prompts, or with what was trained.
 
     Args:
@@ -712,7 +875,7 @@ class _Evaluator:
       split: the split.
 
     Returns:
-      {task: {metric: value}}.
+      ({task: {metric: value}}, {task: what stands beside them}).
     """
     if bundle is None:
       params = params_lib.merge(trained, self._frozen)
@@ -756,7 +919,7 @@ class _Evaluator:
 
   def _decode(
     self, params: dict[str, Any], split: str, predict: Callable[..., Any]
-  ) -> dict[str, dict[str, float]]:
+  ) -> tuple[dict[str, dict[str, float]], dict[str, Judgement]]:
     from mpt_jax import data
 
     params = {k: v for k, v in params.items() if k != 'teacher_prompts'}
@@ -767,11 +930,9 @@ class _Evaluator:
       return partitioning.to_host(predict(params, placed))
 
     evaluation = self._evaluation
-    scores: dict[str, dict[str, float]] = {}
-    for name in cli.as_list(
-      evaluation.tasks or self._dataset.mixture_or_task_name
-    ):
-      scores.update(
+    scores = data.Scores()
+    for name in evaluation.names(self._dataset):
+      scores.add(
         data.evaluate(
           name,
           split,
@@ -783,9 +944,10 @@ class _Evaluator:
           num_examples=evaluation.num_examples,
         )
       )
+    judged = {task: scores.judge(task) for task in scores}
     for task, values in scores.items():
-      log.info('%s %s: %s', task, split, format_scores(values))
-    return scores
+      log.info('%s %s: %s', task, split, format_scores(values, judged[task]))
+    return scores, judged
 
 
 @dataclasses.dataclass
@@ -809,11 +971,14 @@ class _BestPrompts:
     cls,
     model_dir: str,
     evaluation: Evaluation,
+    said: Mapping[str, Mapping[str, Metric]],
     step: int,
     make_bundle: Callable[..., bundle_lib.PromptBundle],
   ) -> '_BestPrompts':
     """Takes up what the run has seen up to a step."""
-    followed = selection.Selection(evaluation.best_metric, evaluation.patience)
+    followed = selection.Selection(
+      evaluation.best_metric, evaluation.patience, said
+    )
     path = os.path.join(model_dir, METRICS)
     for then, scores in multihost.on_first(lambda: _past_scores(path, step)):
       followed.update(then, scores)
@@ -876,10 +1041,39 @@ def _was_evaluated(model_dir: str, step: int) -> bool:
   )
 
 
+def _judged_at(
+  path: str, steps: Mapping[str, int], latest: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+  """What stands beside each task's scores of its best step.
+
+  Intervals are left out: the best of many evaluations is no fair draw.
+
+  Args:
+    path: the run's metrics.
+    steps: task -> step.
+    latest: `judgements` of the last step.
+  """
+  floors = {task: dict(latest['floors'].get(task, {})) for task in steps}
+  collapsed = {}
+  for line in read_metrics(path):
+    for name, value in line.items():
+      kind, _, rest = name.partition('/')
+      task, _, name = rest.partition('/')
+      if kind == _FLOOR and line['step'] == steps.get(task):
+        floors[task][name] = value
+  for task, values in floors.items():
+    if values.pop('collapsed', 0):
+      collapsed[task] = (
+        f'{values["commonest"]:.1f} % of the answers are one,'
+        f' {values["invalid"]:.1f} % are invalid'
+      )
+  return {'floors': floors, 'collapsed': collapsed, 'intervals': {}}
+
+
 def _save_backbone(model_dir: str, backbone: Backbone, trained: PyTree) -> None:
   """Saves the backbone with what was trained in the place of what it had."""
   checkpoints.save_huggingface(
-    os.path.join(model_dir, 'backbone'),
+    os.path.join(model_dir, BACKBONE),
     backbone.config,
     params_lib.merge(backbone.params, trained),
     vocabulary_file=backbone.vocabulary_file,

@@ -6,6 +6,7 @@ backbone is an argument of the step. The loop takes any iterator of batches
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
 import functools
 import logging
 import math
@@ -21,7 +22,12 @@ import numpy as np
 from mpt_jax import hostmemory, optimizers, partitioning, preemption
 from mpt_jax import params as params_lib
 from mpt_jax.models import Metrics, PromptedT5
-from mpt_jax.types import Array, Batch, PyTree
+from mpt_jax.types import (
+  Array,
+  Batch,
+  InputError,
+  PyTree,
+)
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +37,7 @@ _PROGRESS_SECONDS = 10.0
 HostBatch = Mapping[str, np.ndarray] | list[Mapping[str, np.ndarray]]
 
 
-class NonFiniteLossError(RuntimeError):
+class NonFiniteLossError(InputError, RuntimeError):
   """The loss or a gradient was not finite; the message says where."""
 
 
@@ -215,15 +221,20 @@ def _update(
   return new_state, jax.tree.map(jnp.add, totals, terms)
 
 
-def _compile(what: str, function: Any, *args: Any) -> None:
+def _compile(what: str, function: Any, *args: Any) -> float:
   """Compiles a jitted function before its first call with such arguments.
 
   Apart from the call, so that what the compiler has freed is given back
   before the function needs memory of its own.
+
+  Returns:
+    The seconds that it took.
   """
   log.info('compiling %s …', what)
+  begin = time.monotonic()
   function.lower(*args).compile()
   hostmemory.release()
+  return time.monotonic() - begin
 
 
 class BucketedStep:
@@ -235,6 +246,7 @@ class BucketedStep:
 
   Attributes:
     shapes: the shapes (R, S, T) that parts have had.
+    compile_seconds: how long all of them took to compile.
   """
 
   def __init__(
@@ -253,6 +265,7 @@ class BucketedStep:
     """
     self._target_length = target_length
     self.shapes: set[tuple[int, ...]] = set()
+    self.compile_seconds = 0.0
     self._starts: dict[Any, Callable[..., Any]] = {}
     dropout = model.config.dropout_rate > 0.0
 
@@ -331,7 +344,7 @@ class BucketedStep:
         self.shapes.add(shape)
         rows_here, source, target = shape
         what = f'parts of {rows_here} examples, {source} + {target} tokens'
-        _compile(what, self._add_part, *args)
+        self.compile_seconds += _compile(what, self._add_part, *args)
       sums = self._add_part(*args)
     return sums
 
@@ -487,19 +500,63 @@ def put_batch(
 
 
 class Progress:
-  """Prints where a run stands: step, rate, examples/s, ETA."""
+  """Prints where a run stands: step, rate, examples/s, ETA.
 
-  def __init__(self, total: int, start: int = 0, parts: int = 1):
+  The rates are of training alone: what compiles, evaluates or saves is outside
+  the clock. The ETA has the evaluations to come.
+  """
+
+  def __init__(
+    self,
+    total: int,
+    start: int = 0,
+    parts: int = 1,
+    eval_period: int | None = None,
+    clock: Callable[[], float] = time.monotonic,
+  ):
     """Starts the clock.
 
     Args:
       total: the last step.
       start: the step it is.
       parts: how many parts a batch has, of which this process counts one.
+      eval_period: steps between evaluations; None has none.
+      clock: returns seconds.
     """
     self._total, self._first, self._examples = total, start, 0
-    self._parts = parts
-    self._begin = self._last = time.monotonic()
+    self._parts, self._eval_period, self._clock = parts, eval_period, clock
+    self._begin = self._last = clock()
+    self._outside = self._evaluation = 0.0
+
+  def exclude(self, seconds: float) -> None:
+    """Takes what was no training off the clock."""
+    self._outside += seconds
+
+  @contextlib.contextmanager
+  def outside(self, evaluation: bool = False) -> Iterator[None]:
+    """Stops the clock.
+
+    Args:
+      evaluation: whether this is an evaluation; the latest one tells how long
+        those to come will take.
+
+    Yields:
+      Nothing.
+    """
+    begin = self._clock()
+    try:
+      yield
+    finally:
+      seconds = self._clock() - begin
+      self.exclude(seconds)
+      if evaluation:
+        self._evaluation = seconds
+
+  def _evaluations_left(self, step: int) -> int:
+    """How many come behind a step and its own; the last step has one."""
+    if not self._eval_period or step >= self._total:
+      return 0
+    return -(-self._total // self._eval_period) - step // self._eval_period
 
   def count(self, batch: HostBatch) -> None:
     """Counts the examples of a host's batch, packed, in parts or neither."""
@@ -513,30 +570,39 @@ class Progress:
 
   def rates(self, step: int) -> dict[str, float]:
     """Steps and examples per second since the start, and seconds left."""
-    seconds = max(time.monotonic() - self._begin, 1e-9)
+    seconds = max(self._clock() - self._begin - self._outside, 1e-9)
     rate = (step - self._first) / seconds
+    left = (self._total - step) / rate if rate else math.inf
+    left += self._evaluations_left(step) * self._evaluation
     return {
       'steps_per_second': rate,
       'examples_per_second': self._parts * self._examples / seconds,
-      'seconds_left': (self._total - step) / rate if rate else math.inf,
+      'seconds_left': left if step < self._total else 0.0,
     }
 
   def maybe_print(self, step: int, note: str = '', force: bool = False):
     """Logs a line, at most every ten seconds unless forced."""
-    now = time.monotonic()
+    now = self._clock()
     if not force and now - self._last < _PROGRESS_SECONDS:
       return
     self._last = now
     rates = self.rates(step)
     log.info(
-      'step %d / %d  %.1f steps/s  %.0f examples/s  ETA %s  %s',
+      'step %d / %d  %s  %.0f examples/s  ETA %s  %s',
       step,
       self._total,
-      rates['steps_per_second'],
+      format_rate(rates['steps_per_second']),
       rates['examples_per_second'],
       format_seconds(rates['seconds_left']),
       note,
     )
+
+
+def format_rate(rate: float) -> str:
+  """'3.4 steps/s', or below one step a second '1.7 s/step'."""
+  if not rate:
+    return '? s/step'
+  return f'{rate:.1f} steps/s' if rate >= 1 else f'{1 / rate:.1f} s/step'
 
 
 def format_seconds(seconds: float) -> str:
@@ -637,7 +703,10 @@ def fit(
       assert target_length is not None
       step_parts = make_bucketed_step(model, optimizer, target_length)
       parts = [put_batch(part, mesh) for part in batch]
+      compiled = step_parts.compile_seconds
       state, totals = step_parts(state, frozen, parts, totals)
+      if progress is not None:
+        progress.exclude(step_parts.compile_seconds - compiled)
     else:
       placed = put_batch(batch, mesh)
       if progress is None:
@@ -647,7 +716,12 @@ def fit(
     if progress is None:
       jax.block_until_ready(totals)
       # Counted from here, so that compilation doesn't spoil the ETA.
-      progress = Progress(train_steps, start=step, parts=num_parts)
+      progress = Progress(
+        train_steps,
+        start=step,
+        parts=num_parts,
+        eval_period=None if evaluate is None else eval_period,
+      )
     else:
       progress.count(batch)
     last = step == train_steps
@@ -688,7 +762,8 @@ def fit(
     progress.maybe_print(step, note, force=last)
     if saves:
       assert checkpointer is not None
-      checkpointer.save(state, _position(batches, step % log_period, totals))
+      with progress.outside():
+        checkpointer.save(state, _position(batches, step % log_period, totals))
     if stops:
       assert request is not None
       raise preemption.Stopped(
@@ -698,7 +773,8 @@ def fit(
     if evaluates:
       assert evaluate is not None
       try:
-        scores = evaluate(step, state.params)
+        with progress.outside(evaluation=True):
+          scores = evaluate(step, state.params)
       except preemption.Stopped:
         if checkpointer is not None:
           checkpointer.save(
@@ -735,7 +811,7 @@ def check_finite(state: TrainState, task_names: Sequence[str]) -> None:
   tasks = [name for name, bad in zip(task_names, flags, strict=True) if bad]
   where = ', '.join(tasks) if tasks else 'no single task (the gradient)'
   raise NonFiniteLossError(
-    f'the loss was not finite at step {bad_step}; task(s): {where}. Lower the'
-    ' learning rate or set a clip norm; the run resumes from its last good'
-    ' checkpoint'
+    f'the loss was not finite at step {bad_step}; task(s): {where}. This run'
+    ' would come to it again: lower the learning rate or set a clip norm, in'
+    ' another MODEL_DIR'
   )

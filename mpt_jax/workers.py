@@ -348,8 +348,9 @@ class _Progress:
 
   def _cost_of(self, step: Step, share: float = 1.0) -> float:
     """The cost of a step up to a share of it, in this call."""
-    cost = step.cost * max(share - self._before[step.name], 0.0)
-    if step.likeness not in self._compiled and share:
+    more = max(share - self._before[step.name], 0.0)
+    cost = step.cost * more
+    if step.likeness not in self._compiled and more:
       self._compiled.add(step.likeness)
       cost += _COMPILATION_COST
     return cost

@@ -17,11 +17,13 @@ import numpy as np
 import scipy.stats
 import sklearn.metrics
 
-from mpt_jax.data.templates import INVALID
+from mpt_jax import data
+from mpt_jax.data import assessment
 
 Metric = Callable[[Sequence[Any], Sequence[Any]], dict[str, float]]
 
 
+@data.metric()
 def accuracy(
   targets: Sequence[int], predictions: Sequence[int]
 ) -> dict[str, float]:
@@ -31,6 +33,7 @@ def accuracy(
   }
 
 
+@data.metric('f1')
 def f1_with_invalid(
   targets: Sequence[int], predictions: Sequence[int]
 ) -> dict[str, float]:
@@ -59,9 +62,10 @@ def mean_f1(num_classes: int) -> Metric:
     return {name: 100 * value}
 
   name = metric.__name__ = f'mean_{num_classes}class_f1'
-  return metric
+  return data.metric(name)(metric)
 
 
+@data.metric()
 def matthews_corrcoef(
   targets: Sequence[int], predictions: Sequence[int]
 ) -> dict[str, float]:
@@ -73,6 +77,7 @@ def matthews_corrcoef(
   return {'matthews_corrcoef': 100 * value}
 
 
+@data.metric()
 def pearson_corrcoef(
   targets: Sequence[float], predictions: Sequence[float]
 ) -> dict[str, float]:
@@ -82,6 +87,7 @@ def pearson_corrcoef(
   }
 
 
+@data.metric()
 def spearman_corrcoef(
   targets: Sequence[float], predictions: Sequence[float]
 ) -> dict[str, float]:
@@ -117,6 +123,7 @@ def _token_f1(target: str, prediction: str) -> float:
   return 2 * common / (len(wanted) + len(got)) if common else 0.0
 
 
+@data.metric('em', 'f1')
 def squad(
   targets: Sequence[Sequence[str]], predictions: Sequence[str]
 ) -> dict[str, float]:
@@ -157,6 +164,7 @@ def once_per_group(metric: Metric) -> Metric:
   return deduplicated
 
 
+@data.metric()
 def invalid(
   targets: Sequence[Any], predictions: Sequence[Any]
 ) -> dict[str, float]:
@@ -166,23 +174,25 @@ def invalid(
   postprocessing), or, where any text may be right, an empty one.
   """
   del targets
-  return {
-    'invalid': 100 * float(np.mean([_is_invalid(p) for p in predictions]))
-  }
+  return {'invalid': assessment.share_of_invalid(predictions)}
 
 
-def majority(
+@data.metric()
+def commonest(
   targets: Sequence[Any], predictions: Sequence[Any]
 ) -> dict[str, float]:
   """Returns the share of the most frequent output.
 
   Near 100 the model says the same whatever it reads, and an accuracy is no
-  more than the share of that class.
+  more than the share of that class. Every evaluation has it beside the scores
+  anyway.
   """
   del targets
-  values = [p['value'] if isinstance(p, Mapping) else p for p in predictions]
-  [(_, count)] = Counter(values).most_common(1)
-  return {'majority': 100 * count / len(values)}
+  return {'commonest': assessment.share_of_commonest(predictions)}
+
+
+# Its name in version 0.1, which reads as the majority baseline.
+majority = commonest
 
 
 def invalid_or_outside(low: float, high: float) -> Metric:
@@ -196,17 +206,10 @@ def invalid_or_outside(low: float, high: float) -> Metric:
     return {'invalid': 100 * float(np.mean(outside))}
 
   metric.__name__ = 'invalid'
-  return metric
+  return data.metric('invalid')(metric)
 
 
-def _is_invalid(prediction: Any) -> bool:
-  if isinstance(prediction, Mapping):
-    prediction = prediction['value']
-  if isinstance(prediction, str):
-    return not prediction.strip()
-  return prediction == INVALID
-
-
+@data.metric('f1')
 def f1_over_answers(
   targets: Sequence[Mapping[str, Any]],
   predictions: Sequence[Mapping[str, Any]],
@@ -223,6 +226,7 @@ def f1_over_answers(
   )
 
 
+@data.metric('exact_match')
 def exact_match_per_group(
   targets: Sequence[Mapping[str, Any]],
   predictions: Sequence[Mapping[str, Any]],
@@ -248,6 +252,7 @@ def _streams(references: Sequence[str | Sequence[str]]) -> list[list[Any]]:
   return [list(s) for s in itertools.zip_longest(*lists)]
 
 
+@data.metric()
 def bleu(
   targets: Sequence[str | Sequence[str]], predictions: Sequence[str]
 ) -> dict[str, float]:
@@ -272,6 +277,7 @@ def bleu(
   return {'bleu': score.score}
 
 
+@data.metric('rougeL')
 def rouge_l(
   targets: Sequence[str | Sequence[str]], predictions: Sequence[str]
 ) -> dict[str, float]:

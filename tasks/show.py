@@ -1,8 +1,13 @@
-"""Shows what is registered, and what a task's examples look like.
+r"""Shows what is registered, and what a task's examples look like.
 
 python -m tasks.show
 python -m tasks.show mnli --data_dir=DIR --examples=3
 python -m tasks.show my_task --module=my_tasks
+python -m tasks.show rte --gin_file=gin_configs/runs/teacher.gin \
+  --gin.INITIAL_CHECKPOINT_PATH="'t5-base'" --gin.PROMPT_LENGTH=20
+
+With the gin file and the macros of a run, what is shown is as the run reads
+it: its lengths, prompt, vocabulary and module of tasks. Nothing is run.
 """
 
 import argparse
@@ -11,11 +16,12 @@ import contextlib
 import importlib
 import os
 import pathlib
+import re
 import sys
 import tempfile
 from typing import TYPE_CHECKING, Any
 
-from mpt_jax.types import InputError, nearest
+from mpt_jax.types import InputError, nearest, quiet_pipe
 
 if TYPE_CHECKING:
   import seqio
@@ -41,7 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     ' --vocabulary=t5-base/spiece.model',
   )
   parser.add_argument('name', nargs='?', help='a task or mixture')
-  parser.add_argument('--data_dir', help='TFDS data folder')
+  parser.add_argument(
+    '--data_dir', '--tfds_data_dir', help='TFDS data folder', dest='data_dir'
+  )
   parser.add_argument('--module', help='module that registers more tasks')
   parser.add_argument('--split', default='train')
   parser.add_argument(
@@ -49,22 +57,74 @@ def main(argv: Sequence[str] | None = None) -> int:
   )
   parser.add_argument('--vocabulary', help='SentencePiece file of the backbone')
   parser.add_argument(
-    '--inputs', type=int, default=356, help='input length, prompt included'
+    '--inputs', type=int, help='input length, prompt included (356)'
   )
-  parser.add_argument('--targets', type=int, default=128, help='target length')
-  parser.add_argument('--prompt_length', type=int, default=100)
+  parser.add_argument('--targets', type=int, help='target length (128)')
+  parser.add_argument('--prompt_length', type=int, help='prompt length (100)')
   parser.add_argument(
     '--prompt_tasks', help="the model's tasks in row order, comma-separated"
   )
-  args = parser.parse_args(argv)
+  parser.add_argument(
+    '--gin_file',
+    action='append',
+    default=[],
+    help="a run's gin file, for what is not given above; with --gin.NAME=VALUE"
+    ' as in the command of the run',
+  )
+  with quiet_pipe():
+    args, rest = parser.parse_known_args(argv)
+  unknown = [a for a in rest if not re.match(r'--gin\.[^=]+=', a)]
+  if unknown:
+    parser.error(f'unrecognized arguments: {" ".join(unknown)}')
+  bindings = [argument.removeprefix('--gin.') for argument in rest]
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   try:
-    for line in _run(args):
-      print(line)
+    _take_over(args, bindings)
+    with quiet_pipe():
+      for line in _run(args):
+        print(line)
   except InputError as error:
     print(f'error: {error}', file=sys.stderr)
     return 2
   return 0
+
+
+def _take_over(args: argparse.Namespace, bindings: Sequence[str]) -> None:
+  """Fills in what was not given, from a run's gin files or by default."""
+  macros: dict[str, Any] = {}
+  lengths: Mapping[str, Any] = {'inputs': 356, 'targets': 128}
+  prompt_length = 100
+  if bindings and not args.gin_file:
+    raise InputError(f'--gin.{bindings[0]} is given without --gin_file')
+  if args.gin_file:
+    # By name: only this command knows of runs, the tasks don't.
+    cli = importlib.import_module('mpt_jax.cli')
+    macros = cli.read_macros(args.gin_file, bindings)
+    prompt_length = macros.get('PROMPT_LENGTH', 0)
+    lengths = macros.get('TASK_FEATURE_LENGTHS', lengths)
+  if args.prompt_length is None:
+    args.prompt_length = prompt_length
+  for key in ('inputs', 'targets'):
+    if getattr(args, key) is None:
+      setattr(args, key, lengths.get(key))
+  args.module = args.module or macros.get('MIXTURE_OR_TASK_MODULE')
+  names = macros.get('PROMPT_TASKS')
+  if names and not args.prompt_tasks:
+    args.prompt_tasks = names if isinstance(names, str) else ','.join(names)
+  args.vocabulary = args.vocabulary or macros.get('VOCABULARY')
+  backbone = macros.get('INITIAL_CHECKPOINT_PATH')
+  if args.vocabulary == 'demo':
+    args.vocabulary = str(DEMO_VOCABULARY)
+  elif not args.vocabulary and isinstance(backbone, str):
+    args.vocabulary = _vocabulary_of(backbone)
+
+
+def _vocabulary_of(backbone: str) -> str | None:
+  """The vocabulary beside a backbone, if there is one."""
+  find = importlib.import_module('mpt_jax.checkpoints.backbone').find_backbone
+  folder = os.path.expanduser(find(backbone))
+  file = os.path.join(folder, 'spiece.model')
+  return file if os.path.isfile(file) else None
 
 
 def _run(args: argparse.Namespace) -> Iterator[str]:
@@ -152,16 +212,15 @@ def mixture(name: str) -> Iterator[str]:
   """Yields the tasks of a mixture and their shares."""
   import seqio
 
-  provider = seqio.MixtureRegistry.get(name)
+  from mpt_jax.data.dataset import mixing_rates
+
+  rates = mixing_rates(seqio.MixtureRegistry.get(name))
   yield f'mixture {name}'
-  total = sum(provider.get_rate(task) for task in provider.tasks)
-  rows = []
-  for task in provider.tasks:
-    rate = provider.get_rate(task)
-    rows.append(
-      (f'  {task.name}', f'{rate:,.0f}', f'{100 * rate / total:.1f}%')
-    )
-  yield from _table(rows)
+  total = sum(rates.values())
+  yield from _table(
+    (f'  {task}', f'{rate:,.6g}', f'{100 * rate / total:.1f}%')
+    for task, rate in rates.items()
+  )
 
 
 def _short(text: str) -> str:
@@ -251,20 +310,31 @@ def _vocabulary_note() -> str:
   return "the demo backbone's; --vocabulary chooses yours"
 
 
+def _limits(args: argparse.Namespace) -> dict[str, int]:
+  """Returns how many tokens of inputs and targets fit."""
+  from mpt_jax.data.feature_converter import check_lengths
+
+  lengths = {'inputs': args.inputs, 'targets': args.targets}
+  if args.gin_file:
+    check_lengths(lengths, args.prompt_length)
+  elif args.inputs < args.prompt_length + 2:
+    raise InputError(
+      f'--inputs={args.inputs} leaves no room beside'
+      f' --prompt_length={args.prompt_length}'
+    )
+  return {**lengths, 'inputs': args.inputs - args.prompt_length}
+
+
 def _task(task: 'seqio.Task', args: argparse.Namespace) -> Iterator[str]:
   """Yields what a task is, then its examples and their lengths."""
   from mpt_jax import data
+  from mpt_jax.data import faults
   from mpt_jax.data.dataset import check_labels
   from tasks import mixtures
   from tasks.table import TABLE
 
   row = TABLE.get(task.name)
-  limits = {'inputs': args.inputs - args.prompt_length, 'targets': args.targets}
-  if limits['inputs'] < 1:
-    raise InputError(
-      f'--inputs={args.inputs} leaves no room beside'
-      f' --prompt_length={args.prompt_length}'
-    )
+  limits = _limits(args)
   if args.split not in task.splits:
     raise InputError(
       f'task {task.name!r} has no split {args.split!r}; it has'
@@ -292,7 +362,10 @@ def _task(task: 'seqio.Task', args: argparse.Namespace) -> Iterator[str]:
   )
   place = data.task_rows(names, task.name)[task.name]
   yield f'  prompt row   {place} of PROMPT_TASKS = {list(names)}'
-  with _some_data(task, args.split, args.data_dir is None) as origin:
+  with (
+    faults.naming(task, args.split),
+    _some_data(task, args.split, args.data_dir is None) as origin,
+  ):
     yield f'  examples     {origin}'
     yield f'  vocabulary   {_vocabulary_note()}'
     check_labels(task, limits['targets'])
@@ -301,7 +374,7 @@ def _task(task: 'seqio.Task', args: argparse.Namespace) -> Iterator[str]:
     yield from _examples(task, raw.take(args.examples), limits)
     lengths: dict[str, list[int]] = {key: [] for key in limits}
     for example in (
-      task.get_dataset(None, args.split, shuffle=False)
+      task.get_dataset(None, args.split, shuffle=False, try_in_mem_cache=False)
       .take(_SAMPLE)
       .as_numpy_iterator()
     ):

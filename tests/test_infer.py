@@ -23,7 +23,7 @@ from mpt_jax.checkpoints.bundle import PromptBundle
 from mpt_jax.pretrained import PromptedT5
 from mpt_jax.runs import demo_folder
 from mpt_jax.texts import TaskText
-from mpt_jax.types import InputError
+from mpt_jax.types import InputError, quiet_pipe
 
 P, D = 3, 16
 NLI = TaskText(
@@ -153,6 +153,12 @@ class TestLines:
       'lines: 2 empty, answered with null (first: in:1)',
       'lines: 3 plain text (first: in:2)',
     ]
+
+  def test_quotes_of_a_table_are_told(self, tmp_path):
+    content = b'inputs\tid\n"a"\t1\nb "c"\t"2"\n"\t3\n'
+    got, told = _ask(content, tmp_path, 'a.tsv')
+    assert [line['inputs'] for line in got] == ['"a"', 'b "c"', '"']
+    assert told._counts == {told.QUOTED: 2}
 
   def test_what_needs_no_word_is_not_told(self, tmp_path, caplog):
     _, told = _ask(b'a\nb "c"\n', tmp_path)
@@ -351,9 +357,9 @@ class TestOutput:
     os.close(read)
     with os.fdopen(write, 'w') as file:
       monkeypatch.setattr(sys, 'stdout', file)
-      with pytest.raises(SystemExit) as e:
+      with pytest.raises(SystemExit) as e, quiet_pipe():
         infer._write(iter([{'a': 1}] * 3), '-')
-      assert e.value.code == 128 + signal.SIGPIPE
+      assert e.value.code == 0
       print('what is left goes nowhere', file=file, flush=True)
     assert capfd.readouterr().err == ''
 
@@ -479,6 +485,7 @@ class TestInfer:
       ('a\n', {'prompts': None}, "'nli' is given, but there are no PROMPTS"),
       ('a\n', {'output': '.'}, 'is a folder'),
       ('a\n', {'batch_size': 0}, 'batch_size is 0'),
+      ('a\n', {'task_feature_lengths': {'inputs': 9}}, 'lines are not cut'),
       ('a\n', {'rank_labels': True, 'num_beams': 2}, 'RANK_LABELS scores'),
       ('a\n', {'input': '/nowhere/x.tsv'}, 'x.tsv cannot be read: No such'),
     ],

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import mpt_jax
-from mpt_jax import checkpoints, cli, models, pipeline, t5, workers
+from mpt_jax import checkpoints, cli, metrics, models, pipeline, t5, workers
 from mpt_jax.pipeline import Plan, Setting, Training, Tuning
 from mpt_jax.types import InputError
 
@@ -76,7 +76,8 @@ def test_every_run_has_its_folder():
     'seed1/target/k32/pt/cola',
   }
   exports = {f'export/{k}-{t}' for k in ('npy', 'bundle') for t in PLAN.targets}
-  assert names == runs | {f'{r}/test' for r in runs} | exports
+  alone = {f'zero_shot/{t}' for t in ('mnli', 'sst2', 'rte', 'cola')}
+  assert names == runs | {f'{r}/test' for r in runs} | exports | alone
 
 
 def test_steps_come_after_what_they_read():
@@ -197,6 +198,81 @@ def test_best_mean_over_targets_wins(tmp_path):
   # With two values each, the best one is always on an edge.
   assert rows[1]['on_edge']
   assert rows[2]['on_edge']
+
+
+def write_search(folder, scores, name='accuracy', **beside):
+  for run, (rte, cola) in scores.items():
+    for task, value in (('rte', rte), ('cola', cola)):
+      path = folder / 'tuning/k32' / run / task
+      path.mkdir(parents=True)
+      found = {'scores': {task: {name: value}}}
+      found |= {key: {task: {name: v}} for key, v in beside.items()}
+      (path / 'results.json').write_text(json.dumps(found))
+
+
+@pytest.mark.parametrize(
+  ('name', 'beside'),
+  [
+    ('error_rate', {}),
+    ('perplexity', {}),
+    (
+      'mine',
+      {
+        'metrics': {
+          'better': 'less',
+          'range': [0, None],
+          'unit': '',
+          'score': True,
+        }
+      },
+    ),
+  ],
+)
+def test_the_search_takes_the_least_where_less_is_better(
+  tmp_path, name, beside
+):
+  plan = dataclasses.replace(TUNED, folder=str(tmp_path))
+  scores = {
+    'mpt/0.1-0.1': (20.0, 40.0),
+    'mpt/0.3-0.1': (30.0, 20.0),
+    'pt/0.1': (40.0, 40.0),
+    'pt/0.3': (1.0, None),
+  }
+  write_search(tmp_path, scores, name, **beside)
+  chosen, rows = plan.tuned_rates()
+  # An undefined one is the worst there is.
+  assert chosen == {'k32': {'mpt': (0.3, 0.1), 'pt': (0.1, None)}}
+  worst = 50.5 if name == 'error_rate' else None
+  assert [row['mean'] for row in rows] == [30.0, 25.0, 40.0, worst]
+
+
+def test_a_search_without_a_common_direction_is_refused(tmp_path):
+  plan = dataclasses.replace(TUNED, folder=str(tmp_path))
+  write_search(tmp_path, {'mpt/0.1-0.1': (1.0, 2.0)}, 'my_metric')
+  write_search(tmp_path, {'mpt/0.3-0.1': (1.0, 2.0)}, 'my_metric')
+  with pytest.raises(InputError, match="task 'rte': .* metric 'my_metric'"):
+    plan.tuned_rates()
+  more, less = metrics.known('accuracy'), metrics.known('wer')
+  plan.check_tuning({'rte': ({'accuracy': more}, True), 'cola': ({}, False)})
+  with pytest.raises(
+    InputError, match='rte: more is better .%., cola: less is better .%.'
+  ):
+    plan.check_tuning(
+      {'rte': ({'accuracy': more}, True), 'cola': ({'wer': less}, True)}
+    )
+
+
+def test_bars_come_with_the_benchmarks_own_files_only():
+  import inspect
+
+  assert not PLAN.benchmark_bars
+  signature = inspect.signature(pipeline.pipeline)
+  assert signature.parameters['benchmark_bars'].default is False
+  common = (ROOT / 'gin_configs/runs/pipeline_common.gin').read_text()
+  assert 'BENCHMARK_BARS = False' in common
+  for name in ('demo', 'demo_full'):
+    text = (ROOT / f'gin_configs/runs/{name}.gin').read_text()
+    assert 'BENCHMARK_BARS = True' in text
 
 
 @pytest.mark.parametrize(
@@ -424,6 +500,8 @@ def test_tiny_pipeline_end_to_end_and_again(tmp_path):
   assert report['data']['rte']['synthetic']
   assert set(report['source']) == {'mpt', 'no_distillation'}
   assert set(report['targets']['k32']) == {'mpt', 'pt', 'single_source'}
+  assert set(report['zero_shot']['tasks']) == {'mnli', 'sst2', 'rte'}
+  assert set(report['majority']) == {'mnli', 'sst2', 'rte'}
   assert report['curves']['mpt']['steps'] == [float(s) for s in range(1, 11)]
   assert 'SYNTHETIC DATA' in (run / 'report.md').read_text().splitlines()[0]
   for plot in report['plots']:

@@ -25,7 +25,7 @@ LAYERS = (
   {
     *('mpt_jax.prompts', 'mpt_jax.params', 'mpt_jax.t5', 'mpt_jax.losses'),
     *('mpt_jax.batching', 'mpt_jax.buckets', 'mpt_jax.hostmemory'),
-    *('mpt_jax.lines', 'mpt_jax.texts'),
+    *('mpt_jax.lines', 'mpt_jax.metrics', 'mpt_jax.texts'),
   },
   {
     *('mpt_jax.models', 'mpt_jax.optimizers', 'mpt_jax.partitioning'),

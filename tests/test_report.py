@@ -27,13 +27,18 @@ class Fake:
 
   def __init__(self, folder, seeds=(0, 1), synthetic=True):
     self.folder, self.seeds, self.synthetic = folder, seeds, synthetic
+    self.bars = True
+    # Name of a run -> more for its results.
+    self.beside = {}
     self.steps = []
     self.tuning = []
 
-  def run(self, name, scores, labels, curve=()):
+  def run(self, name, scores, labels, curve=(), **beside):
     path = self.folder / name
     (path / 'test').mkdir(parents=True)
-    (path / 'test/results.json').write_text(json.dumps({'scores': scores}))
+    place = '.' if labels['stage'] == 'zero_shot' else 'test'
+    results = {'scores': scores, **beside, **self.beside.get(name, {})}
+    (path / place / 'results.json').write_text(json.dumps(results))
     done = {'settings': {}, 'command': f'run {name}', 'seconds': 2.5}
     (path / 'step.json').write_text(json.dumps(done))
     lines = [json.dumps({'step': 1, 'train/loss': 2.0})]
@@ -126,6 +131,7 @@ class Fake:
         'teacher': {'steps': 40},
         'source': {'steps': 40},
         'tuning': {'seed': 77} if self.tuning else None,
+        'benchmark_bars': self.bars,
       },
       'rates': {'k32': rates, 'full': rates},
       'tuning': self.tuning,
@@ -205,6 +211,44 @@ def test_text_has_every_section_and_picture(tmp_path):
       assert plot.read_bytes().startswith(b'\x89PNG')
 
 
+def _counted(**numbers):
+  return {
+    **dict.fromkeys(
+      ('cut_inputs', 'cut_targets', 'unlabelled', 'empty_inputs'), 0
+    ),
+    'examples': 400,
+    **numbers,
+  }
+
+
+def test_what_was_cut_is_a_table(tmp_path):
+  fake = Fake(tmp_path).fill()
+  # Runs of version 0.1 told nothing.
+  assert fake.write()['examples'] == {}
+  assert 'What was cut' not in text_of(tmp_path)
+
+  def tell(run, **examples):
+    (tmp_path / run / 'results.json').write_text(
+      json.dumps({'examples': examples})
+    )
+
+  tell('seed0/teacher/mnli', train={'mnli': _counted()})
+  fake.write()
+  assert 'No input or target was longer than its length' in text_of(tmp_path)
+  for run, cut in (('seed0/teacher/sst2', 6), ('seed1/teacher/sst2', 2)):
+    tell(
+      run,
+      train={'sst2': _counted(cut_inputs=cut)},
+      test={'sst2': _counted(unlabelled=1)},
+    )
+  fake.write()
+  text = text_of(tmp_path)
+  assert '| sst2/train | 400 | 6 (1.5 %) | 0 | 0 | 0 |' in text
+  assert '| sst2/test | 400 | 0 | 0 | 1 (0.2 %) | 0 |' in text
+  assert '| mnli/train' not in text
+  assert 'Nothing of the kind in 1 other splits' in text
+
+
 def test_real_data_are_not_called_synthetic(tmp_path):
   Fake(tmp_path, synthetic=False).fill().write()
   text = text_of(tmp_path)
@@ -240,6 +284,7 @@ def test_bars(tmp_path):
     'bar': 'targets, k32: MPT - PT',
     'least': 2.0,
     'value': 6.0,
+    'se': pytest.approx(2.0),
     'met': True,
   }
   # Not run, and not known: neither met nor missed.
@@ -294,6 +339,156 @@ def test_skills_stand_beside_the_teachers(tmp_path):
   assert bar['value'] == -7.0
   assert not bar['met']
   assert '| mnli (accuracy) | 81.0 ± 1.4 | 88.0 | 400 |' in text_of(tmp_path)
+
+
+FLOORS = {
+  'rte': {'majority': 55.0, 'majority_scores': {'accuracy': 55.0}},
+  'cola': {'majority': 70.0, 'majority_scores': {'matthews_corrcoef': 0.0}},
+}
+
+
+def with_baselines(fake):
+  """Zero-shot runs, and floors beside the scores of the first target run."""
+  fake.beside['seed0/target/k32/pt/rte'] = {
+    'floors': {'rte': FLOORS['rte']},
+    'collapsed': {'rte': 'the answer to all 400 examples is "entailment"'},
+  }
+  fake.beside['seed0/target/k32/pt/cola'] = {'floors': {'cola': FLOORS['cola']}}
+  fake.fill()
+  for task, metric, value in (
+    ('rte', 'accuracy', 12.0),
+    ('cola', 'matthews_corrcoef', None),
+    ('mnli', 'accuracy', 33.0),
+  ):
+    fake.run(
+      f'zero_shot/{task}',
+      {task: {metric: value}},
+      {'stage': 'zero_shot', 'task': task},
+      collapsed={} if task == 'mnli' else {task: 'all invalid'},
+    )
+  return fake
+
+
+def test_baselines_and_marks_in_table_and_terminal(tmp_path):
+  written = with_baselines(Fake(tmp_path)).write()
+  assert written['majority'] == {'rte': 55.0, 'cola': 0.0}
+  text = text_of(tmp_path)
+  assert '| vanilla prompt tuning (PT) | 60.0 ± 0.0† | 60.0 ± 0.0† | 60.0' in (
+    text
+  )
+  assert '| majority class | 27.5 | 55.0 | 0.0 |' in text
+  assert '| no prompt (zero-shot) | 6.0†‡ | 12.0† | 0.0†‡ |' in text
+  # Of the sources one has no such score: no mean.
+  assert '| no prompt (zero-shot) | - | 33.0 | - |' in text
+  assert '† collapsed: over 95 % of the answers were one' in text
+  assert '‡ not defined' in text
+  summary = report.summary(written)
+  assert '† collapsed, k32: vanilla prompt tuning (PT): rte' in summary
+  lines = [line.split() for line in summary.splitlines()]
+  assert ['majority', 'class', '27.5', '27.5'] in lines
+  assert ['no', 'prompt', '(zero-shot)', '6.0†‡', '6.0†‡'] in lines
+
+
+def test_marks_and_baselines_in_the_picture(tmp_path):
+  written = with_baselines(Fake(tmp_path)).write()
+  figure = report._plot_targets(written, 'k32', written['targets']['k32'])
+  [axes] = figure.axes
+  hatched = [bar for bar in axes.patches if bar.get_hatch()]
+  # PT on RTE and its mean; zero-shot on both tasks and its mean.
+  assert len(hatched) == 5
+  lines = [c for c in axes.collections if c.get_label() == 'majority class']
+  assert [s[0][1] for s in lines[0].get_segments()] == [55.0, 0.0, 27.5]
+
+
+def test_nothing_is_claimed_of_one_seed(tmp_path):
+  def losing(setting, method, task, seed, value):
+    return 50.0 if method == 'mpt' else value
+
+  written = Fake(tmp_path, seeds=(0,)).fill(losing).write()
+  assert all(bar['met'] is None for bar in written['bars'])
+  assert 'bar not met' not in report.summary(written)
+  text = text_of(tmp_path)
+  assert '| targets, full: MPT - PT | +0.0 | -10.0 | one seed: no claim |' in (
+    text
+  )
+  assert 'one seed, so no claim: rte (-10.0), cola (-10.0).' in text
+  assert 'behind on' not in text
+
+
+def test_within_the_standard_error_is_level(tmp_path):
+  def noisy(setting, method, task, seed, value):
+    # On RTE 4, -3: 0.5 with a standard error of 3.5; on CoLA 4, 8: ahead.
+    if (method, task) == ('mpt', 'rte'):
+      return 60.0 + (4.0, -3.0)[seed]
+    return value
+
+  written = Fake(tmp_path).fill(noisy).write()
+  text = text_of(tmp_path)
+  assert (
+    '- MPT against vanilla prompt tuning (PT): behind on none. Level, within'
+    ' the standard error: rte (+0.5). Ahead on cola (+6.0).'
+  ) in text
+  # 4 and 2.5: 3.25 with a standard error of 0.75 is over 0, and over 2.
+  bar = bars_of(written)['targets, k32: MPT - PT']
+  assert (bar['value'], bar['se'], bar['met']) == (
+    3.25,
+    pytest.approx(0.75),
+    True,
+  )
+
+
+@pytest.mark.parametrize(
+  ('bars', 'synthetic'), [(False, True), (True, False), (False, False)]
+)
+def test_bars_are_the_benchmarks_own(tmp_path, bars, synthetic):
+  fake = Fake(tmp_path, seeds=(0,), synthetic=synthetic)
+  fake.bars = bars
+  written = fake.fill().write()
+  assert written['bars'] == []
+  text = text_of(tmp_path)
+  for words in ('## Bars', 'benchmark', '1 to 4 points', 'pretraining'):
+    assert words not in text
+  assert '**This is one seed**' in text
+  assert 'bar' not in report.summary(written)
+
+
+def test_less_is_better_where_it_is(tmp_path):
+  def errors(setting, method, task, seed, value):
+    return 30.0 + seed if method == 'mpt' else 40.0
+
+  fake = Fake(tmp_path)
+  less = {'better': 'less', 'range': [0, None], 'unit': '%', 'score': True}
+  for seed in (0, 1):
+    for setting in ('k32', 'full'):
+      for method in ('mpt', 'pt'):
+        for task, name in (('rte', 'accuracy'), ('cola', 'matthews_corrcoef')):
+          run = f'seed{seed}/target/{setting}/{method}/{task}'
+          fake.beside[run] = {'metrics': {task: {name: less}}}
+  written = fake.fill(errors).write()
+  pair = next(p for p in written['pairs'] if p['where'] == 'k32')
+  assert pair['values'] == {'0': 10.0, '1': 9.0}
+  text = text_of(tmp_path)
+  assert 'rte (accuracy, less is better)' in text
+  assert 'behind on none.' in text
+  assert 'Ahead on rte (+9.5), cola (+9.5).' in text
+
+
+def test_scores_that_have_no_mean_get_none(tmp_path):
+  fake = Fake(tmp_path)
+  wer = {'better': 'less', 'range': [0, None], 'unit': '%', 'score': True}
+  for seed in (0, 1):
+    for setting in ('k32', 'full'):
+      for method in ('mpt', 'pt'):
+        run = f'seed{seed}/target/{setting}/{method}/rte'
+        fake.beside[run] = {'metrics': {'rte': {'accuracy': wer}}}
+  written = fake.fill().write()
+  assert written['targets']['k32']['mpt']['mean'] is None
+  assert not [p for p in written['pairs'] if p['where'] == 'k32']
+  text = text_of(tmp_path)
+  assert '| MPT | - | 66.0 ± 2.8 |' in text
+  assert 'No mean over the tasks' in text
+  assert report._plot_targets(written, 'k32', written['targets']['k32'])
+  assert report.summary(written)
 
 
 def test_search_is_shown_with_its_edges(tmp_path):

@@ -1,5 +1,7 @@
 """Which prompts of a run are kept, when it stops, and who may run where."""
 
+import json
+import math
 import os
 import signal
 import subprocess
@@ -7,7 +9,7 @@ import sys
 
 import pytest
 
-from mpt_jax import preemption, selection
+from mpt_jax import metrics, preemption, selection
 from mpt_jax.checkpoints import lock
 from mpt_jax.types import InputError
 
@@ -95,3 +97,110 @@ def test_a_request_to_stop():
     os.kill(os.getpid(), signal.SIGTERM)
     assert request
   assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize(
+  ('values', 'kept'),
+  [
+    ([('error_rate', v) for v in (20.0, 10.0, 0.0, 5.0)], 2),
+    ([('perplexity', v) for v in (3.0, 2.5, 2.5, 7.0)], 1),
+    # Undefined loses in either direction.
+    ([('wer', v) for v in (NAN, 140.0, None, 90.0)], 3),
+    ([('rmse', v) for v in (NAN, None)], 0),
+    ([('exact_match', v) for v in (20.0, 10.0, 30.0)], 2),
+    ([('mean_7class_f1', v) for v in (20.0, 10.0, 30.0)], 2),
+    ([('matthews_corrcoef', v) for v in (-20.0, NAN, -10.0)], 2),
+  ],
+)
+def test_each_metric_knows_its_direction(values, kept):
+  chosen = selection.Selection()
+  for step, (name, value) in enumerate(values):
+    chosen.update(step, {'t': {'invalid': 0.0, name: value}})
+  assert chosen.best['t'][0] == kept
+
+
+def test_patience_waits_for_less_where_less_is_better():
+  chosen = selection.Selection(patience=2)
+  for step, value in enumerate((9.0, 8.0, 7.0, 7.0)):
+    chosen.update(step, {'t': {'loss': value}})
+    assert not chosen.finished
+  chosen.update(4, {'t': {'loss': 7.5}})
+  assert chosen.finished
+  assert chosen.best['t'][0] == 2
+
+
+def test_what_only_describes_outputs_is_no_main_metric():
+  looks = {'invalid': 1.0, 'commonest': 2.0, 'majority': 3.0}
+  assert selection.main_metric({**looks, 'my_score': 4.0}) == 'my_score'
+  assert selection.main_metric({**looks, 'rougeL': 4.0}) == 'rougeL'
+  assert selection.main_metric(looks) == 'invalid'
+  # Asked for by name, fewer are better.
+  chosen = selection.Selection('invalid')
+  for step, value in enumerate((20.0, 10.0, 30.0)):
+    chosen.update(step, {'t': {'accuracy': 50.0, 'invalid': value}})
+  assert chosen.best['t'][0] == 1
+
+
+def test_an_unknown_direction_is_refused_not_guessed():
+  chosen = selection.Selection()
+  with pytest.raises(InputError, match='kappa_score') as error:
+    chosen.update(0, {'a': {'accuracy': 1.0}, 'b': {'kappa_score': 1.0}})
+  assert str(error.value) == (
+    "task 'b': KEEP_BEST, PATIENCE and tuning must know whether more or less of"
+    " the metric 'kappa_score' is better: put @data.metric('kappa_score',"
+    " better='less') (or 'more') above its function"
+  )
+  assert not chosen.best
+
+
+def test_a_function_says_what_its_metric_means():
+  @metrics.metric('kappa', better='more', low=-1, high=1)
+  @metrics.metric('misses', better='less')
+  def count(targets, predictions):
+    return {'misses': 3.0, 'kappa': 0.5}
+
+  @metrics.metric('accuracy')
+  def right(targets, predictions):
+    return {'accuracy': 3.0}
+
+  said, whole = metrics.collect([count, right])
+  assert whole
+  assert said == {
+    'misses': metrics.Metric('less', 0.0, math.inf, ''),
+    'kappa': metrics.Metric('more', -1, 1, ''),
+    'accuracy': metrics.Metric('more', 0.0, 100.0, '%'),
+  }
+  assert (
+    metrics.from_json(json.loads(json.dumps(metrics.as_json(said)))) == said
+  )
+  assert not metrics.collect([count, lambda targets, predictions: {}])[1]
+  chosen = selection.Selection('misses', said={'t': said})
+  for step, value in enumerate((3.0, 2.0, 4.0)):
+    chosen.update(step, {'t': {'misses': value, 'kappa': value}})
+  assert chosen.best['t'][0] == 1
+  # What a function says comes before what its name promises.
+  upside_down = {'t': {'loss': metrics.Metric('more')}}
+  chosen = selection.Selection(said=upside_down)
+  for step, value in enumerate((3.0, 4.0)):
+    chosen.update(step, {'t': {'loss': value}})
+  assert chosen.best['t'][0] == 1
+  with pytest.raises(InputError, match="metric 'kappa': give better="):
+    metrics.metric('kappa')(lambda targets, predictions: {})
+  with pytest.raises(InputError, match="better='lower'.* must be 'more'"):
+    metrics.metric('kappa', better='lower')(lambda targets, predictions: {})
+
+
+def test_a_metric_that_some_tasks_lack_is_refused_at_start():
+  known = {'accuracy': metrics.known('accuracy')}
+  tasks = {
+    'a': ({**known, 'f1': metrics.known('f1')}, True),
+    'b': (known, True),
+  }
+  selection.check_declared(tasks, None)
+  selection.check_declared(tasks, 'accuracy')
+  with pytest.raises(InputError, match="BEST_METRIC='f1' .* task 'b'; it has"):
+    selection.check_declared(tasks, 'f1')
+  # Whose functions don't say what they give, is asked at the first evaluation.
+  selection.check_declared({**tasks, 'b': (known, False)}, 'f1')
+  with pytest.raises(InputError, match="task 'c' has no metrics"):
+    selection.check_declared({'c': ({}, True)}, None)

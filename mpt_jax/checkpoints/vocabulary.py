@@ -123,6 +123,12 @@ def read_special_ids(folder: str) -> SpecialIds:
   for name in (CONFIG, GENERATION):
     content = _read_beside(folder, name)
     rows = content.get('vocab_size') if name == CONFIG else rows
+    if content.get('forced_bos_token_id') is not None:
+      raise InputError(
+        f'{os.path.join(folder, name)}: forced_bos_token_id is'
+        f' {content["forced_bos_token_id"]!r}; a first answer that is not the'
+        " model's own is not supported"
+      )
     for key in ('pad_token_id', 'decoder_start_token_id', 'eos_token_id'):
       value = content.get(key)
       if isinstance(value, list) and len(value) == 1:

@@ -33,7 +33,13 @@ from mpt_jax.data.dataset import (
   check_data,
   get_train_iterator,
 )
-from mpt_jax.data.evaluation import evaluate, examine, predict
+from mpt_jax.data.evaluation import (
+  Scores,
+  evaluate,
+  examine,
+  metrics_of,
+  predict,
+)
 from mpt_jax.data.feature_converter import PromptFeatureConverter
 from mpt_jax.data.provenance import is_synthetic
 from mpt_jax.data.register import register_task, task_texts
@@ -44,11 +50,13 @@ from mpt_jax.data.vocabulary import (
   get_vocabulary,
   use_vocabulary,
 )
+from mpt_jax.metrics import metric
 
 __all__ = [
   'BatchIterator',
   'DatasetConfig',
   'PromptFeatureConverter',
+  'Scores',
   'TfdsSource',
   'check_data',
   'check_vocabulary',
@@ -58,6 +66,8 @@ __all__ = [
   'get_train_iterator',
   'get_vocabulary',
   'is_synthetic',
+  'metric',
+  'metrics_of',
   'predict',
   'register_task',
   'set_data_dir',

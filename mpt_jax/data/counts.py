@@ -119,14 +119,16 @@ class Watch:
     absent = (
       w for w, t in self._answers.items() if t.encode() not in self._seen
     )
+    # A hidden target stands for no text.
+    targets = [self.targets[i] for i in self.labelled]
     return Counts(
       examples=len(self.inputs),
       unlabelled=len(self.inputs) - len(self.labelled),
       empty_inputs=len(self.blank),
       cut_inputs=sum(n > limits[0] for n in self.inputs),
-      cut_targets=sum(n > limits[1] for n in self.targets),
+      cut_targets=sum(n > limits[1] for n in targets),
       longest_input=max(self.inputs, default=0),
-      longest_target=max(self.targets, default=0),
+      longest_target=max(targets, default=0),
       absent=tuple(absent),
     )
 
@@ -215,18 +217,21 @@ def survey(task: seqio.Task, split: str, most: int | None) -> Survey:
   wording = templates.wording_of(task)
   pairs: collections.Counter[tuple[bytes, bytes]] = collections.Counter()
   for batch in ds.map(texts).batch(_BLOCK).as_numpy_iterator():
-    for *lengths, text, target in zip(*batch, strict=True):
+    for source, said, text, target in zip(*batch, strict=True):
       watch.add(
-        *lengths, text if known[0] else None, target if known[1] else None
+        int(source),
+        int(said),
+        text if known[0] else None,
+        target if known[1] else None,
       )
       pairs[text, target] += 1
   count = watch.count((0, 0))
   inputs: collections.Counter[bytes] = collections.Counter()
   targets: dict[bytes, set[bytes]] = {}
-  said: collections.Counter[bytes] = collections.Counter()
+  answers: collections.Counter[bytes] = collections.Counter()
   for (text, target), number in pairs.items():
     inputs[text] += number
-    said[target] += number
+    answers[target] += number
     if not watch.is_hidden(target):
       targets.setdefault(text, set()).add(target)
   classes = wording.answers if wording and wording.is_label else {}
@@ -238,7 +243,7 @@ def survey(task: seqio.Task, split: str, most: int | None) -> Survey:
     conflicting=sum(inputs[t] for t, all_ in targets.items() if len(all_) > 1)
     if classes
     else None,
-    classes={word: said[text.encode()] for word, text in classes.items()},
+    classes={word: answers[text.encode()] for word, text in classes.items()},
     inputs=inputs,
   )
 

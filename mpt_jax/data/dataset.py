@@ -13,7 +13,6 @@ or not, and a saved position holds for any number of hosts.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -31,6 +30,7 @@ import tqdm
 from mpt_jax import batching, buckets
 from mpt_jax.data import (
   counts,
+  faults,
   few_shot,
   labels,
   records,
@@ -135,16 +135,41 @@ def import_module(module: str) -> None:
       f'module {e.name!r}'
       + ("; `tasks` is mpt_jax's own package: call yours otherwise" * ours)
     ) from None
-  except ValueError as e:
+  except InputError:
+    raise
+  except Exception as e:
+    line = faults.users_line(e)
+    where = f'{line}: ' if line else ''
+    mixture = _unfinished_mixture(e)
     # What SeqIO says of a mixture of an unknown task.
     said, _, name = str(e).partition('not registered: ')
-    if isinstance(e, InputError) or not said or not name:
+    if said and name:
+      known = [*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()]
+      raise InputError(
+        f'{where}a mixture of module {module!r} names {name!r}, which is no'
+        f' registered task{nearest(name, known)}'
+      ) from e
+    if mixture and 'need a rate' in str(e):
+      raise InputError(
+        f'{where}mixture {mixture["name"]!r}: {mixture["t"]!r} has no rate;'
+        f" give it as ('{mixture['t']}', 1.0), or one default_rate for all"
+      ) from e
+    if not line:
       raise
-    known = [*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()]
     raise InputError(
-      f'a mixture of module {module!r} names {name!r}, which is no registered '
-      f'task{nearest(name, known)}'
+      f'MIXTURE_OR_TASK_MODULE={module!r}: {line}: {faults.said(e)}'
     ) from e
+
+
+def _unfinished_mixture(error: Exception) -> Mapping[str, Any] | None:
+  """The names in SeqIO's constructor of a mixture, if it failed in there."""
+  trace = error.__traceback__
+  while trace is not None:
+    known = trace.tb_frame.f_locals
+    if isinstance(known.get('self'), seqio.Mixture) and 't' in known:
+      return known
+    trace = trace.tb_next
+  return None
 
 
 def check_data(
@@ -173,9 +198,13 @@ def check_data(
   provider = rows.get_provider(mixture_or_task_name)
   for task in seqio.get_subtasks(provider):
     try:
-      _check_task(task, split, use_cached)
+      with faults.naming(task, split):
+        _check_task(task, split, use_cached)
     except InputError as e:
+      if str(e).startswith(f'task {task.name!r}'):
+        raise
       raise InputError(f'task {task.name!r}: {e}') from e
+  check_rates(provider, split)
   return provider
 
 
@@ -295,29 +324,6 @@ def _identifies(name: str, spec: tf.TensorSpec) -> bool:
   return named and spec.shape.rank == 0
 
 
-@contextlib.contextmanager
-def telling_wrong_labels(task: seqio.Task, split: str) -> Iterator[None]:
-  """Makes one line of TensorFlow's complaint about a label.
-
-  Args:
-    task: what is read.
-    split: its split.
-
-  Yields:
-    Nothing.
-
-  Raises:
-    InputError: if the labels do not fit the label words.
-  """
-  try:
-    yield
-  except tf.errors.InvalidArgumentError as e:
-    if templates.OUTSIDE not in e.message:
-      raise
-    said = e.message[e.message.index(templates.OUTSIDE) :].split('\n')[0]
-    raise InputError(f'task {task.name!r}, split {split!r}: {said}') from e
-
-
 def source_state(task: seqio.Task, split: str) -> Any:
   """Returns what changes when a task's file is edited; None if unknown."""
   source = task.source
@@ -339,7 +345,7 @@ def _load(
   """Tokenises a split; the last three arguments tell the results apart."""
   del data_dir, vocabulary, state
   limits = {'inputs': input_limit, 'targets': target_limit}
-  with only_errors():
+  with only_errors(), faults.naming(task, split):
     ds = task.get_dataset(
       sequence_length=counts.whole_lengths(task, limits),
       split=split,
@@ -354,7 +360,7 @@ def _load(
   tokens = _Tokens(counts.Watch(task), ids={name: [] for name in ids})
   # One step of a Python iterator costs as much as tokenising an example.
   bar = loading_bar(task, split)
-  with telling_wrong_labels(task, split):
+  with faults.naming(task, split):
     ends = end_ids(task)
     _tokenise(ds, tokens, input_limit, target_limit, ends, bar)
   bar.close()
@@ -617,7 +623,7 @@ def get_train_iterator(
     streams[task.name] = _Stream(
       tokens, mine, row_of[task.name], seed if config.shuffle else None
     )
-  rates = _rates(provider)
+  rates = mixing_rates(provider)
   rows_here = max(part_sizes or (config.batch_size,)) // num_shards
   make = functools.partial(
     BatchIterator,
@@ -728,7 +734,64 @@ def _listed(numbers: Sequence[int]) -> str:
   return '/'.join(map(str, numbers))
 
 
-def _rates(provider: seqio.Task | seqio.Mixture) -> dict[str, float]:
-  if isinstance(provider, seqio.Mixture):
-    return {task.name: provider.get_rate(task) for task in provider.tasks}
-  return {provider.name: 1.0}
+def mixing_rates(provider: seqio.Task | seqio.Mixture) -> dict[str, float]:
+  """Returns each task's rate, in any unit.
+
+  Args:
+    provider: a mixture or task.
+
+  Returns:
+    Task name -> rate, by the names.
+
+  Raises:
+    InputError: if a rate is no positive number, or a mixture names a task
+      twice.
+  """
+  if not isinstance(provider, seqio.Mixture):
+    return {provider.name: 1.0}
+  check_rates(provider)
+  return {task.name: provider.get_rate(task) for task in provider.tasks}
+
+
+def check_rates(
+  provider: seqio.Task | seqio.Mixture, split: str = 'train'
+) -> None:
+  """Checks what a mixture says of its tasks.
+
+  Args:
+    provider: a mixture, also of mixtures; or a task.
+    split: what is read; rates that are functions are asked only for 'train',
+      whose size they may need.
+
+  Raises:
+    InputError: as `mixing_rates`.
+  """
+  if not isinstance(provider, seqio.Mixture):
+    return
+  what = f'mixture {provider.name!r}'
+  direct = [task.name for task in (*provider._tasks, *provider._sub_mixtures)]
+  for name, stated in provider.rate_per_task_name.items():
+    if direct.count(name) > 1:
+      raise InputError(
+        f'{what} names {name!r} {direct.count(name)} times: of its rates only'
+        ' the last would count; name it once'
+      )
+    part = provider._task_map[name]
+    check_rates(part, split)
+    if callable(stated) and split != 'train':
+      continue
+    try:
+      rate = float(stated(part) if callable(stated) else stated)
+    except Exception as e:
+      line = faults.users_line(e)
+      where = f' at {line}' if line else ''
+      raise InputError(
+        f'{what}: the rate of {name!r} cannot be told{where}: {faults.said(e)};'
+        ' give a number'
+      ) from e
+    if not 0 < rate < np.inf:
+      never = ', so it would never be drawn' if rate == 0 else ''
+      raise InputError(
+        f'{what}: the rate of {name!r} is {rate:g}{never}; a rate is a number'
+        ' above 0'
+      )

@@ -16,15 +16,15 @@ import numpy as np
 import seqio
 import tqdm
 
-from mpt_jax import batching, buckets
-from mpt_jax.data import counts, rows, sources, templates
+from mpt_jax import batching, buckets, metrics, selection
+from mpt_jax.data import counts, faults, rows, sources, templates
+from mpt_jax.data.assessment import Answers
 from mpt_jax.data.dataset import (
   check_data,
   check_labels,
   digest,
   loading_bar,
   source_state,
-  telling_wrong_labels,
 )
 from mpt_jax.data.feature_converter import check_lengths
 from mpt_jax.data.quiet import only_errors
@@ -67,6 +67,80 @@ class _Split:
     return digest(part for pairs in features for pair in pairs for part in pair)
 
 
+class Scores(dict[str, dict[str, float]]):
+  """Task -> metric -> value.
+
+  Attributes:
+    examples: task -> the examples that were scored, as read, by their place
+      in the data.
+    said: task -> what its metric functions say of their metrics.
+    answers: task -> what was answered; not of tasks without a metric function
+      that reads answers.
+  """
+
+  def __init__(self):
+    super().__init__()
+    self.examples: dict[str, Mapping[int, Mapping[str, Any]]] = {}
+    self.said: dict[str, dict[str, metrics.Metric]] = {}
+    self.answers: dict[str, Answers] = {}
+
+  def add(self, other: 'Scores') -> None:
+    """Takes the scores of other tasks."""
+    self.update(other)
+    self.examples.update(other.examples)
+    self.said.update(other.said)
+    self.answers.update(other.answers)
+
+  def judge(self, task: str, again: bool = False) -> metrics.Judgement:
+    """Says what must stand beside a task's scores.
+
+    Args:
+      task: the task.
+      again: see `Answers.judge`.
+    """
+    if task in self.answers:
+      return self.answers[task].judge(again)
+    return metrics.Judgement(
+      len(self.examples[task]),
+      metrics.meanings(self[task], self.said[task]),
+    )
+
+  def predictions(self, task: str) -> list[dict[str, Any]]:
+    """Returns every answer to a task's examples, ready for JSON.
+
+    Args:
+      task: the task.
+
+    Returns:
+      Dicts with `id` (the example's own, or None), `index`, `task`, `input`,
+      `target`, `output` (as decoded), `answer` (as the metrics see it) and
+      `score` (see `Answers.example_scores`).
+    """
+    said = self.answers[task]
+    main = selection.main_metric(self[task], self.said[task])
+    rows = zip(
+      self.examples[task].items(),
+      said.outputs,
+      said.answers,
+      said.example_scores(main),
+      strict=True,
+    )
+    provider = seqio.get_mixture_or_task(task)
+    return [
+      {
+        'id': _id(example),
+        'index': index,
+        'task': task,
+        'input': _text(provider, example, 'inputs'),
+        'target': _text(provider, example, 'targets'),
+        'output': output,
+        'answer': said.readable(answer),
+        'score': score,
+      }
+      for (index, example), output, answer, score in rows
+    ]
+
+
 @functools.lru_cache(maxsize=64)
 def _load(
   task: seqio.Task,
@@ -82,7 +156,7 @@ def _load(
   """Tokenises a split; the last three arguments tell the results apart."""
   del data_dir, vocabulary, state
   limits = {'inputs': input_limit, 'targets': target_limit}
-  with only_errors():
+  with only_errors(), faults.naming(task, split):
     ds = task.get_dataset(
       sequence_length=counts.whole_lengths(task, limits),
       split=split,
@@ -96,7 +170,7 @@ def _load(
   examples = []
   watch = counts.Watch(task)
   bar = loading_bar(task, split)
-  with telling_wrong_labels(task, split):
+  with faults.naming(task, split):
     for example in ds.as_numpy_iterator():
       examples.append(example)
       watch.add(
@@ -264,7 +338,7 @@ def evaluate(
   module: str | None = None,
   use_cached: bool = False,
   progress: bool = True,
-) -> dict[str, dict[str, float]]:
+) -> Scores:
   """Evaluates a model on every task of a mixture that has metrics.
 
   Args:
@@ -285,7 +359,7 @@ def evaluate(
     progress: whether to show a progress bar with the time left.
 
   Returns:
-    Task name -> metric name -> value.
+    Task name -> metric name -> value, and behind it the answers.
 
   Raises:
     InputError: as `get_train_iterator`; also if a metric asks for a kind of
@@ -306,7 +380,7 @@ def evaluate(
   model_fns = {_Output.PREDICTION: predict_fn}
   if score_fn is not None:
     model_fns[_Output.SCORE] = score_fn
-  results = {}
+  results = Scores()
   unlabelled: list[str] = []
   for task in reader.tasks:
     if not task.metric_objs:
@@ -329,9 +403,18 @@ def evaluate(
       kind: np.array(reader.run(task, scored, model_fns[kind]))
       for kind in wanted
     }
-    results[task.name] = _compute(task, scored, outputs)
-    if _Output.PREDICTION in outputs:
-      _warn_of_collapse(task, scored, outputs[_Output.PREDICTION])
+    with faults.naming(task, split):
+      results[task.name] = _compute(task, scored, outputs, results)
+    chosen = set(map(id, scored.examples))
+    results.examples[task.name] = {
+      place: example
+      for place, example in enumerate(reader.load(task).examples)
+      if id(example) in chosen
+    }
+    answers = results.answers.get(task.name)
+    warning = answers.warning() if answers is not None else None
+    if warning is not None:
+      logging.warning(warning)
   if unlabelled and not results:
     raise _nothing_to_score(unlabelled, split)
   return results
@@ -407,28 +490,40 @@ def examine(
   return found
 
 
-def _warn_of_collapse(
-  task: seqio.Task, split: _Split, outputs: np.ndarray
-) -> None:
-  """Says so if a model gives one answer to everything."""
-  if (outputs != outputs[:1]).any():
-    return
-  targets = {tuple(e['targets'].tolist()) for e in split.examples}
-  if len(targets) > 1:
-    answer = task.output_features['targets'].vocabulary.decode(
-      outputs[0].tolist()
-    )
-    logging.warning(
-      'task %r has collapsed: the answer to all %d examples is %r, so a score '
-      'says no more than how often that is right',
-      task.name,
-      len(outputs),
-      answer,
-    )
+def metrics_of(
+  mixture_or_task_name: str, split: str, module: str | None = None
+) -> dict[str, tuple[dict[str, metrics.Metric], bool]]:
+  """Says what is known of the tasks' metrics before anything is scored.
+
+  Args:
+    mixture_or_task_name: a registered mixture or task.
+    split: the split that will be scored.
+    module: a module to import first.
+
+  Returns:
+    Task name -> ({metric: its meaning} as its functions say it, whether these
+    are all that they give).
+
+  Raises:
+    InputError: if there is no such task or split.
+  """
+  provider = check_data(mixture_or_task_name, split, module)
+  return {
+    task.name: metrics.collect([*_classes(task), *task.metric_fns])
+    for task in seqio.get_subtasks(provider)
+  }
+
+
+def _classes(task: seqio.Task) -> list[Any]:
+  """A task's metrics that are classes; those of functions come after them."""
+  return list(task.metric_objs)[: len(task.metric_objs) - len(task.metric_fns)]
 
 
 def _compute(
-  task: seqio.Task, split: _Split, outputs: Mapping[Any, np.ndarray]
+  task: seqio.Task,
+  split: _Split,
+  outputs: Mapping[Any, np.ndarray],
+  results: Scores,
 ) -> dict[str, float]:
   """Computes a task's metrics.
 
@@ -436,12 +531,16 @@ def _compute(
     task: the task.
     split: its examples.
     outputs: kind of output -> [examples, ...].
+    results: takes the answers, and what the metrics mean.
 
   Returns:
     Metric name -> value; what is no number (a text, a plot) is left out.
   """
   values: dict[str, float] = {}
-  for metric in task.metric_objs:
+  functions: dict[str, Callable[..., Any]] = {}
+  seen: dict[str, Any] = {}
+  given = [*_classes(task), *task.metric_fns]
+  for metric, source in zip(task.metric_objs, given, strict=True):
     output = outputs[metric.model_output_type]
     collecting = isinstance(metric, seqio.metrics.CollectingMetric)
     order = {}
@@ -459,12 +558,54 @@ def _compute(
       )
       split.targets = used['targets']
     else:
-      named = result.compute()
+      named, used = result.compute(), {}
     for name, value in named.items():
       value = getattr(value, 'value', value)
       if np.ndim(value) == 0 and not isinstance(value, str):
         values[name] = float(value)
+        if 'prediction' in used:
+          functions[name], seen = source, used
+  said, _ = metrics.collect(given)
+  _check_range(task.name, metrics.meanings(values, said), values)
+  results.said[task.name] = said
+  if seen:
+    results.answers[task.name] = Answers(
+      task.name,
+      seen['targets'],
+      seen['prediction'],
+      seen['output'],
+      _label_words(task),
+      values,
+      functions,
+      said,
+    )
   return values
+
+
+def _label_words(task: seqio.Task) -> Sequence[str] | None:
+  """The label words that a task's postprocessor was given, if any."""
+  wording = templates.wording_of(task)
+  if wording is not None and wording.labels is not None:
+    return wording.labels
+  postprocess = getattr(task, '_postprocess_fn', None)
+  if isinstance(postprocess, functools.partial):
+    return postprocess.keywords.get('labels')
+  return None
+
+
+def _check_range(
+  task: str,
+  meanings: Mapping[str, metrics.Metric],
+  values: Mapping[str, float],
+) -> None:
+  """Says so if a metric is not what its name promises."""
+  for name, m in meanings.items():
+    # Sums of floats may pass a bound by a hair.
+    if values[name] < m.low - 1e-6 or values[name] > m.high + 1e-6:
+      logging.warning(
+        f'task {task!r}: {name} is {values[name]:g}, outside its range from'
+        f' {m.low:g} to {m.high:g}'
+      )
 
 
 def predict(
@@ -571,3 +712,13 @@ def _text(task: seqio.Task, example: Mapping[str, Any], key: str) -> str:
   if isinstance(text, bytes):
     return text.decode()
   return task.output_features[key].vocabulary.decode(example[key].tolist())
+
+
+def _id(example: Mapping[str, Any]) -> Any:
+  """The example's own name: its `id`, else `idx`, as far as they were kept."""
+  for key in ('id', 'idx'):
+    if key in example:
+      value = np.asarray(example[key]).tolist()
+      return value.decode() if isinstance(value, bytes) else value
+  parts = {k: v for k, v in example.items() if k.startswith('idx/')}
+  return {k: np.asarray(v).tolist() for k, v in parts.items()} or None

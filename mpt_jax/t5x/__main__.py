@@ -15,7 +15,7 @@ import sys
 
 from mpt_jax import cli
 from mpt_jax.t5x.requirements import require_t5x
-from mpt_jax.types import InputError, nearest, prefer_own_packages
+from mpt_jax.types import InputError, nearest, prefer_own_packages, quiet_pipe
 
 PROGRAMS = ('train', 'eval', 'infer')
 
@@ -30,7 +30,8 @@ def main(argv: Sequence[str]) -> None:
   argv = [a for a in argv if a != '--debug']
   try:
     if argv and argv[0] in ('-h', '--help'):
-      print(__doc__)
+      with quiet_pipe():
+        print(__doc__)
       return
     prefer_own_packages()
     require_t5x()

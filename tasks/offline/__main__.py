@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import os
 import sys
 
-from mpt_jax.types import InputError
+from mpt_jax.types import InputError, quiet_pipe
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,18 +34,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     action='store_true',
     help='write synthetic data anew; real data are never touched',
   )
-  args = parser.parse_args(argv)
+  with quiet_pipe():
+    args = parser.parse_args(argv)
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   from tasks.offline import writer
 
   try:
-    writer.write(
-      args.data_dir,
-      args.tasks.split(',') if args.tasks else None,
-      args.seed,
-      args.train_size,
-      args.overwrite,
-    )
+    with quiet_pipe():
+      writer.write(
+        args.data_dir,
+        args.tasks.split(',') if args.tasks else None,
+        args.seed,
+        args.train_size,
+        args.overwrite,
+      )
   except InputError as error:
     print(error, file=sys.stderr)
     return 2

@@ -9,6 +9,7 @@ from mpt_jax import runs
 from mpt_jax.checkpoints import huggingface, vocabulary
 from mpt_jax.checkpoints.backbone import digest_vocabulary, load_backbone
 from mpt_jax.checkpoints.vocabulary import ORDINARY, SpecialIds, Vocabulary
+from mpt_jax.models import PromptedT5
 from mpt_jax.types import InputError
 
 # Pieces of the demo's file, and rows of its embedding.
@@ -221,6 +222,7 @@ class TestSpecialIds:
         'decoder_start_token_id is 0, but config.json has 5',
       ),
       ({'pad_token_id': 1}, {}, 'eos_token_id are both 1'),
+      ({}, {'forced_bos_token_id': 4}, 'forced_bos_token_id is 4'),
       ({'pad_token_id': 'a'}, {}, "pad_token_id is 'a', expected an id"),
       ({'pad_token_id': True}, {}, 'pad_token_id is True'),
       ({'pad_token_id': -1}, {}, 'pad_token_id is -1'),
@@ -275,8 +277,12 @@ class TestSpecialIds:
       config = json.loads((folder / 'config.json').read_text())
       (folder / 'config.json').write_text(json.dumps(config | change))
       prints.append(load_backbone(str(folder)).fingerprint)
-    # That of version 0.1.
-    assert prints[0] == load_backbone(runs.demo_folder()).fingerprint
+    # Those of version 0.1, which its bundles and runs hold.
+    loaded = load_backbone(runs.demo_folder())
+    assert prints[0] == loaded.fingerprint
+    assert prints[0].startswith('sha256:b7cf07ffc145fdc6f6a428c314f76dec')
+    model = PromptedT5(loaded.config, **loaded.special_ids.of_model())
+    assert repr(model).endswith('z_loss=0.0, eos_id=1)')
     assert prints[0] != prints[1]
 
 

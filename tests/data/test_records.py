@@ -1,6 +1,7 @@
 """Users' own data: what is read, and what a mistake in it says."""
 
 import json
+import re
 
 import pytest
 import seqio
@@ -23,21 +24,6 @@ TEXTS = [
   ('nli premise: bob sat hypothesis: bob "ran"', 'no'),
   ('nli premise: é hypothesis: {x}', '<unk>'),
 ]
-
-
-@pytest.fixture
-def register():
-  """`register_task` whose tasks are removed afterwards."""
-  made = []
-
-  def call(name, *args, **kwargs):
-    task = data.register_task(name, *args, **kwargs)
-    made.append(name)
-    return task
-
-  yield call
-  for name in made:
-    seqio.TaskRegistry.remove(name)
 
 
 def _texts(task, split='train', **kwargs):
@@ -243,6 +229,46 @@ def test_a_broken_table_is_named(register, tmp_path, text, message):
   path.write_text(text)
   with pytest.raises(InputError, match=message):
     _check(register, path)
+
+
+@pytest.mark.parametrize(
+  ('name', 'text', 'said'),
+  [
+    # As pandas writes them.
+    (
+      'a.tsv',
+      'q\tlabel\n"say ""yes"""\tyes\nplain\tno\n"a b"\tno\n',
+      r'a.tsv: 2 cells begin and end with a quotation mark \(first at .*:2\)',
+    ),
+    (
+      'a.csv',
+      'q,label\n,yes\nplain,no\n"",yes\n',
+      r"a.csv: column 'q' is empty in 2 of 3 rows; it is taken as text",
+    ),
+    (
+      'a.jsonl',
+      '{"q": "nan", "label": 1}\n{"q": "x", "label": 0}\n',
+      r"a.jsonl: column 'q' is 'nan' in 1 of 2 rows; it is taken as text",
+    ),
+    ('a.csv', 'q,label\n"""yes""",no\n', None),
+    ('a.tsv', '\ufeffq\tlabel\r\n5\'10"\tyes\r\n"a\tno\r\n', None),
+    ('a.jsonl', '\ufeff{"q": "x", "label": 1}\r\n', None),
+  ],
+)
+def test_what_a_reader_may_not_expect_is_said(
+  register, tmp_path, caplog, name, text, said
+):
+  (tmp_path / name).write_text(text, encoding='utf-8', newline='')
+  task = register(
+    'own_odd', tmp_path / name, inputs='{q}', labels=('no', 'yes')
+  )
+  for _ in range(2):  # Once is enough.
+    _texts(task)
+  if said is None:
+    assert not caplog.records
+  else:
+    [record] = caplog.records
+    assert re.search(said, record.getMessage())
 
 
 def test_other_mistakes(register, tmp_path):

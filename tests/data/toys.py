@@ -92,6 +92,21 @@ def make_task():
 
 
 @pytest.fixture
+def register():
+  """`register_task` whose tasks are removed afterwards."""
+  made = []
+
+  def call(name, *args, **kwargs):
+    task = data.register_task(name, *args, **kwargs)
+    made.append(name)
+    return task
+
+  yield call
+  for name in made:
+    seqio.TaskRegistry.remove(name)
+
+
+@pytest.fixture
 def mixture(make_task):
   """The mixture `toy_mix`: toy_a, toy_b, toy_c at 5 : 2 : 1."""
   for name, size in (('toy_a', 53), ('toy_b', 31), ('toy_c', 17)):

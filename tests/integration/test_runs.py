@@ -335,6 +335,8 @@ def test_the_best_prompts_are_kept(bundles, tmp_path):
     assert results['best_steps'][task] == first
     assert results['scores'][task]['accuracy'] == top
     assert set(results['test_scores'][task]) == set(results['scores'][task])
+    for split in ('train', 'validation', 'test'):
+      assert results['examples'][split][task]['cut_inputs'] == 0
     kept = load_prompts(str(folder / 'best' / task))
     assert kept.step == first
     np.testing.assert_array_equal(kept.compose(task), product.compose(task))
@@ -345,6 +347,89 @@ def test_the_best_prompts_are_kept(bundles, tmp_path):
   # The same again has nothing to do.
   gin.clear_config()
   cli.main('mpt_jax.train', 'train', argv)
+
+
+HALF_KNOWN = """
+import seqio
+from mpt_jax import data
+from tasks import metrics
+
+ROWS = {
+  'train': [{'text': 'the film was great', 'label': i % 2} for i in range(8)],
+  'validation': [{'text': 'the food was bad'}] * 3,
+}
+data.register_task(
+  'half_known', ROWS.__getitem__, inputs='{text}', labels=('no', 'yes'),
+  splits=tuple(ROWS), metric_fns=[metrics.accuracy],
+)
+data.register_task(
+  'half_long', ROWS.__getitem__, inputs='{text}', targets='{text}',
+  splits=('train',), metric_fns=[metrics.accuracy],
+)
+seqio.MixtureRegistry.add('half_mix', ['half_known', 'sst2'], 1.0)
+"""
+
+
+@pytest.fixture
+def half_known(tmp_path, monkeypatch):
+  """The module of two tasks: one whose validation split has no labels."""
+  import seqio
+
+  (tmp_path / 'half_known_tasks.py').write_text(HALF_KNOWN)
+  monkeypatch.syspath_prepend(tmp_path)
+  yield 'half_known_tasks'
+  sys.modules.pop('half_known_tasks', None)
+  seqio.MixtureRegistry.remove('half_mix')
+  for name in ('half_known', 'half_long'):
+    seqio.TaskRegistry.remove(name)
+
+
+@pytest.mark.parametrize(
+  ('name', 'macros', 'message'),
+  [
+    ('half_known', {}, "split 'validation' of 'half_known' has no labels"),
+    (
+      'half_known',
+      {'EVAL_SPLIT': 'train', 'TEST_SPLIT': 'validation'},
+      "split 'validation' of 'half_known' has no labels",
+    ),
+    (
+      'half_mix',
+      {
+        'KEEP_BEST': True,
+        'EVAL_PERIOD': 8,
+        'PROMPT_TASKS': ['half_known', 'sst2'],
+      },
+      "KEEP_BEST needs a score of every task, .* of 'half_known' has a label",
+    ),
+    ('half_known', {'EVAL_SPLIT': 'dev'}, "no split 'dev'"),
+    (
+      'half_long',
+      {
+        'EVAL_SPLIT': 'train',
+        'TASK_FEATURE_LENGTHS': {'inputs': 20, 'targets': 3},
+      },
+      "'half_long', split 'train': 8 of 8 targets are longer than 3 tokens",
+    ),
+  ],
+)
+def test_what_could_not_be_scored_ends_a_run_before_it_trains(
+  world, tmp_path, half_known, capsys, name, macros, message
+):
+  argv = arguments(
+    world,
+    'teacher',
+    tmp_path / 'run',
+    MIXTURE_OR_TASK_NAME=name,
+    MIXTURE_OR_TASK_MODULE=half_known,
+    **macros,
+  )
+  with pytest.raises(SystemExit) as error:
+    cli.main('mpt_jax.train', 'train', argv)
+  assert error.value.code == 2
+  [line] = re.findall('^error: .*', capsys.readouterr().err, re.MULTILINE)
+  assert re.search(message, line)
+  assert not (tmp_path / 'run').exists()
 
 
 def test_a_second_pipeline_in_one_folder(capsys, tmp_path):
@@ -626,9 +711,31 @@ def test_eval_infer_export(bundles, tmp_path, capsys):
   )
   results = json.loads((tmp_path / 'eval/results.json').read_text())
   assert set(results['scores']) == {'sst2'}
-  assert set(results['scores']['sst2']) == {'accuracy', 'invalid', 'majority'}
+  assert set(results['scores']['sst2']) == {'accuracy', 'invalid'}
   assert results['split'] == 'test'
   assert results['synthetic_data'] is True
+  counted = results['examples']['test']['sst2']
+  assert (counted['examples'], counted['cut_targets']) == (5, 0)
+  assert counted['longest_target'] == 2 < counted['longest_input']
+  assert results['scored'] == {'sst2': 5}
+  floors = results['floors']['sst2']
+  assert {'majority', 'majority_answer', 'invalid', 'commonest'} < set(floors)
+  low, high = results['intervals']['sst2']['accuracy']
+  assert low <= results['scores']['sst2']['accuracy'] <= high
+  said = (tmp_path / 'eval/predictions.jsonl').read_text().splitlines()
+  said = [json.loads(line) for line in said]
+  assert set(said[0]) == {
+    *('id', 'index', 'task', 'input', 'target', 'output', 'answer', 'score'),
+  }
+  scores = [line['score'] for line in said]
+  assert np.mean(scores) == pytest.approx(results['scores']['sst2']['accuracy'])
+  counts = results['confusion']['sst2']
+  assert counts['labels'] == ['negative', 'positive']
+  assert np.sum(counts['matrix']) == 5
+  told = (tmp_path / 'eval/confusion.txt').read_text().splitlines()
+  assert told[0].split() == ['sst2:', 'target', '\\', 'answer'] + [
+    *('negative', 'positive', 'invalid')
+  ]
   run(
     'mpt_jax.infer',
     'infer',
@@ -663,6 +770,7 @@ def test_eval_infer_export(bundles, tmp_path, capsys):
     got = [line['probabilities'][word] for word in words]
     np.testing.assert_allclose(got, shares, atol=1e-5)
     assert line['prediction'] == words[int(np.argmax(got))]
+    assert list(line) == [*answer, 'probabilities']
     for key in ('task', 'index', 'inputs', 'targets'):
       assert line[key] == answer[key]
   # Another task's prompt, as in zero-shot transfer, on a mixture too.
@@ -768,7 +876,7 @@ def test_lines_of_text_are_answered(bundles, capsys, monkeypatch, tmp_path):
     ('a\n', {'PROMPT_TASK': None}, 'task is one of mnli, sst2'),
     ('a\n', {'INPUT': '/nowhere'}, 'INPUT /nowhere cannot be read'),
     ('a\n', {'OUTPUT': '/proc/nowhere/x'}, 'cannot be written'),
-    ('a\n', {'BATCH_SIZE': 0}, 'batch_size is 0'),
+    ('a\n', {'BATCH_SIZE': 0}, 'BATCH_SIZE must be a whole number, 1 or more'),
   ],
 )
 def test_lines_that_cannot_be_answered(

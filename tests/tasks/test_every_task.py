@@ -182,14 +182,14 @@ PERFECT = {
   'invalid': 0,
 }
 KEYS = {
-  'accuracy': {'accuracy', 'invalid', 'majority'},
-  'f1_accuracy': {'f1', 'accuracy', 'invalid', 'majority'},
+  'accuracy': {'accuracy', 'invalid'},
+  'f1_accuracy': {'f1', 'accuracy', 'invalid'},
   'squad': {'em', 'f1', 'invalid'},
   'nlg': {'bleu', 'rougeL', 'invalid'},
   'stsb': {'pearson_corrcoef', 'spearman_corrcoef', 'invalid'},
-  'cola': {'matthews_corrcoef', 'invalid', 'majority'},
-  'multirc': {'f1', 'exact_match', 'invalid', 'majority'},
-  'cb': {'mean_3class_f1', 'accuracy', 'invalid', 'majority'},
+  'cola': {'matthews_corrcoef', 'invalid'},
+  'multirc': {'f1', 'exact_match', 'invalid'},
+  'cb': {'mean_3class_f1', 'accuracy', 'invalid'},
 }
 
 
@@ -211,7 +211,6 @@ def test_perfect_outputs(name):
   outputs = _answers(name, 'test')
   scores = _scores(name, outputs)
   assert set(scores) == KEYS[_kind(name)]
-  scores.pop('majority', None)
   if name == 'wsc':
     # Naming the noun is right where it is the referent.
     labels = [label for *_, label in _examples('wsc', 'test')]
@@ -232,7 +231,6 @@ def test_wrong_outputs(name):
   else:
     outputs = ['zebra'] * len(answers)
   scores = _scores(name, outputs)
-  scores.pop('majority', None)
   expected = dict.fromkeys(scores, 0.0)
   if name == 'stsb':
     expected = {
@@ -260,7 +258,6 @@ def test_unparsable_outputs(name):
   texts = row.labels is None and name != 'stsb'
   scores = _scores(name, ['' if texts else 'zebra'] * count)
   assert scores.pop('invalid') == 100
-  assert scores.pop('majority', 100) == 100
   for metric, value in scores.items():
     if 'corrcoef' in metric and name == 'stsb':
       assert np.isnan(value)  # All are -1: a constant.

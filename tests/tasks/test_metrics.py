@@ -131,5 +131,7 @@ def test_shape_of_the_outputs():
   assert metrics.invalid([{}], [{'value': -1}]) == {'invalid': 100}
   numbers = metrics.invalid_or_outside(0, 5)
   assert numbers([1.0] * 4, [-1.0, 5.0, 5.2, 0.0]) == {'invalid': 50}
-  assert metrics.majority(targets, [1, 1, 1, 0]) == {'majority': 75}
-  assert metrics.majority([{}] * 2, [{'value': 1}] * 2) == {'majority': 100}
+  assert metrics.commonest(targets, [1, 1, 1, 0]) == {'commonest': 75}
+  assert metrics.commonest([{}] * 2, [{'value': 1}] * 2) == {'commonest': 100}
+  # The name of version 0.1 still works in a task.
+  assert metrics.majority is metrics.commonest

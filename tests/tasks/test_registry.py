@@ -337,7 +337,18 @@ def test_a_task_from_folder_to_batch_and_score(write_tfds):
       'mean_3class_f1': pytest.approx(100 / 6),
       'accuracy': pytest.approx(100 / 3),
       'invalid': 0.0,
-      'majority': 100.0,
     }
+  }
+  floors = scores.judge('cb').floors
+  assert floors == {
+    'invalid': 0.0,
+    'commonest': 100.0,
+    'majority': pytest.approx(100 / 3),
+    'majority_answer': 'entailment',
+    # Precision 1/3, recall 1: F1 1/2, of one class in three.
+    'majority_scores': {
+      'mean_3class_f1': pytest.approx(100 / 6),
+      'accuracy': pytest.approx(100 / 3),
+    },
   }
   data.use_vocabulary(None)

@@ -3,6 +3,7 @@
 import re
 
 import pytest
+import seqio
 
 from mpt_jax import data
 from tasks import mixtures, show
@@ -88,9 +89,96 @@ def test_a_mixture_and_its_shares(capsys):
   assert sorted(names) == sorted(mixtures.GROUPS['superglue_targets'])
 
 
+@pytest.fixture
+def own(tmp_path):
+  """Registers `own_shown`, whose splits are not what they should be."""
+  (tmp_path / 'train.tsv').write_text(
+    'text\tlabel\nann saw bob\tyes\nann saw bob\tyes\nbob\tno\n'
+    'bob\tyes\n\tno\nkate\t\n'
+  )
+  (tmp_path / 'test.tsv').write_text('text\tlabel\nbob\tno\nivan\tyes\n')
+  yield data.register_task(
+    'own_shown',
+    # There is no validation split.
+    tmp_path / '{split}.tsv',
+    inputs='{text}',
+    labels=('no', 'yes'),
+  )
+  seqio.TaskRegistry.remove('own_shown')
+
+
+def test_splits_are_counted(own, capsys):
+  out = _show(capsys, 'own_shown', '--examples=0')
+  lines = out[out.index('splits, all examples') :].split('\n')
+  assert [re.split(r' {2,}', line.strip()) for line in lines[1:4]] == [
+    [
+      *('examples', 'no label', 'empty inputs', 'duplicates'),
+      *('conflicting', 'overlap with train'),
+    ],
+    ['train', '6', '1', '1', '1', '2', '-'],
+    ['test', '2', '0', '0', '0', '0', '1'],
+  ]
+  assert re.match(r'  validation: .*validation.tsv .*No such file', lines[4])
+  assert lines[5:7] == [
+    '  train: no 2 (33.3 %), yes 3 (50.0 %)',
+    '  test: no 1 (50.0 %), yes 1 (50.0 %)',
+  ]
+
+
+def test_large_data_are_counted_in_part(monkeypatch, capsys):
+  monkeypatch.setattr(show, '_SURVEYED', 30)
+  out = _show(capsys, 'cb', '--examples=0')
+  assert 'splits, the first 30 examples of each' in out
+  assert re.search(r'^  train +30 ', out, re.MULTILINE)
+
+
+RUN = (
+  '--gin_file=gin_configs/runs/teacher.gin',
+  "--gin.INITIAL_CHECKPOINT_PATH='demo'",
+  '--gin.PROMPT_LENGTH=5',
+  "--gin.PROMPT_TASKS=['rte', 'own_shown']",
+)
+
+
+@pytest.mark.parametrize(
+  ('macros', 'argv', 'limits'),
+  [
+    ({}, [], (351, 128)),
+    ({'TASK_FEATURE_LENGTHS': {'inputs': 9, 'targets': 4}}, [], (4, 4)),
+    ({'PROMPT_LENGTH': 7}, ['--inputs=10', '--targets=2'], (3, 2)),
+  ],
+)
+def test_as_a_run_reads_it(own, capsys, macros, argv, limits):
+  out = _show(
+    capsys,
+    'own_shown',
+    *RUN,
+    *(f'--gin.{name}={value}' for name, value in macros.items()),
+    *argv,
+  )
+  found = re.findall(r'^  (?:inputs|targets) .* (\d+) +[\d.]+%$', out, re.M)
+  assert tuple(map(int, found)) == limits
+  assert "row   1 of PROMPT_TASKS = ['rte', 'own_shown']" in out
+  assert 'demo_backbone/spiece.model' in out
+
+
 @pytest.mark.parametrize(
   ('argv', 'message'),
   [
+    (
+      ['mnli', *RUN, '--gin.PROMPT_LENGHT=3'],
+      "PROMPT_LENGHT sets a macro that no gin file uses.*'PROMPT_LENGTH'",
+    ),
+    (
+      ['mnli', *RUN, '--gin.PROMPT_LENGTH=355'],
+      r"TASK_FEATURE_LENGTHS\['inputs'\]=356 leaves no room .* at least 357",
+    ),
+    (['mnli', '--gin.PROMPT_LENGTH=3'], 'is given without --gin_file'),
+    (['mnli', '--inputs=101'], '--inputs=101 leaves no room beside'),
+    (
+      ['mnli_digits', '--targets=2'],
+      r"label word '0' has 3 tokens .* is 2: raise it to 3",
+    ),
     (['mnly'], "error: 'mnly' is no registered task or mixture.*'mnli'"),
     (['mnli', '--data_dir=/nowhere'], "error: no data for 'glue/mnli:2.0.0'"),
     (['mnli', '--split=dev'], "no split 'dev'"),
