@@ -38,6 +38,7 @@ _DATA = [
   'seqio>=0.0.20',
   'tensorflow>=2.21',
   'tensorflow-datasets>=4.9.10',
+  'tensorflow-text>=2.21',
   'tqdm>=4.70',
 ]
 _RUNS = [
@@ -68,6 +69,8 @@ setup(
   },
   install_requires=_CORE + _DATA + _RUNS,
   extras_require={
+    # Reads vocabularies that are kept as tokenizer.json alone.
+    'tokenizers': ['tokenizers>=0.22'],
     'test': [
       'hypothesis>=6.170',
       'mypy>=2.4',
@@ -75,6 +78,7 @@ setup(
       'pytest>=9.2',
       'pytest-xdist>=3.8',
       'ruff>=0.17.5',
+      'tokenizers>=0.22',
     ],
   },
 )

@@ -35,12 +35,13 @@ class Example:
   row: int
 
 
-def cut(tokens: np.ndarray, limit: int) -> np.ndarray:
+def cut(tokens: np.ndarray, limit: int, end: int = EOS) -> np.ndarray:
   """Cuts tokens to a length; a final end-of-sequence mark stays final.
 
   Args:
     tokens: [length] int32.
     limit: the length to cut to.
+    end: the end-of-sequence mark.
 
   Returns:
     [min(length, limit)] int32.
@@ -48,8 +49,8 @@ def cut(tokens: np.ndarray, limit: int) -> np.ndarray:
   if len(tokens) <= limit:
     return tokens
   short = tokens[:limit].copy()
-  if tokens[-1] == EOS:
-    short[-1] = EOS
+  if tokens[-1] == end:
+    short[-1] = end
   return short
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from mpt_jax import cli, t5
 from mpt_jax.checkpoints import huggingface, t5x_format
+from mpt_jax.checkpoints.vocabulary import require_ordinary
 from mpt_jax.runs import load_backbone
 from mpt_jax.types import (
   InputError,
@@ -62,6 +63,7 @@ def convert(
   if format == 't5x':
     if dtype != 'float32':
       raise InputError(f'DTYPE = {dtype!r}: a T5X checkpoint is float32')
+    require_ordinary(loaded.special_ids, backbone)
     output = t5x_format.save_t5x(output, loaded.config, params, step)
   else:
     huggingface.save_huggingface(
@@ -71,6 +73,7 @@ def convert(
       vocabulary_file=loaded.vocabulary_file,
       dtype=dtype,
       name=loaded.name,
+      special_ids=loaded.special_ids,
     )
   log.info('wrote %s to %s', loaded.name, output)
 

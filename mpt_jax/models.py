@@ -45,6 +45,8 @@ class PromptedT5:
     label_smoothing: see `losses.cross_entropy_per_token`.
     z_loss: see `losses.cross_entropy_per_token`.
     eos_id: id at which decoding stops.
+    start_id: first input of the decoder. A run's record has it in the
+      fingerprint of the backbone, not here.
   """
 
   config: t5.T5Config
@@ -53,6 +55,7 @@ class PromptedT5:
   label_smoothing: float = 0.0
   z_loss: float = 0.0
   eos_id: int = 1
+  start_id: int = dataclasses.field(default=0, repr=False)
 
   def __post_init__(self):
     factor = self.loss_normalizing_factor
@@ -260,6 +263,7 @@ class PromptedT5:
         num_beams=num_beams,
         alpha=beam_alpha,
         eos_id=self.eos_id,
+        start_id=self.start_id,
       )
       return tokens[:, -1], scores[:, -1]
     if temperature > 0.0:
@@ -275,6 +279,7 @@ class PromptedT5:
         topk=topk,
         topp=topp,
         eos_id=self.eos_id,
+        start_id=self.start_id,
       )
     return decoding.greedy(
       step,
@@ -282,6 +287,7 @@ class PromptedT5:
       batch_size=size,
       max_decode_length=length,
       eos_id=self.eos_id,
+      start_id=self.start_id,
     )
 
   def score_batch(self, params: PyTree, batch: Batch) -> Array:
@@ -326,7 +332,7 @@ class PromptedT5:
     out: Any = self.module.apply(
       {'params': {k: params[k] for k in _BACKBONE if k in params}},
       batch['encoder_input_tokens'],
-      batch['decoder_input_tokens'],
+      self._decoder_inputs(batch),
       batch['decoder_target_tokens'],
       encoder_segment_ids=batch.get('encoder_segment_ids'),
       decoder_segment_ids=batch.get('decoder_segment_ids'),
@@ -338,6 +344,17 @@ class PromptedT5:
       **self._prompt_inputs(table, batch),
     )
     return out if hidden_states else (out, {})
+
+  def _decoder_inputs(self, batch: Batch) -> Array:
+    """[B, T] int32: the targets shifted right, behind the start id."""
+    tokens = batch['decoder_input_tokens']
+    if not self.start_id:
+      return tokens
+    first = jnp.arange(tokens.shape[1]) == 0
+    if 'decoder_positions' in batch:
+      # At padding nobody looks.
+      first = batch['decoder_positions'] == 0
+    return jnp.where(first, self.start_id, tokens)
 
   def _target_values(self, logits: Array, batch: Batch) -> dict[str, Array]:
     """[B, T] float32 of each term, at every target."""

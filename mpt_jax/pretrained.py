@@ -1,26 +1,20 @@
 """A trained model as a user meets it: text in, text out."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import os
 from typing import Any, overload
 
 import jax
 import numpy as np
-import sentencepiece
-from sentencepiece import sentencepiece_model_pb2
 
 from mpt_jax import models
-from mpt_jax.checkpoints import files
-from mpt_jax.checkpoints.backbone import (
-  Backbone,
-  digest_vocabulary,
-  load_backbone,
-)
+from mpt_jax.checkpoints.backbone import Backbone, load_backbone
 from mpt_jax.checkpoints.bundle import (
   PromptBundle,
   check_backbone,
   load_prompts,
 )
+from mpt_jax.checkpoints.vocabulary import Vocabulary
 from mpt_jax.t5 import T5Config
 from mpt_jax.types import (
   Array,
@@ -31,67 +25,14 @@ from mpt_jax.types import (
 # A text, or the fields of one, which the bundle's template writes.
 Text = str | Mapping[str, Any]
 
-# The class is made when the module is loaded; no type checker sees it.
-_ModelProto = sentencepiece_model_pb2.ModelProto  # type: ignore[attr-defined]
-
-_EOS_ID = 1
 # Any id but padding: what stands in a prompt slot is never embedded.
 _SLOT_ID = 2
-_EXTRA_IDS = 100
 # Shapes are rounded up to powers of two, so that few are ever compiled.
 _SHORTEST = 16
 
 
-class Tokenizer:
-  """A SentencePiece vocabulary with T5's 100 span markers on top.
-
-  Equal, id by id, to the vocabulary that the data layer trains with.
-  """
-
-  def __init__(self, path: str):
-    """Loads the vocabulary.
-
-    Raises:
-      InputError: if the file is no SentencePiece model.
-    """
-    if os.path.exists(path):
-      files.require_file(path, follow_links=True)
-    try:
-      with open(path, 'rb') as f:
-        model = _ModelProto.FromString(f.read())
-      # <extra_id_0> is the highest id.
-      for i in reversed(range(_EXTRA_IDS)):
-        model.pieces.add(
-          piece=f'\u2581<extra_id_{i}>',
-          type=_ModelProto.SentencePiece.USER_DEFINED,
-        )
-      self._pieces = sentencepiece.SentencePieceProcessor(
-        model_proto=model.SerializeToString()
-      )
-    except Exception as e:  # Each of the two parsers has types of its own.
-      reason = getattr(e, 'strerror', None) or 'it cannot be parsed'
-      raise InputError(
-        f'{path} is not a SentencePiece vocabulary: {reason}'
-      ) from e
-
-  @property
-  def size(self) -> int:
-    """The number of ids, span markers included."""
-    return self._pieces.get_piece_size()
-
-  def encode(self, text: str) -> list[int]:
-    """Returns the ids of a text, without EOS."""
-    return self._pieces.encode(text)
-
-  def decode(self, ids: Iterable[int]) -> str:
-    """Returns the text of ids up to EOS."""
-    known = []
-    for token in map(int, ids):
-      if token == _EOS_ID:
-        break
-      # The embedding may have more rows than the vocabulary has pieces.
-      known.append(token if token < self.size else self._pieces.unk_id())
-    return self._pieces.decode(known)
+# The name of version 0.1.
+Tokenizer = Vocabulary
 
 
 class PromptedT5:
@@ -109,7 +50,7 @@ class PromptedT5:
     self,
     backbone: Backbone,
     bundle: PromptBundle | None,
-    tokenizer: Tokenizer,
+    tokenizer: Vocabulary,
   ):
     """Puts the parts together.
 
@@ -121,6 +62,12 @@ class PromptedT5:
         f'the vocabulary has {tokenizer.size} ids, but the backbone'
         f' {backbone.name} has only {backbone.config.vocab_size}'
       )
+    special = getattr(tokenizer, 'special', backbone.special_ids)
+    if special != backbone.special_ids:
+      raise InputError(
+        f'the vocabulary {tokenizer.path} has {special}, but the backbone'
+        f' {backbone.name} {backbone.special_ids}'
+      )
     self.backbone, self.bundle, self.tokenizer = backbone, bundle, tokenizer
     params = dict(backbone.params)
     module = None
@@ -128,7 +75,9 @@ class PromptedT5:
       check_backbone(bundle, backbone)
       params['prompts'] = dict(bundle.arrays)
       module = bundle.make_module()
-    self.model = models.PromptedT5(backbone.config, module)
+    self.model = models.PromptedT5(
+      backbone.config, module, **backbone.special_ids.of_model()
+    )
     self.params = jax.device_put(params)
     self._predict = jax.jit(
       self.model.predict_batch,
@@ -158,8 +107,8 @@ class PromptedT5:
       prompts: a bundle, or the path of whatever `load_prompts` reads; None is
         the backbone alone.
       config: sizes of the backbone or their name; its folder says them too.
-      vocabulary: the SentencePiece file; default is the one in the backbone's
-        folder.
+      vocabulary: another vocabulary than the one in the backbone's folder: a
+        SentencePiece file, `tokenizer.json`, or a folder with one.
 
     Returns:
       The model.
@@ -172,19 +121,21 @@ class PromptedT5:
     if prompts is not None and not isinstance(prompts, PromptBundle):
       prompts = load_prompts(prompts)
     vocabulary = vocabulary and local_path(vocabulary)
-    file = vocabulary or backbone.vocabulary_file
-    if file is None:
+    backbone = backbone.with_vocabulary(vocabulary)
+    tokenizer = backbone.vocabulary
+    if tokenizer is None:
       raise InputError(
-        f'the backbone {path} has no vocabulary (spiece.model); give a'
-        ' SentencePiece file as vocabulary'
+        f'the backbone {path} has no vocabulary (spiece.model, tokenizer.json);'
+        ' give a SentencePiece file as vocabulary'
       )
-    tokenizer = Tokenizer(file)
     if prompts is not None and prompts.vocabulary_digest:
-      digest = digest_vocabulary(file)
-      if digest != prompts.vocabulary_digest:
+      # Version 0.1 knew the file alone.
+      known = tokenizer.digest, tokenizer.file_digest
+      if prompts.vocabulary_digest not in known:
         raise InputError(
           f'the prompts were trained with another vocabulary'
-          f' ({prompts.vocabulary_digest}) than {file} ({digest})'
+          f' ({prompts.vocabulary_digest}) than {tokenizer.path}'
+          f' ({tokenizer.digest})'
         )
     return cls(backbone, prompts, tokenizer)
 
@@ -241,8 +192,7 @@ class PromptedT5:
         ' sample, not both'
       )
     rows = self._rows(task, len(texts))
-    written = self._write(texts, task)
-    inputs = [[*self.tokenizer.encode(text), _EOS_ID] for text in written]
+    inputs = self._encode(self._write(texts, task))
     answers = [''] * len(texts)
     key = jax.random.PRNGKey(seed)
     for number, (chosen, members) in enumerate(_batches(inputs, batch_size)):
@@ -257,7 +207,7 @@ class PromptedT5:
         topp=topp,
       )
       for i, ids in zip(chosen, np.asarray(tokens), strict=False):
-        answers[i] = self.tokenizer.decode(ids)
+        answers[i] = self.tokenizer.decode_model(ids)
     return answers
 
   @overload
@@ -314,9 +264,8 @@ class PromptedT5:
         f'score takes one target for each of the {len(texts)} texts'
       )
     rows = self._rows(task, len(texts))
-    written = self._write(texts, task)
-    inputs = [[*self.tokenizer.encode(text), _EOS_ID] for text in written]
-    outputs = [[*self.tokenizer.encode(text), _EOS_ID] for text in targets]
+    inputs = self._encode(self._write(texts, task))
+    outputs = self._encode(targets)
     scores = [0.0] * len(texts)
     for chosen, members in _batches(inputs, batch_size):
       batch = self._batch(
@@ -333,6 +282,11 @@ class PromptedT5:
       for i, value in zip(chosen, found, strict=False):
         scores[i] = float(value)
     return scores
+
+  def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+    """The model's ids of each text, end mark included."""
+    end = self.model.eos_id
+    return [[*self.tokenizer.model_ids(text), end] for text in texts]
 
   def _rank(
     self,

@@ -22,6 +22,7 @@ from mpt_jax.checkpoints import backbone as backbone_lib
 from mpt_jax.checkpoints import bundle as bundle_lib
 from mpt_jax.checkpoints import run as run_lib
 from mpt_jax.checkpoints.backbone import DEMO, Backbone, demo_folder
+from mpt_jax.checkpoints.vocabulary import Vocabulary
 from mpt_jax.metrics import Judgement
 from mpt_jax.types import (
   InputError,
@@ -49,8 +50,9 @@ def load_backbone(
       that comes with the package, a loaded backbone, or None for one with
       random parameters.
     config: sizes or the name of a published size, where the path has none.
-    vocabulary: SentencePiece file, or 'demo'; None is the one beside the
-      backbone, else the data layer's default.
+    vocabulary: SentencePiece file, `tokenizer.json`, a folder with one of
+      them, or 'demo'; None is the one beside the backbone, else the data
+      layer's default.
     seed: seeds random parameters.
     fresh: whether None is allowed.
 
@@ -86,16 +88,22 @@ def load_backbone(
     loaded = backbone
   if vocabulary == DEMO:
     vocabulary = os.path.join(demo_folder(), 'spiece.model')
-  if vocabulary is not None:
-    vocabulary = local_path(vocabulary)
-    if not os.path.isfile(vocabulary) and '://' not in vocabulary:
+  vocabulary = vocabulary and local_path(vocabulary)
+  if vocabulary is not None and '://' in vocabulary:
+    loaded = dataclasses.replace(
+      loaded, vocabulary_file=vocabulary, vocabulary=None
+    )
+  elif vocabulary is not None or loaded.vocabulary is None:
+    if vocabulary is not None and not os.path.exists(vocabulary):
       raise InputError(f'VOCABULARY = {vocabulary!r} does not exist')
-    loaded = dataclasses.replace(loaded, vocabulary_file=vocabulary)
+    loaded = loaded.with_vocabulary(vocabulary)
+    if loaded.vocabulary is not None:
+      log.info('vocabulary: %s', loaded.vocabulary)
   if loaded.vocabulary_file:
     # Imported here: the data layer brings TensorFlow.
     from mpt_jax import data
 
-    data.use_vocabulary(loaded.vocabulary_file)
+    data.use_vocabulary(loaded.vocabulary or loaded.vocabulary_file)
   return loaded
 
 
@@ -116,22 +124,22 @@ def _fresh_backbone(config: t5.T5Config, seed: int) -> Backbone:
 
 
 def tokenizer(backbone: Backbone) -> Callable[[str], Sequence[int]] | None:
-  """Returns text -> ids without EOS, or None without a vocabulary file."""
-  path = backbone.vocabulary_file
-  if not path or not os.path.isfile(path):
-    return None
-  # Imported here: most runs start their prompts in ways that need no text.
-  from mpt_jax import pretrained
-
-  return pretrained.Tokenizer(path).encode
+  """Returns text -> the model's ids, or None without a local vocabulary."""
+  vocabulary = _vocabulary(backbone)
+  return None if vocabulary is None else vocabulary.model_ids
 
 
 def vocabulary_digest(backbone: Backbone) -> str:
-  """Digest of the backbone's SentencePiece file, '' when not known."""
+  """Digest of the backbone's vocabulary, '' when not known."""
+  vocabulary = _vocabulary(backbone)
+  return '' if vocabulary is None else vocabulary.digest
+
+
+def _vocabulary(backbone: Backbone) -> Vocabulary | None:
   path = backbone.vocabulary_file
-  if not path or not os.path.isfile(path):
-    return ''
-  return backbone_lib.digest_vocabulary(path)
+  if backbone.vocabulary is None and path and os.path.exists(path):
+    backbone = backbone.with_vocabulary()
+  return backbone.vocabulary
 
 
 def prompted_model(
@@ -152,13 +160,20 @@ def prompted_model(
   """
   params = dict(backbone.params)
   if prompts is None:
-    return models.PromptedT5(backbone.config), params, ()
+    model = models.PromptedT5(
+      backbone.config, **backbone.special_ids.of_model()
+    )
+    return model, params, ()
   bundle = bundle_lib.load_prompts(prompts)
   bundle_lib.check_backbone(bundle, backbone)
   if prompt_task is not None:
     bundle = bundle.with_tasks([prompt_task])
   params['prompts'] = dict(bundle.arrays)
-  model = models.PromptedT5(backbone.config, bundle.make_module())
+  model = models.PromptedT5(
+    backbone.config,
+    bundle.make_module(),
+    **backbone.special_ids.of_model(),
+  )
   return model, params, bundle.task_names
 
 

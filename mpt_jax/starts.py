@@ -58,7 +58,7 @@ def make_model(
     config: the backbone's sizes.
     prompts: what to train; None for the backbone alone.
     distillation: weights of a source run's losses; None for none.
-    **loss: the loss settings of `models.PromptedT5`.
+    **loss: the loss settings and special ids of `models.PromptedT5`.
 
   Returns:
     The model.

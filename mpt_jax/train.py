@@ -287,6 +287,7 @@ def train(
     loss_normalizing_factor=loss_normalizing_factor,
     label_smoothing=label_smoothing,
     z_loss=z_loss,
+    **loaded.special_ids.of_model(),
   )
   settings = optimizers.Optimizer(
     groups=tuple(groups)
@@ -1076,6 +1077,7 @@ def _save_backbone(model_dir: str, backbone: Backbone, trained: PyTree) -> None:
     backbone.config,
     params_lib.merge(backbone.params, trained),
     vocabulary_file=backbone.vocabulary_file,
+    special_ids=backbone.special_ids,
   )
 
 

@@ -12,6 +12,13 @@ import numpy as np
 
 from mpt_jax import t5
 from mpt_jax.checkpoints import huggingface, t5x_format, tensors
+from mpt_jax.checkpoints.vocabulary import (
+  ORDINARY,
+  SpecialIds,
+  Vocabulary,
+  find_vocabulary,
+  read_special_ids,
+)
 from mpt_jax.types import (
   InputError,
   PyTree,
@@ -43,9 +50,12 @@ class Backbone:
     fingerprint: digest of config and parameters, 'sha256:…'.
     name: what to call it.
     path: where it was read.
-    vocabulary_file: the SentencePiece model beside it, or None.
+    vocabulary_file: the file beside it that says what its vocabulary is
+      (`vocabulary.find_vocabulary`), or None.
     report: names of the tensors 'restored', 'new' and 'ignored'. None is
       ever new: a backbone with a random tensor is an error.
+    special_ids: pad, start and end, in the checkpoint's own ids.
+    vocabulary: the vocabulary, once somebody has read it.
   """
 
   config: t5.T5Config
@@ -55,6 +65,33 @@ class Backbone:
   path: str
   vocabulary_file: str | None
   report: dict[str, list[str]]
+  special_ids: SpecialIds = ORDINARY
+  vocabulary: Vocabulary | None = None
+
+  def with_vocabulary(self, file: str | None = None) -> 'Backbone':
+    """Reads the vocabulary, if there is one.
+
+    Args:
+      file: another one than the backbone's own; what lies beside it counts.
+
+    Returns:
+      The backbone with its vocabulary.
+
+    Raises:
+      InputError: if the vocabulary is damaged or cannot be the backbone's.
+    """
+    file = file or self.vocabulary_file
+    if file is None:
+      return self
+    vocabulary = Vocabulary(
+      file,
+      self.config.vocab_size,
+      self.special_ids,
+      owner=self.path or self.name,
+    )
+    return dataclasses.replace(
+      self, vocabulary_file=vocabulary.path, vocabulary=vocabulary
+    )
 
 
 def demo_folder() -> str:
@@ -117,6 +154,8 @@ def load_backbone(
       f'there is no backbone in {path}; expected config.json with'
       ' model.safetensors, or a T5X checkpoint (checkpoint_<step>)'
     )
+  # A T5X checkpoint says nothing about its ids, and has T5's.
+  special = ORDINARY if step_folder is not None else read_special_ids(path)
   ignored = tensors.check_tensors(source, config)
   names = list(tensors.expected_shapes(config))
   # What is not finite is refused below.
@@ -126,28 +165,31 @@ def load_backbone(
     if not np.isfinite(array).all():
       raise InputError(f'{path}: {tensor} holds NaN or infinity')
   params = traverse_util.unflatten_dict(arrays, sep='/')
-  vocabulary = os.path.join(path, huggingface.VOCABULARY)
   return Backbone(
     config=config,
     params=params,
-    fingerprint=fingerprint(config, params),
+    fingerprint=fingerprint(config, params, special),
     name=name,
     path=path,
-    vocabulary_file=vocabulary if os.path.isfile(vocabulary) else None,
+    vocabulary_file=find_vocabulary(path),
     report={'restored': names, 'new': [], 'ignored': ignored},
+    special_ids=special,
   )
 
 
-def fingerprint(config: t5.T5Config, params: PyTree) -> str:
+def fingerprint(
+  config: t5.T5Config, params: PyTree, special_ids: SpecialIds = ORDINARY
+) -> str:
   """Returns a digest that tells one backbone from another.
 
-  It covers the architecture and every parameter's name, shape and float32
-  value; not how the model is run (dtype, dropout rate) and not the order of
-  the tree.
+  It covers the architecture, every parameter's name, shape and float32 value,
+  and special ids other than T5's; not how the model is run (dtype, dropout
+  rate) and not the order of the tree.
 
   Args:
     config: the architecture.
     params: the backbone's parameter tree.
+    special_ids: pad, start and end.
 
   Returns:
     'sha256:' and 64 hexadecimal digits.
@@ -155,6 +197,8 @@ def fingerprint(config: t5.T5Config, params: PyTree) -> str:
   fields = config.to_dict()
   for name in _RUNTIME_FIELDS:
     del fields[name]
+  if special_ids != ORDINARY:
+    fields['special_ids'] = dataclasses.asdict(special_ids)
   digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode())
   flat: Mapping[str, Any] = traverse_util.flatten_dict(params, sep='/')
   for name, leaf in sorted(flat.items()):

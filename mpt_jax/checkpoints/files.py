@@ -60,8 +60,15 @@ def _finite(text: str) -> float:
   return value
 
 
-def read_json(path: str, follow_links: bool = False) -> dict[str, Any]:
+def read_json(
+  path: str, follow_links: bool = False, most_bytes: int = MAX_JSON_BYTES
+) -> dict[str, Any]:
   """Reads a JSON object from a file.
+
+  Args:
+    path: the file.
+    follow_links: see `require_file`.
+    most_bytes: what is larger is refused.
 
   Raises:
     InputError: if the file is missing, too large or holds anything else.
@@ -69,9 +76,9 @@ def read_json(path: str, follow_links: bool = False) -> dict[str, Any]:
   require_file(path, follow_links)
   try:
     with open(path, 'rb') as f:
-      text = f.read(MAX_JSON_BYTES + 1)
-    if len(text) > MAX_JSON_BYTES:
-      raise ValueError(f'larger than {MAX_JSON_BYTES} bytes')
+      text = f.read(most_bytes + 1)
+    if len(text) > most_bytes:
+      raise ValueError(f'larger than {most_bytes} bytes')
     value = json.loads(text, parse_constant=_no_constant, parse_float=_finite)
   except (OSError, ValueError, RecursionError) as e:
     raise InputError(f'{path} cannot be read as JSON: {e}') from e

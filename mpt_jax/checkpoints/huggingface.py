@@ -1,9 +1,10 @@
 """Reads and writes T5 as transformers stores it, without transformers.
 
 A folder holds `config.json`, the weights as safetensors (one file, or shards
-with an index) and often the vocabulary, `spiece.model`. Names and transposes:
+with an index) and often a vocabulary (see `vocabulary`). Names and transposes:
 transformers keeps linear weights as (out, in), T5X kernels as (in, out), and
-both join heads and head size, heads major.
+both join heads and head size, heads major. Where its padding is another id
+than 0, these two rows of the embedding and the head are swapped.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,15 +15,15 @@ from flax import traverse_util
 import numpy as np
 from safetensors import safe_open
 
-from mpt_jax.checkpoints import files
+from mpt_jax.checkpoints import files, vocabulary
 from mpt_jax.checkpoints.tensors import TensorSource, expected_shapes
 from mpt_jax.t5 import T5Config
 from mpt_jax.types import InputError, PyTree
 
-CONFIG = 'config.json'
+CONFIG = vocabulary.CONFIG
 WEIGHTS = 'model.safetensors'
 INDEX = 'model.safetensors.index.json'
-VOCABULARY = 'spiece.model'
+VOCABULARY = vocabulary.SPIECE
 
 _EMBEDDING = 'shared.weight'
 # Other names of the same array; a file may hold any of them.
@@ -31,6 +32,7 @@ _EMBEDDING_ALIASES = (
   'decoder.embed_tokens.weight',
 )
 _HEAD = 'lm_head.weight'
+_EMBEDDING_PARAMETER = 'token_embedder/embedding'
 _HEAD_PARAMETER = 'decoder/logits_dense/kernel'
 _FLOATS = ('F32', 'F16', 'BF16', 'F64')
 
@@ -101,6 +103,7 @@ def open_folder(path: str) -> tuple[TensorSource, T5Config, str]:
   tied, head = _read_head(stored_config, stored, embedding)
   config = _read_config(os.path.join(path, CONFIG), stored_config, tied)
   _check_sizes(os.path.join(path, CONFIG), config, stored)
+  pad = vocabulary.read_special_ids(path).pad
 
   def stored_name(parameter: str) -> tuple[str, bool]:
     name, transposed = name_of(parameter)
@@ -119,6 +122,7 @@ def open_folder(path: str) -> tuple[TensorSource, T5Config, str]:
     for parameter in parameters:
       name, transposed = stored_name(parameter)
       array = stored[name].read()
+      array = _swap_padding(parameter, array, pad)
       arrays[parameter] = np.ascontiguousarray(
         array.T if transposed else array, dtype=np.float32
       )
@@ -139,7 +143,7 @@ def name_of(parameter: str) -> tuple[str, bool]:
     >>> name_of('decoder/decoder_norm/scale')
     ('decoder.final_layer_norm.weight', False)
   """
-  if parameter == 'token_embedder/embedding':
+  if parameter == _EMBEDDING_PARAMETER:
     return _EMBEDDING, False
   if parameter == _HEAD_PARAMETER:
     return _HEAD, True
@@ -163,6 +167,7 @@ def save_huggingface(
   vocabulary_file: str | None = None,
   dtype: str = 'float32',
   name: str = '',
+  special_ids: vocabulary.SpecialIds = vocabulary.ORDINARY,
 ) -> None:
   """Writes a folder that transformers and `load_backbone` read.
 
@@ -173,9 +178,11 @@ def save_huggingface(
     config: the architecture.
     params: the parameter tree; what does not belong to the backbone is left
       out.
-    vocabulary_file: a SentencePiece file to put beside it.
+    vocabulary_file: the vocabulary to put beside it, see
+      `vocabulary.find_vocabulary`, with what lies beside that file.
     dtype: 'float32' or 'float16', the type of the stored weights.
     name: the model's name, as `load_backbone` will call it.
+    special_ids: of the checkpoint; the rows of its padding are swapped back.
 
   Raises:
     InputError: if transformers has no such architecture, a weight does not
@@ -198,7 +205,8 @@ def save_huggingface(
       raise InputError(
         f'{parameter} has values beyond the range of float16; save as float32'
       )
-    arrays[stored_name] = (array.T if transposed else array).astype(dtype)
+    array = (array.T if transposed else array).astype(dtype)
+    arrays[stored_name] = _swap_padding(parameter, array, special_ids.pad)
   fields = {hf: getattr(config, ours) for hf, ours in _FIELDS.items()}
   stored_config = {
     **fields,
@@ -209,9 +217,9 @@ def save_huggingface(
     'tie_word_embeddings': config.logits_via_embedding,
     # Transformers >= 5 asks this instead of tie_word_embeddings.
     'scale_decoder_outputs': config.logits_via_embedding,
-    'pad_token_id': 0,
-    'eos_token_id': 1,
-    'decoder_start_token_id': 0,
+    'pad_token_id': special_ids.pad,
+    'eos_token_id': special_ids.end,
+    'decoder_start_token_id': special_ids.start,
     'torch_dtype': dtype,
   }
   if name:
@@ -221,14 +229,17 @@ def save_huggingface(
     WEIGHTS: files.tensor_bytes(arrays, {'format': 'pt'}),
   }
   if vocabulary_file is not None:
-    try:
-      with open(vocabulary_file, 'rb') as f:
-        contents[VOCABULARY] = f.read()
-    except OSError as e:
-      raise InputError(
-        f'cannot read the vocabulary {vocabulary_file}: {e.strerror or e}'
-      ) from e
+    contents |= vocabulary.files_of(vocabulary_file)
   files.write_folder(path, contents)
+
+
+def _swap_padding(parameter: str, array: np.ndarray, pad: int) -> np.ndarray:
+  """Swaps rows 0 and `pad` of the stored embedding and head."""
+  if not pad or parameter not in (_EMBEDDING_PARAMETER, _HEAD_PARAMETER):
+    return array
+  array = array.copy()
+  array[[0, pad]] = array[[pad, 0]]
+  return array
 
 
 class _Stored:
@@ -295,14 +306,17 @@ def _read_head(
   """Decides how the logits are made, from the weights first.
 
   Transformers writes `tie_word_embeddings: true` for untied models too (since
-  5.0), so that a head of its own counts, and after it the scaling.
+  5.0), so that a head of its own counts, and after it the scaling, which its
+  mT5 has not.
 
   Returns:
     Whether they come from the scaled embedding, as in v1.0; and if not, from
     which tensor.
   """
   tie = config.get('tie_word_embeddings', True)
-  scaled = config.get('scale_decoder_outputs', tie)
+  scaled = config.get(
+    'scale_decoder_outputs', tie and config.get('model_type') != 'mt5'
+  )
   if _HEAD not in stored:
     # If not tied, the head will be found missing.
     return bool(scaled and tie), embedding if tie else _HEAD

@@ -45,7 +45,11 @@ from mpt_jax.data.provenance import is_synthetic
 from mpt_jax.data.register import register_task, task_texts
 from mpt_jax.data.rows import task_identity, task_rows
 from mpt_jax.data.sources import TfdsSource, get_data_dir, set_data_dir
-from mpt_jax.data.vocabulary import get_vocabulary, use_vocabulary
+from mpt_jax.data.vocabulary import (
+  check_vocabulary,
+  get_vocabulary,
+  use_vocabulary,
+)
 from mpt_jax.metrics import metric
 
 __all__ = [
@@ -55,6 +59,7 @@ __all__ = [
   'Scores',
   'TfdsSource',
   'check_data',
+  'check_vocabulary',
   'evaluate',
   'examine',
   'get_data_dir',

@@ -41,7 +41,7 @@ from mpt_jax.data import (
 )
 from mpt_jax.data.feature_converter import check_lengths
 from mpt_jax.data.quiet import only_errors
-from mpt_jax.data.vocabulary import get_vocabulary
+from mpt_jax.data.vocabulary import check_vocabulary, end_ids, get_vocabulary
 from mpt_jax.types import (
   InputError,
   Lengths,
@@ -339,11 +339,11 @@ def _load(
   target_limit: int,
   use_cached: bool,
   data_dir: str,
-  vocabulary_file: str,
+  vocabulary: str,
   state: Any,
 ) -> _Tokens:
   """Tokenises a split; the last three arguments tell the results apart."""
-  del data_dir, vocabulary_file, state
+  del data_dir, vocabulary, state
   limits = {'inputs': input_limit, 'targets': target_limit}
   with only_errors(), faults.naming(task, split):
     ds = task.get_dataset(
@@ -361,7 +361,8 @@ def _load(
   # One step of a Python iterator costs as much as tokenising an example.
   bar = loading_bar(task, split)
   with faults.naming(task, split):
-    _tokenise(ds, tokens, input_limit, target_limit, bar)
+    ends = end_ids(task)
+    _tokenise(ds, tokens, input_limit, target_limit, ends, bar)
   bar.close()
   log.debug('%s/%s: %d examples', task.name, split, len(tokens.labels))
   found = tokens.watch.count((input_limit, target_limit))
@@ -384,14 +385,17 @@ def _tokenise(
   tokens: _Tokens,
   input_limit: int,
   target_limit: int,
+  ends: tuple[int, int],
   bar: tqdm.tqdm,
 ) -> None:
   """Appends the examples of a data set to the tokens."""
   for batch in ds.ragged_batch(_BLOCK):
     inputs = _rows_of(batch['inputs'])
     targets = _rows_of(batch['targets'])
-    tokens.inputs.extend(batching.cut(x, input_limit) for x in inputs)
-    tokens.targets.extend(batching.cut(x, target_limit) for x in targets)
+    tokens.inputs.extend(batching.cut(x, input_limit, ends[0]) for x in inputs)
+    tokens.targets.extend(
+      batching.cut(x, target_limit, ends[1]) for x in targets
+    )
     texts = [
       batch[f'{key}_pretokenized'].numpy()
       if f'{key}_pretokenized' in batch
@@ -586,6 +590,7 @@ def get_train_iterator(
     config.module,
     config.use_cached,
   )
+  check_vocabulary(provider)
   row_of = rows.task_rows(task_names, config.mixture_or_task_name)
   check_labels(provider, target_length)
   streams: dict[str, _Stream] = {}
@@ -599,7 +604,7 @@ def get_train_iterator(
       *limits,
       config.use_cached,
       os.path.abspath(sources.get_data_dir()),
-      get_vocabulary().sentencepiece_model_file,
+      get_vocabulary().key,
       source_state(task, config.split),
     )
     mine = _choose_examples(config, task, tokens, chosen)

@@ -28,7 +28,7 @@ from mpt_jax.data.dataset import (
 )
 from mpt_jax.data.feature_converter import check_lengths
 from mpt_jax.data.quiet import only_errors
-from mpt_jax.data.vocabulary import get_vocabulary
+from mpt_jax.data.vocabulary import check_vocabulary, end_ids, get_vocabulary
 from mpt_jax.types import InputError
 
 # [B, ...] features -> one output per row: [B, T] tokens or [B] scores.
@@ -150,11 +150,11 @@ def _load(
   num_examples: int | None,
   use_cached: bool,
   data_dir: str,
-  vocabulary_file: str,
+  vocabulary: str,
   state: Any,
 ) -> _Split:
   """Tokenises a split; the last three arguments tell the results apart."""
-  del data_dir, vocabulary_file, state
+  del data_dir, vocabulary, state
   limits = {'inputs': input_limit, 'targets': target_limit}
   with only_errors(), faults.naming(task, split):
     ds = task.get_dataset(
@@ -184,8 +184,8 @@ def _load(
   if not examples:
     raise InputError(f'task {task.name!r}: split {split!r} has no examples')
   for example in examples:
-    for key, limit in limits.items():
-      example[key] = batching.cut(example[key], limit)
+    for (key, limit), end in zip(limits.items(), end_ids(task), strict=True):
+      example[key] = batching.cut(example[key], limit, end)
   logging.info('%s/%s: %d examples', task.name, split, len(examples))
   whole = input_limit, target_limit
   found = watch.count(whole)
@@ -284,6 +284,7 @@ class _Reader:
     if num_examples is not None and num_examples < 1:
       raise InputError(f'{num_examples} examples are too few to evaluate')
     provider = check_data(mixture_or_task_name, split, module, use_cached)
+    check_vocabulary(provider)
     check_labels(provider, target)
     return cls(
       list(seqio.get_subtasks(provider)),
@@ -305,7 +306,7 @@ class _Reader:
       self.num_examples,
       self.use_cached,
       os.path.abspath(sources.get_data_dir()),
-      get_vocabulary().sentencepiece_model_file,
+      get_vocabulary().key,
       source_state(task, self.split),
     )
 

@@ -90,6 +90,7 @@ def _decode_rows(
   choose: Callable[[Array, Array], Array],
   rng: Array,
   eos_id: int,
+  start_id: int,
 ) -> tuple[Array, Array]:
   """Extends each row on its own by `choose(logits [N, V], rng) -> [N]`."""
 
@@ -122,7 +123,7 @@ def _decode_rows(
     step,
     _SampleState(
       position=jnp.zeros((), jnp.int32),
-      last=jnp.full((batch_size, 1), START_ID, jnp.int32),
+      last=jnp.full((batch_size, 1), start_id, jnp.int32),
       tokens=jnp.zeros((batch_size, max_decode_length), jnp.int32),
       log_probs=jnp.zeros((batch_size,), jnp.float32),
       finished=jnp.zeros((batch_size,), bool),
@@ -140,6 +141,7 @@ def greedy(
   batch_size: int,
   max_decode_length: int,
   eos_id: int = EOS_ID,
+  start_id: int = START_ID,
 ) -> tuple[Array, Array]:
   """Takes the most probable token at every step.
 
@@ -149,6 +151,7 @@ def greedy(
     batch_size: N.
     max_decode_length: L, tokens to produce at most.
     eos_id: the token that ends a row.
+    start_id: the first input.
 
   Returns:
     tokens [N, L] int32 and the sum of their log-probabilities [N] float32.
@@ -161,6 +164,7 @@ def greedy(
     lambda logits, _: jnp.argmax(logits, axis=-1),
     jax.random.key(0),
     eos_id,
+    start_id,
   )
 
 
@@ -175,6 +179,7 @@ def temperature_sample(
   topk: int = 0,
   topp: float = 0.0,
   eos_id: int = EOS_ID,
+  start_id: int = START_ID,
 ) -> tuple[Array, Array]:
   """Draws every token from softmax(logits / temperature).
 
@@ -188,6 +193,7 @@ def temperature_sample(
     topk: draws among the k most probable tokens; 0 for all.
     topp: draws among the fewest tokens that hold this probability; 0 for all.
     eos_id: the token that ends a row.
+    start_id: the first input.
 
   Returns:
     tokens [N, L] int32 and the sum of their log-probabilities under the model
@@ -225,6 +231,7 @@ def temperature_sample(
     choose,
     rng,
     eos_id,
+    start_id,
   )
 
 
@@ -262,6 +269,7 @@ def beam_search(
   num_beams: int,
   alpha: float = 0.6,
   eos_id: int = EOS_ID,
+  start_id: int = START_ID,
 ) -> tuple[Array, Array]:
   """Searches for the best sequences with a beam of `num_beams`.
 
@@ -278,6 +286,7 @@ def beam_search(
     num_beams: K, the width of the beam.
     alpha: 0 for no brevity penalty; larger favours longer sequences.
     eos_id: the token that ends a hypothesis.
+    start_id: the first input.
 
   Returns:
     tokens [B, K, L] int32 and scores [B, K] float32, the best one last.
@@ -367,7 +376,7 @@ def beam_search(
       position=jnp.zeros((), jnp.int32),
       live_log_probs=jnp.broadcast_to(first, beam_shape).astype(jnp.float32),
       live_tokens=empty,
-      live_last=jnp.full(beam_shape, START_ID, jnp.int32),
+      live_last=jnp.full(beam_shape, start_id, jnp.int32),
       done_scores=jnp.full(beam_shape, _WORST, jnp.float32),
       done_tokens=empty,
       done=jnp.zeros(beam_shape, bool),

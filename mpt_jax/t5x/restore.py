@@ -23,6 +23,7 @@ from mpt_jax import params as params_lib
 from mpt_jax import prompts as prompts_lib
 from mpt_jax.checkpoints import tensors
 from mpt_jax.checkpoints.backbone import Backbone
+from mpt_jax.checkpoints.vocabulary import Vocabulary
 from mpt_jax.t5x import remote
 from mpt_jax.t5x.models import PromptedModel
 from mpt_jax.types import Array, InputError, PyTree
@@ -39,7 +40,7 @@ class Start:
     stage: 'teacher', 'source' or 'target'.
     prompts: what to train and how it starts.
     teacher_prompts: TEACHER_PROMPTS of a source run with distillation.
-    vocabulary_file: SentencePiece file, if it is local.
+    vocabulary: the vocabulary, if it is local.
     seed: seeds the prompts' start values.
   """
 
@@ -47,7 +48,7 @@ class Start:
   stage: str
   prompts: prompts_lib.PromptConfig
   teacher_prompts: Any = None
-  vocabulary_file: str | None = None
+  vocabulary: Vocabulary | None = None
   seed: int = 0
 
 
@@ -258,8 +259,9 @@ class PromptStateInitializer(t5x_utils.TrainStateInitializer):
       fingerprint=model.fingerprint(params) if any(given) else '',
       name=model.backbone_name,
       path=start.backbone,
-      vocabulary_file=start.vocabulary_file,
+      vocabulary_file=start.vocabulary.path if start.vocabulary else None,
       report={},
+      vocabulary=start.vocabulary,
     )
     if not backbone.fingerprint and any(given):
       logging.info(
@@ -326,7 +328,12 @@ def _read_backbone(
   model: TrainModel,
 ) -> tuple[dict[str, Any], dict[str, list[str]]]:
   """Reads a backbone that is no T5X checkpoint, whole, on every host."""
-  loaded = runs.load_backbone(model.start.backbone, model.core.config)
+  vocabulary = model.start.vocabulary
+  loaded = runs.load_backbone(
+    model.start.backbone,
+    model.core.config,
+    vocabulary.path if vocabulary else None,
+  )
   return dict(loaded.params), loaded.report
 
 

@@ -20,6 +20,7 @@ from mpt_jax import prompts as prompts_lib
 from mpt_jax.checkpoints import bundle as bundle_lib
 from mpt_jax.checkpoints import files, huggingface, t5x_format
 from mpt_jax.checkpoints import run as run_lib
+from mpt_jax.checkpoints import vocabulary as vocabulary_lib
 from mpt_jax.checkpoints.backbone import DEMO, find_backbone
 from mpt_jax.data.dataset import import_module
 from mpt_jax.data.feature_converter import check_lengths
@@ -100,8 +101,8 @@ def train_model(
     weight_decay: decoupled weight decay.
     clip_norm: largest global norm of the prompts' gradient; None is none.
     backbone_config: sizes or their name; None takes what the checkpoint says.
-    vocabulary: SentencePiece file; None is the one beside the backbone, else
-      T5's public one.
+    vocabulary: SentencePiece file or its folder; None is the one beside the
+      backbone, else T5's public one.
     dropout_rate: dropout of the frozen backbone during training.
     dtype: of activations; prompts, logits and loss are float32.
     loss_normalizing_factor: see `models.PromptedT5`.
@@ -126,7 +127,7 @@ def train_model(
   config = _config(path, backbone_config).replace(
     dropout_rate=dropout_rate, dtype=dtype
   )
-  vocabulary_file = _use_vocabulary(path, vocabulary)
+  known = _use_vocabulary(path, vocabulary, config)
   prompts = _localize(prompts)
   teachers = None
   if distillation is not None:
@@ -167,7 +168,7 @@ def train_model(
       stage=stage,
       prompts=prompts,
       teacher_prompts=teachers,
-      vocabulary_file=vocabulary_file,
+      vocabulary=known,
       seed=seed,
     ),
   )
@@ -213,7 +214,7 @@ def inference_model(
     prompts = f'{os.path.dirname(folder)}/{saving.LATEST}'
   bundle = bundle_lib.load_prompts(remote.localize(prompts))
   config = _config(folder, backbone_config).replace(dtype=dtype)
-  _use_vocabulary(folder, vocabulary)
+  _use_vocabulary(folder, vocabulary, config)
   return PromptedModel(
     models.PromptedT5(config, bundle.make_module()),
     bundle.task_names,
@@ -313,7 +314,8 @@ def dataset_config(
   if module:
     import_module(module)
   data.task_rows(model.task_names, mixture_or_task_name)
-  data.check_data(mixture_or_task_name, split, use_cached=use_cached)
+  provider = data.check_data(mixture_or_task_name, split, use_cached=use_cached)
+  data.check_vocabulary(provider)
   check_lengths(task_feature_lengths, model.prompt_length)
   return t5x_utils.DatasetConfig(
     mixture_or_task_name=mixture_or_task_name,
@@ -431,8 +433,13 @@ def _config(path: str, given: t5.T5Config | str | None) -> t5.T5Config:
   return huggingface.open_folder(path)[1]
 
 
-def _use_vocabulary(path: str, given: str | None) -> str | None:
-  """Makes a vocabulary that of the tasks; returns its file if it is known."""
+def _use_vocabulary(
+  path: str, given: str | None, config: t5.T5Config
+) -> vocabulary_lib.Vocabulary | None:
+  """Makes a vocabulary that of the tasks; returns it if it is local."""
+  if not remote.is_remote(path):
+    special = vocabulary_lib.read_special_ids(path)
+    vocabulary_lib.require_ordinary(special, path)
   if given == DEMO:
     given = os.path.join(find_backbone(DEMO), huggingface.VOCABULARY)
   if given is not None:
@@ -440,12 +447,17 @@ def _use_vocabulary(path: str, given: str | None) -> str | None:
     if not tf.io.gfile.exists(given):
       raise InputError(f'VOCABULARY = {given!r} does not exist')
   elif not remote.is_remote(path):
-    beside = os.path.join(path, huggingface.VOCABULARY)
-    given = beside if os.path.isfile(beside) else None
-  if given is not None:
+    given = vocabulary_lib.find_vocabulary(path)
+  if given is None:
+    return None
+  if remote.is_remote(given):
     data.use_vocabulary(given)
-    given = None if remote.is_remote(given) else given
-  return given
+    return None
+  found = vocabulary_lib.Vocabulary(
+    given, config.vocab_size, vocabulary_lib.ORDINARY, owner=path
+  )
+  data.use_vocabulary(found)
+  return found
 
 
 def _localize(prompts: prompts_lib.PromptConfig) -> prompts_lib.PromptConfig:

@@ -8,7 +8,6 @@ from t5x import utils as t5x_utils
 
 import mpt_jax
 from mpt_jax import data, partitioning
-from mpt_jax.checkpoints import backbone as backbone_lib
 from mpt_jax.checkpoints.bundle import PromptBundle
 from mpt_jax.t5x import remote
 from mpt_jax.t5x.restore import TrainModel
@@ -66,7 +65,6 @@ class BundleWriter:
     model, start = self._model, self._model.start
     params = state_dict['target']
     step = int(partitioning.to_host(state_dict['state']['step']))
-    vocabulary = start.vocabulary_file
     return PromptBundle(
       method=start.prompts.method,
       stage=start.stage,
@@ -74,11 +72,7 @@ class BundleWriter:
       arrays=dict(partitioning.to_host(params['prompts'])),
       backbone_name=model.backbone_name,
       backbone_fingerprint=model.fingerprint(params),
-      vocabulary_digest=(
-        backbone_lib.digest_vocabulary(vocabulary)
-        if vocabulary and os.path.isfile(vocabulary)
-        else ''
-      ),
+      vocabulary_digest=start.vocabulary.digest if start.vocabulary else '',
       step=step - remote.initial_step(start.backbone),
       package_version=mpt_jax.__version__,
       texts=data.task_texts(model.task_names, 'train'),

@@ -71,7 +71,7 @@ def make_task():
     kwargs.setdefault('metric_fns', [percent_right])
     if not plain:
       return data.register_task(name, source, preprocessors=[], **kwargs)
-    vocabulary = data.get_vocabulary()
+    vocabulary = kwargs.pop('vocabulary', data.get_vocabulary())
     return seqio.TaskRegistry.add(
       name,
       source,

@@ -1,0 +1,360 @@
+"""What lies beside a backbone says what its ids are, or is refused."""
+
+import json
+import shutil
+
+import pytest
+
+from mpt_jax import runs
+from mpt_jax.checkpoints import huggingface, vocabulary
+from mpt_jax.checkpoints.backbone import digest_vocabulary, load_backbone
+from mpt_jax.checkpoints.vocabulary import ORDINARY, SpecialIds, Vocabulary
+from mpt_jax.models import PromptedT5
+from mpt_jax.types import InputError
+
+# Pieces of the demo's file, and rows of its embedding.
+PIECES, ROWS = 358, 458
+FLAGS = {'lstrip': False, 'rstrip': False, 'single_word': False}
+
+
+@pytest.fixture
+def make(tmp_path):
+  """Writes files into a folder with the demo's SentencePiece file."""
+  source = f'{runs.demo_folder()}/spiece.model'
+
+  def write(pieces=True, **contents):
+    if pieces:
+      shutil.copy(source, tmp_path / 'spiece.model')
+    for name, content in contents.items():
+      (tmp_path / f'{name}.json').write_text(json.dumps(content))
+    return str(tmp_path)
+
+  return write
+
+
+def _named(*tokens, first=ROWS, **flags):
+  """Tokens as tokenizer_config.json has them."""
+  entry = {**FLAGS, 'normalized': False, 'special': False, **flags}
+  return {str(first + i): {'content': t, **entry} for i, t in enumerate(tokens)}
+
+
+class TestSentinels:
+  @pytest.mark.parametrize(
+    ('contents', 'rows', 'count', 'first'),
+    [
+      ({}, None, 100, PIECES + 99),
+      ({}, ROWS, 100, PIECES + 99),
+      # No room, and nothing is said: none.
+      ({}, ROWS - 1, 0, None),
+      ({}, PIECES, 0, None),
+      ({'tokenizer_config': {'extra_ids': 0}}, ROWS, 0, None),
+      ({'tokenizer_config': {'extra_ids': 7}}, ROWS, 7, PIECES + 6),
+      ({'tokenizer_config': {'extra_ids': 300}}, 700, 300, PIECES + 299),
+      (
+        {
+          'special_tokens_map': {
+            'additional_special_tokens': ['<extra_id_0>', '<extra_id_1>']
+          }
+        },
+        ROWS,
+        2,
+        PIECES + 1,
+      ),
+      # Where files give ids, these count, upwards too.
+      (
+        {'added_tokens': {'<extra_id_0>': PIECES, '<extra_id_1>': PIECES + 1}},
+        ROWS,
+        0,
+        PIECES,
+      ),
+    ],
+  )
+  def test_as_the_files_say(self, make, contents, rows, count, first):
+    found = Vocabulary(make(**contents), rows)
+    assert found.num_sentinels == count
+    ids = found.encode('the <extra_id_0>')
+    assert (ids == [3, first]) == (first is not None)
+
+  def test_more_ids_than_rows(self, make):
+    folder = make(tokenizer_config={'extra_ids': 300})
+    message = r'has 658 ids \(spiece.model, tokenizer_config.json .* only 458'
+    with pytest.raises(InputError, match=message):
+      Vocabulary(folder, ROWS, owner='x')
+    with pytest.raises(InputError, match='has 358 ids .* only 300 rows'):
+      Vocabulary(make(tokenizer_config={}), 300)
+
+  def test_two_numbers(self, make):
+    named = ['<extra_id_0>', '<extra_id_1>']
+    folder = make(
+      tokenizer_config={'extra_ids': 3, 'additional_special_tokens': named}
+    )
+    with pytest.raises(InputError, match='extra_ids is 3, but 2 sentinels'):
+      Vocabulary(folder)
+
+  def test_beside_a_plain_file_as_in_version_0_1(self, make):
+    # As SeqIO: only at the start of a word.
+    found = Vocabulary(make())
+    assert found.digest == digest_vocabulary(found.path)
+    assert found.encode('a<extra_id_0>')[-1] != ROWS - 1
+    found = Vocabulary(make(tokenizer_config={'extra_ids': 100}))
+    assert found.digest == digest_vocabulary(found.path)
+    assert found.encode('a<extra_id_0>')[-1] == ROWS - 1
+
+
+class TestAddedTokens:
+  @pytest.mark.parametrize(
+    ('flags', 'text', 'same'),
+    [
+      ({}, 'the film<e1>great', 'the film|great'),
+      ({}, '<e1> <e1>', '||'),
+      ({'lstrip': True, 'rstrip': True}, 'the  <e1>  film', 'the|film'),
+      ({'single_word': True}, 'the <e1> film', 'the|film'),
+      ({'normalized': True}, 'the <e1> film', 'the|film'),
+      ({'special': True}, ' <e1>', '|'),
+    ],
+  )
+  def test_are_found_in_texts(self, make, flags, text, same):
+    folder = make(
+      tokenizer_config={'added_tokens_decoder': _named('<e1>', **flags)}
+    )
+    found = Vocabulary(folder)
+    want = []
+    for number, part in enumerate(same.split('|')):
+      want += ([ROWS] if number else []) + found.encode(part)
+    assert found.encode(text) == want
+    assert found.size == ROWS + 1
+    assert found.id_to_piece(ROWS) == '<e1>'
+    assert found.decode([3, ROWS]) == 'the<e1>'
+
+  def test_single_words_only(self, make):
+    tokens = _named('film', single_word=True)
+    found = Vocabulary(make(tokenizer_config={'added_tokens_decoder': tokens}))
+    assert ROWS in found.encode('the film.')
+    assert ROWS not in found.encode('the films')
+
+  def test_the_longest_wins(self, make):
+    found = Vocabulary(make(added_tokens={'<e>': ROWS, '<e><e>': ROWS + 1}))
+    assert found.encode('<e><e><e>') == [ROWS + 1, ROWS]
+
+  def test_without_ids_they_follow(self, make):
+    special = {'additional_special_tokens': ['<s1>', '<s2>']}
+    found = Vocabulary(make(special_tokens_map=special))
+    assert found.added == {ROWS: '<s1>', ROWS + 1: '<s2>'}
+
+  def test_are_part_of_the_digest(self, make):
+    plain = Vocabulary(make()).digest
+    first = Vocabulary(make(added_tokens={'<e1>': ROWS})).digest
+    second = Vocabulary(make(added_tokens={'<e2>': ROWS})).digest
+    assert len({plain, first, second}) == 3
+
+  @pytest.mark.parametrize(
+    ('contents', 'message'),
+    [
+      (
+        {
+          'added_tokens': {'<e1>': 500},
+          'tokenizer_config': {'added_tokens_decoder': _named('<e1>')},
+        },
+        r"added_tokens.json: '<e1>' has the id 500, but .*config.json .* 458",
+      ),
+      (
+        {'added_tokens': {'aa': 460, 'bb': 460}},
+        "'bb' and 'aa' have the same id",
+      ),
+      (
+        {'added_tokens': {'<unk>': 9}},
+        "'<unk>' has the id 9, but .*gives it 2",
+      ),
+      ({'added_tokens': {'a': -1}}, 'a token has the id -1'),
+      ({'added_tokens': {'a': '1'}}, "a token has the id '1'"),
+      ({'tokenizer_config': {'extra_ids': 'x'}}, "extra_ids is 'x'"),
+      ({'tokenizer_config': {'added_tokens_decoder': [1]}}, 'is no table'),
+      ({'tokenizer_config': {'added_tokens_decoder': {'x': 'a'}}}, "id 'x'"),
+      ({'tokenizer_config': {'eos_token': 3}}, '3 is no token'),
+      (
+        {'tokenizer_config': {'additional_special_tokens': 'a'}},
+        'expected a list of tokens',
+      ),
+      (
+        {
+          'tokenizer_config': {'eos_token': '<unk>'},
+          'special_tokens_map': {'eos_token': '</s>'},
+        },
+        "eos_token is '</s>', but .*tokenizer_config.json has '<unk>'",
+      ),
+    ],
+  )
+  def test_contradictions(self, make, contents, message):
+    with pytest.raises(InputError, match=message):
+      Vocabulary(make(**contents))
+
+
+class TestSpecialIds:
+  @pytest.mark.parametrize(
+    ('config', 'generation', 'want'),
+    [
+      ({}, {}, ORDINARY),
+      ({'pad_token_id': None, 'eos_token_id': [1]}, {}, ORDINARY),
+      ({'decoder_start_token_id': 5}, {}, SpecialIds(0, 5, 1)),
+      ({'eos_token_id': 2}, {'eos_token_id': [2]}, SpecialIds(0, 0, 2)),
+      ({}, {'decoder_start_token_id': 3}, SpecialIds(0, 3, 1)),
+      # T5 starts with its padding.
+      ({'pad_token_id': 7}, {}, SpecialIds(7, 7, 1)),
+      (
+        {'pad_token_id': 1, 'eos_token_id': 2, 'decoder_start_token_id': 0},
+        {},
+        SpecialIds(1, 0, 2),
+      ),
+    ],
+  )
+  def test_as_the_configs_say(self, make, config, generation, want):
+    folder = make(config=config, generation_config=generation)
+    assert vocabulary.read_special_ids(folder) == want
+
+  @pytest.mark.parametrize(
+    ('config', 'generation', 'message'),
+    [
+      ({'eos_token_id': [1, 2]}, {}, r'eos_token_id is \[1, 2\]; several'),
+      ({'eos_token_id': 2}, {'eos_token_id': 1}, 'is 1, but config.json has 2'),
+      (
+        {'decoder_start_token_id': 5},
+        {'decoder_start_token_id': 0},
+        'decoder_start_token_id is 0, but config.json has 5',
+      ),
+      ({'pad_token_id': 1}, {}, 'eos_token_id are both 1'),
+      ({}, {'forced_bos_token_id': 4}, 'forced_bos_token_id is 4'),
+      ({'pad_token_id': 'a'}, {}, "pad_token_id is 'a', expected an id"),
+      ({'pad_token_id': True}, {}, 'pad_token_id is True'),
+      ({'pad_token_id': -1}, {}, 'pad_token_id is -1'),
+      ({'eos_token_id': 9, 'vocab_size': 9}, {}, 'is 9, but .* has 9 rows'),
+    ],
+  )
+  def test_contradictions(self, make, config, generation, message):
+    folder = make(config=config, generation_config=generation)
+    with pytest.raises(InputError, match=message):
+      vocabulary.read_special_ids(folder)
+
+  @pytest.mark.parametrize(
+    ('config', 'said', 'message'),
+    [
+      (
+        {'eos_token_id': 2},
+        {'eos_token': '</s>'},
+        "'</s>', whose id is 1, .* 2",
+      ),
+      ({'pad_token_id': 3}, {'pad_token': '<pad>'}, 'whose id is 0, .* 3'),
+    ],
+  )
+  def test_the_tokenizers_marks_are_the_models(
+    self, make, config, said, message
+  ):
+    with pytest.raises(InputError, match=message):
+      Vocabulary(make(config=config, tokenizer_config=said))
+
+  def test_padding_is_0_inside(self, make):
+    folder = make(
+      config={
+        'pad_token_id': 3,
+        'eos_token_id': 1,
+        'decoder_start_token_id': 0,
+      }
+    )
+    found = Vocabulary(folder)
+    assert found.special.of_model() == {'start_id': 3, 'eos_id': 1}
+    ids = found.encode('a film')
+    assert 3 not in ids
+    assert found.model_ids('a film') == ids
+    assert found.decode_model([*ids, 0, 0]) == 'a film'
+    # Word 3 is the padding here: nothing in a text stands for it.
+    assert found.encode('the film')[0] == 3
+    assert found.model_ids('the film')[0] == found.unk_id
+
+  def test_only_what_is_not_ordinary_changes_the_fingerprint(self, tmp_path):
+    prints = []
+    for number, change in enumerate(({}, {'decoder_start_token_id': 5})):
+      folder = tmp_path / str(number)
+      shutil.copytree(runs.demo_folder(), folder)
+      config = json.loads((folder / 'config.json').read_text())
+      (folder / 'config.json').write_text(json.dumps(config | change))
+      prints.append(load_backbone(str(folder)).fingerprint)
+    # Those of version 0.1, which its bundles and runs hold.
+    loaded = load_backbone(runs.demo_folder())
+    assert prints[0] == loaded.fingerprint
+    assert prints[0].startswith('sha256:b7cf07ffc145fdc6f6a428c314f76dec')
+    model = PromptedT5(loaded.config, **loaded.special_ids.of_model())
+    assert repr(model).endswith('z_loss=0.0, eos_id=1)')
+    assert prints[0] != prints[1]
+
+
+class TestBytes:
+  def test_found_by_its_class(self, make):
+    for name in ('tokenizer_config', 'config'):
+      contents = {name: {'tokenizer_class': 'ByT5Tokenizer'}}
+      found = Vocabulary(make(pieces=False, **contents))
+      assert found.is_bytes
+      assert found.size == 384
+      assert found.encode('é<extra_id_0>') == [198, 172, 259]
+      assert found.decode([198, 172, 259]) == 'é<extra_id_0>'
+      # A letter cut in two, and the marks' own white space.
+      assert found.decode([198]) == ''
+      assert found.encode('a </s> b') == [100, 1, 101]
+
+  @pytest.mark.parametrize(
+    ('count', 'rows', 'size'),
+    [(0, 384, 259), (300, 600, 559), (None, 300, 259)],
+  )
+  def test_sentinels_go_upwards(self, make, count, rows, size):
+    config = {'tokenizer_class': 'ByT5Tokenizer', 'extra_ids': count}
+    found = Vocabulary(make(pieces=False, tokenizer_config=config), rows)
+    assert found.size == size
+    assert (found.encode('<extra_id_1>') == [260]) == (size > 259)
+
+  def test_a_json_of_another_class(self, make):
+    folder = make(pieces=False, config={'tokenizer_class': 'T5Tokenizer'})
+    with pytest.raises(InputError, match='does not name ByT5Tokenizer'):
+      Vocabulary(f'{folder}/config.json')
+    with pytest.raises(InputError, match='has no vocabulary'):
+      Vocabulary(folder)
+
+
+class TestTokenizerJson:
+  def test_needs_the_library(self, make, monkeypatch):
+    def absent(name):
+      raise ImportError(name)
+
+    monkeypatch.setattr(vocabulary.importlib, 'import_module', absent)
+    folder = make(pieces=False, tokenizer={})
+    message = 'tokenizers, which is not installed: pip install tokenizers'
+    with pytest.raises(InputError, match=message):
+      Vocabulary(folder)
+
+  def test_damaged(self, make):
+    pytest.importorskip('tokenizers')
+    with pytest.raises(InputError, match='tokenizer.json cannot be read'):
+      Vocabulary(make(pieces=False, tokenizer={'model': 3}))
+
+  def test_says_what_is_on_top_of_pieces_too(self, make):
+    added = [{'id': ROWS, 'content': '<e1>', **FLAGS}]
+    found = Vocabulary(make(tokenizer={'added_tokens': added}))
+    assert found.encode('the <e1>') == [3, ROWS]
+
+
+@pytest.mark.parametrize('pad', [0, 1, 457])
+def test_a_saved_backbone_keeps_its_ids(tmp_path, pad):
+  loaded = load_backbone(runs.demo_folder())
+  special = SpecialIds(pad=pad, start=4, end=2)
+  for name in ('first', 'second'):
+    huggingface.save_huggingface(
+      str(tmp_path / name),
+      loaded.config,
+      loaded.params,
+      vocabulary_file=loaded.vocabulary_file,
+      special_ids=special,
+    )
+    loaded = load_backbone(str(tmp_path / name))
+    assert loaded.special_ids == special
+  files = [
+    (tmp_path / name / 'model.safetensors').read_bytes()
+    for name in ('first', 'second')
+  ]
+  assert files[0] == files[1]
