@@ -67,7 +67,7 @@ def infer(
   prompts: str | None = None,
   prompt_task: str | None = None,
   split: str = 'test',
-  batch_size: Positive = 128,
+  batch_size: int = 128,
   num_examples: Positive | None = None,
   module: str | None = 'tasks',
   backbone_config: t5.T5Config | str | None = None,

@@ -342,6 +342,11 @@ def train(
     run_lib.DATA: _digests(batches, dataset, evaluation, examples),
   }
   multihost.check_same('run', run_config)
+  run_config[run_lib.PATHS] = run_lib.real_paths(
+    prompts and prompts.source_prompts,
+    prompts and getattr(prompts.init, 'path', None),
+    distillation and distillation.teacher_prompts,
+  )
   following = ''
   if isinstance(backbone, str):  # Steps of a pipeline share a loaded one.
     following = _next_command(

@@ -110,6 +110,9 @@ def is_done(step: Step, folder: str, shared: Mapping[str, str]) -> bool:
     files.read_json(path)['settings'],
     _settings(step, folder, shared),
   )
+  for settings in (before, now):
+    # Its fingerprint counts, not how its path is spelt.
+    settings.pop('INITIAL_CHECKPOINT_PATH', None)
   if differences := cli.differences(before, now):
     raise InputError(
       f'{os.path.join(folder, step.name)} was made with other settings; use'

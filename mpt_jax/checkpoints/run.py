@@ -30,12 +30,18 @@ from mpt_jax import multihost
 from mpt_jax import params as params_lib
 from mpt_jax.checkpoints import files
 from mpt_jax.t5 import T5Config
-from mpt_jax.types import InputError
+from mpt_jax.types import (
+  InputError,
+  local_path,
+)
 
 RUN_CONFIG = 'run_config.json'
 RESULTS = 'results.json'
 # The record's key for the digests of what the run reads.
 DATA = 'data'
+# Its key for where the prompts lie that it starts from.
+PATHS = 'paths'
+_PATH_FIELDS = ('source_prompts', 'teacher_prompts', 'path')
 # Stands for the class of a setting that is the run's own.
 _RUN = 'run'
 # What is recorded under another name than its parameter's, or follows from it.
@@ -387,7 +393,9 @@ def _settings_that_differ(
   changed = [
     name
     for name in now
-    if name != DATA and name in before and now[name] != before[name]
+    if name not in (DATA, PATHS)
+    and name in before
+    and now[name] != before[name]
   ]
   there, here = (
     dict(field for name in changed for field in _fields(name, record[name]))
@@ -398,10 +406,52 @@ def _settings_that_differ(
   # has a line already.
   for place in sorted({*there, *here}, key=lambda p: (p[0] != _RUN, p)):
     theirs, ours = there.get(place, 'None'), here.get(place, 'None')
-    if ours != theirs:
+    same = place[1] in _PATH_FIELDS and (
+      _real(theirs, before.get(PATHS, {})) == _real(ours, now.get(PATHS, {}))
+    )
+    if ours != theirs and not same:
       name = name_of(_PARAMETERS.get(place[1], place[1]))
       lines.setdefault(name, f'{name}: {theirs} there, {ours} here')
   return list(lines.values())
+
+
+def real_paths(*values: Any) -> dict[str, str]:
+  """Returns what the paths of a run are in full, for its record.
+
+  Args:
+    *values: paths as they were given, lists or dictionaries of them, or None.
+
+  Returns:
+    Path as given -> absolute path without links.
+  """
+  found: dict[str, str] = {}
+  for value in values:
+    if isinstance(value, str):
+      path = local_path(value)
+      found[value] = path if '://' in path else os.path.realpath(path)
+    elif isinstance(value, Mapping):
+      found |= real_paths(*value.values())
+    elif isinstance(value, list | tuple):
+      found |= real_paths(*value)
+  return found
+
+
+def _real(text: str, known: Mapping[str, str]) -> Any:
+  """A setting's paths in full: one folder may be spelt in many ways."""
+
+  def fill(value: Any) -> Any:
+    if isinstance(value, str):
+      return known.get(value) or real_paths(value)[value]
+    if isinstance(value, Mapping):
+      return {task: fill(path) for task, path in value.items()}
+    if isinstance(value, list | tuple):
+      return [fill(path) for path in value]
+    return value
+
+  try:
+    return fill(ast.literal_eval(text))
+  except (ValueError, SyntaxError):
+    return text
 
 
 def _fields(name: str, value: Any) -> Iterator[tuple[tuple[str, str], str]]:

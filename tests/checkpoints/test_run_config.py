@@ -148,3 +148,41 @@ def test_every_field_of_the_optimizer_has_a_name(folder):
     )
   }
   assert fields - {'groups'} <= shown
+
+
+@pytest.mark.parametrize('value', ['one', 'list', 'dict'])
+def test_a_path_is_the_same_however_it_is_spelt(tmp_path, monkeypatch, value):
+  project = tmp_path / 'home/project'
+  (project / 'runs/src').mkdir(parents=True)
+  (tmp_path / 'link').symlink_to(project)
+  monkeypatch.setenv('HOME', str(tmp_path / 'home'))
+  monkeypatch.chdir(project)
+
+  def config(path, recorded=True):
+    path = {'one': path, 'list': [path], 'dict': {'a': path}}[value]
+    found = {'prompts': f'PromptConfig(length=5, source_prompts={path!r})'}
+    if recorded:
+      found[run_lib.PATHS] = run_lib.real_paths(path)
+    return found
+
+  spelt = [
+    'runs/src',
+    './runs//src/',
+    '~/project/runs/src',
+    str(project / 'runs/src'),
+    str(tmp_path / 'link/runs/src'),
+  ]
+  for recorded in (True, False):  # Version 0.1 recorded no paths.
+    for path in spelt:
+      run_lib.refuse_differences(
+        'x', config('runs/src', recorded), config(path)
+      )
+  with pytest.raises(InputError, match='source_prompts'):
+    run_lib.refuse_differences('x', config('runs/src'), config('runs/src2'))
+  # From another folder, and after all of it has moved.
+  before = config('runs/src')
+  monkeypatch.chdir(tmp_path)
+  run_lib.refuse_differences('x', before, config(str(project / 'runs/src')))
+  with pytest.raises(InputError, match='source_prompts'):
+    run_lib.refuse_differences('x', before, config('src'))
+  run_lib.refuse_differences('x', before, config('runs/src'))
