@@ -1234,6 +1234,13 @@ def _collapsed_lines(report: Mapping[str, Any]) -> list[str]:
       for setting, methods in report['targets'].items()
       for method, result in methods.items()
     },
+    _ZERO_SHOT: {
+      'tasks': {
+        task: stat
+        for task, stat in report['zero_shot']['tasks'].items()
+        if task in report['plan']['targets']
+      }
+    },
   }
   for mark, word in ((COLLAPSED, 'collapsed'), (UNDEFINED, 'not defined')):
     for name, result in groups.items():
@@ -1362,9 +1369,16 @@ def _mark(axes: Any, bar: Any, stat: Stat) -> None:
   """Hatches a bar whose score says next to nothing, and marks it."""
   if not stat['marks']:
     return
-  bar.set_hatch('////')
-  bar.set_edgecolor('black')
-  bar.set_linewidth(0)
+  # Over the bar: the legend takes the looks of a method's first one.
+  axes.bar(
+    bar.get_x() + bar.get_width() / 2,
+    bar.get_height(),
+    bar.get_width(),
+    facecolor='none',
+    edgecolor='black',
+    hatch='////',
+    linewidth=0,
+  )
   axes.annotate(
     ''.join(stat['marks']),
     (bar.get_x() + bar.get_width() / 2, max(bar.get_height(), 0.0)),
@@ -1393,7 +1407,7 @@ def _unit_title(report: Mapping[str, Any], tasks: Sequence[str]) -> str:
   facts = [report['meanings'].get(task) for task in tasks]
   units = {m['unit'] if m else '' for m in facts}
   unit = units.pop() if len(units) == 1 else ''
-  marks = f'; hatched and {COLLAPSED}: collapsed'
+  marks = f'; {COLLAPSED} collapsed, {UNDEFINED} not defined'
   return f'test score{f" ({unit})" if unit else ""}{marks}'
 
 

@@ -384,6 +384,7 @@ def test_baselines_and_marks_in_table_and_terminal(tmp_path):
   assert '‡ not defined' in text
   summary = report.summary(written)
   assert '† collapsed, k32: vanilla prompt tuning (PT): rte' in summary
+  assert '† collapsed, no prompt (zero-shot): rte, cola' in summary
   lines = [line.split() for line in summary.splitlines()]
   assert ['majority', 'class', '27.5', '27.5'] in lines
   assert ['no', 'prompt', '(zero-shot)', '6.0†‡', '6.0†‡'] in lines

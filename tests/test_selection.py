@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from mpt_jax import metrics, preemption, selection
+from mpt_jax import metrics, preemption, runs, selection, train
 from mpt_jax.checkpoints import lock
 from mpt_jax.types import InputError
 
@@ -58,6 +58,36 @@ def test_the_metric_can_be_chosen():
     selection.Selection(patience=0)
   with pytest.raises(InputError, match='without metrics'):
     selection.Selection().update(0, {'rte': {}})
+
+
+@pytest.mark.parametrize(
+  ('name', 'values'),
+  [
+    ('error_rate', [20.0, 10.0, 10.0, 15.0, 10.0]),
+    ('accuracy', [10.0, 1 / 3, 20.1, 20.1, NAN]),
+    ('perplexity', [NAN, 1e300, 0.1 + 0.2, 0.3, 0.30000000000000004]),
+  ],
+)
+@pytest.mark.parametrize('stop', [1, 3, 5])
+def test_what_was_seen_before_a_stop_counts_the_same(
+  tmp_path, name, values, stop
+):
+  path = str(tmp_path / 'metrics.jsonl')
+  whole, resumed = selection.Selection(), selection.Selection()
+  writer = train.JsonlWriter(path, 0)
+  for step, value in enumerate(values, start=1):
+    # Version 0.1 called the share of the commonest answer so.
+    scores = {'t': {'invalid': 0.0, 'majority': 99.0, name: value}}
+    whole.update(step, scores)
+    writer.write_scalars(step, runs.flat_scores(scores))
+    writer.write_scalars(step, {'train/loss': 1.0, 'floor/t/commonest': 5.0})
+  writer.close()
+  for step, scores in train._past_scores(path, stop):
+    resumed.update(step, scores)
+  for step, value in enumerate(values[stop:], start=stop + 1):
+    resumed.update(step, {'t': {'invalid': 0.0, 'majority': 9.0, name: value}})
+  assert resumed.best['t'][:2] == whole.best['t'][:2]
+  assert resumed.waited == whole.waited
 
 
 HOLDER = """

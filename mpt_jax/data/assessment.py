@@ -29,6 +29,8 @@ _MOST_CONFUSED = 50
 # which may take so long in all.
 _DRAWS, _CALLS, _SECONDS = 1000, 500, 30.0
 _ROWS_AT_ONCE = 100
+# Letters of an output in a warning.
+_SHOWN = 40
 
 
 def plain(value: Any) -> Any:
@@ -125,6 +127,12 @@ class Answers:
     return is_invalid(answer, self._valid)
 
   @functools.cached_property
+  def _said(self) -> list[Any]:
+    """The answers to count; invalid ones differ as their texts do."""
+    pairs = zip(self.answers, self.outputs, strict=True)
+    return [o if self._is_invalid(a) else plain(a) for a, o in pairs]
+
+  @functools.cached_property
   def _counts(self) -> Counter:
     """How often each target comes."""
     return Counter(map(plain, self.targets))
@@ -189,7 +197,7 @@ class Answers:
     if collapsed is None:
       return None
     common = ', '.join(
-      f'{output!r} {100 * n / len(self.outputs):.1f} %'
+      f'{_short(output)!r} {100 * n / len(self.outputs):.1f} %'
       for output, n in Counter(self.outputs).most_common(3)
     )
     floor = ''
@@ -215,7 +223,7 @@ class Answers:
       invalid = 100 * float(np.mean([*map(self._is_invalid, self.answers)]))
     floors: dict[str, Any] = {
       metrics.INVALID: invalid,
-      metrics.COMMONEST: share_of_commonest(self.answers),
+      metrics.COMMONEST: share_of_commonest(self._said),
     }
     if self.classes is not None:
       answer, count = self._majority
@@ -231,9 +239,8 @@ class Answers:
     share = floors[metrics.COMMONEST]
     if share <= COLLAPSED or most > COLLAPSED:
       return None
-    answers = [plain(answer) for answer in self.answers]
-    [(answer, _)] = Counter(answers).most_common(1)
-    output = self.outputs[answers.index(answer)]
+    [(answer, _)] = Counter(self._said).most_common(1)
+    output = _short(self.outputs[self._said.index(answer)])
     told = f'all {count}' if share == 100 else f'{share:.1f} % of {count}'
     return f'the answer to {told} examples is {output!r}'
 
@@ -419,6 +426,10 @@ class Answers:
         for i in unit:
           values[i] = float(value)
     return values
+
+
+def _short(text: str) -> str:
+  return text if len(text) <= _SHOWN else f'{text[: _SHOWN - 2]} …'
 
 
 def _number(value: Any) -> float:

@@ -137,6 +137,14 @@ def test_collapse_is_a_threshold(targets, said, collapsed):
     assert f"task 'toy' has collapsed: {judged.collapsed}" in found.warning()
 
 
+def test_outputs_that_are_no_answer_are_not_one():
+  outputs = [f'text {i % 4}' for i in range(100)]
+  found = answers([0, 1] * 50, [-1] * 100, [], outputs=outputs)
+  assert found.judge(False).floors['commonest'] == 25.0
+  long = answers([0, 1] * 5, [-1] * 10, [], outputs=['x' * 99] * 10)
+  assert f"Commonest outputs: '{'x' * 38} …' 100.0 %" in long.warning()
+
+
 def test_the_warning_shows_the_commonest_outputs_and_the_floor():
   outputs = ['no'] * 96 + ['yes', 'yes', 'No', 'x']
   said = [0] * 96 + [1, 1, -1, -1]

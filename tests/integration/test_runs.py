@@ -337,6 +337,20 @@ def test_the_best_prompts_are_kept(bundles, tmp_path):
     assert set(results['test_scores'][task]) == set(results['scores'][task])
     for split in ('train', 'validation', 'test'):
       assert results['examples'][split][task]['cut_inputs'] == 0
+    floors = results['floors'][task]
+    for name in ('majority', 'commonest', 'invalid'):
+      key = f'floor/{task}/{name}'
+      assert (
+        floors[name] == {r['step']: r[key] for r in rows if key in r}[first]
+      )
+    assert floors['majority_scores'] == {
+      'accuracy': pytest.approx(floors['majority'])
+    }
+    # The best of many evaluations has no fair interval; a test has.
+    assert results['intervals'] == {}
+    low, high = results['test_intervals'][task]['accuracy']
+    assert low <= results['test_scores'][task]['accuracy'] <= high
+    assert results['metrics'][task]['invalid']['better'] == 'less'
     kept = load_prompts(str(folder / 'best' / task))
     assert kept.step == first
     np.testing.assert_array_equal(kept.compose(task), product.compose(task))
@@ -403,6 +417,11 @@ def half_known(tmp_path, monkeypatch):
       "KEEP_BEST needs a score of every task, .* of 'half_known' has a label",
     ),
     ('half_known', {'EVAL_SPLIT': 'dev'}, "no split 'dev'"),
+    (
+      'sst2',
+      {'PATIENCE': 2, 'EVAL_PERIOD': 8, 'BEST_METRIC': 'f1'},
+      "BEST_METRIC='f1' is no metric of the task 'sst2'; it has accuracy,",
+    ),
     (
       'half_long',
       {
