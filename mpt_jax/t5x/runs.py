@@ -313,9 +313,7 @@ def dataset_config(
   if module:
     import_module(module)
   data.task_rows(model.task_names, mixture_or_task_name)
-  provider = data.check_data(
-    mixture_or_task_name, split, use_cached=use_cached
-  )
+  provider = data.check_data(mixture_or_task_name, split, use_cached=use_cached)
   _, target_length = check_lengths(task_feature_lengths, model.prompt_length)
   check_labels(provider, target_length)
   return t5x_utils.DatasetConfig(
