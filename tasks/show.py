@@ -21,7 +21,7 @@ import sys
 import tempfile
 from typing import TYPE_CHECKING, Any
 
-from mpt_jax.types import InputError, nearest, quiet_pipe
+from mpt_jax.types import InputError, local_path, nearest, quiet_pipe
 
 if TYPE_CHECKING:
   import seqio
@@ -122,7 +122,7 @@ def _take_over(args: argparse.Namespace, bindings: Sequence[str]) -> None:
 def _vocabulary_of(backbone: str) -> str | None:
   """The vocabulary beside a backbone, if there is one."""
   find = importlib.import_module('mpt_jax.checkpoints.backbone').find_backbone
-  folder = os.path.expanduser(find(backbone))
+  folder = local_path(find(backbone))
   file = os.path.join(folder, 'spiece.model')
   return file if os.path.isfile(file) else None
 

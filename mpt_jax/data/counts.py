@@ -286,7 +286,8 @@ def lines(
     if part:
       yield (
         f'{some(part, what)} are longer than {limit} tokens and were cut'
-        f' (the longest has {longest:,})'
+        f' (the longest has {longest:,}: TASK_FEATURE_LENGTHS[{what!r}] would'
+        f' have to be {longest - limit:,} more)'
       )
 
 

@@ -22,7 +22,7 @@ from mpt_jax.checkpoints import files, huggingface, t5x_format
 from mpt_jax.checkpoints import run as run_lib
 from mpt_jax.checkpoints import vocabulary as vocabulary_lib
 from mpt_jax.checkpoints.backbone import DEMO, find_backbone
-from mpt_jax.data.dataset import import_module
+from mpt_jax.data.dataset import check_labels, import_module
 from mpt_jax.data.feature_converter import check_lengths
 from mpt_jax.starts import Distillation
 from mpt_jax.t5x import optimizers as t5x_optimizers
@@ -309,14 +309,15 @@ def dataset_config(
 
   Raises:
     InputError: if the task is unknown, its data are missing, it has no
-      prompt, or no token fits beside the prompt.
+      prompt, no token fits beside the prompt, or a label word cannot be said.
   """
   if module:
     import_module(module)
   data.task_rows(model.task_names, mixture_or_task_name)
   provider = data.check_data(mixture_or_task_name, split, use_cached=use_cached)
   data.check_vocabulary(provider)
-  check_lengths(task_feature_lengths, model.prompt_length)
+  _, target_length = check_lengths(task_feature_lengths, model.prompt_length)
+  check_labels(provider, target_length)
   return t5x_utils.DatasetConfig(
     mixture_or_task_name=mixture_or_task_name,
     task_feature_lengths=dict(task_feature_lengths),

@@ -71,7 +71,8 @@ def test_cut_inputs(make, caplog, length, cut, said):
   scored = data.examine('own', 'test', lengths, 3, ['own'])['own']
   assert scored.as_json() == found.as_json()
   assert [r.getMessage() for r in caplog.records] == [
-    f'own/{split}: {line} and were cut (the longest has 8)'
+    f'own/{split}: {line} and were cut (the longest has 8:'
+    f" TASK_FEATURE_LENGTHS['inputs'] would have to be {11 - length} more)"
     for split in ('train', 'test')
     for line in said
   ]

@@ -253,9 +253,16 @@ def test_wrong_settings_say_so(tmp_path):
 
 def test_model_dir_of_another_run_is_refused(tmp_path):
   model_dir = str(tmp_path / 'run')
+  # Nothing was saved yet: the folder is free.
+  runs.checkpoint_config(
+    model=train_model(learning_rate=0.2), model_dir=model_dir
+  )
   runs.checkpoint_config(model=train_model(), model_dir=model_dir)
+  (tmp_path / 'run' / 'checkpoint_7').mkdir()
   runs.checkpoint_config(model=train_model(), model_dir=model_dir)
-  with pytest.raises(InputError, match='holds a run with optimizer') as e:
+  with pytest.raises(
+    InputError, match='learning_rate: .* there, 0.1 here'
+  ) as e:
     runs.checkpoint_config(
       model=train_model(learning_rate=0.1), model_dir=model_dir
     )
