@@ -50,6 +50,8 @@ METHODS = {
   'pt': None,
   'single_source': None,
 }
+# A macro for training runs that test runs need too.
+_ALLOWED = 'ALLOW_CUT_TARGETS'
 _PRIORITIES = ('teacher', 'source', 'target', 'test', 'export')
 # In training examples: what a run costs beside its steps, for the ETA.
 _RUN_COST, _TEST_COST, _DISTILLED_COST = 1500.0, 1000.0, 1.5
@@ -530,6 +532,11 @@ class Plan:
       labels={**labels, 'steps': training.steps},
     )
 
+  @property
+  def _allowed(self) -> dict[str, Any]:
+    """What tests share of the macros for training runs."""
+    return {n: self.macros[n] for n in (_ALLOWED,) if n in self.macros}
+
   def _test(self, run: Step, tasks: Sequence[str]) -> Step:
     name = f'{run.name}/test'
     return Step(
@@ -544,6 +551,7 @@ class Plan:
         'MIXTURE_OR_TASK_MODULE': self.module,
         'TASK_FEATURE_LENGTHS': dict(self.lengths),
         'EVAL_SPLIT': 'test',
+        **self._allowed,
       },
       after=(run.name,),
       priority=_PRIORITIES.index('test'),
@@ -567,6 +575,7 @@ class Plan:
           'MIXTURE_OR_TASK_MODULE': self.module,
           'TASK_FEATURE_LENGTHS': dict(self.lengths),
           'EVAL_SPLIT': 'test',
+          **self._allowed,
         },
         priority=_PRIORITIES.index('test'),
         cost=_TEST_COST,
@@ -818,6 +827,7 @@ def _run(plan: Plan, workers: int | None) -> dict[str, Any]:
     if os.path.exists(path) and all(map(pool.is_done, tuning_steps + steps)):
       log.info('every run is finished; nothing to do')
       return files.read_json(path)
+    pool.call(_examine_texts, plan)
     pool.start_all()
     if tuning_steps:
       pool.run(tuning_steps, others=steps)
@@ -910,6 +920,42 @@ def _examine_data(data_dir: str, plan: Plan) -> dict[str, dict[str, Any]]:
       {task: data.metrics_of(task, 'validation')[task] for task in plan.targets}
     )
   return facts
+
+
+def _examine_texts(plan: Plan) -> None:
+  """Reads what will be trained on and scored, as the first runs do anyway.
+
+  Raises:
+    InputError: if a split has no labels, or if a target or a label word does
+      not fit: in hours a test run would find it.
+  """
+  from mpt_jax import data
+
+  allowed = bool(plan.macros.get(_ALLOWED))
+  all_examples = any(setting.num_shots is None for setting in plan.settings)
+  for name in dict.fromkeys((*plan.source_tasks, *plan.targets)):
+    source = name in plan.source_tasks
+    scored: dict[str, int | None] = {'test': None}
+    if source or plan.tuning is not None:
+      scored['validation'] = plan.eval_examples
+    for split, examples in scored.items():
+      data.examine(
+        name,
+        split,
+        plan.lengths,
+        plan.prompt_length,
+        (),
+        examples,
+        allow_cut_targets=allowed,
+      )
+    if source or all_examples:
+      config = data.DatasetConfig(
+        mixture_or_task_name=name,
+        task_feature_lengths=plan.lengths,
+        batch_size=1,
+        allow_cut_targets=allowed,
+      )
+      data.get_train_iterator(config, plan.prompt_length, ())
 
 
 def _examine_backbone(path: str) -> dict[str, Any]:

@@ -51,6 +51,61 @@ def steps_of(plan=PLAN):
   return {s.name: s for s in plan.steps(plan.given_rates())}
 
 
+def test_leave_to_cut_targets_reaches_the_tests():
+  plan = dataclasses.replace(PLAN, macros={'ALLOW_CUT_TARGETS': True})
+  for step in steps_of(plan).values():
+    given = step.macros.get('ALLOW_CUT_TARGETS')
+    assert given is (None if step.entry == 'export' else True), step.name
+  # And is no part of any other plan's runs.
+  for step in steps_of().values():
+    assert 'ALLOW_CUT_TARGETS' not in step.macros
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(
+  ('macros', 'test', 'message'),
+  [
+    ({}, [{'q': 'x', 'a': 'ann'}], None),
+    (
+      {},
+      [{'q': 'x', 'a': 'ann bob kate leo'}],
+      "'own_late', split 'test': 1 of",
+    ),
+    ({'ALLOW_CUT_TARGETS': True}, [{'q': 'x', 'a': 'ann bob kate leo'}], None),
+  ],
+)
+def test_texts_are_examined_before_anything_is_trained(macros, test, message):
+  import seqio
+
+  from mpt_jax import data
+
+  rows = {split: [{'q': 'x', 'a': 'ann'}] for split in ('train', 'validation')}
+  rows['test'] = test
+  plan = dataclasses.replace(
+    PLAN,
+    source_tasks=('own_late',),
+    targets={'own_late': 'own_late'},
+    macros=macros,
+  )
+  data.use_vocabulary(VOCABULARY)
+  data.register_task(
+    'own_late',
+    rows.__getitem__,
+    inputs='{q}',
+    targets='{a}',
+    metric_fns=[lambda targets, predictions: {'n': 1.0}],
+  )
+  try:
+    if message is None:
+      pipeline._examine_texts(plan)
+    else:
+      with pytest.raises(InputError, match=message):
+        pipeline._examine_texts(plan)
+  finally:
+    seqio.TaskRegistry.remove('own_late')
+    data.use_vocabulary(None)
+
+
 def test_every_run_has_its_folder():
   names = set(steps_of())
   runs = {
