@@ -18,7 +18,7 @@ import json
 import logging
 import os
 import re
-from typing import Any
+from typing import Any, TypeGuard
 
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
@@ -42,6 +42,8 @@ BYTE_CLASS = 'ByT5Tokenizer'
 # Where nothing is said.
 _SENTINELS = 100
 _BYTE_SENTINELS = 125
+# No file of a stranger may fill the memory.
+_MOST_SENTINELS = 1 << 16
 # ByT5: padding, end mark and unknown, then the bytes.
 _FIRST_BYTE = 3
 _BYTES = 256
@@ -140,7 +142,7 @@ def read_special_ids(folder: str) -> SpecialIds:
         raise InputError(
           f'{file}: {key} is {value}; several are not supported, give one'
         )
-      if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+      if not _is_id(value):
         raise InputError(f'{file}: {key} is {value!r}, expected an id')
       if isinstance(rows, int) and value >= rows:
         raise InputError(
@@ -240,9 +242,7 @@ class _Token:
   @classmethod
   def create(cls, value: Any, file: str, id: Any = None) -> '_Token':
     """Reads the flags of a token that is a text or a table."""
-    if id is not None and (
-      not isinstance(id, int) or isinstance(id, bool) or id < 0
-    ):
+    if id is not None and not _is_id(id):
       raise InputError(f'{file}: a token has the id {id!r}')
     flags = value if isinstance(value, dict) else {}
     return cls(
@@ -302,7 +302,7 @@ class _Said:
     if not isinstance(table, dict):
       raise InputError(f'{file}: added_tokens_decoder is no table')
     for key, entry in table.items():
-      if not key.isdecimal():
+      if not key.isdecimal() or len(key) > 9:
         raise InputError(f'{file}: a token has the id {key!r}')
       self._add(_text(entry, file), _Token.create(entry, file, int(key)))
     for key in _LISTS:
@@ -318,7 +318,7 @@ class _Said:
           )
         self._add(text, _Token.create(content[key], file))
     count = content.get('extra_ids')
-    if isinstance(count, int) and not isinstance(count, bool) and count >= 0:
+    if _is_id(count) and count <= _MOST_SENTINELS:
       self.extra_ids = count
     elif count is not None:
       raise InputError(f'{file}: extra_ids is {count!r}, expected a number')
@@ -896,6 +896,10 @@ def _read_beside(folder: str, name: str) -> dict[str, Any]:
     return {}
   most = {'most_bytes': _MAX_BYTES} if name == TOKENIZER else {}
   return files.read_json(os.path.join(folder, name), follow_links=True, **most)
+
+
+def _is_id(value: Any) -> TypeGuard[int]:
+  return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _list(value: Any, file: str) -> list[Any]:

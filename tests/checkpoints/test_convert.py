@@ -73,3 +73,14 @@ def test_wrong_settings(testdata, tmp_path):
     with pytest.raises(InputError, match=message):
       convert(backbone=source, output=str(tmp_path / 'o'), **kwargs)
   assert not (tmp_path / 'o').exists()
+
+
+def test_special_ids_survive_or_are_refused(testdata, tmp_path):
+  source = testdata / 'vocabulary' / 'madlad_spiece'
+  with pytest.raises(InputError, match='pad 1, start 0, end 2, but a T5X'):
+    convert(backbone=str(source), output=str(tmp_path / 't5x'), format='t5x')
+  convert(backbone=str(source), output=str(tmp_path / 'hf'))
+  _assert_same(_load(tmp_path / 'hf'), _load(source))
+  for name in ('spiece.model', 'tokenizer_config.json'):
+    copied = (tmp_path / 'hf' / name).read_bytes()
+    assert copied == (source / name).read_bytes()

@@ -71,6 +71,7 @@ def test_ids(name):
   check_ids(ROOT / name, _rows(name))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', FOLDERS)
 def test_answers_and_scores(name):
   check_model(ROOT / name, _rows(name))
