@@ -159,7 +159,7 @@ def evaluate(
   }
   multihost.on_first(lambda: _write(model_dir, scores, results))
   path = os.path.join(model_dir, RESULTS)
-  log.info('%s: %s; in %s', split, mean_score(scores), path)
+  log.info('%s: %s; in %s', split, mean_score(scores, scores.said), path)
   return dict(scores)
 
 

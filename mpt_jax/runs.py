@@ -23,7 +23,7 @@ from mpt_jax.checkpoints import bundle as bundle_lib
 from mpt_jax.checkpoints import run as run_lib
 from mpt_jax.checkpoints.backbone import DEMO, Backbone, demo_folder
 from mpt_jax.checkpoints.vocabulary import Vocabulary
-from mpt_jax.metrics import Judgement
+from mpt_jax.metrics import Judgement, Metric
 from mpt_jax.types import (
   InputError,
   local_path,
@@ -353,19 +353,43 @@ def judgements(
   }
 
 
-def mean_score(scores: Mapping[str, Mapping[str, float | None]]) -> str:
-  """'accuracy 71.5', or of several tasks the mean of their main scores."""
-  main = []
-  for values in scores.values():
+def mean_score(
+  scores: Mapping[str, Mapping[str, float | None]],
+  said: Mapping[str, Mapping[str, Metric]],
+) -> str:
+  """Writes the main scores of some tasks in short.
+
+  Args:
+    scores: {task: {metric: value}}.
+    said: task -> what its metrics mean, as far as they say it.
+
+  Returns:
+    'accuracy 71.5', or of several tasks the mean of their main scores; each by
+    itself where these have different units or directions, or unknown ones.
+  """
+  main = {}
+  for task, values in scores.items():
     if values:
-      name = selection.main_metric(values)
-      main.append((name, values[name]))
-  known = [v for _, v in main if v is not None and np.isfinite(v)]
+      main[task] = selection.main_metric(values, said.get(task))
+  known = {
+    task: (name, value)
+    for task, name in main.items()
+    if (value := scores[task][name]) is not None and np.isfinite(value)
+  }
   if not known:
     return 'no score'
   if len(main) == 1:
-    return f'{main[0][0]} {known[0]:.1f}'
-  told = f'mean {sum(known) / len(known):.1f} of {len(known)} tasks'
+    [(name, value)] = known.values()
+    return f'{name} {value:.1f}'
+  kinds = [
+    said.get(task, {}).get(name) or metrics.known(name)
+    for task, (name, _) in known.items()
+  ]
+  if selection.common_meaning(kinds) is None:
+    told = ', '.join(f'{t} {name} {v:.1f}' for t, (name, v) in known.items())
+  else:
+    mean = sum(value for _, value in known.values()) / len(known)
+    told = f'mean {mean:.1f} of {len(known)} tasks'
   left = len(main) - len(known)
   return f'{told} ({left} more have none)' if left else told
 

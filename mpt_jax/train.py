@@ -46,7 +46,7 @@ from mpt_jax.checkpoints import bundle as bundle_lib
 from mpt_jax.checkpoints import files, lock
 from mpt_jax.checkpoints import run as run_lib
 from mpt_jax.checkpoints.backbone import Backbone
-from mpt_jax.metrics import Judgement, Metric
+from mpt_jax.metrics import Judgement, Metric, from_json
 from mpt_jax.runs import (
   RESULTS,
   finite_scores,
@@ -599,12 +599,14 @@ def _examine(
 def _tell_results(model_dir: str, following: str) -> None:
   """Says what a finished run has made, how good it is, and what comes next."""
   results = files.read_json(os.path.join(model_dir, RESULTS))
-  for split, scores in (
-    (results.get('split'), results['scores']),
-    (results.get('test_split'), results.get('test_scores', {})),
-  ):
+  for prefix in ('', 'test_'):
+    split, scores = (results.get(f'{prefix}{k}') for k in ('split', 'scores'))
     if split and scores:
-      log.info('%s: %s', split, mean_score(scores))
+      said = {
+        task: from_json(content)
+        for task, content in results.get(f'{prefix}metrics', {}).items()
+      }
+      log.info('%s: %s', split, mean_score(scores, said))
   if best := results.get('best_steps'):
     steps = ', '.join(f'{task} {step}' for task, step in best.items())
     log.info('best step: %s', steps)

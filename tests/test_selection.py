@@ -61,6 +61,29 @@ def test_the_metric_can_be_chosen():
 
 
 @pytest.mark.parametrize(
+  ('scores', 'told'),
+  [
+    ({'a': {'invalid': 5.0, 'f1': 60.0}}, 'f1 60.0'),
+    (
+      {'a': {'f1': 60.0}, 'b': {'invalid': 1.0, 'em': 70.0}},
+      'mean 65.0 of 2 tasks',
+    ),
+    ({'a': {'f1': 60.0}, 'b': {'wer': 9.0}}, 'a f1 60.0, b wer 9.0'),
+    ({'a': {'mine': 1.0}, 'b': {'mine': 2.0}}, 'a mine 1.0, b mine 2.0'),
+    ({'a': {'own': 1.0}, 'b': {'own': 2.0}}, 'mean 1.5 of 2 tasks'),
+    (
+      {'a': {'f1': 60.0}, 'b': {'accuracy': 70.0}, 'c': {'f1': None}},
+      'mean 65.0 of 2 tasks (1 more have none)',
+    ),
+    ({'a': {'f1': NAN}}, 'no score'),
+  ],
+)
+def test_a_mean_is_of_like_scores(scores, told):
+  own = {'own': metrics.Metric('less', 0.0, math.inf, '')}
+  assert runs.mean_score(scores, dict.fromkeys('ab', own)) == told
+
+
+@pytest.mark.parametrize(
   ('name', 'values'),
   [
     ('error_rate', [20.0, 10.0, 10.0, 15.0, 10.0]),

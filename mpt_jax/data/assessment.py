@@ -29,6 +29,7 @@ _MOST_CONFUSED = 50
 # which may take so long in all.
 _DRAWS, _CALLS, _SECONDS = 1000, 500, 30.0
 _ROWS_AT_ONCE = 100
+_ACCURACY = 'accuracy'
 # Letters of an output in a warning.
 _SHOWN = 40
 
@@ -345,12 +346,13 @@ class Answers:
 
   @functools.cached_property
   def _rights(self) -> dict[str, np.ndarray]:
-    """The metrics that are the share of right classes; [units] each."""
+    """The accuracy, if it is the share of right classes; [units]."""
     if self.right is None or len(self._units) < len(self.targets):
       return {}
+    # Others may be equal to it by chance.
     values = 100.0 * self.right
-    names = [name for _, names in self._by_function() for name in names]
-    return {name: values for name in names if self._is_mean(name, values)}
+    found = _ACCURACY in self.scores and self._is_mean(_ACCURACY, values)
+    return {_ACCURACY: values} if found else {}
 
   @functools.cached_property
   def _singles(self) -> dict[str, np.ndarray]:

@@ -35,6 +35,8 @@ _SLICE = re.compile(
 )
 # The number of a row in its file, counted from 0.
 INDEX = 'idx'
+# The column of the rows' own names, where every row has one.
+NAME = 'id'
 # What programs write where a value is missing.
 _NO_VALUE = frozenset(('', 'nan', 'NaN', 'None', 'null', 'NULL', '<NA>'))
 
@@ -212,8 +214,11 @@ class RecordsSource(seqio.DataSource):
     lists: dict[str, bool] = {}
     seen: dict[labels_lib.Cell, str] = {}
     odd = _Oddities(self._file(split))
+    names: list[str] = []
     count = 0
     for where, row in self._rows_of(split):
+      if isinstance(row.get(NAME), str | int):
+        names.append(str(row[NAME]))
       for name, cells in columns.items():
         if name == LABEL and self._labels is not None:
           cells.append(self._label(row, where))
@@ -236,8 +241,10 @@ class RecordsSource(seqio.DataSource):
       columns[LABEL] = self._labels.ids(
         columns[LABEL], seen, self._labels_elsewhere(split)
       )
+    named = NAME not in columns and len(names) == count
     return {
       INDEX: np.arange(count, dtype=np.int64),
+      **({NAME: tf.constant(names, tf.string, shape=[count])} if named else {}),
       **{
         name: tf.ragged.constant(cells, dtype=tf.string)
         if lists.get(name)

@@ -209,6 +209,21 @@ def test_intervals_of_means_over_texts():
   assert found.example_scores('em') == [100.0 * ok for ok in right]
 
 
+def test_a_score_that_is_the_accuracy_by_chance_is_not_taken_for_it():
+  # Of class 1 three are found, one is missed and one is made up: 75, as of all.
+  targets, said = [1, 1, 1, 1, 0, 0, 0, 0] * 5, [1, 1, 1, 0, 1, 0, 0, 0] * 5
+  found = answers(targets, said, [metrics.accuracy, metrics.f1_with_invalid])
+  assert found.scores['f1'] == pytest.approx(found.scores['accuracy'])
+  low, high = found.judge(True).intervals['accuracy']
+  assert found.judge(True).intervals['f1'] != (low, high)
+
+  def zero(targets, predictions):
+    return {'wer': 0.0}
+
+  none_right = answers([0, 1] * 9, [-1] * 18, [zero])
+  assert none_right.judge(False).intervals == {}
+
+
 def test_why_there_is_no_interval(monkeypatch):
   targets, said = draw(30)
   left = [3.0]

@@ -387,3 +387,24 @@ def test_a_label_of_very_many_digits(tmp_path):
 def test_a_bound_of_very_many_digits():
   with pytest.raises(InputError, match='is no split'):
     records.Slice.parse(f'train[:{"9" * 5000}]')
+
+
+@pytest.mark.parametrize(
+  ('names', 'kept'),
+  [
+    (['a7', 'b', 'é'], [b'a7', b'b', 'é'.encode()]),
+    ([12, 3, 12], [b'12', b'3', b'12']),
+    # Not every row has one, or it is no name: the place in the file is left.
+    (['a', None, 'c'], None),
+    (['a', 'b', ['c']], None),
+  ],
+)
+def test_rows_keep_their_own_names(register, tmp_path, names, kept):
+  rows = [{**row, 'id': n} for row, n in zip(ROWS, names, strict=True)]
+  path = _write(tmp_path / 'train.jsonl', rows)
+  task = register('own_names', path, inputs=NLI, labels=('no', 'yes'))
+  ds = task.get_dataset(None, 'train', shuffle=False)
+  found = list(ds.as_numpy_iterator())
+  assert [e.get('id') for e in found] == (kept or [None] * 3)
+  assert [e['idx'] for e in found] == [0, 1, 2]
+  assert _texts(task) == TEXTS
