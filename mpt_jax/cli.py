@@ -359,7 +359,8 @@ def _parse_flags(
     action='append',
     default=[],
     help='gin file; may be repeated, later ones win. Looked for as given, in'
-    ' --gin_search_paths, then among the installed gin_configs',
+    ' --gin_search_paths, then among the installed gin_configs;'
+    ' gin_configs/… is the installed one, ./gin_configs/… yours',
   )
   parser.add_argument(
     '--gin_search_paths', default='', help='comma-separated folders'

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 
 import gin
@@ -212,3 +213,60 @@ def test_a_second_ctrl_c_ends_a_busy_process_at_once(bundles, tmp_path):
     'interrupted; the same command resumes from step 8',
   ]
   assert _checkpoints(tmp_path / 'run') == [8]
+
+
+def _told(capsys, word):
+  """The arguments of a command that a run has told, as a shell reads them."""
+  lines = capsys.readouterr().err.splitlines()
+  [line] = [x for x in lines if f' {word}: python -m ' in x]
+  words = shlex.split(line.partition(f'{word}: ')[2])
+  assert words[:2] == ['python', '-m']
+  gin.clear_config()
+  return words[2], words[3:]
+
+
+@pytest.mark.slow
+def test_the_advice_after_a_loss_that_is_not_finite(
+  bundles, tmp_path, monkeypatch, capsys
+):
+  argv = arguments(
+    bundles,
+    'teacher',
+    tmp_path / 'run',
+    **stage_macros(bundles, 'teacher'),
+    **{'SHARED_LEARNING_RATE': 1e30, 'TRAIN_STEPS': 4, 'EVAL_STEPS': 0},
+  )
+  with pytest.raises(SystemExit) as e:
+    cli.main('mpt_jax.train', 'train', argv)
+  assert e.value.code == 2
+  text = capsys.readouterr().err
+  assert text.splitlines()[-1].startswith('error: the loss was not finite at')
+  assert 'in another MODEL_DIR' in text
+  # The same again, which says the same again.
+  gin.clear_config()
+  with pytest.raises(SystemExit):
+    cli.main('mpt_jax.train', 'train', argv)
+  module, words = _told(capsys, 'for example')
+  assert module == 'mpt_jax.train'
+  cli.main(module, 'train', words)
+  assert load_prompts(str(tmp_path / 'run-2/prompts')).task_names == ('sst2',)
+  # What a finished run tells to do next works as it stands, twice.
+  module, words = _told(capsys, 'next')
+  assert module == 'mpt_jax.eval'
+  cli.main(module, 'evaluate', [*words, '--gin.EVAL_EXAMPLES=5'])
+  results = json.loads((tmp_path / 'run-2/test/results.json').read_text())
+  assert results['split'] == 'test'
+  log = (tmp_path / 'run-2/test/log.txt').read_text()
+  assert f'in {tmp_path}/run-2/test/results.json' in log
+  gin.clear_config()
+  capsys.readouterr()
+  [run_again] = [
+    line.partition(' python -m ')[2]
+    for line in (tmp_path / 'run-2/log.txt').read_text().splitlines()
+    if line.startswith('--- ')
+  ]
+  cli.main('mpt_jax.train', 'train', shlex.split(run_again)[1:])
+  told = capsys.readouterr().err
+  assert 'is finished; nothing to do' in told
+  assert f'product: {tmp_path}/run-2/prompts' in told
+  assert 'validation: accuracy ' in told
