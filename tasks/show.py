@@ -122,9 +122,8 @@ def _take_over(args: argparse.Namespace, bindings: Sequence[str]) -> None:
 def _vocabulary_of(backbone: str) -> str | None:
   """The vocabulary beside a backbone, if there is one."""
   find = importlib.import_module('mpt_jax.checkpoints.backbone').find_backbone
-  folder = local_path(find(backbone))
-  file = os.path.join(folder, 'spiece.model')
-  return file if os.path.isfile(file) else None
+  lib = importlib.import_module('mpt_jax.checkpoints.vocabulary')
+  return lib.find_vocabulary(local_path(find(backbone)))
 
 
 def _run(args: argparse.Namespace) -> Iterator[str]:
