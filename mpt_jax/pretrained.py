@@ -128,15 +128,6 @@ class PromptedT5:
         f'the backbone {path} has no vocabulary (spiece.model, tokenizer.json);'
         ' give a SentencePiece file as vocabulary'
       )
-    if prompts is not None and prompts.vocabulary_digest:
-      # Version 0.1 knew the file alone.
-      known = tokenizer.digest, tokenizer.file_digest
-      if prompts.vocabulary_digest not in known:
-        raise InputError(
-          f'the prompts were trained with another vocabulary'
-          f' ({prompts.vocabulary_digest}) than {tokenizer.path}'
-          f' ({tokenizer.digest})'
-        )
     return cls(backbone, prompts, tokenizer)
 
   def generate(

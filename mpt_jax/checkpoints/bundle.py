@@ -475,15 +475,15 @@ def load_prompts(
 
 
 def check_backbone(bundle: PromptBundle, backbone: Any) -> None:
-  """Checks that the prompts were trained on this backbone.
+  """Checks that the prompts were trained on this backbone and vocabulary.
 
   Args:
     bundle: the prompts.
     backbone: what `load_backbone` returned.
 
   Raises:
-    InputError: if the width differs, or both fingerprints are known and
-      differ.
+    InputError: if the width differs, or both fingerprints or both digests of
+      the vocabulary are known and differ.
   """
   trained = bundle.backbone_name or 'an unnamed backbone'
   if bundle.emb_dim != backbone.config.emb_dim:
@@ -500,6 +500,16 @@ def check_backbone(bundle: PromptBundle, backbone: Any) -> None:
       f' ({bundle.backbone_fingerprint}), but the backbone {backbone.name} is'
       f' another one ({backbone.fingerprint})'
     )
+  vocabulary = getattr(backbone, 'vocabulary', None)
+  if bundle.vocabulary_digest and vocabulary is not None:
+    # Version 0.1 knew the file alone.
+    known = vocabulary.digest, vocabulary.file_digest
+    if bundle.vocabulary_digest not in known:
+      raise InputError(
+        f'the prompts were trained with another vocabulary'
+        f' ({bundle.vocabulary_digest}) than {vocabulary.path}'
+        f' ({vocabulary.digest})'
+      )
 
 
 def _load_bundle(path: str) -> PromptBundle:

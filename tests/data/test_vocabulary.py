@@ -9,6 +9,7 @@ import seqio
 import tensorflow as tf
 
 from mpt_jax import data, runs
+from mpt_jax.checkpoints.bundle import PromptBundle
 from mpt_jax.checkpoints.vocabulary import Vocabulary
 from mpt_jax.pretrained import PromptedT5
 from mpt_jax.types import InputError
@@ -272,3 +273,22 @@ def test_a_cut_target_keeps_the_checkpoints_end_mark(make_task, tmp_path):
   batch = next(data.get_train_iterator(config, 0, ()))
   assert (batch['encoder_input_tokens'][:, -1] == 2).all()
   assert (batch['decoder_target_tokens'] == 2).all()
+
+
+def test_prompts_of_another_vocabulary_are_not_scored(tmp_path):
+  bundle = PromptBundle(
+    method='soft',
+    stage='teacher',
+    task_names=('a',),
+    arrays={'prompt': np.ones((3, 64), np.float32)},
+    vocabulary_digest=Vocabulary(str(toys.VOCABULARY)).digest,
+  )
+  bundle.save(str(tmp_path / 'prompts'))
+  other = _other_pieces(tmp_path).sentencepiece_model_file
+  for vocabulary, refused in ((None, False), (other, True)):
+    loaded = runs.load_backbone('demo', vocabulary=vocabulary)
+    if refused:
+      with pytest.raises(InputError, match='another vocabulary .*other.model'):
+        runs.prompted_model(loaded, str(tmp_path / 'prompts'))
+    else:
+      runs.prompted_model(loaded, str(tmp_path / 'prompts'))
