@@ -9,6 +9,7 @@ import ast
 from collections.abc import Callable, Mapping, Sequence
 import contextlib
 import dataclasses
+import filecmp
 import functools
 import importlib
 import io
@@ -434,6 +435,15 @@ def search_paths(extra: str = '') -> list[str]:
   return paths
 
 
+@functools.cache
+def _tell_of_namesake(name: str) -> None:
+  """Once: a file in the working folder is not the one that is read."""
+  if not filecmp.cmp(name, installed(name), shallow=False):
+    log.warning(
+      'gin file %s: the installed one is read; yours is ./%s', name, name
+    )
+
+
 def _find(name: str, paths: Sequence[str]) -> str:
   # './x.gin' is in the working folder, whatever else has the name.
   here = name.startswith('./') and os.path.isfile(name)
@@ -441,6 +451,8 @@ def _find(name: str, paths: Sequence[str]) -> str:
   for path in [''] if here else paths:
     candidate = os.path.join(path, name)
     if os.path.isfile(candidate):
+      if path == installed() and os.path.isfile(name):
+        _tell_of_namesake(name)
       return candidate
   known = []
   for path in filter(None, paths):

@@ -257,3 +257,41 @@ def test_a_metric_that_some_tasks_lack_is_refused_at_start():
   selection.check_declared({**tasks, 'b': (known, False)}, 'f1')
   with pytest.raises(InputError, match="task 'c' has no metrics"):
     selection.check_declared({'c': ({}, True)}, None)
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_command_that_waits_is_interrupted(capsys, number):
+  before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+  signal.signal(signal.SIGINT, signal.default_int_handler)
+  with preemption.interrupting('stopping the workers'):
+    with pytest.raises(preemption.Interrupted) as e:
+      signal.raise_signal(number)
+    assert e.value.number == number
+    assert capsys.readouterr().err == 'stopping the workers\n'
+    # A scheduler repeats itself; a user cannot wait.
+    os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+      signal.raise_signal(signal.SIGINT)
+  signal.signal(signal.SIGINT, before[1])
+  assert before == [
+    signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)
+  ]
+
+
+def test_ctrl_c_asks_and_a_second_one_interrupts(capsys):
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)
+  request = preemption.StopRequest(lambda: preemption.resumption(8))
+  with request.listening():
+    os.kill(os.getpid(), signal.SIGINT)
+    assert request.number == signal.SIGINT
+    assert request.on_any_process()
+    with pytest.raises(KeyboardInterrupt) as e:
+      signal.raise_signal(signal.SIGINT)
+    assert str(e.value) == ('interrupted; the same command resumes from step 8')
+  assert preemption.NOTE in capsys.readouterr().err
+  # Where it is ignored it stays so.
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  with preemption.StopRequest().listening() as deaf:
+    os.kill(os.getpid(), signal.SIGINT)
+    assert not deaf
+  signal.signal(signal.SIGINT, before)

@@ -301,12 +301,16 @@ def test_what_lies_in_the_working_folder_changes_nothing(tmp_path, kind):
   assert done.stdout.startswith('mixture mpt_source_equal\n'), done.stderr
 
 
-def test_a_gin_file_with_a_dot_in_front_is_the_users(monkeypatch, tmp_path):
+def test_a_gin_file_with_a_dot_in_front_is_the_users(
+  monkeypatch, tmp_path, caplog
+):
   monkeypatch.chdir(tmp_path)
   own = tmp_path / TEACHER
   own.parent.mkdir(parents=True)
-  own.write_text((ROOT / TEACHER).read_text())
+  own.write_text('# mine\n' + (ROOT / TEACHER).read_text())
+  cli._tell_of_namesake.cache_clear()
   assert cli.check_macros([TEACHER], REQUIRED) == [str(ROOT / TEACHER)]
+  assert f'yours is ./{TEACHER}' in caplog.text
   assert cli.check_macros([f'./{TEACHER}'], REQUIRED) == [TEACHER]
 
 
