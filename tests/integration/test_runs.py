@@ -895,7 +895,7 @@ def test_lines_of_text_are_answered(bundles, capsys, monkeypatch, tmp_path):
     ('a\n', {'PROMPT_TASK': None}, 'task is one of mnli, sst2'),
     ('a\n', {'INPUT': '/nowhere'}, 'INPUT /nowhere cannot be read'),
     ('a\n', {'OUTPUT': '/proc/nowhere/x'}, 'cannot be written'),
-    ('a\n', {'BATCH_SIZE': 0}, 'BATCH_SIZE must be a whole number, 1 or more'),
+    ('a\n', {'BATCH_SIZE': 0}, 'batch_size is 0'),
   ],
 )
 def test_lines_that_cannot_be_answered(
