@@ -318,12 +318,15 @@ def check_run_config(
   """
   path = os.path.join(model_dir, RUN_CONFIG)
   now = record(config)
-  saved = _holds_a_run(model_dir)
+  saved = _has_checkpoints(model_dir)
   if saved and not os.path.exists(path):
     raise InputError(
       f'MODEL_DIR {model_dir!r} holds checkpoints but no {RUN_CONFIG}: it is'
       ' not one of our runs; use another MODEL_DIR'
     )
+  # An evaluation's results, without a record, are no run's.
+  if os.path.exists(path) and os.path.exists(os.path.join(model_dir, RESULTS)):
+    saved = True
   if saved:
     before = files.read_json(path)
     refuse_differences(model_dir, before, now, name_of)
@@ -373,15 +376,15 @@ def refuse_differences(
     )
 
 
-def _holds_a_run(model_dir: str) -> bool:
-  """Whether a checkpoint, damaged or not, or a result was saved."""
+def _has_checkpoints(model_dir: str) -> bool:
+  """Whether a checkpoint was saved, damaged or not."""
   for name in (CHECKPOINTS, DAMAGED):
     folder = os.path.join(model_dir, name)
     if os.path.isdir(folder) and any(
       n[:1].isdigit() for n in os.listdir(folder)
     ):
       return True
-  return os.path.exists(os.path.join(model_dir, RESULTS))
+  return False
 
 
 def _settings_that_differ(

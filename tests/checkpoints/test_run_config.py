@@ -94,6 +94,11 @@ def test_a_run_that_saved_nothing_blocks_no_folder(tmp_path, leftover):
   assert stored['train_steps'] == 8
 
 
+def test_an_evaluation_in_the_folder_is_no_run(tmp_path):
+  (tmp_path / 'results.json').write_text('{}')
+  assert not run_lib.check_run_config(str(tmp_path), record())
+
+
 @pytest.mark.parametrize(
   'saved', ['results.json', 'damaged/4', 'checkpoints/4']
 )
