@@ -20,7 +20,7 @@ from typing import Any
 from mpt_jax import cli, metrics, preemption, report, selection
 from mpt_jax.checkpoints import files, lock
 from mpt_jax.checkpoints import run as run_lib
-from mpt_jax.checkpoints.backbone import find_backbone
+from mpt_jax.checkpoints.backbone import DEMO
 from mpt_jax.runs import RESULTS
 from mpt_jax.types import (
   InputError,
@@ -868,7 +868,11 @@ def _command() -> str:
 
 def _find_backbone(path: str) -> str:
   """The backbone's path; what we ship is found from any working folder."""
-  path = local_path(find_backbone(path))
+  if path == DEMO:
+    return path
+  path = local_path(path)
+  if path == DEMO:  # ./demo, which must not become the name.
+    path = os.path.join(os.curdir, path)
   if os.path.exists(path) or os.path.isabs(path):
     return path
   for folder in filter(None, cli.search_paths()):

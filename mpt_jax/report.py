@@ -17,6 +17,7 @@ import numpy as np
 from mpt_jax import metrics, selection
 from mpt_jax.checkpoints import bundle as bundle_lib
 from mpt_jax.checkpoints import files
+from mpt_jax.checkpoints.backbone import find_backbone
 from mpt_jax.runs import RESULTS
 from mpt_jax.trainer import format_seconds
 
@@ -479,7 +480,7 @@ def _said(run: Mapping[str, Any], task: str) -> dict[str, metrics.Metric]:
 
 def _skills(backbone: str) -> dict[str, float]:
   """Task -> what the backbone itself scores on it, in its own words."""
-  path = os.path.join(backbone, SKILLS)
+  path = os.path.join(find_backbone(backbone), SKILLS)
   if not os.path.exists(path):
     return {}
   found = files.read_json(path)

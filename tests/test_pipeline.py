@@ -595,3 +595,12 @@ def test_tiny_pipeline_end_to_end_and_again(tmp_path):
   # The macro that the user set, and then the step's.
   assert 'TEACHER_STEPS: 4 there, 5 here' in last
   assert '  TRAIN_STEPS: 4 there, 5 here\n' in wrong.stderr
+
+
+def test_demo_is_a_name_and_a_folder_has_a_path(tmp_path, monkeypatch):
+  (tmp_path / 'demo').mkdir()
+  monkeypatch.chdir(tmp_path)
+  assert pipeline._find_backbone('demo') == 'demo'
+  assert pipeline._find_backbone('./demo') == './demo'
+  with pytest.raises(InputError, match="there is no backbone at 'dema'"):
+    pipeline._find_backbone('dema')
