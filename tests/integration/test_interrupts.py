@@ -184,6 +184,7 @@ def test_ctrl_c_while_loading_says_that_nothing_was_saved(bundles, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_sigterm_and_ctrl_c_differ_in_the_exit_code(bundles, tmp_path):
   _, done = _press(bundles, tmp_path / 'run', 'step', 3, signal.SIGTERM)
   assert done.returncode == 143, done.stderr
