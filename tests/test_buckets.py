@@ -175,10 +175,11 @@ def make_state(backbone, student, model):
   return mesh, optimizer, state, frozen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ('settings', 'sizes'),
   [
-    pytest.param({}, (8, 4), marks=pytest.mark.slow),
+    ({}, (8, 4)),
     ({'loss_normalizing_factor': 'NUM_TOTAL_TARGET_TOKENS'}, (4,)),
   ],
 )

@@ -10,14 +10,13 @@ import pytest
 TESTS = pathlib.Path(__file__).parent
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'files',
   [
     ('t5/test_products.py', 't5/test_attention.py'),
-    pytest.param(
-      ('t5/test_native.py', 't5/test_network.py'), marks=pytest.mark.slow
-    ),
-    pytest.param(('integration/test_precision.py',), marks=pytest.mark.slow),
+    ('t5/test_native.py', 't5/test_network.py'),
+    ('integration/test_precision.py',),
   ],
   ids=lambda files: files[0],
 )

@@ -297,6 +297,7 @@ class TestFields:
       self.WRITTEN, targets, 'mnli'
     )
 
+  @pytest.mark.slow
   def test_labels_are_ranked_as_pairs_are_scored(self, known):
     texts, tasks = [*self.ROWS, 'the'], ['mnli', 'mnli', 'mnli', 'rte']
     got = known.score(texts, task=tasks, batch_size=3)

@@ -79,12 +79,13 @@ def close(got, wanted, bound):
 @pytest.mark.parametrize(
   ('packed', 'dropout'),
   [
-    pytest.param(False, False, marks=pytest.mark.slow),
+    (False, False),
     (False, True),
-    pytest.param(True, False, marks=pytest.mark.slow),
-    pytest.param(True, True, marks=pytest.mark.slow),
+    (True, False),
+    (True, True),
   ],
 )
+@pytest.mark.slow
 def test_logits_and_every_gradient(packed, dropout, monkeypatch):
   config = dataclasses.replace(CONFIG, dropout_rate=0.3 * dropout)
   got, wanted = (
