@@ -11,12 +11,11 @@ import os
 import signal
 import sys
 
-import jax
 import numpy as np
 import pytest
 import scipy.special
 
-from mpt_jax import infer, lines, t5
+from mpt_jax import infer, lines
 from mpt_jax.checkpoints import backbone as backbone_lib
 from mpt_jax.checkpoints import huggingface
 from mpt_jax.checkpoints.bundle import PromptBundle
@@ -24,8 +23,9 @@ from mpt_jax.pretrained import PromptedT5
 from mpt_jax.runs import demo_folder
 from mpt_jax.texts import TaskText
 from mpt_jax.types import InputError, quiet_pipe
+from tests.helpers import tiny
 
-P, D = 3, 16
+P, D = 3, tiny.SERVED.emb_dim
 NLI = TaskText(
   'nli premise: {premise} hypothesis: {hypothesis}', '{label}', ('no', 'yes')
 )
@@ -390,27 +390,12 @@ class TestOutput:
 def folder(tmp_path_factory):
   """A tiny backbone and prompts on it."""
   root = tmp_path_factory.mktemp('infer')
-  config = t5.T5Config(
-    vocab_size=512,
-    dtype='float32',
-    emb_dim=D,
-    num_heads=2,
-    num_encoder_layers=1,
-    num_decoder_layers=1,
-    head_dim=8,
-    mlp_dim=32,
-    mlp_activations=('relu',),
-    logits_via_embedding=False,
-  )
-  params = jax.tree.map(
-    np.array,
-    jax.jit(lambda k: t5.init_params(config, k))(jax.random.PRNGKey(0)),
-  )
-  cross = params['decoder']['layers_0']['encoder_decoder_attention']
-  cross['out']['kernel'] *= 30
   vocabulary = os.path.join(demo_folder(), 'spiece.model')
   huggingface.save_huggingface(
-    str(root / 'backbone'), config, params, vocabulary_file=vocabulary
+    str(root / 'backbone'),
+    tiny.SERVED,
+    tiny.served_backbone(),
+    vocabulary_file=vocabulary,
   )
   _bundle().save(str(root / 'prompts'))
   return root

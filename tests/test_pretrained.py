@@ -8,7 +8,6 @@ import dataclasses
 import importlib.util
 import pathlib
 
-import jax
 import numpy as np
 import pytest
 
@@ -20,13 +19,14 @@ from mpt_jax.checkpoints.bundle import PromptBundle
 from mpt_jax.pretrained import PromptedT5, Tokenizer
 from mpt_jax.texts import TaskText
 from mpt_jax.types import InputError
+from tests.helpers import tiny
 
 VOCABULARY = (
   pathlib.Path(importlib.util.find_spec('tasks.offline').origin).parent
   / 'demo_backbone'
   / 'spiece.model'
 )
-P, D = 3, 16
+P, D = 3, tiny.SERVED.emb_dim
 TASKS = ('mnli', 'sst2', 'rte')
 TEXTS = [
   'the cat',
@@ -47,28 +47,11 @@ def test_demo_names_the_shipped_backbone(tmp_path, monkeypatch):
 
 @pytest.fixture(scope='module')
 def backbone() -> backbone_lib.Backbone:
-  config = t5.T5Config(
-    vocab_size=512,
-    dtype='float32',
-    emb_dim=D,
-    num_heads=2,
-    num_encoder_layers=1,
-    num_decoder_layers=1,
-    head_dim=8,
-    mlp_dim=32,
-    mlp_activations=('relu',),
-    logits_via_embedding=False,
-  )
-  init = jax.jit(lambda key: t5.init_params(config, key))
-  params = jax.tree.map(np.array, init(jax.random.PRNGKey(0)))
-  # Random weights hardly listen to the encoder; these do.
-  params['decoder']['layers_0']['encoder_decoder_attention']['out'][
-    'kernel'
-  ] *= 30
+  params = tiny.served_backbone()
   return backbone_lib.Backbone(
-    config=config,
+    config=tiny.SERVED,
     params=params,
-    fingerprint=backbone_lib.fingerprint(config, params),
+    fingerprint=backbone_lib.fingerprint(tiny.SERVED, params),
     name='tiny',
     path='',
     vocabulary_file=str(VOCABULARY),

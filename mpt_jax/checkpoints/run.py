@@ -318,7 +318,10 @@ def check_run_config(
   """
   path = os.path.join(model_dir, RUN_CONFIG)
   now = record(config)
-  saved = _has_checkpoints(model_dir)
+  # Damaged ones are put aside, into a folder that is made for them.
+  saved = latest_step(model_dir) is not None or os.path.isdir(
+    os.path.join(model_dir, DAMAGED)
+  )
   if saved and not os.path.exists(path):
     raise InputError(
       f'MODEL_DIR {model_dir!r} holds checkpoints but no {RUN_CONFIG}: it is'
@@ -374,17 +377,6 @@ def refuse_differences(
       ' another MODEL_DIR, or what it was made with',
       details,
     )
-
-
-def _has_checkpoints(model_dir: str) -> bool:
-  """Whether a checkpoint was saved, damaged or not."""
-  for name in (CHECKPOINTS, DAMAGED):
-    folder = os.path.join(model_dir, name)
-    if os.path.isdir(folder) and any(
-      n[:1].isdigit() for n in os.listdir(folder)
-    ):
-      return True
-  return False
 
 
 def _settings_that_differ(

@@ -269,12 +269,11 @@ class _Tokens:
   labels: list[str] = dataclasses.field(default_factory=list)
   ids: dict[str, list[Any]] = dataclasses.field(default_factory=dict)
 
-  def digest(self, chosen: Iterable[int] | None = None) -> str:
-    """Returns the digest of all examples, or of the chosen ones."""
-    order = range(len(self.labels)) if chosen is None else chosen
+  def digest(self, chosen: Iterable[int]) -> str:
+    """Returns the digest of the chosen examples."""
     return digest(
       part
-      for i in order
+      for i in chosen
       for part in (self.inputs[i], self.targets[i], self.labels[i])
     )
 

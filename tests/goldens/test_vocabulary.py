@@ -56,6 +56,19 @@ def check_model(folder, rows):
   np.testing.assert_allclose(scores, [r['score'] for r in rows], rtol=2e-5)
 
 
+def save_again(folder, target):
+  """Writes a folder's backbone anew, as we do; returns what was read."""
+  loaded = load_backbone(str(folder))
+  huggingface.save_huggingface(
+    str(target),
+    loaded.config,
+    loaded.params,
+    vocabulary_file=loaded.vocabulary_file,
+    special_ids=loaded.special_ids,
+  )
+  return loaded
+
+
 def _rows(name):
   if (ROOT / name / 'tokenizer.json').exists():
     pytest.importorskip('tokenizers', reason='tokenizers is not installed')
@@ -80,14 +93,7 @@ def test_answers_and_scores(name):
 @pytest.mark.parametrize('name', FOLDERS)
 def test_a_saved_backbone_is_the_same(name, tmp_path):
   rows = _rows(name)
-  loaded = load_backbone(str(ROOT / name))
-  huggingface.save_huggingface(
-    str(tmp_path / 'saved'),
-    loaded.config,
-    loaded.params,
-    vocabulary_file=loaded.vocabulary_file,
-    special_ids=loaded.special_ids,
-  )
+  loaded = save_again(ROOT / name, tmp_path / 'saved')
   saved = load_backbone(str(tmp_path / 'saved'))
   assert saved.fingerprint == loaded.fingerprint
   assert saved.special_ids == loaded.special_ids

@@ -5,10 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from mpt_jax.checkpoints import huggingface
-from mpt_jax.checkpoints.backbone import load_backbone
 from tests.goldens import make_vocabulary
-from tests.goldens.test_vocabulary import check_ids, check_model
+from tests.goldens.test_vocabulary import check_ids, check_model, save_again
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
 
@@ -48,14 +46,7 @@ def test_there_and_back(tmp_path, monkeypatch, name):
   rows = json.loads((folder / 'expected.json').read_text())
   check_ids(folder, rows)
   check_model(folder, rows)
-  loaded = load_backbone(str(folder))
-  huggingface.save_huggingface(
-    str(tmp_path / 'saved'),
-    loaded.config,
-    loaded.params,
-    vocabulary_file=loaded.vocabulary_file,
-    special_ids=loaded.special_ids,
-  )
+  save_again(folder, tmp_path / 'saved')
   kind = 'ByT5Tokenizer' if CASES[name].get('bytes') else 'T5Tokenizer'
   tokenizer = getattr(transformers, kind).from_pretrained(tmp_path / 'saved')
   model = transformers.T5ForConditionalGeneration.from_pretrained(

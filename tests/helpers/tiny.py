@@ -21,6 +21,31 @@ CONFIG = t5.T5Config(
 )
 
 
+# With the demo's vocabulary.
+SERVED = t5.T5Config(
+  vocab_size=512,
+  dtype='float32',
+  emb_dim=16,
+  num_heads=2,
+  num_encoder_layers=1,
+  num_decoder_layers=1,
+  head_dim=8,
+  mlp_dim=32,
+  mlp_activations=('relu',),
+  logits_via_embedding=False,
+)
+
+
+def served_backbone():
+  """Random parameters of `SERVED` whose answers depend on the text."""
+  init = jax.jit(lambda key: t5.init_params(SERVED, key))
+  params = jax.tree.map(np.array, init(jax.random.PRNGKey(0)))
+  # Random weights hardly listen to the encoder; these do.
+  cross = params['decoder']['layers_0']['encoder_decoder_attention']
+  cross['out']['kernel'] *= 30
+  return params
+
+
 def backbone(seed=0, config=CONFIG):
   """Random parameters of the tiny backbone, as host arrays."""
   variables = models.PromptedT5(config).get_initial_variables(
