@@ -6,9 +6,10 @@ from jax.sharding import Mesh
 import numpy as np
 
 from benchmarks import measure
-from mpt_jax import hostmemory, partitioning, t5
-from mpt_jax import params as params_lib
+from mpt_jax import t5
 from mpt_jax.checkpoints import tensors
+from mpt_jax.engine import hostmemory, partitioning
+from mpt_jax.engine import params as params_lib
 
 
 def make_config(model: str, precision: str = 'float32') -> t5.T5Config:

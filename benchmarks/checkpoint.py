@@ -23,8 +23,9 @@ def main() -> None:
   import numpy as np
 
   from benchmarks import backbone
-  from mpt_jax import models, optimizers, partitioning, prompts, trainer
+  from mpt_jax import models, prompts
   from mpt_jax.checkpoints.run import RunCheckpointer
+  from mpt_jax.engine import optimizers, partitioning, trainer
 
   config = backbone.make_config(flags.model)
   module = prompts.MultitaskPrompts(

@@ -21,7 +21,8 @@ def ours(flags: Any) -> Any:
   import numpy as np
 
   from benchmarks import backbone
-  from mpt_jax import hostmemory, models, partitioning, prompts, trainer
+  from mpt_jax import models, prompts
+  from mpt_jax.engine import hostmemory, partitioning, trainer
 
   hostmemory.prepare()
   config = backbone.make_config(flags.model, flags.precision)

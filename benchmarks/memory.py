@@ -26,9 +26,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 import numpy as np
 
-from mpt_jax import models, optimizers, partitioning, prompts, t5, trainer
-from mpt_jax import params as params_lib
+from mpt_jax import models, prompts, t5
 from mpt_jax.checkpoints import tensors
+from mpt_jax.engine import optimizers, partitioning, trainer
+from mpt_jax.engine import params as params_lib
 from mpt_jax.t5 import native
 from mpt_jax.types import PyTree
 

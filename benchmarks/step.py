@@ -51,17 +51,16 @@ def main() -> None:
   import numpy as np
 
   from benchmarks import backbone
-  from mpt_jax import (
+  from mpt_jax import models, prompts
+  from mpt_jax.engine import (
     batching,
     hostmemory,
-    models,
     optimizers,
     partitioning,
-    prompts,
     trainer,
   )
-  from mpt_jax import buckets as buckets_lib
-  from mpt_jax import params as params_lib
+  from mpt_jax.engine import buckets as buckets_lib
+  from mpt_jax.engine import params as params_lib
 
   hostmemory.prepare()
   rss_after_import = measure.rss_mb()

@@ -28,8 +28,8 @@ from typing import Any, NoReturn
 import gin
 from gin import config_parser
 
-from mpt_jax import hostmemory, preemption
 from mpt_jax.checkpoints import files
+from mpt_jax.engine import hostmemory, preemption
 from mpt_jax.types import (
   ANYTHING,
   InputError,
@@ -160,7 +160,7 @@ def _run(
         ' --multiprocess_gpu and its companions'
       )
     # Imported here: a command of one process needs none of it.
-    processes = importlib.import_module('mpt_jax.multihost')
+    processes = importlib.import_module('mpt_jax.engine.multihost')
     command.processes = processes
     processes.initialize(**{n: getattr(flags, n) for n in _PROCESS_FLAGS})
     processes.check_same('code version', processes.code_version())

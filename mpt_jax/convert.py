@@ -16,7 +16,7 @@ import numpy as np
 from mpt_jax import cli, t5
 from mpt_jax.checkpoints import huggingface, t5x_format
 from mpt_jax.checkpoints.vocabulary import require_ordinary
-from mpt_jax.runs import load_backbone
+from mpt_jax.engine.predictor import load_backbone
 from mpt_jax.types import (
   InputError,
   Natural,

@@ -16,10 +16,11 @@ import logging
 import os
 from typing import Any
 
-from mpt_jax import cli, multihost, t5
+from mpt_jax import cli, t5
 from mpt_jax.checkpoints import files
 from mpt_jax.checkpoints.backbone import Backbone
-from mpt_jax.runs import (
+from mpt_jax.engine import multihost
+from mpt_jax.engine.predictor import (
   RESULTS,
   finite_scores,
   format_scores,

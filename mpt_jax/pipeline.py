@@ -17,11 +17,14 @@ import sys
 import time
 from typing import Any
 
-from mpt_jax import cli, metrics, preemption, report, selection
+from mpt_jax import cli
 from mpt_jax.checkpoints import files, lock
 from mpt_jax.checkpoints import run as run_lib
 from mpt_jax.checkpoints.backbone import DEMO
-from mpt_jax.runs import RESULTS
+from mpt_jax.engine import metrics, preemption, selection
+from mpt_jax.engine.predictor import RESULTS
+from mpt_jax.study import report
+from mpt_jax.study.workers import STEP, Pool, Step, StepError
 from mpt_jax.types import (
   InputError,
   Lengths,
@@ -32,7 +35,6 @@ from mpt_jax.types import (
   nearest,
   require_local,
 )
-from mpt_jax.workers import STEP, Pool, Step, StepError
 
 log = logging.getLogger(__name__)
 
@@ -963,7 +965,8 @@ def _examine_texts(plan: Plan) -> None:
 
 
 def _examine_backbone(path: str) -> dict[str, Any]:
-  from mpt_jax import params, runs
+  from mpt_jax.engine import params
+  from mpt_jax.engine import predictor as runs
 
   loaded = runs.load_backbone(path)
   return {

@@ -26,28 +26,25 @@ from jax.sharding import Mesh
 import numpy as np
 
 import mpt_jax
-from mpt_jax import (
-  checkpoints,
-  cli,
+from mpt_jax import checkpoints, cli, models, t5
+from mpt_jax import prompts as prompts_lib
+from mpt_jax.checkpoints import bundle as bundle_lib
+from mpt_jax.checkpoints import files, lock
+from mpt_jax.checkpoints import run as run_lib
+from mpt_jax.checkpoints.backbone import Backbone
+from mpt_jax.engine import (
   hostmemory,
-  models,
   multihost,
   optimizers,
   partitioning,
   preemption,
   selection,
   starts,
-  t5,
   trainer,
 )
-from mpt_jax import params as params_lib
-from mpt_jax import prompts as prompts_lib
-from mpt_jax.checkpoints import bundle as bundle_lib
-from mpt_jax.checkpoints import files, lock
-from mpt_jax.checkpoints import run as run_lib
-from mpt_jax.checkpoints.backbone import Backbone
-from mpt_jax.metrics import Judgement, Metric, from_json
-from mpt_jax.runs import (
+from mpt_jax.engine import params as params_lib
+from mpt_jax.engine.metrics import Judgement, Metric, from_json
+from mpt_jax.engine.predictor import (
   RESULTS,
   finite_scores,
   flat_scores,
@@ -57,7 +54,7 @@ from mpt_jax.runs import (
   mean_score,
   vocabulary_digest,
 )
-from mpt_jax.starts import Distillation
+from mpt_jax.engine.starts import Distillation
 from mpt_jax.t5 import products
 from mpt_jax.types import (
   InputError,

@@ -8,17 +8,9 @@ import jax
 import numpy as np
 import pytest
 
-from mpt_jax import (
-  batching,
-  buckets,
-  models,
-  optimizers,
-  partitioning,
-  prompts,
-  train,
-  trainer,
-)
-from mpt_jax import params as params_lib
+from mpt_jax import models, prompts, train
+from mpt_jax.engine import batching, buckets, optimizers, partitioning, trainer
+from mpt_jax.engine import params as params_lib
 from mpt_jax.types import InputError
 from tests import test_models as models_test
 from tests.data.test_packed_loss import pack

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(
 
 _CHILD = """
 import ctypes
-from mpt_jax import hostmemory
+from mpt_jax.engine import (hostmemory)
 
 libc = ctypes.CDLL(None)
 libc.malloc.restype = ctypes.c_void_p
@@ -48,7 +48,7 @@ print(held, kept, given_back, megabytes('AnonHugePages'))
 # As XLA's scratch memory is asked for, while Python keeps something small.
 _STEPS = """
 import ctypes
-from mpt_jax import hostmemory
+from mpt_jax.engine import (hostmemory)
 
 libc = ctypes.CDLL(None)
 libc.malloc.restype = ctypes.c_void_p

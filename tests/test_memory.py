@@ -9,7 +9,8 @@ import jax
 import pytest
 
 from benchmarks import memory
-from mpt_jax import partitioning, t5
+from mpt_jax import t5
+from mpt_jax.engine import partitioning
 
 CONFIG = t5.T5Config(
   vocab_size=512,

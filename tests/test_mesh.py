@@ -17,8 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mpt_jax import models, partitioning, t5, train
-from mpt_jax import params as params_lib
+from mpt_jax import models, t5, train
+from mpt_jax.engine import params as params_lib
+from mpt_jax.engine import partitioning
 from mpt_jax.types import InputError
 from tests.helpers import mesh_check, tiny
 

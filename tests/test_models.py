@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mpt_jax import models, prompts, trainer
+from mpt_jax import models, prompts
 from mpt_jax.checkpoints import load_backbone
+from mpt_jax.engine import trainer
 
 # No two sizes are alike, so swapped axes cannot fit by shape.
 K, P = 3, 7

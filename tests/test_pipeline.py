@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 
 import mpt_jax
-from mpt_jax import checkpoints, cli, metrics, models, pipeline, t5, workers
+from mpt_jax import checkpoints, cli, models, pipeline, t5
+from mpt_jax.engine import metrics
 from mpt_jax.pipeline import Plan, Setting, Training, Tuning
+from mpt_jax.study import workers
 from mpt_jax.types import InputError
 
 ROOT = pathlib.Path(__file__).parent.parent

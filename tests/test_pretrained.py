@@ -16,8 +16,8 @@ from mpt_jax import t5
 from mpt_jax.checkpoints import backbone as backbone_lib
 from mpt_jax.checkpoints import huggingface
 from mpt_jax.checkpoints.bundle import PromptBundle
+from mpt_jax.checkpoints.texts import TaskText
 from mpt_jax.pretrained import PromptedT5, Tokenizer
-from mpt_jax.texts import TaskText
 from mpt_jax.types import InputError
 from tests.helpers import tiny
 

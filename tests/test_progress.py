@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from mpt_jax import trainer, workers
+from mpt_jax.engine import trainer
+from mpt_jax.study import workers
 
 
 def test_counts_examples_and_not_rows():

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from mpt_jax import report
 from mpt_jax.checkpoints.bundle import PromptBundle
+from mpt_jax.study import report
 from mpt_jax.types import InputError
 
 P, D = 3, 5

@@ -9,8 +9,10 @@ import sys
 
 import pytest
 
-from mpt_jax import metrics, preemption, runs, selection, train
+from mpt_jax import train
 from mpt_jax.checkpoints import lock
+from mpt_jax.engine import metrics, preemption, selection
+from mpt_jax.engine import predictor as runs
 from mpt_jax.types import InputError
 
 NAN = float('nan')

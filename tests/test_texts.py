@@ -7,7 +7,7 @@ import dataclasses
 
 import pytest
 
-from mpt_jax.texts import TaskText, Template
+from mpt_jax.checkpoints.texts import TaskText, Template
 from mpt_jax.types import InputError
 
 NLI = 'nli premise: {premise} hypothesis: {hypothesis}'

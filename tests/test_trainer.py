@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mpt_jax import models, optimizers, partitioning, prompts, t5, trainer
-from mpt_jax import params as params_lib
+from mpt_jax import models, prompts, t5
 from mpt_jax.checkpoints.run import RunCheckpointer
+from mpt_jax.engine import optimizers, partitioning, trainer
+from mpt_jax.engine import params as params_lib
 from mpt_jax.types import InputError
 from tests.helpers import tiny
 

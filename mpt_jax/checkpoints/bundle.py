@@ -21,7 +21,7 @@ import numpy as np
 import mpt_jax
 from mpt_jax import prompts as prompts_lib
 from mpt_jax.checkpoints import files, peft
-from mpt_jax.texts import TaskText
+from mpt_jax.checkpoints.texts import TaskText
 from mpt_jax.types import (
   InputError,
   check_shape,

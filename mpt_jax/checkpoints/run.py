@@ -26,9 +26,9 @@ from flax import serialization
 import jax
 import numpy as np
 
-from mpt_jax import multihost
-from mpt_jax import params as params_lib
 from mpt_jax.checkpoints import files
+from mpt_jax.engine import multihost
+from mpt_jax.engine import params as params_lib
 from mpt_jax.t5 import T5Config
 from mpt_jax.types import (
   InputError,

@@ -50,7 +50,7 @@ from mpt_jax.data.vocabulary import (
   get_vocabulary,
   use_vocabulary,
 )
-from mpt_jax.metrics import metric
+from mpt_jax.engine.metrics import metric
 
 __all__ = [
   'BatchIterator',

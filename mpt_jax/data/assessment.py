@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from mpt_jax import metrics
 from mpt_jax.data.templates import INVALID
-from mpt_jax.metrics import Judgement, Metric
+from mpt_jax.engine import metrics
+from mpt_jax.engine.metrics import Judgement, Metric
 
 # One answer to more than this share of the examples, in percent, while the
 # targets are not so, or more outputs than that which are no valid answer.

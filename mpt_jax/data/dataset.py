@@ -27,7 +27,6 @@ import seqio
 import tensorflow as tf
 import tqdm
 
-from mpt_jax import batching, buckets
 from mpt_jax.data import (
   counts,
   faults,
@@ -42,6 +41,7 @@ from mpt_jax.data import (
 from mpt_jax.data.feature_converter import check_lengths
 from mpt_jax.data.quiet import only_errors
 from mpt_jax.data.vocabulary import check_vocabulary, end_ids, get_vocabulary
+from mpt_jax.engine import batching, buckets
 from mpt_jax.types import (
   InputError,
   Lengths,

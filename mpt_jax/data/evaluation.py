@@ -16,7 +16,6 @@ import numpy as np
 import seqio
 import tqdm
 
-from mpt_jax import batching, buckets, metrics, selection
 from mpt_jax.data import counts, faults, rows, sources, templates
 from mpt_jax.data.assessment import Answers
 from mpt_jax.data.dataset import (
@@ -29,6 +28,7 @@ from mpt_jax.data.dataset import (
 from mpt_jax.data.feature_converter import check_lengths
 from mpt_jax.data.quiet import only_errors
 from mpt_jax.data.vocabulary import check_vocabulary, end_ids, get_vocabulary
+from mpt_jax.engine import batching, buckets, metrics, selection
 from mpt_jax.types import InputError
 
 # [B, ...] features -> one output per row: [B, T] tokens or [B] scores.

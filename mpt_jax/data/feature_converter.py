@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 import seqio
 import tensorflow as tf
 
-from mpt_jax.batching import EOS, SLOT_TOKEN
 from mpt_jax.data import rows
+from mpt_jax.engine.batching import EOS, SLOT_TOKEN
 from mpt_jax.types import InputError
 
 # The functions below hold no Python branch on a tensor; rewriting them all the

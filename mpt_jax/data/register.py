@@ -9,10 +9,10 @@ from typing import Any
 import seqio
 import tensorflow as tf
 
+from mpt_jax.checkpoints.texts import LABEL, TaskText
 from mpt_jax.data import records, rows, templates
 from mpt_jax.data.sources import TfdsSource
 from mpt_jax.data.vocabulary import get_vocabulary
-from mpt_jax.texts import LABEL, TaskText
 from mpt_jax.types import InputError
 
 Preprocessor = Callable[..., tf.data.Dataset]

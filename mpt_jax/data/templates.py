@@ -1,4 +1,4 @@
-"""Fills the templates of `mpt_jax.texts` with tensors, in tf.data."""
+"""Fills the templates of `checkpoints.texts` with tensors, in tf.data."""
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
@@ -7,9 +7,9 @@ import weakref
 
 import tensorflow as tf
 
-from mpt_jax import texts
+from mpt_jax.checkpoints import texts
+from mpt_jax.checkpoints.texts import LABEL, has, lookup
 from mpt_jax.data.labels import NO_LABEL, check_words
-from mpt_jax.texts import LABEL, has, lookup
 from mpt_jax.types import InputError
 
 # How the complaint about a class id without a word begins.

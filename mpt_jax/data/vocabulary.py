@@ -15,8 +15,8 @@ import seqio
 import tensorflow as tf
 import tensorflow_text as tf_text
 
-from mpt_jax.batching import EOS
 from mpt_jax.checkpoints.vocabulary import Vocabulary
+from mpt_jax.engine.batching import EOS
 from mpt_jax.types import (
   InputError,
   local_path,

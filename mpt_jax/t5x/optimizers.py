@@ -7,8 +7,8 @@ from flax import core
 import jax
 from t5x import optimizers as t5x_optimizers
 
-from mpt_jax import optimizers
-from mpt_jax import params as params_lib
+from mpt_jax.engine import optimizers
+from mpt_jax.engine import params as params_lib
 from mpt_jax.types import InputError, PyTree
 
 SOFT_NAMES = ('prompts/prompt',)

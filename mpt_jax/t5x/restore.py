@@ -18,12 +18,14 @@ import numpy as np
 from t5x import train_state as t5x_train_state
 from t5x import utils as t5x_utils
 
-from mpt_jax import checkpoints, partitioning, runs, starts
-from mpt_jax import params as params_lib
+from mpt_jax import checkpoints
 from mpt_jax import prompts as prompts_lib
 from mpt_jax.checkpoints import tensors
 from mpt_jax.checkpoints.backbone import Backbone
 from mpt_jax.checkpoints.vocabulary import Vocabulary
+from mpt_jax.engine import params as params_lib
+from mpt_jax.engine import partitioning, starts
+from mpt_jax.engine import predictor as runs
 from mpt_jax.t5x import remote
 from mpt_jax.t5x.models import PromptedModel
 from mpt_jax.types import Array, InputError, PyTree

@@ -15,7 +15,7 @@ from t5x import utils as t5x_utils
 import tensorflow as tf
 
 import mpt_jax
-from mpt_jax import data, models, optimizers, starts, t5
+from mpt_jax import data, models, t5
 from mpt_jax import prompts as prompts_lib
 from mpt_jax.checkpoints import bundle as bundle_lib
 from mpt_jax.checkpoints import files, huggingface, t5x_format
@@ -24,7 +24,8 @@ from mpt_jax.checkpoints import vocabulary as vocabulary_lib
 from mpt_jax.checkpoints.backbone import DEMO, find_backbone
 from mpt_jax.data.dataset import check_labels, import_module
 from mpt_jax.data.feature_converter import check_lengths
-from mpt_jax.starts import Distillation
+from mpt_jax.engine import optimizers, starts
+from mpt_jax.engine.starts import Distillation
 from mpt_jax.t5x import optimizers as t5x_optimizers
 from mpt_jax.t5x import remote, saving
 from mpt_jax.t5x.models import PromptedModel, prompt_axis_rules

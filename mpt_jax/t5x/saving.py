@@ -7,8 +7,9 @@ import jax
 from t5x import utils as t5x_utils
 
 import mpt_jax
-from mpt_jax import data, partitioning
+from mpt_jax import data
 from mpt_jax.checkpoints.bundle import PromptBundle
+from mpt_jax.engine import partitioning
 from mpt_jax.t5x import remote
 from mpt_jax.t5x.restore import TrainModel
 from mpt_jax.types import PyTree

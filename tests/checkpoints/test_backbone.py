@@ -5,8 +5,9 @@ import os
 import numpy as np
 import pytest
 
-from mpt_jax import checkpoints, runs, t5
+from mpt_jax import checkpoints, t5
 from mpt_jax.checkpoints.backbone import demo_folder
+from mpt_jax.engine import predictor as runs
 from mpt_jax.types import InputError
 
 TINY = t5.T5Config(

@@ -16,7 +16,7 @@ import safetensors.numpy
 
 import mpt_jax
 from mpt_jax.checkpoints import bundle as bundle_lib
-from mpt_jax.texts import TaskText
+from mpt_jax.checkpoints.texts import TaskText
 from mpt_jax.types import InputError
 
 P, D, R = 5, 11, 3

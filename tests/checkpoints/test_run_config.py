@@ -10,9 +10,10 @@ import logging
 
 import pytest
 
-from mpt_jax import optimizers, t5
 from mpt_jax import prompts as prompts_lib
+from mpt_jax import t5
 from mpt_jax.checkpoints import run as run_lib
+from mpt_jax.engine import optimizers
 from mpt_jax.models import PromptedT5
 from mpt_jax.types import InputError
 

@@ -8,9 +8,10 @@ import jax
 import numpy as np
 import pytest
 
-from mpt_jax import optimizers, partitioning, prompts, trainer
-from mpt_jax import params as params_lib
+from mpt_jax import prompts
 from mpt_jax.checkpoints import run
+from mpt_jax.engine import optimizers, partitioning, trainer
+from mpt_jax.engine import params as params_lib
 from mpt_jax.models import PromptedT5
 from mpt_jax.types import InputError
 from tests.helpers import tiny

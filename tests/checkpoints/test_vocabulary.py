@@ -5,10 +5,10 @@ import shutil
 
 import pytest
 
-from mpt_jax import runs
 from mpt_jax.checkpoints import huggingface, vocabulary
 from mpt_jax.checkpoints.backbone import digest_vocabulary, load_backbone
 from mpt_jax.checkpoints.vocabulary import ORDINARY, SpecialIds, Vocabulary
+from mpt_jax.engine import predictor as runs
 from mpt_jax.models import PromptedT5
 from mpt_jax.types import InputError
 

@@ -11,9 +11,10 @@ pytest.importorskip('sklearn')
 import scipy.stats  # noqa: E402
 import sklearn.metrics  # noqa: E402
 
-from mpt_jax import data, runs  # noqa: E402
-from mpt_jax import metrics as meanings  # noqa: E402
+from mpt_jax import data
 from mpt_jax.data import assessment  # noqa: E402
+from mpt_jax.engine import metrics as meanings  # noqa: E402
+from mpt_jax.engine import predictor as runs  # noqa: E402
 from tasks import metrics  # noqa: E402
 
 pytestmark = pytest.mark.data

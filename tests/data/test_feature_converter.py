@@ -9,7 +9,8 @@ import pytest
 import seqio
 import tensorflow as tf
 
-from mpt_jax import batching, data
+from mpt_jax import data
+from mpt_jax.engine import batching
 from mpt_jax.types import InputError
 from tests.data.toys import LENGTHS, read_segments
 

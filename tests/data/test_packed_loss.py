@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mpt_jax import batching
+from mpt_jax.engine import batching
 from tests import test_models as models_test
 from tests.test_models import P
 

@@ -8,8 +8,8 @@ import seqio
 import tensorflow as tf
 
 from mpt_jax import data
+from mpt_jax.checkpoints.texts import TaskText
 from mpt_jax.data import register
-from mpt_jax.texts import TaskText
 from mpt_jax.types import InputError
 from tests.data.toys import make_text
 

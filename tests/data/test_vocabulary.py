@@ -8,9 +8,10 @@ import pytest
 import seqio
 import tensorflow as tf
 
-from mpt_jax import data, runs
+from mpt_jax import data
 from mpt_jax.checkpoints.bundle import PromptBundle
 from mpt_jax.checkpoints.vocabulary import Vocabulary
+from mpt_jax.engine import predictor as runs
 from mpt_jax.pretrained import PromptedT5
 from mpt_jax.types import InputError
 from tests.data import toys

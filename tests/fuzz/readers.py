@@ -16,8 +16,8 @@ from mpt_jax.checkpoints import huggingface, peft
 from mpt_jax.checkpoints.backbone import load_backbone
 from mpt_jax.checkpoints.bundle import PromptBundle, load_prompts
 from mpt_jax.checkpoints.tensors import expected_shapes
+from mpt_jax.checkpoints.texts import TaskText
 from mpt_jax.pretrained import Tokenizer
-from mpt_jax.texts import TaskText
 from mpt_jax.types import InputError
 from tests.helpers import tiny
 

@@ -17,9 +17,9 @@ import sys
 import jax
 import numpy as np
 
-from mpt_jax import optimizers, partitioning, trainer
-from mpt_jax import params as params_lib
 from mpt_jax.checkpoints.run import RunCheckpointer
+from mpt_jax.engine import optimizers, partitioning, trainer
+from mpt_jax.engine import params as params_lib
 from tests.helpers import tiny
 
 ROWS, STEPS = 32, 10

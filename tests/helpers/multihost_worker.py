@@ -13,9 +13,9 @@ import sys
 import jax
 import numpy as np
 
-from mpt_jax import multihost, optimizers, partitioning, trainer
-from mpt_jax import params as params_lib
 from mpt_jax.checkpoints.run import RunCheckpointer
+from mpt_jax.engine import multihost, optimizers, partitioning, trainer
+from mpt_jax.engine import params as params_lib
 from mpt_jax.types import InputError
 from tests.helpers import tiny
 

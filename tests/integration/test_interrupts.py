@@ -27,7 +27,8 @@ __all__ = ['bundles']
 PRESSER = """
 import os, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from mpt_jax import cli, preemption, train, trainer
+from mpt_jax import cli, train
+from mpt_jax.engine import (preemption, trainer)
 where, limit, number = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 count = 0
 def at(place):
@@ -55,7 +56,8 @@ cli.main('mpt_jax.train', 'train', sys.argv[4:])
 TWICE = """
 import ctypes, os, signal, sys, threading
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from mpt_jax import cli, trainer
+from mpt_jax import cli
+from mpt_jax.engine import (trainer)
 put_batch, calls = trainer.put_batch, []
 def press():
   os.kill(os.getpid(), signal.SIGINT)

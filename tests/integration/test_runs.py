@@ -244,7 +244,8 @@ def test_evaluation_in_bfloat16_with_a_scanned_backbone(bundles, tmp_path):
 # Asks itself to stop while it takes its tenth step.
 STOPPER = """
 import os, signal, sys
-from mpt_jax import cli, trainer
+from mpt_jax import cli
+from mpt_jax.engine import (trainer)
 put_batch, calls = trainer.put_batch, []
 def put_and_stop(batch, mesh, **kwargs):
   calls.append(1)

@@ -40,7 +40,8 @@ def hook(event, args):
     if isinstance(args[0], (str, bytes)) and folder in os.fsdecode(args[0]):
       happened(saving)
 sys.addaudithook(hook)
-from mpt_jax import cli, trainer
+from mpt_jax import cli
+from mpt_jax.engine import (trainer)
 from mpt_jax.checkpoints import run
 put_batch, save = trainer.put_batch, run.RunCheckpointer.save
 def put(*args, **kwargs):

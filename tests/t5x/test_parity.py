@@ -7,8 +7,8 @@ import pytest
 
 pytest.importorskip('t5x', reason='T5X is not on PYTHONPATH')
 
-from mpt_jax import optimizers, partitioning, trainer
-from mpt_jax import params as params_lib
+from mpt_jax.engine import optimizers, partitioning, trainer
+from mpt_jax.engine import params as params_lib
 from tests.helpers import tiny
 from tests.t5x import helpers
 

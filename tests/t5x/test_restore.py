@@ -10,9 +10,10 @@ pytest.importorskip('t5x', reason='T5X is not on PYTHONPATH')
 
 from t5x import partitioning
 
-from mpt_jax import checkpoints, models, optimizers, prompts, t5
-from mpt_jax import params as params_lib
+from mpt_jax import checkpoints, models, prompts, t5
 from mpt_jax.checkpoints.bundle import PromptBundle
+from mpt_jax.engine import optimizers
+from mpt_jax.engine import params as params_lib
 from mpt_jax.t5x import optimizers as t5x_optimizers
 from mpt_jax.t5x import remote, restore, runs
 from mpt_jax.t5x.models import PromptedModel, prompt_axis_rules

@@ -6,8 +6,8 @@ import pytest
 
 pytest.importorskip('t5x', reason='T5X is not on PYTHONPATH')
 
-from mpt_jax import optimizers
-from mpt_jax import params as params_lib
+from mpt_jax.engine import optimizers
+from mpt_jax.engine import params as params_lib
 from mpt_jax.types import InputError
 from tests.t5x import helpers
 

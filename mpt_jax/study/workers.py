@@ -23,10 +23,11 @@ import time
 import traceback
 from typing import Any
 
-from mpt_jax import cli, hostmemory, preemption, trainer
+from mpt_jax import cli
 from mpt_jax.checkpoints import files
-from mpt_jax.runs import RESULTS
-from mpt_jax.trainer import format_seconds
+from mpt_jax.engine import hostmemory, preemption, trainer
+from mpt_jax.engine.predictor import RESULTS
+from mpt_jax.engine.trainer import format_seconds
 from mpt_jax.types import InputError, prefer_own_packages
 
 log = logging.getLogger(__name__)
@@ -476,7 +477,7 @@ def _warm_up(backbone: str, data_dir: str, module: str | None) -> None:
       from mpt_jax.data.dataset import import_module
 
       import_module(module)
-    from mpt_jax import runs
+    from mpt_jax.engine import predictor as runs
 
     _shared['backbone'] = runs.load_backbone(backbone)
 

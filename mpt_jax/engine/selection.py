@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 
-from mpt_jax import metrics
-from mpt_jax.metrics import Metric
+from mpt_jax.engine import metrics
+from mpt_jax.engine.metrics import Metric
 from mpt_jax.types import InputError, nearest
 
 # The main score of a task is the first of these that it has.

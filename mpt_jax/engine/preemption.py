@@ -12,7 +12,7 @@ import sys
 import threading
 from types import FrameType
 
-from mpt_jax import multihost
+from mpt_jax.engine import multihost
 
 # What Ctrl-C asks for, and what ends a process whose main thread is busy.
 End = Callable[[str], None]

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
-from mpt_jax import params as params_lib
+from mpt_jax.engine import params as params_lib
 from mpt_jax.types import InputError, PyTree
 
 # Parameter name -> logical axes, first match wins.

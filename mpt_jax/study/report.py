@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from mpt_jax import metrics, selection
 from mpt_jax.checkpoints import bundle as bundle_lib
 from mpt_jax.checkpoints import files
 from mpt_jax.checkpoints.backbone import find_backbone
-from mpt_jax.runs import RESULTS
-from mpt_jax.trainer import format_seconds
+from mpt_jax.engine import metrics, selection
+from mpt_jax.engine.predictor import RESULTS
+from mpt_jax.engine.trainer import format_seconds
 
 RECORD = 'pipeline.json'
 JSON = 'report.json'

@@ -10,7 +10,7 @@ import re
 import jax.numpy as jnp
 import optax
 
-from mpt_jax import params as params_lib
+from mpt_jax.engine import params as params_lib
 from mpt_jax.types import Array, InputError, PyTree, nearest
 
 OPTIMIZERS = ('adamw', 'adafactor', 'muon')

@@ -15,7 +15,7 @@ from mpt_jax import models, t5
 from mpt_jax import prompts as prompts_lib
 from mpt_jax.checkpoints import bundle as bundle_lib
 from mpt_jax.checkpoints.backbone import Backbone
-from mpt_jax.runs import tokenizer
+from mpt_jax.engine.predictor import tokenizer
 from mpt_jax.types import (
   InputError,
   Rate,

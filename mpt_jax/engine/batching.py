@@ -11,7 +11,7 @@ import dataclasses
 
 import numpy as np
 
-from mpt_jax.buckets import Buckets
+from mpt_jax.engine.buckets import Buckets
 
 # What stands in `encoder_input_tokens` where a prompt vector goes. It is never
 # embedded; it must only differ from padding. T5's unknown mark.

@@ -19,8 +19,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 import numpy as np
 
-from mpt_jax import hostmemory, optimizers, partitioning, preemption
-from mpt_jax import params as params_lib
+from mpt_jax.engine import hostmemory, optimizers, partitioning, preemption
+from mpt_jax.engine import params as params_lib
 from mpt_jax.models import Metrics, PromptedT5
 from mpt_jax.types import (
   Array,

@@ -9,21 +9,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from mpt_jax import (
-  hostmemory,
-  metrics,
-  models,
-  partitioning,
-  selection,
-  t5,
-  trainer,
-)
+from mpt_jax import models, t5
 from mpt_jax.checkpoints import backbone as backbone_lib
 from mpt_jax.checkpoints import bundle as bundle_lib
 from mpt_jax.checkpoints import run as run_lib
 from mpt_jax.checkpoints.backbone import DEMO, Backbone, demo_folder
 from mpt_jax.checkpoints.vocabulary import Vocabulary
-from mpt_jax.metrics import Judgement, Metric
+from mpt_jax.engine import hostmemory, metrics, partitioning, selection, trainer
+from mpt_jax.engine.metrics import Judgement, Metric
 from mpt_jax.types import (
   InputError,
   local_path,

@@ -1,0 +1,1 @@
+"""Studies: which runs there are, who runs them, and what they found."""
