@@ -54,6 +54,7 @@ from mpt_jax.engine.predictor import (
   mean_score,
   vocabulary_digest,
 )
+from mpt_jax.engine.settings import Evaluation
 from mpt_jax.engine.starts import Distillation
 from mpt_jax.t5 import products
 from mpt_jax.types import (
@@ -78,55 +79,6 @@ BEST = 'best'
 METRICS = 'metrics.jsonl'
 # What stands beside the scores there: 'floor/rte/commonest'.
 _FLOOR = 'floor'
-
-
-@dataclasses.dataclass(frozen=True)
-class Evaluation:
-  """How a run is evaluated while it trains and at its end.
-
-  Attributes:
-    split: split to score.
-    period: steps between evaluations; 0 evaluates at the end only.
-    num_examples: examples per task; None is all.
-    batch_size: rows per decoding batch.
-    tasks: tasks to score; None is the run's own.
-    loss_steps: batches (packed if training is) for the teacher-forced loss
-      terms of the split, written to the metrics; 0 is none.
-    keep_best: whether each task's best prompts by `split` are kept in
-      `best/<task>`, and become the run's product.
-    best_metric: name of the metric that decides; None is each task's main
-      one.
-    patience: evaluations without a better score after which a task is done;
-      the run ends when all are. None never ends early.
-    test_split: split to score once, at the end, with the run's product; None
-      is none.
-  """
-
-  split: str = 'validation'
-  period: Natural = 0
-  num_examples: Positive | None = None
-  batch_size: Positive = 128
-  tasks: Sequence[str] | None = None
-  loss_steps: Natural = 0
-  keep_best: bool = False
-  best_metric: str | None = None
-  patience: Positive | None = None
-  test_split: str | None = None
-
-  def __post_init__(self):
-    if self.selects and not self.period:
-      raise InputError(
-        'KEEP_BEST and PATIENCE compare evaluations: set EVAL_PERIOD too'
-      )
-
-  @property
-  def selects(self) -> bool:
-    """Whether evaluations are compared with each other."""
-    return self.keep_best or self.patience is not None
-
-  def names(self, dataset: Any) -> Sequence[str]:
-    """The mixtures and tasks to score in a run on a data set."""
-    return cli.as_list(self.tasks or dataset.mixture_or_task_name)
 
 
 def train(

@@ -1,0 +1,112 @@
+"""Settings that belong together, written once for every command.
+
+Gin binds them (`train.Devices`, `train.Evaluation`, …), a notebook passes them
+to `mpt_jax.train` and `mpt_jax.evaluate`; defaults stand here alone.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+from typing import Any
+
+from mpt_jax import t5
+from mpt_jax.types import InputError, Natural, Positive
+
+
+@dataclasses.dataclass(frozen=True)
+class BackboneSource:
+  """Where a backbone is read from.
+
+  Attributes:
+    path: an HF folder, a T5X checkpoint, or 'demo'; None draws a fresh one.
+    config: its sizes or their name, where the checkpoint has none.
+    vocabulary: SentencePiece file, `tokenizer.json` or a folder with one; None
+      is the one beside the backbone.
+  """
+
+  path: str | None
+  config: t5.T5Config | str | None = None
+  vocabulary: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Devices:
+  """Devices, memory and speed; of what a run is, `dtype` and `precision` only.
+
+  Attributes:
+    num_partitions: size of the mesh's `model` axis; the others split batches.
+    shard_backbone: split the backbone over the `data` axis too.
+    microbatches: parts that a batch is run in; the update is the same. None
+      is one, or in buckets as many as suit the device.
+    remat_layers: compute layers again in the backward pass.
+    scan_layers: run the layers as a loop over stacked parameters, which
+      compiles one layer in place of all; for a frozen backbone.
+    dtype: type of activations and frozen matrices; None is the model's own.
+    precision: of matrix products, see `t5.T5Config`.
+  """
+
+  num_partitions: Positive = 1
+  shard_backbone: bool = False
+  microbatches: Positive | None = None
+  remat_layers: bool = False
+  scan_layers: bool = False
+  dtype: str | None = None
+  precision: str = 'float32'
+
+  def configure(self, config: t5.T5Config) -> t5.T5Config:
+    """Returns a backbone's sizes with these types and this memory."""
+    return dataclasses.replace(
+      config,
+      dtype=self.dtype or config.dtype,
+      precision=self.precision,
+      remat_layers=self.remat_layers,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+  """How a run is evaluated while it trains and at its end.
+
+  Attributes:
+    split: split to score.
+    period: steps between evaluations; 0 evaluates at the end only.
+    num_examples: examples per task; None is all.
+    batch_size: rows per decoding batch.
+    tasks: tasks to score; None is the run's own.
+    loss_steps: batches (packed if training is) for the teacher-forced loss
+      terms of the split, written to the metrics; 0 is none.
+    keep_best: whether each task's best prompts by `split` are kept in
+      `best/<task>`, and become the run's product.
+    best_metric: name of the metric that decides; None is each task's main
+      one.
+    patience: evaluations without a better score after which a task is done;
+      the run ends when all are. None never ends early.
+    test_split: split to score once, at the end, with the run's product; None
+      is none.
+  """
+
+  split: str = 'validation'
+  period: Natural = 0
+  num_examples: Positive | None = None
+  batch_size: Positive = 128
+  tasks: Sequence[str] | None = None
+  loss_steps: Natural = 0
+  keep_best: bool = False
+  best_metric: str | None = None
+  patience: Positive | None = None
+  test_split: str | None = None
+
+  def __post_init__(self):
+    if self.selects and not self.period:
+      raise InputError(
+        'KEEP_BEST and PATIENCE compare evaluations: set EVAL_PERIOD too'
+      )
+
+  @property
+  def selects(self) -> bool:
+    """Whether evaluations are compared with each other."""
+    return self.keep_best or self.patience is not None
+
+  def names(self, dataset: Any) -> Sequence[str]:
+    """The mixtures and tasks to score in a run on a data set."""
+    names = self.tasks or dataset.mixture_or_task_name
+    return [names] if isinstance(names, str) else list(names)
