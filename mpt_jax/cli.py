@@ -925,6 +925,10 @@ def _annotations(module: str, name: str) -> Mapping[str, ast.expr]:
       for arg in (*node.args.args, *node.args.kwonlyargs):
         if arg.annotation is not None:
           found[arg.arg] = arg.annotation
+    elif isinstance(node, ast.ImportFrom) and node.module:
+      for alias in node.names:
+        if (alias.asname or alias.name) == name:
+          return _annotations(node.module, alias.name)
   return found
 
 
