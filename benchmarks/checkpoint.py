@@ -23,20 +23,16 @@ def main() -> None:
   import numpy as np
 
   from benchmarks import backbone
-  from mpt_jax import models, prompts
+  from mpt_jax import methods, models
   from mpt_jax.checkpoints.run import RunCheckpointer
   from mpt_jax.engine import optimizers, partitioning, trainer
 
   config = backbone.make_config(flags.model)
-  module = prompts.MultitaskPrompts(
-    flags.prompt_len, config.emb_dim, flags.num_tasks
-  )
-  model = models.PromptedT5(config, module)
-  start = prompts.initial_prompts(
-    module, jax.random.PRNGKey(flags.seed), prompts.Uniform()
-  )
+  method = methods.MultitaskPrompts(flags.prompt_len)
+  model = models.PromptedT5(config, method, flags.num_tasks)
+  start = method.fresh(config, flags.num_tasks, jax.random.PRNGKey(flags.seed))
   optimizer = optimizers.Optimizer(
-    optimizers.prompt_groups(True, 0.3, 0.1), schedule='constant'
+    optimizers.method_groups(method, 0.3, 0.1), schedule='constant'
   )
   state = trainer.make_state(
     model, optimizer, {'prompts': start}, 0, partitioning.make_mesh()

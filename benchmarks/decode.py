@@ -21,19 +21,17 @@ def ours(flags: Any) -> Any:
   import numpy as np
 
   from benchmarks import backbone
-  from mpt_jax import models, prompts
+  from mpt_jax import methods, models
   from mpt_jax.engine import hostmemory, partitioning, trainer
 
   hostmemory.prepare()
   config = backbone.make_config(flags.model, flags.precision)
   mesh = partitioning.make_mesh()
   params = backbone.place(config, mesh, flags.seed)
-  module = prompts.SoftPrompts(flags.prompt_len, config.emb_dim)
-  params['prompts'] = prompts.initial_prompts(
-    module, jax.random.PRNGKey(0), prompts.Uniform()
-  )
+  method = methods.SoftPrompts(flags.prompt_len)
+  params['prompts'] = method.fresh(config, 1, jax.random.PRNGKey(0))
   predict = trainer.make_predict_step(
-    models.PromptedT5(config, module),
+    models.PromptedT5(config, method),
     max_decode_length=flags.target_len,
   )
   slots = np.zeros((flags.batch, flags.prompt_len + flags.input_len), np.int32)

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 import numpy as np
 
-from mpt_jax import models, prompts, t5
+from mpt_jax import methods, models, t5
 from mpt_jax.checkpoints import tensors
 from mpt_jax.engine import optimizers, partitioning, trainer
 from mpt_jax.engine import params as params_lib
@@ -57,12 +57,10 @@ class Setting:
     """The model of this setting."""
     if self.finetune:
       return models.PromptedT5(self.config)
-    module = prompts.MultitaskPrompts(
-      self.prompt_length, self.config.emb_dim, self.tasks
-    )
+    method = methods.MultitaskPrompts(self.prompt_length)
     if self.distill:
-      return models.DistilledPromptedT5(self.config, module)
-    return models.PromptedT5(self.config, module)
+      return models.DistilledPromptedT5(self.config, method, self.tasks)
+    return models.PromptedT5(self.config, method, self.tasks)
 
 
 def num_bytes(tree: PyTree) -> int:
@@ -99,9 +97,14 @@ def abstract_arguments(setting: Setting, mesh: Mesh) -> tuple[Any, ...]:
   if setting.finetune:
     trained, params = params, {}
   else:
-    assert model.prompts is not None
-    init = jax.eval_shape(model.prompts.init, jax.random.PRNGKey(0))
-    trained = {'prompts': init['params']}
+    assert model.method is not None
+    shapes = model.method.shapes(config, setting.tasks)
+    trained = {
+      'prompts': {
+        name: jax.ShapeDtypeStruct(shape, jnp.float32)
+        for name, shape in shapes.items()
+      }
+    }
     if setting.distill:
       shape = (setting.tasks, setting.prompt_length, config.emb_dim)
       params['teacher_prompts'] = {
@@ -184,7 +187,7 @@ def measure(setting: Setting, mesh: Mesh, compiled: bool = True) -> dict:
 def _optimizer(setting: Setting) -> optimizers.Optimizer:
   groups = (optimizers.Group('.*', 1e-3),)
   if not setting.finetune:
-    groups = optimizers.prompt_groups(True, 0.3, 0.1)
+    groups = optimizers.method_groups(methods.MultitaskPrompts(), 0.3, 0.1)
   return optimizers.Optimizer(groups, schedule='constant')
 
 

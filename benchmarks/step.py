@@ -51,7 +51,7 @@ def main() -> None:
   import numpy as np
 
   from benchmarks import backbone
-  from mpt_jax import models, prompts
+  from mpt_jax import methods, models
   from mpt_jax.engine import (
     batching,
     hostmemory,
@@ -65,13 +65,11 @@ def main() -> None:
   hostmemory.prepare()
   rss_after_import = measure.rss_mb()
   config = backbone.make_config(flags.model, flags.precision)
-  module = prompts.MultitaskPrompts(
-    flags.prompt_len, config.emb_dim, flags.num_tasks
-  )
+  method = methods.MultitaskPrompts(flags.prompt_len)
   kind = models.DistilledPromptedT5 if flags.distill else models.PromptedT5
-  model = kind(config, module)
+  model = kind(config, method, flags.num_tasks)
   optimizer = optimizers.Optimizer(
-    optimizers.prompt_groups(True, 0.3, 0.1), schedule='constant'
+    optimizers.method_groups(method, 0.3, 0.1), schedule='constant'
   )
   mesh = partitioning.make_mesh()
 
@@ -81,9 +79,7 @@ def main() -> None:
     size = flags.num_tasks, flags.prompt_len, config.emb_dim
     table = {'prompt_table': rng.standard_normal(size, np.float32)}
     frozen['teacher_prompts'] = partitioning.shard_params(table, mesh)
-  start = prompts.initial_prompts(
-    module, jax.random.PRNGKey(flags.seed), prompts.Uniform()
-  )
+  start = method.fresh(config, flags.num_tasks, jax.random.PRNGKey(flags.seed))
   state = trainer.make_state(model, optimizer, {'prompts': start}, 0, mesh)
   rss_after_init = measure.rss_mb()
 
@@ -241,7 +237,7 @@ def main() -> None:
         'peak_rss_mb': peak,
         'rss_after_import_mb': rss_after_import,
         'rss_after_init_mb': rss_after_init,
-        'trainable': prompts.num_parameters(module),
+        'trainable': method.num_parameters(config, flags.num_tasks),
         'dirty': meter.dirty,
         'waited_s': round(meter.waited, 1),
         **compiled,

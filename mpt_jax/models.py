@@ -4,20 +4,22 @@ The model classes know no engine (the native trainer and T5X call the same
 methods) and no task. They hold no arrays, only static settings, so that they
 are hashable and a jitted step is compiled once per model.
 
-A parameter tree is the T5 tree with two more branches at the top:
-`prompts/...` (what a prompt module owns) and, for distillation,
-`teacher_prompts/prompt_table` [K, P, D].
+A parameter tree is the T5 tree with up to two more branches at the top:
+`prompts/...` or `delta/...` (what a method learns, see `methods.base`) and,
+for distillation, `teacher_prompts/prompt_table` [K, P, D].
 """
 
 from collections.abc import Mapping
+import contextlib
 import dataclasses
 from typing import Any
 
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from mpt_jax import losses, t5
-from mpt_jax import prompts as prompts_lib
+from mpt_jax import losses, methods, t5
+from mpt_jax.engine import params as params_lib
 from mpt_jax.t5 import decoding
 from mpt_jax.types import Array, Batch, PyTree, check_shape
 
@@ -33,11 +35,12 @@ NORMALIZERS = (
 
 @dataclasses.dataclass(frozen=True)
 class PromptedT5:
-  """T5 steered by soft prompts, or T5 alone when `prompts` is None.
+  """T5 with what a method learns for it, or T5 alone.
 
   Attributes:
     config: sizes of the backbone.
-    prompts: the prompt module, or None (pretraining, full fine-tuning).
+    method: the method; None is the backbone alone.
+    num_tasks: K, the tasks of the run.
     loss_normalizing_factor: what the summed loss is divided by: a number,
       None (nothing), 'NUM_REAL_TARGET_TOKENS' (the default: mean per token),
       'NUM_TOTAL_TARGET_TOKENS' (padding counts too) or
@@ -50,7 +53,8 @@ class PromptedT5:
   """
 
   config: t5.T5Config
-  prompts: prompts_lib.PromptModule | None = None
+  method: methods.Method | None = None
+  num_tasks: int = 1
   loss_normalizing_factor: float | str | None = 'NUM_REAL_TARGET_TOKENS'
   label_smoothing: float = 0.0
   z_loss: float = 0.0
@@ -71,9 +75,9 @@ class PromptedT5:
     return t5.Transformer(self.config)
 
   @property
-  def num_tasks(self) -> int:
-    """K, the rows of the prompt table (1 without prompts)."""
-    return 1 if self.prompts is None else self.prompts.num_tasks
+  def prompt_length(self) -> int:
+    """P; 0 without prompts."""
+    return 0 if self.method is None else self.method.prompt_length
 
   @property
   def term_names(self) -> tuple[str, ...]:
@@ -104,18 +108,16 @@ class PromptedT5:
         backbone_key, tokens, tokens, tokens, enable_dropout=False
       )['params']
     )
-    if self.prompts is not None:
-      params['prompts'] = prompts_lib.initial_prompts(
-        self.prompts, prompt_key, prompts_lib.Uniform()
-      )
+    if self.method is not None and self.method.branch is not None:
+      drawn = self.method.fresh(self.config, self.num_tasks, prompt_key)
+      params[self.method.branch] = params_lib.unflatten(drawn)
     return {'params': params}
 
   def prompt_table(self, params: PyTree) -> Array | None:
     """[K, P, D] float32, or None without prompts."""
-    if self.prompts is None:
+    if self.method is None or self.method.branch != methods.PROMPTS:
       return None
-    table: Any = self.prompts.apply({'params': params['prompts']})
-    return table
+    return self.method.prompt_table(params[methods.PROMPTS], self.num_tasks)
 
   def loss_terms(
     self, params: PyTree, batch: Batch, dropout_rng: Array | None
@@ -242,53 +244,43 @@ class PromptedT5:
     """
     length = max_decode_length or batch['decoder_input_tokens'].shape[1]
     table = self.prompt_table(params)
-    backbone = {k: params[k] for k in _BACKBONE if k in params}
-    encoded: Any = self.module.apply(
-      {'params': backbone},
-      batch['encoder_input_tokens'],
-      enable_dropout=False,
-      method='encode',
-      **self._prompt_inputs(table, batch),
-    )
-    cache, step = decoding.make_decode_step(
-      self.module, backbone, encoded, batch['encoder_input_tokens'], length
-    )
-    size = encoded.shape[0]
-    if num_beams > 1:
-      tokens, scores = decoding.beam_search(
-        step,
-        cache,
-        batch_size=size,
-        max_decode_length=length,
-        num_beams=num_beams,
-        alpha=beam_alpha,
-        eos_id=self.eos_id,
-        start_id=self.start_id,
+    variables = self._variables(params)
+    # The loops trace their step, too, while the method is there.
+    with self._entered():
+      encoded: Any = self.module.apply(
+        variables,
+        batch['encoder_input_tokens'],
+        enable_dropout=False,
+        method='encode',
+        **self._prompt_inputs(table, batch),
       )
-      return tokens[:, -1], scores[:, -1]
-    if temperature > 0.0:
-      if rng is None:
-        raise ValueError('sampling needs a random key: give rng')
-      return decoding.temperature_sample(
-        step,
-        cache,
-        rng,
-        batch_size=size,
-        max_decode_length=length,
-        temperature=temperature,
-        topk=topk,
-        topp=topp,
-        eos_id=self.eos_id,
-        start_id=self.start_id,
+      cache, step = decoding.make_decode_step(
+        self.module, variables, encoded, batch['encoder_input_tokens'], length
       )
-    return decoding.greedy(
-      step,
-      cache,
-      batch_size=size,
-      max_decode_length=length,
-      eos_id=self.eos_id,
-      start_id=self.start_id,
-    )
+      loop: dict[str, Any] = {
+        'batch_size': encoded.shape[0],
+        'max_decode_length': length,
+        'eos_id': self.eos_id,
+        'start_id': self.start_id,
+      }
+      if num_beams > 1:
+        tokens, scores = decoding.beam_search(
+          step, cache, num_beams=num_beams, alpha=beam_alpha, **loop
+        )
+        return tokens[:, -1], scores[:, -1]
+      if temperature > 0.0:
+        if rng is None:
+          raise ValueError('sampling needs a random key: give rng')
+        return decoding.temperature_sample(
+          step,
+          cache,
+          rng,
+          temperature=temperature,
+          topk=topk,
+          topp=topp,
+          **loop,
+        )
+      return decoding.greedy(step, cache, **loop)
 
   def score_batch(self, params: PyTree, batch: Batch) -> Array:
     """Log probability of each row's target tokens.
@@ -307,6 +299,20 @@ class PromptedT5:
     return -jnp.sum(loss * _token_weights(batch), axis=-1)
 
   # -- parts ----------------------------------------------------------------
+
+  def _variables(self, params: PyTree) -> dict[str, Any]:
+    """The network's collections: the backbone, and what enters it."""
+    backbone = {k: params[k] for k in _BACKBONE if k in params}
+    variables = {'params': backbone}
+    if methods.DELTA in params:
+      variables[methods.DELTA] = _like_layers(params[methods.DELTA], backbone)
+    return variables
+
+  def _entered(self) -> contextlib.AbstractContextManager[Any]:
+    """The method in the network, as long as that is called or traced."""
+    if isinstance(self.method, methods.Delta):
+      return nn.intercept_methods(self.method.intercept)
+    return contextlib.nullcontext()
 
   def _prompt_inputs(self, table: Array | None, batch: Batch) -> dict[str, Any]:
     if table is None:
@@ -329,20 +335,21 @@ class PromptedT5:
     hidden_states: bool = False,
   ) -> tuple[Array, dict[str, tuple[Array, ...]]]:
     """Logits [B, T, V] and, on request, the hidden states of each side."""
-    out: Any = self.module.apply(
-      {'params': {k: params[k] for k in _BACKBONE if k in params}},
-      batch['encoder_input_tokens'],
-      self._decoder_inputs(batch),
-      batch['decoder_target_tokens'],
-      encoder_segment_ids=batch.get('encoder_segment_ids'),
-      decoder_segment_ids=batch.get('decoder_segment_ids'),
-      encoder_positions=batch.get('encoder_positions'),
-      decoder_positions=batch.get('decoder_positions'),
-      enable_dropout=dropout_rng is not None,
-      return_hidden_states=hidden_states,
-      rngs=None if dropout_rng is None else {'dropout': dropout_rng},
-      **self._prompt_inputs(table, batch),
-    )
+    with self._entered():
+      out: Any = self.module.apply(
+        self._variables(params),
+        batch['encoder_input_tokens'],
+        self._decoder_inputs(batch),
+        batch['decoder_target_tokens'],
+        encoder_segment_ids=batch.get('encoder_segment_ids'),
+        decoder_segment_ids=batch.get('decoder_segment_ids'),
+        encoder_positions=batch.get('encoder_positions'),
+        decoder_positions=batch.get('decoder_positions'),
+        enable_dropout=dropout_rng is not None,
+        return_hidden_states=hidden_states,
+        rngs=None if dropout_rng is None else {'dropout': dropout_rng},
+        **self._prompt_inputs(table, batch),
+      )
     return out if hidden_states else (out, {})
 
   def _decoder_inputs(self, batch: Batch) -> Array:
@@ -387,7 +394,7 @@ class PromptedT5:
   def _decoder_rows(self, batch: Batch) -> Array:
     """[B, T] int32: the prompt table row of the example at each target."""
     targets = batch['decoder_target_tokens']
-    if self.prompts is None:
+    if not self.prompt_length and self.num_tasks == 1:
       return jnp.zeros_like(targets)
     rows = batch['encoder_task_ids']
     if 'encoder_segment_ids' in batch:
@@ -441,7 +448,7 @@ class DistilledPromptedT5(PromptedT5):
 
   def __post_init__(self):
     super().__post_init__()
-    if self.prompts is None:
+    if self.method is None or self.method.branch != methods.PROMPTS:
       raise ValueError('distillation needs prompts to distill into')
     if self.hidden_layers not in ('last', 'all'):
       raise ValueError(
@@ -462,8 +469,7 @@ class DistilledPromptedT5(PromptedT5):
   ) -> dict[str, PyTree]:
     """As `PromptedT5`, with a teacher table of zeros to be filled."""
     variables = super().get_initial_variables(rng, input_shapes, input_types)
-    assert self.prompts is not None
-    shape = (self.num_tasks, self.prompts.length, self.prompts.features)
+    shape = (self.num_tasks, self.prompt_length, self.config.emb_dim)
     variables['params']['teacher_prompts'] = {
       'prompt_table': jnp.zeros(shape, jnp.float32)
     }
@@ -540,6 +546,18 @@ class DistilledPromptedT5(PromptedT5):
 
 
 _BACKBONE = ('token_embedder', 'encoder', 'decoder')
+
+
+def _like_layers(delta: PyTree, backbone: PyTree) -> PyTree:
+  """Stacks a delta's layers where the backbone's are (`place_backbone`)."""
+  if not any('layers' in backbone.get(s, {}) for s in ('encoder', 'decoder')):
+    return delta
+  flat = params_lib.flatten(delta)
+  stacked = {}
+  for name, members in params_lib.layer_groups(flat).items():
+    parts = [flat[member] for member in members]
+    stacked[name] = parts[0] if members == [name] else jnp.stack(parts)
+  return params_lib.unflatten(stacked)
 
 
 def _token_weights(batch: Batch) -> Array:

@@ -70,13 +70,13 @@ class PromptedT5:
       )
     self.backbone, self.bundle, self.tokenizer = backbone, bundle, tokenizer
     params = dict(backbone.params)
-    module = None
+    method, tasks = None, 1
     if bundle is not None:
       check_backbone(bundle, backbone)
-      params['prompts'] = dict(bundle.arrays)
-      module = bundle.make_module()
+      params |= bundle.params
+      method, tasks = bundle.learner, len(bundle.task_names)
     self.model = models.PromptedT5(
-      backbone.config, module, **backbone.special_ids.of_model()
+      backbone.config, method, tasks, **backbone.special_ids.of_model()
     )
     self.params = jax.device_put(params)
     self._predict = jax.jit(

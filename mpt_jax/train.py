@@ -26,8 +26,7 @@ from jax.sharding import Mesh
 import numpy as np
 
 import mpt_jax
-from mpt_jax import checkpoints, cli, models, t5
-from mpt_jax import prompts as prompts_lib
+from mpt_jax import checkpoints, cli, methods, models, t5
 from mpt_jax.checkpoints import bundle as bundle_lib
 from mpt_jax.checkpoints import files, lock
 from mpt_jax.checkpoints import run as run_lib
@@ -55,10 +54,11 @@ from mpt_jax.engine.predictor import (
   vocabulary_digest,
 )
 from mpt_jax.engine.settings import Evaluation
-from mpt_jax.engine.starts import Distillation
+from mpt_jax.engine.starts import NO_SOURCE, Distillation, Source
 from mpt_jax.t5 import products
 from mpt_jax.types import (
   InputError,
+  Names,
   Natural,
   Positive,
   PyTree,
@@ -88,8 +88,10 @@ def train(
   backbone: str | Backbone | None,
   dataset: Any,
   train_steps: Natural,
-  prompts: prompts_lib.PromptConfig | None,
-  learning_rate: Rate,
+  method: methods.Method,
+  learning_rate: Rate | None = None,
+  prompt_tasks: Names = ('all',),
+  source: Source = NO_SOURCE,
   task_learning_rate: Rate | None = None,
   optimizer: str = 'adamw',
   groups: Sequence[optimizers.Group] | None = None,
@@ -131,8 +133,11 @@ def train(
       None draws a fresh one (`finetune` only).
     dataset: `mpt_jax.data.DatasetConfig` of the training data.
     train_steps: steps of prompt training, counted from 0.
-    prompts: the prompts to train; None for `finetune`.
-    learning_rate: peak rate of P* (or the plain prompt, or the backbone).
+    method: what is learned, and where it enters; see `mpt_jax.methods`.
+    prompt_tasks: the run's tasks in row order.
+    source: what to start from.
+    learning_rate: peak rate of P* (or the plain prompt, or the backbone); None
+      is what the method's paper has.
     task_learning_rate: peak rate of u and v; None is `learning_rate`.
     optimizer: 'adamw' or 'adafactor'.
     groups: parameter groups in place of the stage's own.
@@ -187,19 +192,26 @@ def train(
       f'stage is {stage!r}, expected one of {", ".join(STAGES)}'
       f'{nearest(stage, STAGES)}'
     )
-  if (prompts is None) != (stage == 'finetune'):
+  if stage not in method.rates:
     raise InputError(
-      f'stage {stage!r} '
-      + ('trains no prompts' if stage == 'finetune' else 'needs prompts')
+      f'stage {stage!r} is none of method {method.name!r}, which has'
+      f' {", ".join(method.rates)}'
     )
-  if prompts is None and evaluation is not None and evaluation.keep_best:
+  branch = method.branch
+  if branch is None and evaluation is not None and evaluation.keep_best:
     raise InputError('KEEP_BEST keeps prompts, and stage finetune has none')
+  if learning_rate is None:
+    learning_rate, task_learning_rate = method.rates[stage]
   mesh = partitioning.make_mesh(num_partitions)
   partitioning.check_batch_size(dataset.batch_size, mesh, microbatches or 1)
   padding = _choose_padding(padding, dataset, mesh)
   dataset = dataclasses.replace(dataset, pack=padding == 'pack')
-  task_names = prompts.task_names if prompts else ('all',)
-  prompt_length = prompts.length if prompts else 0
+  task_names = starts.check_tasks(prompt_tasks)
+  prompt_length = method.prompt_length
+  rows = () if branch is None else task_names
+  method.check_can(
+    pack=padding == 'pack', scan=scan_layers, mix=len(task_names) > 1
+  )
   # The data layer is the first to need TensorFlow.
   log.info('reading the tasks (TensorFlow takes a few seconds) …')
   from mpt_jax import data
@@ -214,7 +226,7 @@ def train(
   loaded = load_backbone(
     backbone, backbone_config, vocabulary, seed, fresh=stage == 'finetune'
   )
-  patterns = trainable or (params_lib.PROMPTS if prompts else ('.*',))
+  patterns = trainable or method.trainable
   if scan_layers:
     _check_no_layer_trains(loaded.params, patterns)
   config = dataclasses.replace(
@@ -231,7 +243,8 @@ def train(
     )
   model = starts.make_model(
     config,
-    prompts,
+    method,
+    len(task_names),
     distillation,
     loss_normalizing_factor=loss_normalizing_factor,
     label_smoothing=label_smoothing,
@@ -241,7 +254,7 @@ def train(
   settings = optimizers.Optimizer(
     groups=tuple(groups)
     if groups
-    else _default_groups(prompts, learning_rate, task_learning_rate),
+    else optimizers.method_groups(method, learning_rate, task_learning_rate),
     name=optimizer,
     schedule=schedule,
     total_steps=train_steps,
@@ -254,7 +267,7 @@ def train(
   batches = data.get_train_iterator(
     dataset,
     prompt_length=prompt_length,
-    task_names=task_names if prompts else (),
+    task_names=rows,
     shard_index=part,
     num_shards=parts,
     part_sizes=partitioning.part_sizes(dataset.batch_size, mesh, microbatches)
@@ -264,9 +277,7 @@ def train(
   texts = data.task_texts(task_names, dataset.split)
   examples: dict[str, dict[str, Any]] = {}
   if evaluation is not None:
-    examples = _examine(
-      dataset, evaluation, prompt_length, task_names if prompts else ()
-    )
+    examples = _examine(dataset, evaluation, prompt_length, rows)
   examples[dataset.split] = examples.get(dataset.split, {}) | batches.counts
   synthetic = data.is_synthetic(dataset.mixture_or_task_name)
   if synthetic:
@@ -281,7 +292,9 @@ def train(
     'backbone_fingerprint': loaded.fingerprint,
     'model': repr(model),
     'optimizer': repr(settings),
-    'prompts': repr(prompts),
+    'method': repr(method),
+    'prompt_tasks': list(task_names),
+    'source': repr(source),
     'distillation': repr(distillation),
     'dataset': repr(dataset),
     'train_steps': train_steps,
@@ -292,8 +305,8 @@ def train(
   }
   multihost.check_same('run', run_config)
   run_config[run_lib.PATHS] = run_lib.real_paths(
-    prompts and prompts.source_prompts,
-    prompts and getattr(prompts.init, 'path', None),
+    source.prompts,
+    getattr(getattr(method, 'init', None), 'path', None),
     distillation and distillation.teacher_prompts,
   )
   following = ''
@@ -302,7 +315,7 @@ def train(
       model_dir,
       dataset,
       evaluation,
-      prompts is None,
+      branch is None,
       'test' in provider.splits,
       INITIAL_CHECKPOINT_PATH=backbone,
       MODEL=backbone_config,
@@ -323,15 +336,11 @@ def train(
 
     # Start order: 1. resume MODEL_DIR, 2. given prompts, 3. initialise.
     params = dict(loaded.params)
-    if prompts is not None:
-      params['prompts'] = starts.initial_prompts(
-        prompts, model.prompts, loaded, stage, seed
-      )
+    params |= starts.start_values(model, loaded, source, stage, seed)
     if distillation is not None:
-      assert prompts is not None
       params['teacher_prompts'] = {
         'prompt_table': starts.teacher_table(
-          distillation.teacher_prompts, prompts, loaded
+          distillation.teacher_prompts, task_names, prompt_length, loaded
         )
       }
     trained, frozen = params_lib.split(params, patterns)
@@ -361,19 +370,18 @@ def train(
 
     # The host's copies are not needed any more, if nobody else has them.
     del params, trained
-    if prompts is not None:
+    if branch is not None:
       loaded = dataclasses.replace(loaded, params={})
     hostmemory.keep()
 
     def make_bundle(
       step: int, arrays: Mapping[str, Any], scores: Mapping[str, Any]
     ) -> bundle_lib.PromptBundle:
-      assert prompts is not None
       return bundle_lib.PromptBundle(
-        method=prompts.method,
+        method=method.name,
         stage=stage,
         task_names=task_names,
-        arrays=arrays,
+        arrays=params_lib.flatten(arrays),
         backbone_name=loaded.name,
         backbone_fingerprint=loaded.fingerprint,
         vocabulary_digest=vocabulary_digest(loaded),
@@ -381,6 +389,7 @@ def train(
         metrics=scores,
         package_version=mpt_jax.__version__,
         texts=texts,
+        settings=method.settings,
       )
 
     evaluate = None
@@ -448,8 +457,8 @@ def train(
     writer.close()
     product = partitioning.to_host(state.params)
     bundle = None
-    if prompts is not None:
-      bundle = make_bundle(last_step, product['prompts'], scores)
+    if branch is not None:
+      bundle = make_bundle(last_step, product[branch], scores)
       if best is not None and evaluation is not None and evaluation.keep_best:
         bundle = best.product()
         scores = dict(bundle.metrics)
@@ -714,29 +723,16 @@ def _check_selection(
   return {task: said for task, (said, _) in declared.items()}
 
 
-def _default_groups(
-  prompts: prompts_lib.PromptConfig | None,
-  learning_rate: float,
-  task_learning_rate: float | None,
-) -> tuple[optimizers.Group, ...]:
-  if prompts is None:
-    return (optimizers.Group('.*', learning_rate),)
-  return optimizers.prompt_groups(
-    prompts.method == 'multitask',
-    learning_rate,
-    learning_rate if task_learning_rate is None else task_learning_rate,
-  )
-
-
 def _check_count(
   trained: PyTree,
   model: models.PromptedT5,
   trainable: Sequence[str] | None,
 ) -> None:
   """The printed count must be the closed formula P*D + K*(P+D)*R."""
-  if model.prompts is None or trainable is not None:
+  method = model.method
+  if method is None or method.branch is None or trainable is not None:
     return
-  expected = prompts_lib.num_parameters(model.prompts)
+  expected = method.num_parameters(model.config, model.num_tasks)
   got = params_lib.count(trained)
   if got != expected:
     raise ValueError(f'{got} parameters train, the formula says {expected}')
@@ -774,10 +770,11 @@ class _Evaluator:
     self._model, self._frozen, self._mesh = model, frozen, mesh
     self._dataset, self._evaluation = dataset, evaluation
     self._prompt_length, self._task_names = prompt_length, tuple(task_names)
-    self._rows = self._task_names if model.prompts else ()
+    method = model.method
+    self._rows = self._task_names if method and method.branch else ()
     # Distillation has no part in decoding.
     self._predict = trainer.make_predict_step(
-      models.PromptedT5(model.config, model.prompts)
+      models.PromptedT5(model.config, model.method, model.num_tasks)
     )
     self._loss_batches: list[Mapping[str, np.ndarray]] | None = None
     self._follower: Callable[..., None] | None = None
@@ -837,12 +834,13 @@ class _Evaluator:
       params = params_lib.merge(trained, self._frozen)
       return self._decode(params, split, self._predict)
     # Prompts of several steps may have another rank than the run's.
-    model = models.PromptedT5(self._model.config, bundle.make_module())
-    predict = trainer.make_predict_step(model)
-    prompts = partitioning.shard_params(
-      {'prompts': dict(bundle.arrays)}, self._mesh
+    model = models.PromptedT5(
+      self._model.config, bundle.learner, len(bundle.task_names)
     )
-    params = params_lib.merge(prompts, self._frozen)
+    predict = trainer.make_predict_step(model)
+    params = params_lib.merge(
+      partitioning.shard_params(bundle.params, self._mesh), self._frozen
+    )
     return self._decode(params, split, predict)
 
   def _losses(self, params: PyTree) -> dict[str, float]:
@@ -950,9 +948,10 @@ class _BestPrompts:
   ) -> None:
     """Takes an evaluation; saves the prompts of tasks that are better."""
     better = self.selection.update(step, finite_scores(scores))
-    if not better or not self.keep or 'prompts' not in trained:
+    if not better or not self.keep:
       return
-    arrays = partitioning.to_host(trained['prompts'])
+    [branch] = trained
+    arrays = partitioning.to_host(trained[branch])
 
     def save() -> None:
       for task in better:

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from mpt_jax import models, prompts, train
+from mpt_jax import methods, models, train
 from mpt_jax.engine import batching, buckets, optimizers, partitioning, trainer
 from mpt_jax.engine import params as params_lib
 from mpt_jax.types import InputError
@@ -159,7 +159,8 @@ def make_state(backbone, student, model):
   trainable, table = student
   mesh = partitioning.make_mesh(1, jax.devices()[:1])
   optimizer = optimizers.Optimizer(
-    optimizers.prompt_groups(True, 0.3, 0.1), schedule='constant'
+    optimizers.method_groups(model.method, 0.3, 0.1),
+    schedule='constant',
   )
   state = trainer.make_state(model, optimizer, {'prompts': trainable}, 0, mesh)
   teachers = {'teacher_prompts': {'prompt_table': table}}
@@ -191,7 +192,8 @@ def test_bucketed_equals_padded_equals_packed(
   )
   model = models.DistilledPromptedT5(
     backbone.config,
-    prompts.MultitaskPrompts(P, backbone.config.emb_dim, K),
+    methods.MultitaskPrompts(P),
+    K,
     **settings,
   )
   mesh, optimizer, state, frozen = make_state(backbone, student, model)
@@ -269,9 +271,10 @@ class Whole(Parts):
 def fit(batches, devices, steps=12, **kwargs):
   model, params = tiny.stage_model('source')
   mesh = partitioning.make_mesh(1, jax.devices()[:devices])
-  trained, frozen = params_lib.split(params, params_lib.PROMPTS)
+  trained, frozen = params_lib.split(params, tiny.PROMPTS)
   optimizer = optimizers.Optimizer(
-    optimizers.prompt_groups(True, 0.03, 0.01), total_steps=steps
+    optimizers.method_groups(model.method, 0.03, 0.01),
+    total_steps=steps,
   )
   state = trainer.make_state(model, optimizer, trained, 0, mesh)
   scalars = []

@@ -117,13 +117,17 @@ def test_parts_add_up_for_every_normalizer(packed):
     {k: v[rows] for k, v in batch.items()}
     for rows in (slice(0, 3), slice(3, 32))
   ]
-  trained, frozen = params_lib.split(params, params_lib.PROMPTS)
+  trained, frozen = params_lib.split(params, tiny.PROMPTS)
 
   def both(trained):
     losses = []
     for factor in (None, 7.0, *models.NORMALIZERS):
       normalized = models.DistilledPromptedT5(
-        model.config, model.prompts, loss_normalizing_factor=factor, z_loss=0.1
+        model.config,
+        model.method,
+        model.num_tasks,
+        loss_normalizing_factor=factor,
+        z_loss=0.1,
       )
       whole, _ = normalized.loss_fn(
         params_lib.merge(trained, frozen), batch, None
@@ -248,7 +252,7 @@ def test_bfloat16_loss_and_gradients_are_float32(tied):
   assert {s.dtype for side in states.values() for s in side} == {
     jnp.dtype(jnp.bfloat16)
   }
-  trained, frozen = params_lib.split(placed, params_lib.PROMPTS)
+  trained, frozen = params_lib.split(placed, tiny.PROMPTS)
   loss, grads = jax.eval_shape(
     jax.value_and_grad(
       lambda t, f: model.loss_fn(params_lib.merge(t, f), batch, None)[0]

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mpt_jax import models, prompts
+from mpt_jax import methods, models
 from mpt_jax.checkpoints import load_backbone
 from mpt_jax.engine import trainer
 
@@ -59,7 +59,8 @@ def _student(backbone, distill, **settings):
   tasks = len(distill['u'])
   model = models.DistilledPromptedT5(
     backbone.config,
-    prompts.MultitaskPrompts(length, width, tasks),
+    methods.MultitaskPrompts(length),
+    tasks,
     **settings,
   )
   batch = plain_batch(
@@ -161,7 +162,7 @@ def test_teacher_takes_no_gradient_and_perfect_student_no_loss(
 ):
   length, width = distill['prompt_shared'].shape
   model = models.DistilledPromptedT5(
-    backbone.config, prompts.MultitaskPrompts(length, width, 3)
+    backbone.config, methods.MultitaskPrompts(length), 3
   )
   batch = plain_batch(
     distill['input_ids'], distill['targets'], distill['task_ids'], length
@@ -209,10 +210,10 @@ def test_equals_peft(backbone, testdata, rank):
     io = dict(f)
   config = json.loads((folder / f'rank{rank}/adapter_config.json').read_text())
   length = config['num_virtual_tokens']
-  width = backbone.config.emb_dim
   model = models.PromptedT5(
     backbone.config,
-    prompts.MultitaskPrompts(length, width, config['num_tasks'], rank),
+    methods.MultitaskPrompts(length, rank),
+    config['num_tasks'],
   )
   targets = np.where(io['labels'] == -100, 0, io['labels'])
   batch = plain_batch(io['input_ids'], targets, io['task_ids'], length)
@@ -356,7 +357,8 @@ def _loss_and_grads(backbone, student, batch, **settings):
   trainable, table = student
   model = models.DistilledPromptedT5(
     backbone.config,
-    prompts.MultitaskPrompts(P, backbone.config.emb_dim, K),
+    methods.MultitaskPrompts(P),
+    K,
     **settings,
   )
 
@@ -493,9 +495,7 @@ def test_loss_normalizing_factors(backbone):
 def test_beam_search_keeps_each_example_s_prompt(backbone, student):
   """Beams must not mix up rows: one by one equals all together."""
   trainable, _ = student
-  model = models.PromptedT5(
-    backbone.config, prompts.MultitaskPrompts(P, backbone.config.emb_dim, K)
-  )
+  model = models.PromptedT5(backbone.config, methods.MultitaskPrompts(P), K)
   params = {**backbone.params, 'prompts': trainable}
   batch = unpack(make_examples(4, seed=9))
   predict = trainer.make_predict_step(model, max_decode_length=6, num_beams=3)

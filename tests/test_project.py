@@ -24,7 +24,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 LAYERS = (
   {'mpt_jax', 'mpt_jax.types'},
   {
-    *('mpt_jax.prompts', 'mpt_jax.t5', 'mpt_jax.losses', 'mpt_jax.lines'),
+    *('mpt_jax.methods', 'mpt_jax.t5', 'mpt_jax.losses', 'mpt_jax.lines'),
     *('mpt_jax.engine', 'mpt_jax.engine.params', 'mpt_jax.engine.metrics'),
     *('mpt_jax.engine.batching', 'mpt_jax.engine.buckets'),
     *('mpt_jax.engine.hostmemory', 'mpt_jax.checkpoints.texts'),
@@ -246,9 +246,9 @@ class TestImport:
       'from tests.helpers import tiny\n'
       'model, tree = tiny.stage_model("source")\n'
       'optimizer = optimizers.Optimizer(\n'
-      '  optimizers.prompt_groups(True, 0.3, 0.1), total_steps=2)\n'
+      '  optimizers.method_groups(model.method, 0.3, 0.1), total_steps=2)\n'
       'mesh = partitioning.make_mesh()\n'
-      'trained, frozen = params.split(tree, params.PROMPTS)\n'
+      'trained, frozen = params.split(tree, tiny.PROMPTS)\n'
       'state = trainer.make_state(model, optimizer, trained, 0, mesh)\n'
       'state = trainer.fit(model, optimizer, state,\n'
       '  partitioning.shard_params(frozen, mesh), tiny.Batches(),\n'

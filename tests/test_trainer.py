@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mpt_jax import models, prompts, t5
+from mpt_jax import methods, models, t5
 from mpt_jax.checkpoints.run import RunCheckpointer
 from mpt_jax.engine import optimizers, partitioning, trainer
 from mpt_jax.engine import params as params_lib
@@ -26,7 +26,7 @@ TRAINABLE = {
 
 def make_optimizer(stage, steps=20, **settings):
   return optimizers.Optimizer(
-    groups=optimizers.prompt_groups(stage != 'teacher', 0.3, 0.1),
+    groups=optimizers.method_groups(tiny.method(stage), 0.3, 0.1),
     total_steps=steps,
     **settings,
   )
@@ -38,7 +38,7 @@ def run(stage, steps=20, optimizer=None, batches=None, **fit_args):
   model, params = tiny.stage_model(stage)
   tasks = model.num_tasks
   optimizer = optimizer or make_optimizer(stage, steps)
-  trained, frozen = params_lib.split(params, params_lib.PROMPTS)
+  trained, frozen = params_lib.split(params, tiny.PROMPTS)
   before = jax.tree.map(np.array, trained)
   state = trainer.make_state(model, optimizer, trained, 0, mesh)
   frozen = partitioning.shard_params(frozen, mesh)
@@ -129,7 +129,7 @@ def test_a_pattern_without_a_hit_is_an_error():
 
 def test_split_and_merge_lose_nothing():
   _, params = tiny.stage_model('source')
-  trained, frozen = params_lib.split(params, params_lib.PROMPTS)
+  trained, frozen = params_lib.split(params, tiny.PROMPTS)
   merged = params_lib.flatten(params_lib.merge(trained, frozen))
   assert merged.keys() == params_lib.flatten(params).keys()
   assert not params_lib.flatten(trained).keys() & params_lib.flatten(frozen)
@@ -163,7 +163,7 @@ def test_resume_is_bit_equal(stage, tmp_path):
   mesh = partitioning.make_mesh()
   model, params = tiny.stage_model(stage)
   names = [f'task{i}' for i in range(model.num_tasks)]
-  trained, frozen = params_lib.split(params, params_lib.PROMPTS)
+  trained, frozen = params_lib.split(params, tiny.PROMPTS)
   frozen = partitioning.shard_params(frozen, mesh)
   batches = tiny.Batches(tasks=model.num_tasks)
   state = trainer.make_state(model, optimizer, trained, 0, mesh)
@@ -213,7 +213,7 @@ def test_checkpoint_of_another_shape_is_refused(tmp_path):
   _, _, _, state = run('source', 2)
   checkpointer.save(state, None)
   model, params = tiny.stage_model('target')
-  trained, _ = params_lib.split(params, params_lib.PROMPTS)
+  trained, _ = params_lib.split(params, tiny.PROMPTS)
   other = trainer.make_state(
     model, make_optimizer('target'), trained, 0, partitioning.make_mesh()
   )
@@ -224,13 +224,9 @@ def test_checkpoint_of_another_shape_is_refused(tmp_path):
 def test_checkpoint_size_of_t5_base(tmp_path):
   """Six tasks, 100 prompt vectors, AdamW: nothing of the backbone in it."""
   config = t5.get_config('t5_base')
-  module = prompts.MultitaskPrompts(100, config.emb_dim, 6)
-  trained = {
-    'prompts': prompts.initial_prompts(
-      module, jax.random.PRNGKey(0), prompts.Uniform()
-    )
-  }
-  model = models.PromptedT5(config, module)
+  method = methods.MultitaskPrompts(100)
+  trained = {'prompts': method.fresh(config, 6, jax.random.PRNGKey(0))}
+  model = models.PromptedT5(config, method, 6)
   mesh = partitioning.make_mesh()
   optimizer = make_optimizer('source')
   state = trainer.make_state(model, optimizer, trained, 0, mesh)
@@ -256,7 +252,7 @@ def test_dropout_is_seeded_and_resumable():
   mesh = partitioning.make_mesh()
   model, params = tiny.stage_model('target', config)
   optimizer = make_optimizer('target')
-  trained, frozen = params_lib.split(params, params_lib.PROMPTS)
+  trained, frozen = params_lib.split(params, tiny.PROMPTS)
   frozen = partitioning.shard_params(frozen, mesh)
 
   def train(seed):
@@ -289,7 +285,7 @@ def test_a_loss_that_is_not_finite_stops_at_the_last_good_state(tmp_path):
   table = np.array(params['teacher_prompts']['prompt_table'])
   table[1] = np.nan
   params['teacher_prompts'] = {'prompt_table': table}
-  trained, frozen = params_lib.split(params, params_lib.PROMPTS)
+  trained, frozen = params_lib.split(params, tiny.PROMPTS)
   frozen = partitioning.shard_params(frozen, mesh)
 
   class OneBad(tiny.Batches):
@@ -364,7 +360,7 @@ def test_two_devices_equal_one():
   results = []
   for devices, partitions in ((1, 1), (2, 1), (2, 2)):
     mesh = partitioning.make_mesh(partitions, jax.devices()[:devices])
-    trained, frozen = params_lib.split(params, params_lib.PROMPTS)
+    trained, frozen = params_lib.split(params, tiny.PROMPTS)
     frozen = partitioning.shard_params(frozen, mesh)
     state = trainer.make_state(model, optimizer, trained, 0, mesh)
     state = trainer.fit(

@@ -1,9 +1,10 @@
-"""Prompt bundles: the product of a run, and what users share.
+"""Bundles: what a run has learned, its product, and what users share.
 
-A bundle is a folder with `prompts.safetensors` (`shared_prompt`, `task_u` and
-`task_v`, or `prompt`; float32) and `prompt_config.json`, which says whose
-prompts these are, for which backbone, and how they came about; in format
-version 2 also how the text of each task is written (`texts.TaskText`).
+A bundle is a folder with `prompts.safetensors` (a method's arrays by name,
+float32) and `prompt_config.json`, which says by which method and for which
+tasks and backbone they were learned, and how they came about; in format
+version 2 also how the text of each task is written (`texts.TaskText`), and the
+settings and shapes of a method that enters the network.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,12 +15,13 @@ import logging
 import math
 import os
 import re
-from typing import Any
+from typing import Any, TypeGuard
 
+from flax import traverse_util
 import numpy as np
 
 import mpt_jax
-from mpt_jax import prompts as prompts_lib
+from mpt_jax import methods
 from mpt_jax.checkpoints import files, peft
 from mpt_jax.checkpoints.texts import TaskText
 from mpt_jax.types import (
@@ -35,7 +37,6 @@ CONFIG = 'prompt_config.json'
 TENSORS = 'prompts.safetensors'
 # Version 2 is version 1 and `texts`; a bundle without them is of version 1.
 FORMAT_VERSION = 2
-METHODS = ('multitask', 'soft')
 # The stages of a run, and prompts that come from another program.
 STAGES = ('teacher', 'source', 'target', 'imported')
 
@@ -48,15 +49,16 @@ _METRICS_DEPTH = 3
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PromptBundle:
-  """The prompts of K tasks, and where they come from.
+  """What a method has learned for K tasks, and where it comes from.
 
   Attributes:
-    method: 'multitask' (one shared prompt and factors per task) or 'soft' (one
-      plain prompt, the same for every task).
+    method: the name of the method, see `mpt_jax.methods`.
     stage: 'teacher', 'source' or 'target', or 'imported'.
     task_names: the K tasks, in the order of the rows.
-    arrays: `shared_prompt` [P, D], `task_u` [K, P, R] and `task_v` [K, R, D],
-      or `prompt` [P, D]; float32. It is the model's `prompts` subtree.
+    arrays: the method's arrays by name, float32: `shared_prompt` [P, D],
+      `task_u` [K, P, R] and `task_v` [K, R, D], or `prompt` [P, D], or those
+      of modules of the backbone, 'encoder/layers_0/mlp/…'. Nested, they are
+      the method's branch of the model's parameters.
     backbone_name: what the backbone is called; '' when not known.
     backbone_fingerprint: digest of the backbone; '' when not known.
     vocabulary_digest: digest of the SentencePiece file; '' when not known.
@@ -65,6 +67,7 @@ class PromptBundle:
       not finite becomes None.
     package_version: the mpt_jax that wrote them.
     texts: task -> how its text is written, where that is known.
+    settings: the method's own, where its arrays do not show them.
 
   Raises:
     ValueError: if the parts do not fit together, or a value is not finite.
@@ -81,9 +84,10 @@ class PromptBundle:
   metrics: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   package_version: str = mpt_jax.__version__
   texts: Mapping[str, TaskText] = dataclasses.field(default_factory=dict)
+  settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self):
-    _check_choice('method', self.method, METHODS)
+    kind = _kind(self.method)
     _check_choice('stage', self.stage, STAGES)
     put = functools.partial(object.__setattr__, self)  # The class is frozen.
     put('task_names', _check_task_names(self.task_names))
@@ -103,63 +107,106 @@ class PromptBundle:
       raise ValueError(f'step is {self.step!r}, expected a number from 0')
     put('step', int(self.step))
 
-    names = _array_shapes(self.method, 0, 0, 0, 0)
-    if set(arrays) != set(names):
+    wanted = set(kind.arrays) if _has_prompts(kind) else set(arrays)
+    if set(arrays) != wanted or not arrays:
       raise ValueError(
-        f'a {self.method} bundle has the arrays {sorted(names)}, got'
+        f'a {self.method} bundle has the arrays {sorted(wanted)}, got'
         f' {sorted(arrays)}'
       )
-    anchor = arrays['shared_prompt' if 'shared_prompt' in arrays else 'prompt']
-    length, width = check_shape('the prompt', anchor, (None, None))
-    rank = arrays['task_u'].shape[-1] if 'task_u' in arrays else 0
-    shapes = _array_shapes(
-      self.method, len(self.task_names), length, width, rank
-    )
+    shapes = {name: array.shape for name, array in arrays.items()}
+    if _has_prompts(kind):
+      check_shape('the prompt', self._anchor, (None, None))
+      shapes = _shapes(kind, len(self.task_names), *self._sizes)
     for name, array in arrays.items():
       check_shape(name, array, shapes[name])
       if array.size == 0:
         raise ValueError(f'{name} is empty: its shape is {array.shape}')
       if not np.isfinite(array).all():
         raise ValueError(f'{name} holds NaN or infinity')
-    with np.errstate(over='ignore', invalid='ignore'):
-      if not np.isfinite(self.table).all():
-        raise ValueError('the arrays make a prompt with NaN or infinity')
+    put('settings', dict(self.settings))
+    self.learner  # noqa: B018  (it checks the settings)
+    if _has_prompts(kind):
+      with np.errstate(over='ignore', invalid='ignore'):
+        if not np.isfinite(self.table).all():
+          raise ValueError('the arrays make a prompt with NaN or infinity')
+
+  def __repr__(self) -> str:
+    """One line: whose, by which method, of what size, from where."""
+    size = ' x '.join(map(str, self._sizes[:2]))
+    if not self.prompt_length:
+      size = f'{sum(a.size for a in self.arrays.values()):,} parameters'
+    tasks = ', '.join(self.task_names)
+    backbone = self.backbone_name or 'an unnamed backbone'
+    return (
+      f'PromptBundle({self.method}, {size}, tasks: {tasks}, {self.stage} of'
+      f' {backbone}, step {self.step})'
+    )
+
+  @property
+  def learner(self) -> methods.Method:
+    """The method with its settings."""
+    kind = _kind(self.method)
+    if _has_prompts(kind):
+      return kind.sized(self.prompt_length, self.rank)
+    try:
+      return kind(**self.settings)
+    except (TypeError, InputError) as e:
+      raise ValueError(f'settings of method {self.method!r}: {e}') from e
+
+  @property
+  def params(self) -> dict[str, Any]:
+    """{branch: arrays, nested}: what a model's parameters have more."""
+    tree = traverse_util.unflatten_dict(dict(self.arrays), sep='/')
+    return {str(self.learner.branch): tree}
+
+  @property
+  def per_task(self) -> bool:
+    """Whether each task has parameters of its own."""
+    return _kind(self.method).per_task
 
   @property
   def prompt_length(self) -> int:
-    """P, the number of prompt vectors."""
-    return self._anchor.shape[0]
+    """P, the number of prompt vectors; 0 without prompts."""
+    return self._sizes[0]
 
   @property
   def emb_dim(self) -> int:
-    """D, the width of the backbone."""
-    return self._anchor.shape[1]
+    """D, the width of the backbone; 0 without prompts."""
+    return self._sizes[1]
 
   @property
   def rank(self) -> int:
-    """R, the rank of the task factors; 0 for a plain prompt."""
-    return self.arrays['task_u'].shape[2] if self.method == 'multitask' else 0
+    """R, the rank of the task factors; 0 without."""
+    return self._sizes[2]
 
   @property
   def table(self) -> np.ndarray:
-    """[K, P, D] float32, the composed prompt of every task."""
-    if self.method == 'soft':
-      shape = (len(self.task_names), *self._anchor.shape)
-      return np.broadcast_to(self._anchor, shape)
-    factors = np.matmul(self.arrays['task_u'], self.arrays['task_v'])
-    return self._anchor[None] * factors
+    """[K, P, D] float32, the composed prompt of every task.
 
-  def make_module(self) -> prompts_lib.PromptModule:
-    """Returns the Flax module whose parameters `arrays` are."""
-    sizes = self.prompt_length, self.emb_dim, len(self.task_names)
-    if self.method == 'soft':
-      return prompts_lib.SoftPrompts(*sizes)
-    return prompts_lib.MultitaskPrompts(*sizes, rank=self.rank)
+    Raises:
+      InputError: if the method has no prompts.
+    """
+    kind = _kind(self.method)
+    if not _has_prompts(kind):
+      raise InputError(
+        f'a bundle of method {self.method!r} has no prompt matrix: what it has'
+        ' learned is inside the network'
+      )
+    return kind.compose(self.arrays, len(self.task_names))
 
   @property
   def _anchor(self) -> np.ndarray:
-    name = 'prompt' if self.method == 'soft' else 'shared_prompt'
-    return self.arrays[name]
+    kind = _kind(self.method)
+    assert _has_prompts(kind)
+    return self.arrays[kind.arrays[0]]
+
+  @property
+  def _sizes(self) -> tuple[int, int, int]:
+    """(P, D, R)."""
+    kind = _kind(self.method)
+    if not _has_prompts(kind):
+      return 0, 0, 0
+    return (*self._anchor.shape, kind.rank_of(self.arrays))
 
   def row(self, task: str | None = None) -> int:
     """Returns the task's row in the table; None will do for one prompt.
@@ -168,7 +215,7 @@ class PromptBundle:
       InputError: if the bundle has no such task; near names are offered.
     """
     if task is None:
-      if self.method == 'multitask' and len(self.task_names) > 1:
+      if self.per_task and len(self.task_names) > 1:
         raise InputError(
           f'say whose prompt to use: task is one of'
           f' {", ".join(self.task_names)}'
@@ -232,10 +279,7 @@ class PromptBundle:
       InputError: if the bundle lacks a task, or a name is given twice.
     """
     rows = [self.row(name) for name in names]
-    arrays = dict(self.arrays)
-    for name in arrays:
-      if name in ('task_u', 'task_v'):
-        arrays[name] = arrays[name][rows]
+    arrays = self.learner.select(self.arrays, rows)
     texts = {k: v for k, v in self.texts.items() if k in names}
     try:
       return dataclasses.replace(
@@ -284,16 +328,32 @@ class PromptBundle:
   def _contents(self, texts: Mapping[str, TaskText]) -> dict[str, bytes]:
     """Returns the bundle's files."""
     config = {
-      'format_version': 2 if texts else 1,
+      'format_version': 2 if texts or not self.prompt_length else 1,
       'prompt_length': self.prompt_length,
       'emb_dim': self.emb_dim,
       'rank': self.rank,
     } | {name: getattr(self, name) for name in _STORED_FIELDS}
+    if not self.prompt_length:
+      config[_SETTINGS] = dict(self.settings)
+      config[_SHAPES] = {k: list(v.shape) for k, v in self.arrays.items()}
     if texts:
       config[_TEXTS] = {k: dataclasses.asdict(v) for k, v in texts.items()}
     tensors = files.tensor_bytes(self.arrays, {'format': 'np'})
     config[_DIGEST] = _digest(config, tensors)
     return {CONFIG: files.json_bytes(config), TENSORS: tensors}
+
+  def check_format(self, name: str) -> None:
+    """Checks that the method can be written in a format of `mpt_jax.export`.
+
+    Raises:
+      InputError: if that cannot hold it.
+    """
+    known = _kind(self.method).formats
+    if name not in known:
+      raise InputError(
+        f'FORMAT = {name!r} cannot hold what method {self.method!r} learns;'
+        f' it can be written as {", ".join(known)}'
+      )
 
   def to_peft(self, path: str, task: str | None = None) -> None:
     """Writes a PEFT adapter folder.
@@ -306,6 +366,7 @@ class PromptBundle:
     Raises:
       InputError: if the task is unknown or the folder cannot be written.
     """
+    self.check_format('peft')
     if task is None:
       peft.write_adapter(path, self.arrays, self.task_names)
     else:
@@ -325,6 +386,7 @@ class PromptBundle:
     Raises:
       InputError: if the task is unknown or the place cannot be written.
     """
+    self.check_format('npy')
     tasks = self.task_names if task is None else (task,)
     if path.endswith('.npy'):
       if task is None:
@@ -344,10 +406,11 @@ class PromptBundle:
 _DIGEST = 'digest'
 # What version 2 holds and version 1 does not.
 _TEXTS = 'texts'
+_SETTINGS, _SHAPES = 'settings', 'shapes'
 _STORED_FIELDS = tuple(
   f.name
   for f in dataclasses.fields(PromptBundle)
-  if f.name not in ('arrays', _TEXTS)
+  if f.name not in ('arrays', _TEXTS, _SETTINGS)
 )
 
 
@@ -373,6 +436,12 @@ def merge(bundles: Sequence[PromptBundle]) -> PromptBundle:
   first = bundles[0]
   if len(bundles) == 1:
     return first
+  for bundle in bundles:
+    if not bundle.prompt_length:
+      raise InputError(
+        f'bundles of method {bundle.method!r} cannot be merged: it has one set'
+        ' of arrays for all tasks'
+      )
   for field in (
     'prompt_length',
     'emb_dim',
@@ -385,31 +454,19 @@ def merge(bundles: Sequence[PromptBundle]) -> PromptBundle:
       raise InputError(
         f'prompts of different {field} cannot be merged: {", ".join(known)}'
       )
-  shared = all(
-    bundle.method == 'multitask'
-    and bundle.rank == first.rank
-    and np.array_equal(
-      bundle.arrays['shared_prompt'], first.arrays['shared_prompt']
-    )
-    for bundle in bundles
-  )
-  parts = [b.arrays if shared else _exact_factors(b) for b in bundles]
   known_first = max(
     bundles, key=lambda bundle: bool(bundle.backbone_fingerprint)
   )
   try:
     return dataclasses.replace(
       known_first,
-      method='multitask',
+      method=methods.MultitaskPrompts.name,
       stage=first.stage,
       task_names=tuple(n for b in bundles for n in b.task_names),
-      arrays={
-        'shared_prompt': parts[0]['shared_prompt'],
-        **{
-          name: np.concatenate([part[name] for part in parts])
-          for name in ('task_u', 'task_v')
-        },
-      },
+      arrays=methods.join_prompts(
+        [bundle.arrays for bundle in bundles],
+        [bundle.table for bundle in bundles],
+      ),
       vocabulary_digest=max(b.vocabulary_digest for b in bundles),
       step=max(b.step for b in bundles),
       metrics={k: v for b in bundles for k, v in b.metrics.items()},
@@ -417,18 +474,6 @@ def merge(bundles: Sequence[PromptBundle]) -> PromptBundle:
     )
   except ValueError as e:
     raise InputError(str(e)) from e
-
-
-def _exact_factors(bundle: PromptBundle) -> dict[str, np.ndarray]:
-  """Returns arrays of a multitask bundle with the same composed prompts."""
-  table = bundle.table
-  tasks, length, _ = table.shape
-  identity = np.eye(length, dtype=np.float32)
-  return {
-    'shared_prompt': np.ones(table.shape[1:], np.float32),
-    'task_u': np.broadcast_to(identity, (tasks, length, length)),
-    'task_v': np.asarray(table),
-  }
 
 
 def load_prompts(
@@ -486,7 +531,7 @@ def check_backbone(bundle: PromptBundle, backbone: Any) -> None:
       the vocabulary are known and differ.
   """
   trained = bundle.backbone_name or 'an unnamed backbone'
-  if bundle.emb_dim != backbone.config.emb_dim:
+  if bundle.prompt_length and bundle.emb_dim != backbone.config.emb_dim:
     raise InputError(
       f'the prompts are {bundle.emb_dim} wide (trained on {trained}), but the'
       f' backbone {backbone.name} has emb_dim {backbone.config.emb_dim}'
@@ -500,6 +545,15 @@ def check_backbone(bundle: PromptBundle, backbone: Any) -> None:
       f' ({bundle.backbone_fingerprint}), but the backbone {backbone.name} is'
       f' another one ({backbone.fingerprint})'
     )
+  found = {name: array.shape for name, array in bundle.arrays.items()}
+  wanted = bundle.learner.shapes(backbone.config, len(bundle.task_names))
+  for name in sorted(found.keys() | wanted.keys()):
+    if found.get(name) != wanted.get(name):
+      raise InputError(
+        f'{bundle.method} on the backbone {backbone.name} has {name}'
+        f' {wanted.get(name, "not at all")}, but the bundle'
+        f' {found.get(name, "not at all")}'
+      )
   vocabulary = getattr(backbone, 'vocabulary', None)
   if bundle.vocabulary_digest and vocabulary is not None:
     # Version 0.1 knew the file alone.
@@ -522,12 +576,9 @@ def _load_bundle(path: str) -> PromptBundle:
       f'{config_path}: format_version is {version!r}, this mpt_jax reads 1 to'
       f' {FORMAT_VERSION}'
     )
-  sizes = ('prompt_length', 'emb_dim', 'rank')
-  known = ('format_version', _DIGEST, *sizes, *_STORED_FIELDS)
-  if version == FORMAT_VERSION:
-    known = (*known, _TEXTS)
+  known, optional = _known_keys(config, version)
   for key in known:
-    if key not in config:
+    if key not in config and key not in optional:
       raise InputError(
         f'{config_path} lacks the key {key!r} of format_version {version}'
       )
@@ -537,19 +588,7 @@ def _load_bundle(path: str) -> PromptBundle:
         f'{config_path} has an unknown key {key!r}{nearest(key, known)}'
       )
   try:
-    _check_choice('method', config['method'], METHODS)
-    names = _check_task_names(config['task_names'])
-    for key in sizes:
-      least = 0 if key == 'rank' and config['method'] == 'soft' else 1
-      if type(config[key]) is not int or config[key] < least:
-        raise ValueError(
-          f'{key} is {config[key]!r}, expected a positive number'
-        )
-    if config['method'] == 'soft' and config['rank']:
-      raise ValueError(f'rank is {config["rank"]}, but a plain prompt has none')
-    shapes = _array_shapes(
-      config['method'], len(names), *(config[key] for key in sizes)
-    )
+    shapes = _stored_shapes(config)
   except ValueError as e:
     raise InputError(f'{config_path}: {e}') from e
   tensor_path = os.path.join(path, TENSORS)
@@ -567,9 +606,51 @@ def _load_bundle(path: str) -> PromptBundle:
   stored = {name: config[name] for name in _STORED_FIELDS}
   try:
     texts = _parse_texts(config[_TEXTS]) if _TEXTS in config else {}
-    return PromptBundle(arrays=arrays, texts=texts, **stored)
+    settings = config.get(_SETTINGS, {})
+    return PromptBundle(arrays=arrays, texts=texts, settings=settings, **stored)
   except ValueError as e:
     raise InputError(f'{config_path}: {e}') from e
+
+
+_SIZES = 'prompt_length', 'emb_dim', 'rank'
+
+
+def _known_keys(
+  config: Mapping[str, Any], version: int
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+  """The keys of a stored bundle, and which of them it need not have."""
+  known: tuple[str, ...] = ('format_version', _DIGEST, *_SIZES, *_STORED_FIELDS)
+  if version == 1:
+    return known, ()
+  kind = config.get('method')
+  if kind in methods.names() and not _has_prompts(methods.get(kind)):
+    return (*known, _SETTINGS, _SHAPES, _TEXTS), (_TEXTS,)
+  return (*known, _TEXTS), ()
+
+
+def _stored_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+  """What a bundle says of the shapes of its arrays.
+
+  Raises:
+    ValueError: if it says nothing that can be.
+  """
+  kind = _kind(config['method'])
+  tasks = len(_check_task_names(config['task_names']))
+  if not _has_prompts(kind):
+    shapes = config.get(_SHAPES)
+    if not isinstance(shapes, dict) or not all(
+      isinstance(shape, list) and all(type(n) is int and n > 0 for n in shape)
+      for shape in shapes.values()
+    ):
+      raise ValueError(f'shapes is {shapes!r}, expected sizes by name')
+    if not isinstance(config.get(_SETTINGS), dict):
+      raise ValueError(f'settings is {config.get(_SETTINGS)!r}')
+    return {name: tuple(shape) for name, shape in shapes.items()}
+  for key in _SIZES:
+    least = 0 if key == 'rank' else 1
+    if type(config[key]) is not int or config[key] < least:
+      raise ValueError(f'{key} is {config[key]!r}, expected a positive number')
+  return _shapes(kind, tasks, *(config[key] for key in _SIZES))
 
 
 def _imported(
@@ -579,7 +660,9 @@ def _imported(
   backbone_name: str,
 ) -> PromptBundle:
   """Makes a bundle of arrays that another program wrote."""
-  rows = len(arrays['task_u']) if 'task_u' in arrays else None
+  kind = methods.holding(set(arrays))
+  # Only a method with something per task knows how many there are.
+  rows = kind.num_tasks(arrays) if kind.per_task else None
   if task_names is None:
     task_names = [f'task_{k}' for k in range(rows or 1)]
   if rows is not None and len(task_names) != rows:
@@ -589,7 +672,7 @@ def _imported(
     )
   try:
     return PromptBundle(
-      method='soft' if rows is None else 'multitask',
+      method=kind.name,
       stage='imported',
       task_names=tuple(task_names),
       arrays=arrays,
@@ -606,17 +689,36 @@ def _digest(config: Mapping[str, Any], tensors: bytes) -> str:
   return f'sha256:{hashlib.sha256(content).hexdigest()}'
 
 
-def _array_shapes(
-  method: str, tasks: int, length: int, width: int, rank: int
+def _kind(name: Any) -> type[methods.Method]:
+  """The class of a bundle's method; ValueError if it can have no bundle."""
+  try:
+    kind = methods.get(name)
+  except (InputError, TypeError) as e:
+    raise ValueError(str(e)) from e
+  if kind.branch is None:
+    raise ValueError(f'method {name!r} has no bundle: it trains the backbone')
+  return kind
+
+
+def _has_prompts(
+  kind: type[methods.Method],
+) -> TypeGuard[type[methods.PromptMethod]]:
+  return issubclass(kind, methods.PromptMethod)
+
+
+def _shapes(
+  kind: type[methods.Method], tasks: int, length: int, width: int, rank: int
 ) -> dict[str, tuple[int, ...]]:
-  """Returns the arrays of a method and their shapes."""
-  if method == 'soft':
-    return {'prompt': (length, width)}
-  return {
-    'shared_prompt': (length, width),
-    'task_u': (tasks, length, rank),
-    'task_v': (tasks, rank, width),
-  }
+  """The arrays of a method of prompts and their shapes."""
+  assert _has_prompts(kind)
+  return kind.sized(length, rank).shapes(_Width(width), tasks)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Width:
+  """All that prompts must know of a backbone."""
+
+  emb_dim: int
 
 
 def _check_choice(name: str, value: Any, known: Sequence[str]) -> None:

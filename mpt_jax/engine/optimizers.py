@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from mpt_jax.engine import params as params_lib
+from mpt_jax.methods import Method
 from mpt_jax.types import Array, InputError, PyTree, nearest
 
 OPTIMIZERS = ('adamw', 'adafactor', 'muon')
@@ -142,15 +143,25 @@ class Optimizer:
     )
 
 
-def prompt_groups(
-  multitask: bool, shared_learning_rate: float, task_learning_rate: float
+def method_groups(
+  method: Method, learning_rate: float, task_learning_rate: float | None = None
 ) -> tuple[Group, ...]:
-  """The groups of a prompt run: P* (or the plain prompt), and u and v."""
-  if not multitask:
-    return (Group('prompts/prompt', shared_learning_rate),)
-  return (
-    Group('prompts/shared_prompt', shared_learning_rate),
-    Group('prompts/task_[uv]', task_learning_rate),
+  """The groups of a method's parameters.
+
+  Args:
+    method: the method.
+    learning_rate: peak rate of what all tasks share.
+    task_learning_rate: peak rate of what each task has; None is the same.
+  """
+  rates = {
+    'learning_rate': learning_rate,
+    'task_learning_rate': learning_rate
+    if task_learning_rate is None
+    else task_learning_rate,
+  }
+  branch = f'{method.branch}/' if method.branch else ''
+  return tuple(
+    Group(f'{branch}{pattern}', rates[rate]) for pattern, rate in method.groups
   )
 
 

@@ -13,8 +13,6 @@ import numpy as np
 
 from mpt_jax.types import InputError, PyTree
 
-PROMPTS = (r'prompts/.*',)
-
 
 def flatten(tree: PyTree) -> dict[str, Any]:
   """Nested dict -> {'a/b/c': leaf}, sorted by name."""

@@ -24,6 +24,8 @@ from mpt_jax.types import InputError, PyTree
 
 # Parameter name -> logical axes, first match wins.
 LOGICAL_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+  # What methods learn is small, and everywhere.
+  (r'((teacher_)?prompts|delta)/.*', ()),
   (r'token_embedder/embedding', ('vocab', 'embed')),
   (r'.*attention/(query|key|value)/kernel', ('embed', 'joined_kv')),
   (r'.*attention/out/kernel', ('joined_kv', 'embed')),
@@ -32,8 +34,10 @@ LOGICAL_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
   (r'.*/relpos_bias/rel_embedding', ('heads', 'relpos_buckets')),
   (r'decoder/logits_dense/kernel', ('embed', 'vocab')),
   (r'.*/scale', ('embed',)),
-  (r'(teacher_)?prompts/.*', ()),
 )
+
+# The backbone's matrices that inputs are multiplied with.
+_MATRICES = r'token_embedder/embedding|(encoder|decoder)/.*/kernel'
 
 # Logical axis -> mesh axis.
 RULES: Mapping[str | None, str | None] = {
@@ -228,6 +232,8 @@ def param_sharding(
   """
   for pattern, axes in LOGICAL_AXES:
     if re.fullmatch(pattern, name):
+      if not axes:
+        break
       rules = RULES
       if shard_backbone and len(axes) > 1:
         rules = {**RULES, 'embed': 'data'}
@@ -235,7 +241,7 @@ def param_sharding(
         axes = None, *axes
       spec = [
         rules[axis] if size % mesh.shape.get(rules[axis], 1) == 0 else None
-        for axis, size in zip(axes, shape, strict=bool(axes))
+        for axis, size in zip(axes, shape, strict=True)
       ]
       return NamedSharding(mesh, PartitionSpec(*spec))
   return replicated(mesh)
@@ -285,7 +291,7 @@ def place_backbone(
     stacked = members != [name]
     leaf = flat[members[0]]
     kind = leaf.dtype
-    if re.fullmatch(r'token_embedder/embedding|.*/kernel', name):
+    if re.fullmatch(_MATRICES, name):
       kind = jnp.dtype(dtype)
     shape = (len(members), *leaf.shape) if stacked else leaf.shape
     sharding = param_sharding(name, shape, mesh, shard_backbone)

@@ -161,10 +161,11 @@ def prompted_model(
   bundle_lib.check_backbone(bundle, backbone)
   if prompt_task is not None:
     bundle = bundle.with_tasks([prompt_task])
-  params['prompts'] = dict(bundle.arrays)
+  params |= bundle.params
   model = models.PromptedT5(
     backbone.config,
-    bundle.make_module(),
+    bundle.learner,
+    len(bundle.task_names),
     **backbone.special_ids.of_model(),
   )
   return model, params, bundle.task_names
@@ -256,7 +257,7 @@ def make_predictor(
   return Predictor(
     predict_fn=on_mesh(predict),
     score_fn=on_mesh(score),
-    prompt_length=model.prompts.length if model.prompts else 0,
+    prompt_length=model.prompt_length,
     task_names=task_names,
     backbone_name=name,
   )

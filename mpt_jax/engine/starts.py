@@ -1,9 +1,9 @@
-"""What a run starts from: its model, its prompts' start values, its teachers.
+"""What a run starts from: its model, its start values, its teachers.
 
 Both engines start their stages here.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 import logging
 from typing import Any
@@ -11,10 +11,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from mpt_jax import models, t5
-from mpt_jax import prompts as prompts_lib
+from mpt_jax import methods, models, t5
 from mpt_jax.checkpoints import bundle as bundle_lib
 from mpt_jax.checkpoints.backbone import Backbone
+from mpt_jax.engine import params as params_lib
 from mpt_jax.engine.predictor import tokenizer
 from mpt_jax.types import (
   InputError,
@@ -46,9 +46,40 @@ class Distillation:
   hidden_layers: str = 'last'
 
 
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """What a run starts from.
+
+  Attributes:
+    prompts: path of a bundle (or PEFT folder, or `.npy`); None is nothing.
+    task: which task of it to take; None is the whole bundle.
+  """
+
+  prompts: str | None = None
+  task: str | None = None
+
+
+NO_SOURCE = Source()
+
+
+def check_tasks(names: Sequence[str] | str) -> tuple[str, ...]:
+  """Returns a run's tasks in row order.
+
+  Raises:
+    InputError: if there is none, or one is named twice.
+  """
+  names = (names,) if isinstance(names, str) else tuple(names)
+  if not names or len(set(names)) != len(names):
+    raise InputError(
+      f'PROMPT_TASKS = {list(names)} must name at least one task, each once'
+    )
+  return names
+
+
 def make_model(
   config: t5.T5Config,
-  prompts: prompts_lib.PromptConfig | None,
+  method: methods.Method,
+  num_tasks: int,
   distillation: Distillation | None,
   **loss: Any,
 ) -> models.PromptedT5:
@@ -56,19 +87,20 @@ def make_model(
 
   Args:
     config: the backbone's sizes.
-    prompts: what to train; None for the backbone alone.
+    method: what to train.
+    num_tasks: K.
     distillation: weights of a source run's losses; None for none.
     **loss: the loss settings and special ids of `models.PromptedT5`.
 
   Returns:
     The model.
   """
-  module = prompts.make_module(config.emb_dim) if prompts else None
   if distillation is None:
-    return models.PromptedT5(config, module, **loss)
+    return models.PromptedT5(config, method, num_tasks, **loss)
   return models.DistilledPromptedT5(
     config,
-    module,
+    method,
+    num_tasks,
     **loss,
     **{
       name: getattr(distillation, name)
@@ -83,74 +115,66 @@ def make_model(
   )
 
 
-def initial_prompts(
-  prompts: prompts_lib.PromptConfig,
-  module: prompts_lib.PromptModule | None,
+def start_values(
+  model: models.PromptedT5,
   backbone: Backbone,
+  source: Source,
   stage: str,
   seed: int,
 ) -> dict[str, Any]:
-  """Draws the prompts' start values, or takes them from source prompts.
+  """Draws what a run learns, or takes it from what another one learned.
 
   Args:
-    prompts: what to train and how it starts.
-    module: the model's prompt module.
+    model: the model, with its method and sizes.
     backbone: the backbone; of its parameters only the embedding is read, and
-      only if no source prompts are given.
-    stage: 'teacher', 'source' or 'target'.
+      only where nothing is given to start from.
+    source: what to start from.
+    stage: 'teacher', 'source', 'target' or 'finetune'.
     seed: seeds what is drawn.
 
   Returns:
-    The prompt module's parameters by name.
+    {branch: the method's arrays, nested}; empty for a method without any.
 
   Raises:
     InputError: if the source prompts are missing or do not fit.
   """
-  assert module is not None
-  init = prompts.init
-  if prompts.source_prompts is not None:
-    source = bundle_lib.load_prompts(prompts.source_prompts)
-    bundle_lib.check_backbone(source, backbone)
-    log.info('starting from the prompts in %s', prompts.source_prompts)
-    if prompts.source_task is not None:
-      init = prompts_lib.FromArray(source.compose(prompts.source_task))
-    elif source.method == 'soft':
-      init = prompts_lib.FromArray(source.arrays['prompt'])
-    elif isinstance(module, prompts_lib.MultitaskPrompts):
-      return prompts_lib.target_prompts(module, source.arrays)
-    else:
-      raise InputError(
-        f'SOURCE_PROMPTS {prompts.source_prompts!r} holds'
-        f' {len(source.task_names)} task prompts and this run trains one plain'
-        ' prompt: name one of'
-        f' {", ".join(source.task_names)} as SOURCE_TASK'
-      )
-  elif stage == 'target' and prompts.method == 'multitask':
-    raise InputError(
-      'stage target needs SOURCE_PROMPTS, the prompt bundle of a source run'
-    )
-  embedding = None
-  if prompts.source_prompts is None:
-    embedding = backbone.params['token_embedder']['embedding']
-  return prompts_lib.initial_prompts(
-    module,
+  method = model.method
+  if method is None or method.branch is None:
+    return {}
+  given: dict[str, Any] = {}
+  if source.prompts is not None:
+    bundle = bundle_lib.load_prompts(source.prompts)
+    bundle_lib.check_backbone(bundle, backbone)
+    log.info('starting from the prompts in %s', source.prompts)
+    given = {
+      'source': bundle,
+      'path': source.prompts,
+      'source_task': source.task,
+    }
+  else:
+    given['embedding'] = backbone.params['token_embedder']['embedding']
+  start = methods.Start(
     jax.random.PRNGKey(seed),
-    init,
-    embedding,
-    tokenizer(backbone),
+    stage=stage,
+    tokenize=tokenizer(backbone),
+    **given,
   )
+  arrays = method.initial(model.config, model.num_tasks, start)
+  return {method.branch: params_lib.unflatten(arrays)}
 
 
 def teacher_table(
   given: Any,
-  prompts: prompts_lib.PromptConfig,
+  task_names: Sequence[str],
+  length: int,
   backbone: Backbone,
 ) -> np.ndarray:
   """Reads the teachers' prompts.
 
   Args:
     given: TEACHER_PROMPTS, see `Distillation`.
-    prompts: what the run trains.
+    task_names: the run's tasks, in row order.
+    length: P.
     backbone: the backbone; its parameters are not read.
 
   Returns:
@@ -165,7 +189,7 @@ def teacher_table(
         f"TEACHER_PROMPTS = {given!r} must contain '{{task}}', or be a list of"
         ' paths, or {task: path}'
       )
-    given = {t: given.replace('{task}', t) for t in prompts.task_names}
+    given = {t: given.replace('{task}', t) for t in task_names}
   if not isinstance(given, Mapping):
     bundles = [bundle_lib.load_prompts(path) for path in given]
     found = {t: b for b in bundles for t in b.task_names}
@@ -173,10 +197,10 @@ def teacher_table(
     found = {
       t: bundle_lib.load_prompts(path)
       for t, path in given.items()
-      if t in prompts.task_names
+      if t in task_names
     }
   rows = []
-  for task in prompts.task_names:
+  for task in task_names:
     if task not in found:
       raise InputError(
         f'TEACHER_PROMPTS has no teacher for {task!r}; it has'
@@ -184,10 +208,10 @@ def teacher_table(
       )
     teacher = found[task]
     bundle_lib.check_backbone(teacher, backbone)
-    if teacher.prompt_length != prompts.length:
+    if teacher.prompt_length != length:
       raise InputError(
         f'the teacher of {task!r} has {teacher.prompt_length} prompt vectors'
-        f' and PROMPT_LENGTH = {prompts.length}: they must be equal'
+        f' and PROMPT_LENGTH = {length}: they must be equal'
       )
     rows.append(teacher.compose(task))
   return np.stack(rows)

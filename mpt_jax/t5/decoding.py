@@ -25,7 +25,7 @@ _WORST = -1.0e7
 
 def make_decode_step(
   module: Any,
-  params: PyTree,
+  variables: PyTree,
   encoded: Array,
   encoder_input_tokens: Array,
   max_decode_length: int,
@@ -37,7 +37,7 @@ def make_decode_step(
 
   Args:
     module: a `Transformer`.
-    params: its parameters.
+    variables: its collections, `params` and what a method adds.
     encoded: [B, S, D], what `Transformer.encode` returned.
     encoder_input_tokens: [B, S] int32, of which 0 is masked.
     max_decode_length: number of positions to make room for.
@@ -49,7 +49,7 @@ def make_decode_step(
 
   def apply(tokens, cached, mutable):
     return module.apply(
-      {'params': params, **cached},
+      {**variables, **cached},
       encoded,
       encoder_input_tokens,
       tokens,

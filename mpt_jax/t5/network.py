@@ -168,7 +168,7 @@ def _run_layers(
   # Caches keep their rows in front, where the decoding loops want them.
   scan = nn.scan(
     body,
-    variable_axes={'params': 0, 'cache': 1, 'encoder_cache': 1},
+    variable_axes={'params': 0, 'delta': 0, 'cache': 1, 'encoder_cache': 1},
     split_rngs={'params': True, 'dropout': True},
     length=num_layers,
   )

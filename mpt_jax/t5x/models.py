@@ -100,7 +100,7 @@ class PromptedModel(t5x_models.BaseTransformerModel):
   @property
   def prompt_length(self) -> int:
     """P; 0 without prompts."""
-    return self.core.prompts.length if self.core.prompts else 0
+    return self.core.prompt_length
 
   def get_initial_variables(
     self,

@@ -9,26 +9,20 @@ from t5x import optimizers as t5x_optimizers
 
 from mpt_jax.engine import optimizers
 from mpt_jax.engine import params as params_lib
+from mpt_jax.methods import PromptMethod
 from mpt_jax.types import InputError, PyTree
 
-SOFT_NAMES = ('prompts/prompt',)
-MULTITASK_NAMES = (
-  'prompts/shared_prompt',
-  'prompts/task_u',
-  'prompts/task_v',
-)
 
-
-def trainable_names(method: str) -> tuple[str, ...]:
+def trainable_names(method: PromptMethod) -> tuple[str, ...]:
   """The parameters that train, by their whole names.
 
   Args:
-    method: 'soft' or 'multitask'.
+    method: the method.
 
   Returns:
     The names; there is no pattern that could miss one.
   """
-  return SOFT_NAMES if method == 'soft' else MULTITASK_NAMES
+  return tuple(f'{method.branch}/{name}' for name in method.arrays)
 
 
 class PromptOptimizer(t5x_optimizers.OptaxWrapper):

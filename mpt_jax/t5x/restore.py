@@ -19,7 +19,6 @@ from t5x import train_state as t5x_train_state
 from t5x import utils as t5x_utils
 
 from mpt_jax import checkpoints
-from mpt_jax import prompts as prompts_lib
 from mpt_jax.checkpoints import tensors
 from mpt_jax.checkpoints.backbone import Backbone
 from mpt_jax.checkpoints.vocabulary import Vocabulary
@@ -40,7 +39,7 @@ class Start:
   Attributes:
     backbone: path of the backbone: a T5X checkpoint or an HF folder.
     stage: 'teacher', 'source' or 'target'.
-    prompts: what to train and how it starts.
+    source: what the prompts start from.
     teacher_prompts: TEACHER_PROMPTS of a source run with distillation.
     vocabulary: the vocabulary, if it is local.
     seed: seeds the prompts' start values.
@@ -48,7 +47,7 @@ class Start:
 
   backbone: str
   stage: str
-  prompts: prompts_lib.PromptConfig
+  source: starts.Source = starts.Source()
   teacher_prompts: Any = None
   vocabulary: Vocabulary | None = None
   seed: int = 0
@@ -253,7 +252,7 @@ class PromptStateInitializer(t5x_utils.TrainStateInitializer):
   def _new_params(self, params: Mapping[str, Any]) -> dict[str, Any]:
     """The prompts' start values and the teachers' table, as host arrays."""
     model, start = self._model, self._model.start
-    given = [start.prompts.source_prompts, start.teacher_prompts]
+    given = [start.source.prompts, start.teacher_prompts]
     backbone = Backbone(
       config=model.core.config,
       params={},
@@ -269,19 +268,20 @@ class PromptStateInitializer(t5x_utils.TrainStateInitializer):
       logging.info(
         'the backbone is not float32: prompts are not checked with it'
       )
-    if start.prompts.source_prompts is None:
+    if start.source.prompts is None:
       backbone.params['token_embedder'] = {
         'embedding': partitioning.to_host(params['token_embedder']['embedding'])
       }
-    out = {
-      'prompts': starts.initial_prompts(
-        start.prompts, model.core.prompts, backbone, start.stage, start.seed
-      )
-    }
+    out = starts.start_values(
+      model.core, backbone, start.source, start.stage, start.seed
+    )
     if start.teacher_prompts is not None:
       out['teacher_prompts'] = {
         'prompt_table': starts.teacher_table(
-          start.teacher_prompts, start.prompts, backbone
+          start.teacher_prompts,
+          model.task_names,
+          model.prompt_length,
+          backbone,
         )
       }
     return jax.tree.map(np.asarray, out)

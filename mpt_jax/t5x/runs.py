@@ -15,8 +15,7 @@ from t5x import utils as t5x_utils
 import tensorflow as tf
 
 import mpt_jax
-from mpt_jax import data, models, t5
-from mpt_jax import prompts as prompts_lib
+from mpt_jax import data, methods, models, t5
 from mpt_jax.checkpoints import bundle as bundle_lib
 from mpt_jax.checkpoints import files, huggingface, t5x_format
 from mpt_jax.checkpoints import run as run_lib
@@ -25,7 +24,7 @@ from mpt_jax.checkpoints.backbone import DEMO, find_backbone
 from mpt_jax.data.dataset import check_labels, import_module
 from mpt_jax.data.feature_converter import check_lengths
 from mpt_jax.engine import optimizers, starts
-from mpt_jax.engine.starts import Distillation
+from mpt_jax.engine.starts import NO_SOURCE, Distillation, Source
 from mpt_jax.t5x import optimizers as t5x_optimizers
 from mpt_jax.t5x import remote, saving
 from mpt_jax.t5x.models import PromptedModel, prompt_axis_rules
@@ -34,6 +33,7 @@ from mpt_jax.t5x.restore import PromptStateInitializer, Start, TrainModel
 from mpt_jax.types import (
   InputError,
   Lengths,
+  Names,
   Natural,
   Positive,
   Rate,
@@ -45,6 +45,7 @@ from mpt_jax.types import (
 __all__ = [
   'Distillation',
   'PromptStateInitializer',
+  'Source',
   'checkpoint_config',
   'dataset_config',
   'inference_model',
@@ -63,7 +64,9 @@ def train_model(
   *,
   stage: str,
   initial_checkpoint_path: str,
-  prompts: prompts_lib.PromptConfig,
+  method: methods.PromptMethod,
+  prompt_tasks: Names,
+  source: Source = NO_SOURCE,
   train_steps: Natural | None = None,
   train_steps_relative: Natural | None = None,
   learning_rate: Rate,
@@ -90,7 +93,9 @@ def train_model(
     stage: 'teacher', 'source' or 'target'.
     initial_checkpoint_path: the backbone: a T5X checkpoint (gs:// too), an HF
       folder, or 'demo'.
-    prompts: what to train and how it starts.
+    method: what is learned, a method of prompts.
+    prompt_tasks: the run's tasks in row order.
+    source: what the prompts start from.
     train_steps: see `total_steps`.
     train_steps_relative: see `total_steps`.
     learning_rate: peak rate of P* (or of the plain prompt).
@@ -129,17 +134,15 @@ def train_model(
     dropout_rate=dropout_rate, dtype=dtype
   )
   known = _use_vocabulary(path, vocabulary, config)
-  prompts = _localize(prompts)
+  method.check_can(t5x=True, mix=len(prompt_tasks) > 1)
+  task_names = starts.check_tasks(prompt_tasks)
+  source = _localize(source)
   teachers = None
   if distillation is not None:
-    teachers = _localize_teachers(distillation.teacher_prompts, prompts)
+    teachers = _localize_teachers(distillation.teacher_prompts, task_names)
   last = total_steps(train_steps, train_steps_relative, initial_checkpoint_path)
   settings = optimizers.Optimizer(
-    groups=optimizers.prompt_groups(
-      prompts.method == 'multitask',
-      learning_rate,
-      learning_rate if task_learning_rate is None else task_learning_rate,
-    ),
+    groups=optimizers.method_groups(method, learning_rate, task_learning_rate),
     name=optimizer,
     schedule=schedule,
     # A constant rate needs no end: such a run can be prolonged.
@@ -153,21 +156,22 @@ def train_model(
   return TrainModel(
     starts.make_model(
       config,
-      prompts,
+      method,
+      len(task_names),
       distillation,
       loss_normalizing_factor=loss_normalizing_factor,
       label_smoothing=label_smoothing,
       z_loss=z_loss,
     ),
-    prompts.task_names,
+    task_names,
     optimizer_def=t5x_optimizers.PromptOptimizer(
-      settings, t5x_optimizers.trainable_names(prompts.method)
+      settings, t5x_optimizers.trainable_names(method)
     ),
     num_beams=num_beams,
     start=Start(
       backbone=path,
       stage=stage,
-      prompts=prompts,
+      source=source,
       teacher_prompts=teachers,
       vocabulary=known,
       seed=seed,
@@ -217,7 +221,7 @@ def inference_model(
   config = _config(folder, backbone_config).replace(dtype=dtype)
   _use_vocabulary(folder, vocabulary, config)
   return PromptedModel(
-    models.PromptedT5(config, bundle.make_module()),
+    models.PromptedT5(config, bundle.learner, len(bundle.task_names)),
     bundle.task_names,
     num_beams=num_beams,
     beam_alpha=beam_alpha,
@@ -371,7 +375,7 @@ def checkpoint_config(
       'model': repr(model.core),
       'optimizer': repr(model.optimizer_def.settings),
       'task_names': list(model.task_names),
-      'source_prompts': model.start.prompts.source_prompts is not None,
+      'source_prompts': model.start.source.prompts is not None,
       'teacher_prompts': model.start.teacher_prompts is not None,
       'seed': model.start.seed,
       'package_version': mpt_jax.__version__,
@@ -462,22 +466,20 @@ def _use_vocabulary(
   return found
 
 
-def _localize(prompts: prompts_lib.PromptConfig) -> prompts_lib.PromptConfig:
-  if prompts.source_prompts is None:
-    return prompts
-  return dataclasses.replace(
-    prompts, source_prompts=remote.localize(prompts.source_prompts)
-  )
+def _localize(source: Source) -> Source:
+  if source.prompts is None:
+    return source
+  return dataclasses.replace(source, prompts=remote.localize(source.prompts))
 
 
-def _localize_teachers(given: Any, prompts: prompts_lib.PromptConfig) -> Any:
+def _localize_teachers(given: Any, task_names: Sequence[str]) -> Any:
   if isinstance(given, str) and '{task}' in given:
-    given = {t: given.replace('{task}', t) for t in prompts.task_names}
+    given = {t: given.replace('{task}', t) for t in task_names}
   if isinstance(given, Mapping):
     return {
       task: remote.localize(path)
       for task, path in given.items()
-      if task in prompts.task_names
+      if task in task_names
     }
   if isinstance(given, Sequence) and not isinstance(given, str):
     return [remote.localize(path) for path in given]

@@ -64,10 +64,11 @@ class BundleWriter:
       The bundle; its step counts the steps of prompt training.
     """
     model, start = self._model, self._model.start
+    assert model.core.method is not None
     params = state_dict['target']
     step = int(partitioning.to_host(state_dict['state']['step']))
     return PromptBundle(
-      method=start.prompts.method,
+      method=model.core.method.name,
       stage=start.stage,
       task_names=model.task_names,
       arrays=dict(partitioning.to_host(params['prompts'])),

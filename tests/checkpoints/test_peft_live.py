@@ -42,8 +42,7 @@ def _inputs(vocab_size):
 
 
 def _our_logits(backbone, bundle, tokens, targets, rows):
-  module = bundle.make_module()
-  model = models.PromptedT5(backbone.config, module)
+  model = models.PromptedT5(backbone.config, bundle.learner)
   slots = np.zeros((len(tokens), P + tokens.shape[1]), np.int32)
   slots[:, :P] = np.arange(1, P + 1)
   padded = np.pad(tokens, ((0, 0), (P, 0)), constant_values=1)

@@ -47,7 +47,9 @@ def test_logits_loss_and_gradients(adapter, io_file, testdata):
   backbone = mpt_jax.load_backbone(str(testdata / 'hf_t5_v1_0_tiny'))
   bundle = mpt_jax.load_prompts(testdata / adapter)
   io = np.load(testdata / io_file)
-  model = models.PromptedT5(backbone.config, bundle.make_module())
+  model = models.PromptedT5(
+    backbone.config, bundle.learner, len(bundle.task_names)
+  )
   batch = _batch(io, bundle.prompt_length)
 
   def logits_fn(prompts):
@@ -57,7 +59,7 @@ def test_logits_loss_and_gradients(adapter, io_file, testdata):
       batch['decoder_input_tokens'],
       batch['decoder_target_tokens'],
       enable_dropout=False,
-      prompt_table=bundle.make_module().apply({'params': prompts}),
+      prompt_table=model.prompt_table({'prompts': prompts}),
       encoder_prompt_slots=batch['encoder_prompt_slots'],
       encoder_task_ids=batch['encoder_task_ids'],
     )

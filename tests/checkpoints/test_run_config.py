@@ -10,8 +10,7 @@ import logging
 
 import pytest
 
-from mpt_jax import prompts as prompts_lib
-from mpt_jax import t5
+from mpt_jax import methods, t5
 from mpt_jax.checkpoints import run as run_lib
 from mpt_jax.engine import optimizers
 from mpt_jax.models import PromptedT5
@@ -23,17 +22,14 @@ CONFIG = t5.T5Config(vocab_size=13, emb_dim=5, num_heads=3, head_dim=2)
 def record(
   *, steps=4, rate=0.3, task_rate=0.1, length=7, seed=0, dropout=0.0, digest='a'
 ):
-  groups = optimizers.prompt_groups(True, rate, task_rate)
+  groups = optimizers.method_groups(methods.MultitaskPrompts(), rate, task_rate)
   config = CONFIG.replace(dropout_rate=dropout)
   return {
     'backbone_fingerprint': 'sha256:1',
-    'model': repr(
-      PromptedT5(config, prompts_lib.MultitaskPrompts(length, 5, 2))
-    ),
+    'model': repr(PromptedT5(config, methods.MultitaskPrompts(length), 2)),
     'optimizer': repr(optimizers.Optimizer(groups, total_steps=steps)),
-    'prompts': repr(
-      prompts_lib.PromptConfig(length=length, task_names=('a', 'b'))
-    ),
+    'method': repr(methods.MultitaskPrompts(length)),
+    'prompt_tasks': ['a', 'b'],
     'distillation': 'None',
     'train_steps': steps,
     'seed': seed,
@@ -166,7 +162,7 @@ def test_a_path_is_the_same_however_it_is_spelt(tmp_path, monkeypatch, value):
 
   def config(path, recorded=True):
     path = {'one': path, 'list': [path], 'dict': {'a': path}}[value]
-    found = {'prompts': f'PromptConfig(length=5, source_prompts={path!r})'}
+    found = {'source': f'Source(prompts={path!r}, task=None)'}
     if recorded:
       found[run_lib.PATHS] = run_lib.real_paths(path)
     return found

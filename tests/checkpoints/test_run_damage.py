@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from mpt_jax import prompts
+from mpt_jax import methods
 from mpt_jax.checkpoints import run
 from mpt_jax.engine import optimizers, partitioning, trainer
 from mpt_jax.engine import params as params_lib
@@ -20,7 +20,7 @@ from tests.helpers import tiny
 def _state(step, seed):
   """A train state with random numbers everywhere."""
   model, params = tiny.stage_model('source')
-  trained, _ = params_lib.split(params, params_lib.PROMPTS)
+  trained, _ = params_lib.split(params, tiny.PROMPTS)
   settings = optimizers.Optimizer(
     groups=(optimizers.Group('prompts/.*', 0.1),), total_steps=10
   )
@@ -154,13 +154,9 @@ def test_another_run_is_no_damage(saved, tmp_path):
   copy = tmp_path / 'run'
   shutil.copytree(folder, copy)
   config = tiny.CONFIG
-  module = prompts.SoftPrompts(5, config.emb_dim, 1)
-  model = PromptedT5(config, module)
-  trained = {
-    'prompts': prompts.initial_prompts(
-      module, jax.random.PRNGKey(0), prompts.Uniform()
-    )
-  }
+  method = methods.SoftPrompts(5)
+  model = PromptedT5(config, method)
+  trained = {'prompts': method.fresh(config, 1, jax.random.PRNGKey(0))}
   settings = optimizers.Optimizer(
     groups=(optimizers.Group('prompts/.*', 0.1),), total_steps=10
   )

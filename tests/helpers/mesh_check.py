@@ -154,9 +154,10 @@ def run(
   mesh = partitioning.make_mesh(case.model, devices)
   partitioning.check_batch_size(ROWS, mesh, case.microbatches)
   optimizer = optimizers.Optimizer(
-    optimizers.prompt_groups(True, 0.03, 0.01), schedule='constant'
+    optimizers.method_groups(model.method, 0.03, 0.01),
+    schedule='constant',
   )
-  trained, frozen = params_lib.split(params, params_lib.PROMPTS)
+  trained, frozen = params_lib.split(params, tiny.PROMPTS)
   frozen = partitioning.place_backbone(
     frozen,
     mesh,

@@ -60,9 +60,10 @@ def train(folder, num_partitions=1, steps=STEPS, devices=None):
   mesh = partitioning.make_mesh(num_partitions, devices)
   model, tree = tiny.stage_model('source', CONFIG)
   optimizer = optimizers.Optimizer(
-    optimizers.prompt_groups(True, 0.3, 0.1), total_steps=STEPS
+    optimizers.method_groups(model.method, 0.3, 0.1),
+    total_steps=STEPS,
   )
-  trained, frozen = params_lib.split(tree, params_lib.PROMPTS)
+  trained, frozen = params_lib.split(tree, tiny.PROMPTS)
   state = trainer.make_state(model, optimizer, trained, 0, mesh)
   batches = Part(*partitioning.data_part(mesh))
   checkpointer = RunCheckpointer(str(folder), max_to_keep=None)

@@ -3,9 +3,11 @@
 import jax
 import numpy as np
 
-from mpt_jax import models, prompts, t5
+from mpt_jax import methods, models, t5
 
 P, K = 5, 3
+
+PROMPTS = (r'prompts/.*',)
 
 CONFIG = t5.T5Config(
   vocab_size=37,
@@ -90,24 +92,27 @@ class Batches:
     self._taken = state['taken']
 
 
+def method(stage):
+  """The method of a stage."""
+  if stage == 'teacher':
+    return methods.SoftPrompts(P)
+  return methods.MultitaskPrompts(P)
+
+
 def stage_model(stage, config=CONFIG):
   """The model and its whole parameter tree in one of the stages."""
   key = jax.random.PRNGKey(1)
   params = dict(backbone(config=config))
-  width = config.emb_dim
-  if stage == 'teacher':
-    module = prompts.SoftPrompts(P, width)
-    model = models.PromptedT5(config, module)
-  elif stage == 'source':
-    module = prompts.MultitaskPrompts(P, width, K)
-    model = models.DistilledPromptedT5(config, module)
-    params['teacher_prompts'] = {
-      'prompt_table': np.asarray(jax.random.normal(key, (K, P, width)))
-    }
-  elif stage == 'target':
-    module = prompts.MultitaskPrompts(P, width, 1)
-    model = models.PromptedT5(config, module)
-  else:
+  if stage == 'finetune':
     return models.PromptedT5(config), params
-  params['prompts'] = prompts.initial_prompts(module, key, prompts.Uniform())
+  tasks = K if stage == 'source' else 1
+  kind = models.PromptedT5
+  if stage == 'source':
+    kind = models.DistilledPromptedT5
+    shape = (K, P, config.emb_dim)
+    params['teacher_prompts'] = {
+      'prompt_table': np.asarray(jax.random.normal(key, shape))
+    }
+  model = kind(config, method(stage), tasks)
+  params['prompts'] = model.method.fresh(config, tasks, key)
   return model, params

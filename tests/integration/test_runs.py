@@ -16,8 +16,7 @@ import numpy as np
 import pytest
 import scipy.special
 
-from mpt_jax import cli
-from mpt_jax import prompts as prompts_lib
+from mpt_jax import cli, methods
 from mpt_jax.checkpoints import load_backbone, lock
 from mpt_jax.checkpoints.bundle import PromptBundle, load_prompts
 from mpt_jax.pretrained import PromptedT5
@@ -81,10 +80,8 @@ def bundles(world):
       arrays={'prompt': prompt},
       **common,
     ).save(str(world / 'teachers' / task))
-  module = prompts_lib.MultitaskPrompts(P, CONFIG.emb_dim, 2)
-  arrays = prompts_lib.initial_prompts(
-    module, jax.random.PRNGKey(3), prompts_lib.Uniform()
-  )
+  method = methods.MultitaskPrompts(P)
+  arrays = method.fresh(CONFIG, 2, jax.random.PRNGKey(3))
   PromptBundle(
     method='multitask',
     stage='source',

@@ -31,12 +31,11 @@ def batches(stage, **kwargs):
 def make_model(stage, settings=None):
   """(T5X model, the native model in it, its parameters)."""
   native, params = tiny.stage_model(stage, CONFIG)
-  method = 'soft' if stage == 'teacher' else 'multitask'
   wrapped = models.PromptedModel(
     native,
     TASKS[: native.num_tasks],
     optimizer_def=optimizers.PromptOptimizer(
-      settings, optimizers.trainable_names(method)
+      settings, optimizers.trainable_names(native.method)
     ),
   )
   return wrapped, native, jax.tree.map(np.asarray, params)

@@ -56,7 +56,7 @@ def test_loss_terms_and_prompt_gradients_are_equal(stage, pack):
   def native_loss(trainable, frozen):
     return native.loss_fn(params_lib.merge(trainable, frozen), batch, None)
 
-  trained, frozen = params_lib.split(params, params_lib.PROMPTS)
+  trained, frozen = params_lib.split(params, tiny.PROMPTS)
   (want, terms), want_grads = jax.jit(
     jax.value_and_grad(native_loss, has_aux=True)
   )(trained, frozen)
@@ -94,12 +94,12 @@ def test_twenty_steps_end_at_the_same_prompts(stage, optimizer):
     t5x_settings = settings.make(None)
   else:
     t5x_settings = settings = optimizers.Optimizer(
-      optimizers.prompt_groups(stage != 'teacher', 0.3, 0.1),
+      optimizers.method_groups(tiny.method(stage), 0.3, 0.1),
       total_steps=STEPS,
       warmup_steps=3,
     )
   model, native, params = helpers.make_model(stage, t5x_settings)
-  trained, frozen = params_lib.split(params, params_lib.PROMPTS)
+  trained, frozen = params_lib.split(params, tiny.PROMPTS)
   mesh = partitioning.make_mesh()
   state = trainer.make_state(native, settings, trained, 0, mesh)
   step = trainer.make_train_step(native, settings)

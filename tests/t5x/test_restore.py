@@ -10,9 +10,9 @@ pytest.importorskip('t5x', reason='T5X is not on PYTHONPATH')
 
 from t5x import partitioning
 
-from mpt_jax import checkpoints, models, prompts, t5
+from mpt_jax import checkpoints, methods, models, t5
 from mpt_jax.checkpoints.bundle import PromptBundle
-from mpt_jax.engine import optimizers
+from mpt_jax.engine import optimizers, starts
 from mpt_jax.engine import params as params_lib
 from mpt_jax.t5x import optimizers as t5x_optimizers
 from mpt_jax.t5x import remote, restore, runs
@@ -39,20 +39,19 @@ def stored(testdata, name):
 
 def start_model(path, config, **kwargs):
   """A teacher's model, by the pieces that `runs.train_model` puts together."""
-  config_ = prompts.PromptConfig(
-    P, ('rte',), method='soft', init=prompts.SampledVocabulary(), **kwargs
-  )
-  module = config_.make_module(config.emb_dim)
+  method = methods.SoftPrompts(P, init=methods.SampledVocabulary())
   settings = optimizers.Optimizer(
-    optimizers.prompt_groups(False, 0.3, 0.1), schedule='constant'
+    optimizers.method_groups(method, 0.3, 0.1), schedule='constant'
   )
   return restore.TrainModel(
-    models.PromptedT5(config, module),
-    config_.task_names,
+    models.PromptedT5(config, method),
+    ('rte',),
     optimizer_def=t5x_optimizers.PromptOptimizer(
-      settings, t5x_optimizers.SOFT_NAMES
+      settings, t5x_optimizers.trainable_names(method)
     ),
-    start=restore.Start(backbone=str(path), stage='teacher', prompts=config_),
+    start=restore.Start(
+      backbone=str(path), stage='teacher', source=starts.Source(**kwargs)
+    ),
   )
 
 
@@ -193,7 +192,7 @@ def test_prompts_of_another_backbone_are_refused(testdata, tmp_path):
       arrays={'prompt': start},
       backbone_fingerprint=fingerprint,
     ).save(str(tmp_path / 'prompts'))
-    model = start_model(path, config, source_prompts=str(tmp_path / 'prompts'))
+    model = start_model(path, config, prompts=str(tmp_path / 'prompts'))
     if fingerprint == native.fingerprint:
       state = first_state(model)
       np.testing.assert_array_equal(state.params['prompts']['prompt'], start)
@@ -222,7 +221,9 @@ def train_model(**kwargs):
   arguments = {
     'stage': 'target',
     'initial_checkpoint_path': 'demo',
-    'prompts': prompts.PromptConfig(P, ('rte',), source_prompts='x'),
+    'method': methods.MultitaskPrompts(P),
+    'prompt_tasks': ('rte',),
+    'source': starts.Source('x'),
     'train_steps_relative': 7,
     'learning_rate': 0.3,
   }

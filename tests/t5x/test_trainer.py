@@ -9,6 +9,7 @@ pytest.importorskip('t5x', reason='T5X is not on PYTHONPATH')
 from mpt_jax.engine import optimizers
 from mpt_jax.engine import params as params_lib
 from mpt_jax.types import InputError
+from tests.helpers import tiny
 from tests.t5x import helpers
 
 pytestmark = pytest.mark.t5x
@@ -54,7 +55,7 @@ FROZEN = {
 
 def settings(stage, **kwargs):
   return optimizers.Optimizer(
-    optimizers.prompt_groups(stage != 'teacher', 0.3, 0.1),
+    optimizers.method_groups(tiny.method(stage), 0.3, 0.1),
     **{'schedule': 'constant', **kwargs},
   )
 

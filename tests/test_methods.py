@@ -1,14 +1,19 @@
 """Prompt algebra against plain loops; initialisers; what starts a target."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mpt_jax import prompts
+from mpt_jax import methods
+from mpt_jax.checkpoints.bundle import PromptBundle
+from mpt_jax.engine import starts
 from mpt_jax.types import InputError
 
 P, D, V = 5, 7, 29
+SIZES = types.SimpleNamespace(emb_dim=D)
 
 
 def _factors(tasks, rank, seed=0):
@@ -31,25 +36,23 @@ def test_compose_equals_a_plain_loop(tasks, rank):
       for d in range(D):
         for r in range(rank):
           want[k, p, d] += float(shared[p, d]) * u[k, p, r] * v[k, r, d]
-  got = prompts.compose_task_prompts(*map(jnp.asarray, (shared, u, v)))
+  got = methods.compose_task_prompts(*map(jnp.asarray, (shared, u, v)))
   np.testing.assert_allclose(got, want, atol=1e-5)
 
 
 def test_compose_refuses_factors_of_another_shape():
   shared, u, v = map(jnp.asarray, _factors(3, 1))
   with pytest.raises(ValueError, match='task_u has shape'):
-    prompts.compose_task_prompts(shared, jnp.swapaxes(u, 1, 2), v)
+    methods.compose_task_prompts(shared, jnp.swapaxes(u, 1, 2), v)
   with pytest.raises(ValueError, match=r'task_v has shape .* \(3, 1, 7\)'):
-    prompts.compose_task_prompts(shared, u, v[:2])
+    methods.compose_task_prompts(shared, u, v[:2])
 
 
 @pytest.mark.parametrize('rank', [1, 3])
 def test_every_task_starts_from_the_shared_prompt(rank):
-  module = prompts.MultitaskPrompts(P, D, num_tasks=3, rank=rank)
-  params = prompts.initial_prompts(
-    module, jax.random.PRNGKey(0), prompts.Uniform()
-  )
-  table = module.apply({'params': params})
+  method = methods.MultitaskPrompts(P, rank)
+  params = method.fresh(SIZES, 3, jax.random.PRNGKey(0))
+  table = method.prompt_table(params, 3)
   np.testing.assert_array_equal(
     table, np.broadcast_to(params['shared_prompt'], (3, P, D))
   )
@@ -59,45 +62,38 @@ def test_every_task_starts_from_the_shared_prompt(rank):
   else:
     # Ranks that start alike would stay alike.
     def loss(p):
-      return jnp.sum(module.apply({'params': p}) ** 3)
+      return jnp.sum(method.prompt_table(p, 3) ** 3)
 
     grads = jax.grad(loss)(params)['task_v']
     assert float(jnp.abs(grads[:, 1] - grads[:, 2]).max()) > 1e-4
 
 
-def test_module_init_has_the_same_names_and_shapes():
-  for module in (
-    prompts.MultitaskPrompts(P, D, num_tasks=3, rank=2),
-    prompts.SoftPrompts(P, D, num_tasks=3),
-  ):
-    key = jax.random.PRNGKey(0)
-    drawn = prompts.initial_prompts(module, key, prompts.Uniform())
-    inited = module.init(key)['params']
-    assert jax.tree.map(jnp.shape, dict(inited)) == jax.tree.map(
-      jnp.shape, drawn
-    )
+def test_start_values_have_the_shapes_and_count_that_a_method_says():
+  for method in (methods.MultitaskPrompts(P, 2), methods.SoftPrompts(P)):
+    drawn = method.fresh(SIZES, 3, jax.random.PRNGKey(0))
+    assert jax.tree.map(jnp.shape, drawn) == method.shapes(SIZES, 3)
     count = sum(np.size(v) for v in drawn.values())
-    assert count == prompts.num_parameters(module)
+    assert count == method.num_parameters(SIZES, 3)
 
 
 def test_paper_counts():
   # l = 100, d = 768: 77,668 for one target, 10,468 a task for eight.
-  assert prompts.num_parameters(prompts.MultitaskPrompts(100, 768, 1)) == 77668
-  eight = prompts.num_parameters(prompts.MultitaskPrompts(100, 768, 8))
-  assert eight == 8 * 10468
+  base = types.SimpleNamespace(emb_dim=768)
+  method = methods.MultitaskPrompts(100)
+  assert method.num_parameters(base, 1) == 77668
+  assert method.num_parameters(base, 8) == 8 * 10468
 
 
 def test_soft_prompts_give_every_row_the_same_prompt():
-  module = prompts.SoftPrompts(P, D, num_tasks=3)
   prompt = jnp.asarray(_factors(1, 1)[0])
-  table = module.apply({'params': {'prompt': prompt}})
+  table = methods.SoftPrompts(P).prompt_table({'prompt': prompt}, 3)
   assert table.shape == (3, P, D)
   for row in table:
     np.testing.assert_array_equal(row, prompt)
 
 
 def test_uniform_is_two_sided():
-  draw = prompts.Uniform(0.5).bind()(jax.random.PRNGKey(0), (100, 97))
+  draw = methods.Uniform(0.5).bind()(jax.random.PRNGKey(0), (100, 97))
   assert -0.5 <= float(draw.min()) < -0.49
   assert 0.49 < float(draw.max()) <= 0.5
 
@@ -116,7 +112,7 @@ def _rows_of(values, embedding):
 
 
 def test_sampled_vocabulary_takes_distinct_words(embedding):
-  init = prompts.SampledVocabulary(max_id=20).bind(embedding)
+  init = methods.SampledVocabulary(max_id=20).bind(embedding)
   rows = _rows_of(init(jax.random.PRNGKey(0), (P, D)), embedding)
   assert len(set(rows)) == P
   assert all(3 <= r < 20 for r in rows)
@@ -126,7 +122,7 @@ def test_sampled_vocabulary_takes_distinct_words(embedding):
 
 def test_class_labels_are_means_then_sampled_words(embedding):
   ids = {'yes': [4], 'not at all': [5, 9]}
-  init = prompts.ClassLabels(('yes', 'not at all')).bind(
+  init = methods.ClassLabels(('yes', 'not at all')).bind(
     embedding, ids.__getitem__
   )
   prompt = np.asarray(init(jax.random.PRNGKey(0), (P, D)))
@@ -136,49 +132,91 @@ def test_class_labels_are_means_then_sampled_words(embedding):
 
 
 def test_string_is_cut_at_the_prompt_length(embedding):
-  init = prompts.FromString('words').bind(embedding, lambda _: range(3, 15))
+  init = methods.FromString('words').bind(embedding, lambda _: range(3, 15))
   prompt = init(jax.random.PRNGKey(0), (P, D))
   assert _rows_of(prompt, embedding) == [3, 4, 5, 6, 7]
 
 
 def test_initialisers_say_what_they_lack(embedding, tmp_path):
   with pytest.raises(InputError, match='VOCABULARY'):
-    prompts.FromString('a').bind(embedding)
+    methods.FromString('a').bind(embedding)
   with pytest.raises(InputError, match='embedding'):
-    prompts.SampledVocabulary().bind()
+    methods.SampledVocabulary().bind()
   with pytest.raises(InputError, match="missing.npy' does not exist"):
-    prompts.FromFile(str(tmp_path / 'missing.npy')).bind()
+    methods.FromFile(str(tmp_path / 'missing.npy')).bind()
   bad = tmp_path / 'pickled.npy'
   np.save(bad, np.array([{'a': 1}], dtype=object), allow_pickle=True)
   with pytest.raises(InputError, match='no .npy array'):
-    prompts.FromFile(str(bad)).bind()
+    methods.FromFile(str(bad)).bind()
   good = tmp_path / 'prompt.npy'
   np.save(good, np.ones((P + 1, D), np.float32))
   with pytest.raises(InputError, match=r'shape \(6, 7\), the run needs \(5, 7'):
-    prompts.FromFile(str(good)).bind()(jax.random.PRNGKey(0), (P, D))
+    methods.FromFile(str(good)).bind()(jax.random.PRNGKey(0), (P, D))
 
 
-def test_target_starts_from_shared_prompt_and_averaged_factors():
-  shared, u, v = _factors(6, 1)
-  source = {'shared_prompt': shared, 'task_u': u, 'task_v': v}
-  target = prompts.target_prompts(prompts.MultitaskPrompts(P, D, 2), source)
-  np.testing.assert_array_equal(target['shared_prompt'], shared)
-  for k in range(2):
-    np.testing.assert_allclose(target['task_u'][k], u.mean(0), rtol=1e-6)
-    np.testing.assert_allclose(target['task_v'][k], v.mean(0), rtol=1e-6)
+def _source(tasks=6, rank=1):
+  shared, u, v = _factors(tasks, rank)
+  arrays = {'shared_prompt': shared, 'task_u': u, 'task_v': v}
+  names = tuple(f't{k}' for k in range(tasks))
+  return PromptBundle('multitask', 'source', names, arrays)
+
+
+def _started(method, tasks=2, **kwargs):
+  start = methods.Start(jax.random.PRNGKey(0), 'target', **kwargs)
+  return method.initial(SIZES, tasks, start)
+
+
+@pytest.mark.parametrize(
+  ('start', 'rows'),
+  [('average', range(6)), ('task:t4', [4]), ('nearest', [2])],
+)
+def test_target_starts_from_shared_prompt_and_factors(start, rows):
+  source = _source()
+  arrays = source.arrays
+  target = _started(
+    methods.MultitaskPrompts(P, start=start),
+    source=source,
+    nearest=lambda bundle: bundle.task_names[2],
+  )
+  np.testing.assert_array_equal(
+    target['shared_prompt'], arrays['shared_prompt']
+  )
+  for name in ('task_u', 'task_v'):
+    want = np.mean([arrays[name][r] for r in rows], axis=0)
+    for k in range(2):
+      np.testing.assert_allclose(target[name][k], want, rtol=1e-6)
+
+
+@pytest.mark.parametrize('rank', [1, 2])
+def test_target_may_start_from_the_shared_prompt_alone(rank):
+  source = _source(rank=rank)
+  method = methods.MultitaskPrompts(P, rank, start='shared')
+  target = _started(method, source=source)
+  for row in method.prompt_table(target, 2):
+    np.testing.assert_array_equal(row, source.arrays['shared_prompt'])
+
+
+def test_a_start_that_is_none():
+  with pytest.raises(InputError, match="START = 'averag'.*mean 'average'"):
+    methods.MultitaskPrompts(P, start='averag')
+  method = methods.MultitaskPrompts(P, start='task:t9')
+  with pytest.raises(InputError, match="no task 't9'; they have t0, t1"):
+    _started(method, source=_source())
+  method = methods.MultitaskPrompts(P, start='nearest')
+  with pytest.raises(InputError, match="give 'task:NAME', one of t0, t1"):
+    _started(method, source=_source())
+  with pytest.raises(InputError, match='stage target needs SOURCE_PROMPTS'):
+    _started(method)
 
 
 def test_target_refuses_a_source_of_another_shape():
-  shared, u, v = _factors(6, 1)
-  source = {'shared_prompt': shared, 'task_u': u, 'task_v': v}
   with pytest.raises(InputError, match=r'\(5, 7, 1\), this run has \(4, 7, 1'):
-    prompts.target_prompts(prompts.MultitaskPrompts(4, D, 1), source)
+    _started(methods.MultitaskPrompts(4), source=_source())
 
 
-def test_prompt_config_checks_its_tasks():
-  config = prompts.PromptConfig(length=P, task_names='rte')
-  assert config.task_names == ('rte',)
+def test_a_run_checks_its_tasks():
+  assert starts.check_tasks('rte') == ('rte',)
   with pytest.raises(InputError, match='each once'):
-    prompts.PromptConfig(length=P, task_names=('rte', 'rte'))
+    starts.check_tasks(('rte', 'rte'))
   with pytest.raises(InputError, match='PROMPT_LENGTH = 0'):
-    prompts.PromptConfig(length=0, task_names=('rte',))
+    methods.SoftPrompts(0)

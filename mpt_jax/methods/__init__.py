@@ -1,0 +1,149 @@
+"""Methods: what is learned for a frozen backbone, a file each.
+
+A method of your own is a subclass of `PromptMethod` or `Delta`, made known by
+`register`: training, bundles, evaluation and export then find it by its name.
+"""
+
+import dataclasses
+from typing import Any, TypeVar
+
+from mpt_jax.methods.base import (
+  DELTA,
+  PROMPTS,
+  Delta,
+  Method,
+  PromptMethod,
+  Start,
+  learned,
+)
+from mpt_jax.methods.full import FullFinetuning
+from mpt_jax.methods.initializers import (
+  UNIFORM,
+  ClassLabels,
+  FromArray,
+  FromFile,
+  FromString,
+  PromptInit,
+  SampledVocabulary,
+  Uniform,
+)
+from mpt_jax.methods.multitask import (
+  MultitaskPrompts,
+  compose_task_prompts,
+  join_prompts,
+)
+from mpt_jax.methods.soft import SoftPrompts
+from mpt_jax.types import InputError, Positive, nearest
+
+__all__ = [
+  'DELTA',
+  'PROMPTS',
+  'ClassLabels',
+  'Delta',
+  'FromArray',
+  'FromFile',
+  'FromString',
+  'FullFinetuning',
+  'Method',
+  'MultitaskPrompts',
+  'PromptInit',
+  'PromptMethod',
+  'SampledVocabulary',
+  'SoftPrompts',
+  'Start',
+  'Uniform',
+  'compose_task_prompts',
+  'get',
+  'holding',
+  'join_prompts',
+  'learned',
+  'names',
+  'prompt_method',
+  'register',
+]
+
+_M = TypeVar('_M', bound=type[Method])
+_REGISTRY: dict[str, type[Method]] = {}
+
+
+def register(method: _M) -> _M:
+  """Makes a method known by its name; usable as a decorator.
+
+  Args:
+    method: a subclass of `Method`. One of the same name is replaced, so that
+      a notebook's cell can be run again.
+
+  Returns:
+    The class.
+  """
+  _REGISTRY[method.name] = method
+  return method
+
+
+for _method in (MultitaskPrompts, SoftPrompts, FullFinetuning):
+  register(_method)
+
+
+def names() -> tuple[str, ...]:
+  """The names of all methods."""
+  return tuple(_REGISTRY)
+
+
+def get(name: str) -> type[Method]:
+  """Returns the method of a name.
+
+  Raises:
+    InputError: if there is none; near names are offered.
+  """
+  if name not in _REGISTRY:
+    raise InputError(
+      f'method is {name!r}, expected one of {", ".join(names())}'
+      f'{nearest(str(name), names())}; one of your own is known where the'
+      ' module that registers it is imported'
+    )
+  return _REGISTRY[name]
+
+
+def holding(arrays: set[str]) -> type[PromptMethod]:
+  """Returns the prompt method whose arrays have these names.
+
+  Raises:
+    InputError: if there is none.
+  """
+  for method in _REGISTRY.values():
+    if issubclass(method, PromptMethod) and arrays == set(method.arrays):
+      return method
+  raise InputError(f'no method has the arrays {", ".join(sorted(arrays))}')
+
+
+def prompt_method(
+  name: str = MultitaskPrompts.name,
+  length: Positive = 100,
+  rank: Positive = 1,
+  init: PromptInit = UNIFORM,
+  start: str = 'average',
+) -> Method:
+  """The prompt method that a gin file names; what it does not have is left.
+
+  Args:
+    name: PROMPT_METHOD.
+    length: PROMPT_LENGTH.
+    rank: PROMPT_RANK.
+    init: PROMPT_INIT.
+    start: START.
+
+  Returns:
+    The method.
+
+  Raises:
+    InputError: if there is no such prompt method, or a size is wrong.
+  """
+  method = get(name)
+  if not issubclass(method, PromptMethod):
+    raise InputError(f'PROMPT_METHOD = {name!r} is no method of prompts')
+  given: dict[str, Any] = {
+    **{'length': length, 'rank': rank},
+    **{'init': init, 'start': start},
+  }
+  has = {field.name for field in dataclasses.fields(method)}
+  return method(**{name: v for name, v in given.items() if name in has})

@@ -1,0 +1,289 @@
+"""What a method is: what is learned, and where it enters the forward pass.
+
+A method is a frozen dataclass of its settings. It holds no arrays: those live
+in a parameter tree beside the backbone's, in one branch that says by which of
+two seams they enter.
+
+`prompts`, the encoder's input: `prompt_table` composes one prompt for every
+task from them, and the batch says which position takes which vector.
+
+`delta`, the network: their names are those of the backbone's own modules
+('encoder/layers_0/mlp/gain'), and `intercept` is called in place of every
+method of every module of the backbone. It finds the arrays of the module that
+it wraps in the collection `delta`. So the backbone knows no method; jit,
+gradients, remat, scans, caches and meshes need no case of their own.
+
+A method with neither trains the backbone itself.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import math
+from typing import Any, ClassVar
+
+from flax import linen as nn
+import jax
+import numpy as np
+
+from mpt_jax.methods.initializers import UNIFORM, PromptInit, Tokenize
+from mpt_jax.types import Array, InputError, Positive
+
+PROMPTS, DELTA = 'prompts', 'delta'
+# Formats of `mpt_jax.export`.
+BUNDLE = 'bundle'
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+  """What start values may be made of.
+
+  Attributes:
+    key: random key.
+    stage: of the run, '' if there is none.
+    embedding: [V, D], the backbone's, or None.
+    tokenize: text -> ids without end mark, or None.
+    source: the bundle to start from, or None.
+    path: where that was, for messages.
+    source_task: which of its tasks to start from; None is the whole.
+    nearest: the source task that retrieval picks of a bundle, or None.
+  """
+
+  key: Array
+  stage: str = ''
+  embedding: Any = None
+  tokenize: Tokenize | None = None
+  source: Any = None
+  path: str = ''
+  source_task: str | None = None
+  nearest: Callable[[Any], str] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+  """What all methods say of themselves; `PromptMethod` and `Delta` say how.
+
+  Class attributes:
+    name: in gin files, bundles and messages.
+    title: in tables and plots.
+    paper: where it was published.
+    branch: 'prompts' or 'delta'; None trains the backbone.
+    per_task: whether each task of a run has parameters of its own.
+    groups: (name pattern in the branch, which rate it takes), all of them;
+      the rate is 'learning_rate' or 'task_learning_rate'.
+    rates: stage -> the two rates, as its paper or its code has them.
+    formats: what `mpt_jax.export` can write of it.
+    cannot: what it cannot do ('pack', 'scan', 'mix', 't5x') -> the reason.
+  """
+
+  name: ClassVar[str]
+  title: ClassVar[str]
+  paper: ClassVar[str]
+  branch: ClassVar[str | None] = None
+  per_task: ClassVar[bool] = False
+  groups: ClassVar[tuple[tuple[str, str], ...]] = (('.*', 'learning_rate'),)
+  rates: ClassVar[Mapping[str, tuple[float, float | None]]]
+  formats: ClassVar[tuple[str, ...]] = (BUNDLE,)
+  cannot: ClassVar[Mapping[str, str]] = {}
+
+  @property
+  def prompt_length(self) -> int:
+    """P, the slots in front of an input; 0 for none."""
+    return 0
+
+  @property
+  def settings(self) -> dict[str, Any]:
+    """What a bundle must hold beside the arrays to make the method again."""
+    return {}
+
+  @property
+  def trainable(self) -> tuple[str, ...]:
+    """Patterns of the whole names of what trains."""
+    return ('.*',) if self.branch is None else (f'{self.branch}/.*',)
+
+  def shapes(self, config: Any, num_tasks: int) -> dict[str, tuple[int, ...]]:
+    """Returns name in the branch -> shape of every array that is learned.
+
+    Args:
+      config: the backbone's sizes.
+      num_tasks: K.
+    """
+    del config, num_tasks
+    return {}
+
+  def num_parameters(self, config: Any, num_tasks: int) -> int:
+    """Returns how many numbers are learned: a formula, where there is one."""
+    shapes = self.shapes(config, num_tasks).values()
+    return sum(math.prod(shape) for shape in shapes)
+
+  def initial(
+    self, config: Any, num_tasks: int, start: Start
+  ) -> dict[str, Array]:
+    """Returns the start values of `shapes`, float32.
+
+    Args:
+      config: the backbone's sizes.
+      num_tasks: K.
+      start: what they may be made of.
+
+    Raises:
+      InputError: if something that they need is missing or does not fit.
+    """
+    del config, num_tasks, start
+    return {}
+
+  def fresh(self, config: Any, num_tasks: int, key: Array) -> dict[str, Array]:
+    """Start values that need nothing but a key."""
+    return self.initial(config, num_tasks, Start(key))
+
+  def prompt_table(
+    self, arrays: Mapping[str, Any], num_tasks: int
+  ) -> Array | None:
+    """Composes the prompts [K, P, D] float32 of all tasks; None without."""
+    del arrays, num_tasks
+    return None
+
+  def select(
+    self, arrays: Mapping[str, Any], rows: Sequence[int]
+  ) -> dict[str, Any]:
+    """Returns the arrays of some of the tasks, by their rows."""
+    del rows
+    return dict(arrays)
+
+  def check_can(self, **wanted: Any) -> None:
+    """Refuses what the method cannot do.
+
+    Args:
+      **wanted: 'pack', 'scan', 'mix' or 't5x' -> whether the run does it.
+
+    Raises:
+      InputError: names the method and the reason.
+    """
+    for what, wants in wanted.items():
+      if wants and what in self.cannot:
+        raise InputError(f'method {self.name!r}: {self.cannot[what]}')
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptMethod(Method):
+  """A method of the first seam.
+
+  Attributes:
+    length: P, the number of prompt vectors.
+    init: how the [P, D] prompt starts when no source prompts are given.
+  """
+
+  branch: ClassVar[str | None] = PROMPTS
+  # Their names; the first is [P, D].
+  arrays: ClassVar[tuple[str, ...]]
+
+  length: Positive = 100
+  init: PromptInit = dataclasses.field(
+    default=UNIFORM, kw_only=True, compare=False
+  )
+
+  def __post_init__(self):
+    if self.length < 1:
+      raise InputError(f'PROMPT_LENGTH = {self.length} must be at least 1')
+
+  @property
+  def prompt_length(self) -> int:
+    """P."""
+    return self.length
+
+  def fresh(self, config: Any, num_tasks: int, key: Array) -> dict[str, Array]:
+    """As `Method.fresh`: the prompt is uniform in [-0.5, 0.5]."""
+    drawn = dataclasses.replace(self, init=UNIFORM)
+    return drawn.initial(config, num_tasks, Start(key))
+
+  @classmethod
+  def sized(cls, length: int, rank: int) -> 'PromptMethod':
+    """Returns the method of these sizes.
+
+    Args:
+      length: P.
+      rank: R; 0 for none.
+
+    Raises:
+      ValueError: if it has no such size.
+    """
+    if rank:
+      raise ValueError(f'rank is {rank}, but a plain prompt has none')
+    return cls(length)
+
+  @classmethod
+  def compose(cls, arrays: Mapping[str, Any], num_tasks: int) -> np.ndarray:
+    """As `prompt_table`, of host arrays and on the host."""
+    raise NotImplementedError
+
+  @classmethod
+  def num_tasks(cls, arrays: Mapping[str, Any]) -> int:
+    """K, of the arrays of a method with something per task."""
+    raise NotImplementedError
+
+  @classmethod
+  def rank_of(cls, arrays: Mapping[str, Any]) -> int:
+    """R, of the arrays; 0 for none."""
+    del arrays
+    return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Delta(Method):
+  """A method of the second seam: one set of arrays for all tasks of a run."""
+
+  branch: ClassVar[str | None] = DELTA
+  cannot: ClassVar[Mapping[str, str]] = {
+    't5x': 'the T5X engine trains prompts; use mpt_jax.train'
+  }
+
+  @property
+  def settings(self) -> dict[str, Any]:
+    """See `Method.settings`; what is left out of comparisons is left out."""
+    fields = [f for f in dataclasses.fields(self) if f.compare]
+    return {f.name: getattr(self, f.name) for f in fields}
+
+  def intercept(
+    self,
+    call: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    context: nn.module.InterceptorContext,
+  ) -> Any:
+    """Runs a method of a module of the backbone, with what is learned there.
+
+    It is Flax's interceptor (`flax.linen.intercept_methods`). `learned` gives
+    a module's own arrays. A projection is called by two names, `__call__` and,
+    where cross-attention takes its products in another order, `by_head`
+    (`t5.layers.Dense`): one that changes a projection must change both.
+
+    Args:
+      call: what the module would do.
+      args: its arguments.
+      kwargs: likewise.
+      context: `context.module`, and `context.method_name`.
+
+    Returns:
+      What the backbone goes on with.
+    """
+    raise NotImplementedError
+
+
+def learned(module: nn.Module, name: str) -> Array | None:
+  """Returns what a `Delta` has learned for a module, or None.
+
+  Args:
+    module: the module of the backbone that is running.
+    name: the last part of the array's name.
+  """
+  if not module.has_variable(DELTA, name):
+    return None
+  array: Array = module.get_variable(DELTA, name)
+  return array
+
+
+def start_prompt(
+  method: PromptMethod, config: Any, key: Array, start: Start
+) -> Array:
+  """Returns a prompt [P, D] float32 as the method's `init` starts it."""
+  init = method.init.bind(start.embedding, start.tokenize)
+  return init(key, (method.length, config.emb_dim), jax.numpy.float32)
