@@ -19,7 +19,6 @@ import json
 import logging
 import os
 import pathlib
-import re
 from typing import Any
 
 from flax import serialization
@@ -41,7 +40,7 @@ RESULTS = 'results.json'
 DATA = 'data'
 # Its key for where the prompts lie that it starts from.
 PATHS = 'paths'
-_PATH_FIELDS = ('source_prompts', 'teacher_prompts', 'path')
+_PATH_FIELDS = ('prompts', 'teacher_prompts', 'path')
 # Stands for the class of a setting that is the run's own.
 _RUN = 'run'
 # What is recorded under another name than its parameter's, or follows from it.
@@ -450,15 +449,8 @@ def _real(text: str, known: Mapping[str, str]) -> Any:
 
 def _fields(name: str, value: Any) -> Iterator[tuple[tuple[str, str], str]]:
   """Takes a setting's `repr` apart: ((class or 'run', field), value)."""
-  # A Flax module shows its fields on lines of their own.
-  text = re.sub(
-    r'\(\n *# attributes\n(.*?)\n *\)',
-    lambda found: f'({", ".join(found[1].split(chr(10)))})',
-    str(value),
-    flags=re.DOTALL,
-  )
   try:
-    node = ast.parse(text, mode='eval').body
+    node = ast.parse(str(value), mode='eval').body
   except (SyntaxError, ValueError, RecursionError, MemoryError):
     node = None
   if isinstance(node, ast.Call):

@@ -179,12 +179,12 @@ def test_a_path_is_the_same_however_it_is_spelt(tmp_path, monkeypatch, value):
       run_lib.refuse_differences(
         'x', config('runs/src', recorded), config(path)
       )
-  with pytest.raises(InputError, match='source_prompts'):
+  with pytest.raises(InputError, match='prompts: '):
     run_lib.refuse_differences('x', config('runs/src'), config('runs/src2'))
   # From another folder, and after all of it has moved.
   before = config('runs/src')
   monkeypatch.chdir(tmp_path)
   run_lib.refuse_differences('x', before, config(str(project / 'runs/src')))
-  with pytest.raises(InputError, match='source_prompts'):
+  with pytest.raises(InputError, match='prompts: '):
     run_lib.refuse_differences('x', before, config('src'))
   run_lib.refuse_differences('x', before, config('runs/src'))
