@@ -8,8 +8,15 @@ import jax
 import numpy as np
 import pytest
 
-from mpt_jax import models, prompts, train
-from mpt_jax.engine import batching, buckets, optimizers, partitioning, trainer
+from mpt_jax import models, prompts
+from mpt_jax.engine import (
+  batching,
+  buckets,
+  optimizers,
+  partitioning,
+  run,
+  trainer,
+)
 from mpt_jax.engine import params as params_lib
 from mpt_jax.types import InputError
 from tests import test_models as models_test
@@ -400,10 +407,10 @@ def test_rows_of_a_part(devices, batch_size, microbatches, sizes):
 def test_choice_of_padding(padding, pack, chosen):
   mesh = partitioning.make_mesh(1, jax.devices()[:1])
   dataset = types.SimpleNamespace(pack=pack)
-  assert train._choose_padding(padding, dataset, mesh) == chosen
+  assert run._choose_padding(padding, dataset, mesh) == chosen
 
 
 def test_unknown_padding():
   mesh = partitioning.make_mesh(1, jax.devices()[:1])
   with pytest.raises(InputError, match="PADDING = 'buckets', .*'bucket'"):
-    train._choose_padding('buckets', types.SimpleNamespace(pack=False), mesh)
+    run._choose_padding('buckets', types.SimpleNamespace(pack=False), mesh)

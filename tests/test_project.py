@@ -34,11 +34,16 @@ LAYERS = (
     'mpt_jax.engine.settings',
     *('mpt_jax.engine.partitioning', 'mpt_jax.engine.selection'),
     *('mpt_jax.engine.preemption', 'mpt_jax.engine.multihost'),
+    'mpt_jax.engine.face',
   },
-  {'mpt_jax.engine.trainer', 'mpt_jax.checkpoints', 'mpt_jax.data'},
+  {
+    *('mpt_jax.engine.trainer', 'mpt_jax.engine.writers'),
+    *('mpt_jax.checkpoints', 'mpt_jax.data'),
+  },
   {
     *('mpt_jax.pretrained', 'mpt_jax.engine.predictor'),
-    *('mpt_jax.engine.starts', 'mpt_jax.study', 'mpt_jax.study.report'),
+    *('mpt_jax.engine.starts', 'mpt_jax.engine.evaluator'),
+    *('mpt_jax.engine.run', 'mpt_jax.study', 'mpt_jax.study.report'),
   },
   # Beside the entry points, of which it may use `cli` alone.
   {'mpt_jax.t5x', 'mpt_jax.cli'},

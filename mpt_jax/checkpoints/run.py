@@ -46,15 +46,18 @@ _PATH_FIELDS = ('source_prompts', 'teacher_prompts', 'path')
 _RUN = 'run'
 # What is recorded under another name than its parameter's, or follows from it.
 _PARAMETERS = {
-  'backbone_fingerprint': 'backbone',
-  'initial_checkpoint_path': 'backbone',
-  **dict.fromkeys((f.name for f in dataclasses.fields(T5Config)), 'backbone'),
-  'features': 'backbone',
+  **dict.fromkeys(
+    ('backbone_fingerprint', 'initial_checkpoint_path', 'features'),
+    'BackboneSource.path',
+  ),
+  **dict.fromkeys(
+    (f.name for f in dataclasses.fields(T5Config)), 'BackboneSource.path'
+  ),
   'dtype': 'dtype',
   'dropout_rate': 'dropout_rate',
   'precision': 'precision',
   'total_steps': 'train_steps',
-  'name': 'optimizer',
+  'name': 'Optimizer.name',
   'num_tasks': 'task_names',
   'learning_rate[prompts/task_[uv]]': 'task_learning_rate',
   'learning_rate[prompts/shared_prompt]': 'learning_rate',
@@ -366,7 +369,8 @@ def refuse_differences(
     before: a run's record. What it lacks, since an older version wrote it, is
       not compared.
     now: the record of the run that wants the folder.
-    name_of: parameter of `train.train` or a dataclass -> what a user calls it.
+    name_of: parameter of `train.train`, of a dataclass or 'Class.field' -> what
+      a user calls it.
   """
   details = _settings_that_differ(before, now, name_of)
   if not details:  # Other settings read other data: nothing new.
