@@ -273,7 +273,7 @@ class Whole(Parts):
     return {k: np.concatenate([pad[k], long[k]]) for k in long}
 
 
-def fit(batches, devices, steps=12, **kwargs):
+def fit(batches, devices, steps=12):
   model, params = tiny.stage_model('source')
   mesh = partitioning.make_mesh(1, jax.devices()[:devices])
   trained, frozen = params_lib.split(params, params_lib.PROMPTS)
@@ -288,18 +288,13 @@ def fit(batches, devices, steps=12, **kwargs):
       scalars.append((step, values))
 
   state = trainer.fit(
-    model,
-    optimizer,
+    trainer.Training(model, optimizer, mesh, ['a', 'b', 'c'], target_length=3),
     state,
     partitioning.shard_params(frozen, mesh),
     batches,
-    train_steps=steps,
-    mesh=mesh,
-    task_names=['a', 'b', 'c'],
-    target_length=3,
-    log_period=4,
-    writer=Writer(),
-    **kwargs,
+    steps,
+    trainer.Periods(log=4),
+    trainer.Hooks(writer=Writer()),
   )
   return params_lib.flatten(jax.device_get(state.params)), scalars
 

@@ -255,9 +255,9 @@ class TestImport:
       'mesh = partitioning.make_mesh()\n'
       'trained, frozen = params.split(tree, params.PROMPTS)\n'
       'state = trainer.make_state(model, optimizer, trained, 0, mesh)\n'
-      'state = trainer.fit(model, optimizer, state,\n'
-      '  partitioning.shard_params(frozen, mesh), tiny.Batches(),\n'
-      '  train_steps=2, mesh=mesh, task_names=["a", "b", "c"])\n'
+      'training = trainer.Training(model, optimizer, mesh, ["a", "b", "c"])\n'
+      'state = trainer.fit(training, state,\n'
+      '  partitioning.shard_params(frozen, mesh), tiny.Batches(), 2)\n'
       'print(int(state.step), int(state.bad_step))\n'
     )
     assert out == '2 -1\n'

@@ -610,27 +610,33 @@ def _fit(job: _Job, begin: _Begin, beside: _Beside) -> trainer.TrainState:
       beside.writer.write_scalars(step, scalars)
   with _advising(settings):
     state = trainer.fit(
-      job.model,
-      job.optimizer,
+      trainer.Training(
+        job.model,
+        job.optimizer,
+        job.mesh,
+        job.task_names,
+        settings.devices.microbatches or 1,
+        job.dataset.task_feature_lengths['targets'],
+      ),
       begin.state,
       begin.frozen,
       job.batches,
-      train_steps=steps,
-      mesh=job.mesh,
-      task_names=job.task_names,
-      log_period=settings.logging.log_period,
-      checkpoint_period=settings.logging.checkpoint_period,
-      checkpointer=begin.checkpointer,
-      eval_period=period or None,
-      evaluate=beside.evaluate,
-      writer=beside.writer,
-      microbatches=settings.devices.microbatches or 1,
-      target_length=job.dataset.task_feature_lengths['targets'],
-      window=begin.window,
-      finished=lambda: (
-        beside.best is not None and beside.best.selection.finished
+      steps,
+      trainer.Periods(
+        settings.logging.log_period,
+        settings.logging.checkpoint_period,
+        period or None,
       ),
-      request=beside.request,
+      trainer.Hooks(
+        checkpointer=begin.checkpointer,
+        evaluate=beside.evaluate,
+        writer=beside.writer,
+        finished=lambda: (
+          beside.best is not None and beside.best.selection.finished
+        ),
+        request=beside.request,
+      ),
+      begin.window,
     )
   last_step = int(state.step)
   log.info(
