@@ -30,6 +30,7 @@ from gin import config_parser
 
 from mpt_jax.checkpoints import files
 from mpt_jax.engine import hostmemory, preemption
+from mpt_jax.engine.face import Face, showing
 from mpt_jax.types import (
   ANYTHING,
   InputError,
@@ -106,7 +107,7 @@ def main(module: str, function: str, argv: Sequence[str] | None = None) -> None:
   )
   _start_logging()
   try:
-    with quiet_pipe():
+    with quiet_pipe(), showing(_CommandFace()):
       _run(command, module, function, argv)
   except InputError as e:
     if debug and not command.processes:
@@ -211,6 +212,35 @@ def end_at_once() -> preemption.End | None:
   """What ends this command whatever it is doing; None if there is none."""
   command = _command
   return (lambda line: command.end(line, 130)) if command.words else None
+
+
+class _CommandFace(Face):
+  """What a command configured by gin adds to the engine."""
+
+  def keep_log(self, folder: str) -> None:
+    keep_log(folder)
+
+  def write_config(self, folder: str) -> None:
+    write_config(folder)
+
+  def at_interrupt(self, resumes: Callable[[], str]) -> None:
+    at_interrupt(resumes)
+
+  def end_at_once(self) -> preemption.End | None:
+    return end_at_once()
+
+  def name_of(self, parameter: str) -> str:
+    return macro_of(parameter)
+
+  def again(self, changed: Mapping[str, Any]) -> str:
+    return repeated({macro_of(n): value for n, value in changed.items()})
+
+  def following(self, command: str, macros: Mapping[str, Any]) -> str:
+    words = [f'--gin_file=gin_configs/runs/{command}.gin']
+    if data_dir() and command != 'export':  # Which reads no data.
+      words.append(f'--tfds_data_dir={data_dir()}')
+    words += [f'--gin.{name}={value!r}' for name, value in macros.items()]
+    return shell_command(command, words)
 
 
 # What is logged before its folder is known, then the file in it.
@@ -349,7 +379,7 @@ def _parse_flags(
     prog=f'python -m {module}',
     description=importlib.import_module(module).__doc__,
     epilog='--gin.NAME=VALUE sets a macro (--gin.BATCH_SIZE=32) or a parameter'
-    ' (--gin.train.train.log_period=50); strings need quotes:'
+    ' (--gin.train.Logging.log_period=50); strings need quotes:'
     ' --gin.MODEL_DIR="\'runs/rte\'". Each shipped gin file names its macros'
     ' at its top: gin_configs/runs/*.gin',
     formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -607,7 +637,8 @@ def call(
   target = getattr(importlib.import_module(module), function)
   gin.clear_config()
   configure(gin_files, bindings)
-  return gin.get_configurable(target)(**given)
+  with showing(_CommandFace()):
+    return gin.get_configurable(target)(**given)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,8 +8,15 @@ import jax
 import numpy as np
 import pytest
 
-from mpt_jax import methods, models, train
-from mpt_jax.engine import batching, buckets, optimizers, partitioning, trainer
+from mpt_jax import methods, models
+from mpt_jax.engine import (
+  batching,
+  buckets,
+  optimizers,
+  partitioning,
+  run,
+  trainer,
+)
 from mpt_jax.engine import params as params_lib
 from mpt_jax.types import InputError
 from tests import test_models as models_test
@@ -268,7 +275,7 @@ class Whole(Parts):
     return {k: np.concatenate([pad[k], long[k]]) for k in long}
 
 
-def fit(batches, devices, steps=12, **kwargs):
+def fit(batches, devices, steps=12):
   model, params = tiny.stage_model('source')
   mesh = partitioning.make_mesh(1, jax.devices()[:devices])
   trained, frozen = params_lib.split(params, tiny.PROMPTS)
@@ -284,18 +291,13 @@ def fit(batches, devices, steps=12, **kwargs):
       scalars.append((step, values))
 
   state = trainer.fit(
-    model,
-    optimizer,
+    trainer.Training(model, optimizer, mesh, ['a', 'b', 'c'], target_length=3),
     state,
     partitioning.shard_params(frozen, mesh),
     batches,
-    train_steps=steps,
-    mesh=mesh,
-    task_names=['a', 'b', 'c'],
-    target_length=3,
-    log_period=4,
-    writer=Writer(),
-    **kwargs,
+    steps,
+    trainer.Periods(log=4),
+    trainer.Hooks(writer=Writer()),
   )
   return params_lib.flatten(jax.device_get(state.params)), scalars
 
@@ -403,10 +405,10 @@ def test_rows_of_a_part(devices, batch_size, microbatches, sizes):
 def test_choice_of_padding(padding, pack, chosen):
   mesh = partitioning.make_mesh(1, jax.devices()[:1])
   dataset = types.SimpleNamespace(pack=pack)
-  assert train._choose_padding(padding, dataset, mesh) == chosen
+  assert run._choose_padding(padding, dataset, mesh) == chosen
 
 
 def test_unknown_padding():
   mesh = partitioning.make_mesh(1, jax.devices()[:1])
   with pytest.raises(InputError, match="PADDING = 'buckets', .*'bucket'"):
-    train._choose_padding('buckets', types.SimpleNamespace(pack=False), mesh)
+    run._choose_padding('buckets', types.SimpleNamespace(pack=False), mesh)

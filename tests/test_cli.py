@@ -144,7 +144,7 @@ def test_every_initialiser_file_works_with_a_run(monkeypatch, init):
     'train',
     [*(f'--gin_file={f}' for f in files), *_required(*files)],
   )
-  config = captured['prompts'].scoped_configurable_fn()
+  config = captured['method'].scoped_configurable_fn()
   names = {
     'class_labels': 'ClassLabels',
     'file': 'FromFile',

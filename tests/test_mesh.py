@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mpt_jax import models, t5, train
+from mpt_jax import models, t5
 from mpt_jax.engine import params as params_lib
-from mpt_jax.engine import partitioning
+from mpt_jax.engine import partitioning, run
 from mpt_jax.types import InputError
 from tests.helpers import mesh_check, tiny
 
@@ -190,8 +190,8 @@ def test_a_layer_that_trains_is_not_stacked():
   kernel = np.zeros((2, 2))
   tree = {'encoder': {'layers_0': {'mlp': {'wo': {'kernel': kernel}}}}}
   with pytest.raises(InputError, match="SCAN_LAYERS .*'encoder/layers_0/mlp"):
-    train._check_no_layer_trains(tree, ['encoder/.*'])
-  train._check_no_layer_trains(tree, ['encoder/encoder_norm/.*'])
+    run._check_no_layer_trains(tree, ['encoder/.*'])
+  run._check_no_layer_trains(tree, ['encoder/encoder_norm/.*'])
 
 
 # ---------------------------------------------------------------------------

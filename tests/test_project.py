@@ -34,11 +34,16 @@ LAYERS = (
     'mpt_jax.engine.settings',
     *('mpt_jax.engine.partitioning', 'mpt_jax.engine.selection'),
     *('mpt_jax.engine.preemption', 'mpt_jax.engine.multihost'),
+    'mpt_jax.engine.face',
   },
-  {'mpt_jax.engine.trainer', 'mpt_jax.checkpoints', 'mpt_jax.data'},
+  {
+    *('mpt_jax.engine.trainer', 'mpt_jax.engine.writers'),
+    *('mpt_jax.checkpoints', 'mpt_jax.data'),
+  },
   {
     *('mpt_jax.pretrained', 'mpt_jax.engine.predictor'),
-    *('mpt_jax.engine.starts', 'mpt_jax.study', 'mpt_jax.study.report'),
+    *('mpt_jax.engine.starts', 'mpt_jax.engine.evaluator'),
+    *('mpt_jax.engine.run', 'mpt_jax.study', 'mpt_jax.study.report'),
   },
   # Beside the entry points, of which it may use `cli` alone.
   {'mpt_jax.t5x', 'mpt_jax.cli'},
@@ -250,9 +255,9 @@ class TestImport:
       'mesh = partitioning.make_mesh()\n'
       'trained, frozen = params.split(tree, tiny.PROMPTS)\n'
       'state = trainer.make_state(model, optimizer, trained, 0, mesh)\n'
-      'state = trainer.fit(model, optimizer, state,\n'
-      '  partitioning.shard_params(frozen, mesh), tiny.Batches(),\n'
-      '  train_steps=2, mesh=mesh, task_names=["a", "b", "c"])\n'
+      'training = trainer.Training(model, optimizer, mesh, ["a", "b", "c"])\n'
+      'state = trainer.fit(training, state,\n'
+      '  partitioning.shard_params(frozen, mesh), tiny.Batches(), 2)\n'
       'print(int(state.step), int(state.bad_step))\n'
     )
     assert out == '2 -1\n'

@@ -9,9 +9,8 @@ import sys
 
 import pytest
 
-from mpt_jax import train
 from mpt_jax.checkpoints import lock
-from mpt_jax.engine import metrics, preemption, selection
+from mpt_jax.engine import evaluator, metrics, preemption, selection, writers
 from mpt_jax.engine import predictor as runs
 from mpt_jax.types import InputError
 
@@ -99,7 +98,7 @@ def test_what_was_seen_before_a_stop_counts_the_same(
 ):
   path = str(tmp_path / 'metrics.jsonl')
   whole, resumed = selection.Selection(), selection.Selection()
-  writer = train.JsonlWriter(path, 0)
+  writer = writers.JsonlWriter(path, 0)
   for step, value in enumerate(values, start=1):
     # Version 0.1 called the share of the commonest answer so.
     scores = {'t': {'invalid': 0.0, 'majority': 99.0, name: value}}
@@ -107,7 +106,7 @@ def test_what_was_seen_before_a_stop_counts_the_same(
     writer.write_scalars(step, runs.flat_scores(scores))
     writer.write_scalars(step, {'train/loss': 1.0, 'floor/t/commonest': 5.0})
   writer.close()
-  for step, scores in train._past_scores(path, stop):
+  for step, scores in evaluator.past_scores(path, stop):
     resumed.update(step, scores)
   for step, value in enumerate(values[stop:], start=stop + 1):
     resumed.update(step, {'t': {'invalid': 0.0, 'majority': 9.0, name: value}})

@@ -43,14 +43,13 @@ def run(stage, steps=20, optimizer=None, batches=None, **fit_args):
   state = trainer.make_state(model, optimizer, trained, 0, mesh)
   frozen = partitioning.shard_params(frozen, mesh)
   state = trainer.fit(
-    model,
-    optimizer,
+    trainer.Training(
+      model, optimizer, mesh, [f'task{i}' for i in range(tasks)]
+    ),
     state,
     frozen,
     batches or tiny.Batches(tasks=tasks),
-    train_steps=steps,
-    mesh=mesh,
-    task_names=[f'task{i}' for i in range(tasks)],
+    steps,
     **fit_args,
   )
   return before, jax.device_get(state.params), jax.device_get(frozen), state
@@ -167,22 +166,18 @@ def test_resume_is_bit_equal(stage, tmp_path):
   frozen = partitioning.shard_params(frozen, mesh)
   batches = tiny.Batches(tasks=model.num_tasks)
   state = trainer.make_state(model, optimizer, trained, 0, mesh)
-  settings = {
-    'train_steps': steps,
-    'mesh': mesh,
-    'task_names': names,
-    'checkpoint_period': 4,
-  }
+  training = trainer.Training(model, optimizer, mesh, names)
+  periods = trainer.Periods(checkpoint=4)
   checkpointer = RunCheckpointer(str(tmp_path))
   with pytest.raises(Stop):
     trainer.fit(
-      model,
-      optimizer,
+      training,
       state,
       frozen,
       StopAfter(batches, 10),
-      checkpointer=checkpointer,
-      **settings,
+      steps,
+      periods,
+      trainer.Hooks(checkpointer=checkpointer),
     )
   checkpointer.close()
 
@@ -193,13 +188,13 @@ def test_resume_is_bit_equal(stage, tmp_path):
   batches = tiny.Batches(tasks=model.num_tasks)
   batches.set_state(position)
   state = trainer.fit(
-    model,
-    optimizer,
+    training,
     state,
     frozen,
     batches,
-    checkpointer=checkpointer,
-    **settings,
+    steps,
+    periods,
+    trainer.Hooks(checkpointer=checkpointer),
   )
   for name, value in params_lib.flatten(want).items():
     np.testing.assert_array_equal(
@@ -258,14 +253,11 @@ def test_dropout_is_seeded_and_resumable():
   def train(seed):
     state = trainer.make_state(model, optimizer, trained, seed, mesh)
     return trainer.fit(
-      model,
-      optimizer,
+      trainer.Training(model, optimizer, mesh, ['a']),
       state,
       frozen,
       tiny.Batches(tasks=1),
-      train_steps=3,
-      mesh=mesh,
-      task_names=['a'],
+      3,
     ).params
 
   first, again, other = train(0), train(0), train(1)
@@ -302,17 +294,13 @@ def test_a_loss_that_is_not_finite_stops_at_the_last_good_state(tmp_path):
   state = trainer.make_state(model, optimizer, trained, 0, mesh)
   with pytest.raises(trainer.NonFiniteLossError, match='step 7.*: qnli') as e:
     trainer.fit(
-      model,
-      optimizer,
+      trainer.Training(model, optimizer, mesh, ['mnli', 'qnli', 'qqp']),
       state,
       frozen,
       OneBad(),
-      train_steps=50,
-      mesh=mesh,
-      task_names=['mnli', 'qnli', 'qqp'],
-      log_period=10,
-      checkpoint_period=5,
-      checkpointer=checkpointer,
+      50,
+      trainer.Periods(log=10, checkpoint=5),
+      trainer.Hooks(checkpointer=checkpointer),
     )
   assert 'mnli' not in str(e.value).split('.')[0]
   assert checkpointer.latest_step() == 5
@@ -325,7 +313,11 @@ def test_metrics_are_apart_for_every_task():
     def write_scalars(self, step, scalars):
       written[step] = scalars
 
-  run('source', 20, writer=Writer(), log_period=10)
+  run(
+    'source',
+    periods=trainer.Periods(log=10),
+    hooks=trainer.Hooks(writer=Writer()),
+  )
   assert sorted(written) == [10, 20]
   scalars = written[20]
   for term in (
@@ -364,14 +356,11 @@ def test_two_devices_equal_one():
     frozen = partitioning.shard_params(frozen, mesh)
     state = trainer.make_state(model, optimizer, trained, 0, mesh)
     state = trainer.fit(
-      model,
-      optimizer,
+      trainer.Training(model, optimizer, mesh, ['a', 'b', 'c']),
       state,
       frozen,
       tiny.Batches(),
-      train_steps=3,
-      mesh=mesh,
-      task_names=['a', 'b', 'c'],
+      3,
     )
     results.append(params_lib.flatten(jax.device_get(state.params)))
   for other in results[1:]:

@@ -100,7 +100,7 @@ def test_a_string_without_quotes(binding, form):
       "TASK_FEATURE_LENGTHS={'input': 64, 'targets': 8}",
       "TASK_FEATURE_LENGTHS must be {'inputs': …, 'targets': …}",
     ),
-    ("train.train.log_period='a'", 'log_period must be a whole number'),
+    ("train.Logging.log_period='a'", 'log_period must be a whole number'),
     ('TRAIN_STEPS=%EVAL_SPLIT', "EVAL_SPLIT = 'validation': EVAL_SPLIT must"),
   ],
 )

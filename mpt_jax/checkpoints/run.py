@@ -25,6 +25,7 @@ from flax import serialization
 import jax
 import numpy as np
 
+from mpt_jax import methods
 from mpt_jax.checkpoints import files
 from mpt_jax.engine import multihost
 from mpt_jax.engine import params as params_lib
@@ -45,18 +46,19 @@ _PATH_FIELDS = ('prompts', 'teacher_prompts', 'path')
 _RUN = 'run'
 # What is recorded under another name than its parameter's, or follows from it.
 _PARAMETERS = {
-  'backbone_fingerprint': 'backbone',
-  'initial_checkpoint_path': 'backbone',
-  **dict.fromkeys((f.name for f in dataclasses.fields(T5Config)), 'backbone'),
+  **dict.fromkeys(
+    ('backbone_fingerprint', 'initial_checkpoint_path'),
+    'BackboneSource.path',
+  ),
+  **dict.fromkeys(
+    (f.name for f in dataclasses.fields(T5Config)), 'BackboneSource.path'
+  ),
   'dtype': 'dtype',
   'dropout_rate': 'dropout_rate',
   'precision': 'precision',
   'total_steps': 'train_steps',
-  'name': 'optimizer',
+  'name': 'Optimizer.name',
   'num_tasks': 'prompt_tasks',
-  'learning_rate[prompts/task_[uv]]': 'task_learning_rate',
-  'learning_rate[prompts/shared_prompt]': 'learning_rate',
-  'learning_rate[prompts/prompt]': 'learning_rate',
 }
 CHECKPOINTS = 'checkpoints'
 # Where damaged checkpoints are put.
@@ -364,7 +366,8 @@ def refuse_differences(
     before: a run's record. What it lacks, since an older version wrote it, is
       not compared.
     now: the record of the run that wants the folder.
-    name_of: parameter of `train.train` or a dataclass -> what a user calls it.
+    name_of: parameter of `train.train`, of a dataclass or 'Class.field' -> what
+      a user calls it.
   """
   details = _settings_that_differ(before, now, name_of)
   if not details:  # Other settings read other data: nothing new.
@@ -403,9 +406,18 @@ def _settings_that_differ(
       _real(theirs, before.get(PATHS, {})) == _real(ours, now.get(PATHS, {}))
     )
     if ours != theirs and not same:
-      name = name_of(_PARAMETERS.get(place[1], place[1]))
+      name = name_of(_parameter(place[1]))
       lines.setdefault(name, f'{name}: {theirs} there, {ours} here')
   return list(lines.values())
+
+
+def _parameter(field: str) -> str:
+  """The parameter that a recorded field is set by."""
+  for method in map(methods.get, methods.names()):
+    for pattern, rate in method.groups:
+      if field == f'learning_rate[{method.branch}/{pattern}]':
+        return rate
+  return _PARAMETERS.get(field, field)
 
 
 def real_paths(*values: Any) -> dict[str, str]:

@@ -4,6 +4,7 @@ MPT trains P* and the task factors with two learning rates; pretraining the
 demo backbone needs three groups. Both are a list of `Group`s, chosen by name.
 """
 
+from collections.abc import Sequence
 import dataclasses
 import re
 
@@ -12,7 +13,15 @@ import optax
 
 from mpt_jax.engine import params as params_lib
 from mpt_jax.methods import Method
-from mpt_jax.types import Array, InputError, PyTree, nearest
+from mpt_jax.types import (
+  Array,
+  InputError,
+  Natural,
+  Positive,
+  PyTree,
+  Rate,
+  nearest,
+)
 
 OPTIMIZERS = ('adamw', 'adafactor', 'muon')
 SCHEDULES = ('linear', 'constant')
@@ -37,9 +46,11 @@ class Group:
 class Optimizer:
   """An optimizer's settings; `make` turns them into an optax transformation.
 
+  A run completes what its user says (`of_run`).
+
   Attributes:
     groups: first match wins; every trainable parameter must be matched and
-      every group must match one.
+      every group must match one. Empty: the run's own.
     name: 'adamw' or 'adafactor' ('muon': orthogonalised momentum for hidden
       matrices, used to pretrain the demo backbone).
     schedule: after the warm-up 'linear' falls to 0 at `total_steps`,
@@ -48,17 +59,24 @@ class Optimizer:
     warmup_steps: steps of the linear rise from 0.
     weight_decay: decoupled, times the learning rate for AdamW and Muon.
     clip_norm: largest global norm of the gradient; None does not clip.
+    learning_rate: peak rate of P* (or the plain prompt, or the backbone) in
+      the run's own groups; None is the run's own.
+    task_learning_rate: peak rate of u and v there; None is `learning_rate`,
+      or the run's own where that is None too.
   """
 
-  groups: tuple[Group, ...]
+  groups: tuple[Group, ...] = ()
   name: str = 'adamw'
   schedule: str = 'linear'
-  total_steps: int | None = None
-  warmup_steps: int = 0
-  weight_decay: float = 1e-5
-  clip_norm: float | None = None
+  total_steps: Positive | None = None
+  warmup_steps: Natural = 0
+  weight_decay: Rate = 1e-5
+  clip_norm: Rate | None = None
+  learning_rate: Rate | None = None
+  task_learning_rate: Rate | None = None
 
   def __post_init__(self):
+    object.__setattr__(self, 'groups', tuple(self.groups or ()))
     names = {self.name, *(g.optimizer or self.name for g in self.groups)}
     for name in sorted(names):
       if name not in OPTIMIZERS:
@@ -71,15 +89,29 @@ class Optimizer:
         f'schedule is {self.schedule!r}, expected one of'
         f' {", ".join(SCHEDULES)}{nearest(self.schedule, SCHEDULES)}'
       )
-    if self.schedule == 'linear' and not self.total_steps:
-      raise InputError("schedule 'linear' needs total_steps")
+
+  def of_run(self, groups: Sequence[Group], total_steps: int) -> 'Optimizer':
+    """Returns these settings as a run carries them out.
+
+    Args:
+      groups: the run's own, with their rates; not used if there are others.
+      total_steps: steps of the run.
+    """
+    return dataclasses.replace(
+      self,
+      groups=self.groups or tuple(groups),
+      total_steps=total_steps,
+      learning_rate=None,
+      task_learning_rate=None,
+    )
 
   def rate(self, peak: float) -> optax.Schedule:
     """The schedule of a group: step -> learning rate."""
     if self.schedule == 'constant':
       after = optax.constant_schedule(peak)
     else:
-      assert self.total_steps is not None
+      if not self.total_steps:
+        raise InputError("schedule 'linear' needs total_steps")
       after = optax.linear_schedule(
         peak, 0.0, max(1, self.total_steps - self.warmup_steps)
       )

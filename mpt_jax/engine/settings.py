@@ -9,7 +9,7 @@ import dataclasses
 from typing import Any
 
 from mpt_jax import t5
-from mpt_jax.types import InputError, Natural, Positive
+from mpt_jax.types import InputError, Natural, Positive, Rate, Share
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +42,11 @@ class Devices:
       compiles one layer in place of all; for a frozen backbone.
     dtype: type of activations and frozen matrices; None is the model's own.
     precision: of matrix products, see `t5.T5Config`.
+    padding: of training: 'max' pads every example to the lengths of the data;
+      'bucket' cuts a batch by length into parts, each padded to one of a few
+      lengths (`buckets`), which makes the same update with less work; 'pack'
+      puts several examples in a row, so that a batch holds more of them;
+      'auto' is 'bucket', on a TPU 'max', of data that are packed 'pack'.
   """
 
   num_partitions: Positive = 1
@@ -51,6 +56,7 @@ class Devices:
   scan_layers: bool = False
   dtype: str | None = None
   precision: str = 'float32'
+  padding: str = 'auto'
 
   def configure(self, config: t5.T5Config) -> t5.T5Config:
     """Returns a backbone's sizes with these types and this memory."""
@@ -60,6 +66,46 @@ class Devices:
       precision=self.precision,
       remat_layers=self.remat_layers,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+  """What a step makes small.
+
+  Attributes:
+    dropout_rate: dropout of the frozen backbone during training.
+    loss_normalizing_factor: see `models.PromptedT5`.
+    label_smoothing: see `models.PromptedT5`.
+    z_loss: see `models.PromptedT5`.
+  """
+
+  dropout_rate: Share = 0.0
+  loss_normalizing_factor: float | str | None = 'NUM_REAL_TARGET_TOKENS'
+  label_smoothing: Share = 0.0
+  z_loss: Rate = 0.0
+
+  def of_model(self) -> dict[str, Any]:
+    """The settings that `models.PromptedT5` has, by their names there."""
+    settings = dataclasses.asdict(self)
+    del settings['dropout_rate']
+    return settings
+
+
+@dataclasses.dataclass(frozen=True)
+class Logging:
+  """What a run keeps while it trains.
+
+  Attributes:
+    log_period: steps between metrics.
+    checkpoint_period: steps between checkpoints.
+    max_checkpoints: how many of the newest ones to keep.
+    tensorboard: also write TensorBoard events beside `metrics.jsonl`.
+  """
+
+  log_period: Positive = 100
+  checkpoint_period: Positive = 1000
+  max_checkpoints: Positive = 3
+  tensorboard: bool = True
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,7 @@ backbone is an argument of the step. The loop takes any iterator of batches
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
+import dataclasses
 import functools
 import logging
 import math
@@ -617,33 +618,77 @@ def format_seconds(seconds: float) -> str:
   return f'{whole}s'
 
 
+@dataclasses.dataclass(frozen=True)
+class Training:
+  """What the steps of a run share.
+
+  Attributes:
+    model: the model.
+    optimizer: the optimizer's settings.
+    mesh: the mesh.
+    task_names: the K tasks in row order, for logging.
+    microbatches: see `make_train_step`; of batches that are not lists.
+    target_length: see `BucketedStep`; of batches that are lists.
+  """
+
+  model: PromptedT5
+  optimizer: optimizers.Optimizer
+  mesh: Mesh
+  task_names: Sequence[str]
+  microbatches: int = 1
+  target_length: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Periods:
+  """How many steps lie between what is done beside them.
+
+  Attributes:
+    log: between metric fetches; the device is not waited for in between.
+    checkpoint: between checkpoints; the last step has one too.
+    evaluation: between evaluations, and at the last step; None is never.
+  """
+
+  log: int = 100
+  checkpoint: int = 1000
+  evaluation: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Hooks:
+  """What is called beside the steps.
+
+  Attributes:
+    checkpointer: saves the state; None saves nothing.
+    evaluate: (step, trainable params) -> scalars to write.
+    writer: takes the scalars.
+    finished: whether the run is over before its last step; asked at the start
+      and after each evaluation.
+    request: asks the run to save its state and stop; looked at at each step,
+      of several processes at each log period.
+  """
+
+  checkpointer: Checkpointer | None = None
+  evaluate: Callable[[int, PyTree], Mapping[str, float]] | None = None
+  writer: Writer | None = None
+  finished: Callable[[], bool] = lambda: False
+  request: preemption.StopRequest | None = None
+
+
 def fit(
-  model: PromptedT5,
-  optimizer: optimizers.Optimizer,
+  training: Training,
   state: TrainState,
   frozen: PyTree,
   batches: Iterator[HostBatch],
-  *,
   train_steps: int,
-  mesh: Mesh,
-  task_names: Sequence[str],
-  log_period: int = 100,
-  checkpoint_period: int = 1000,
-  checkpointer: Checkpointer | None = None,
-  eval_period: int | None = None,
-  evaluate: Callable[[int, PyTree], Mapping[str, float]] | None = None,
-  writer: Writer | None = None,
-  microbatches: int = 1,
-  target_length: int | None = None,
+  periods: Periods = Periods(),
+  hooks: Hooks = Hooks(),
   window: Mapping[str, Any] | None = None,
-  finished: Callable[[], bool] = lambda: False,
-  request: preemption.StopRequest | None = None,
 ) -> TrainState:
   """Trains up to step `train_steps`.
 
   Args:
-    model: the model.
-    optimizer: the optimizer's settings.
+    training: model, optimizer and mesh.
     state: where to start; `state.step` counts.
     frozen: the frozen parameters, on the mesh.
     batches: host batches of numpy arrays [B, ...], or lists of such parts of
@@ -652,23 +697,10 @@ def fit(
       that is saved with each checkpoint; if it has `taken`, the examples drawn
       of each task so far, they are written with the metrics.
     train_steps: the step at which to stop.
-    mesh: the mesh.
-    task_names: the K tasks in row order, for logging.
-    log_period: steps between metric fetches; the device is not waited for in
-      between.
-    checkpoint_period: steps between checkpoints; the last step has one too.
-    checkpointer: saves the state; None saves nothing.
-    eval_period: steps between evaluations; None evaluates never.
-    evaluate: (step, trainable params) -> scalars to write.
-    writer: takes the scalars.
-    microbatches: see `make_train_step`; of batches that are not lists.
-    target_length: see `BucketedStep`; of batches that are lists.
+    periods: when to log, save and evaluate.
+    hooks: what saves, evaluates, writes, and stops it.
     window: what the resumed checkpoint's position holds as `window`: the
       metrics summed since they were last written; None starts from zero.
-    finished: whether the run is over before `train_steps`; asked at the start
-      and after each evaluation.
-    request: asks the run to save its state and stop; looked at at each step,
-      of several processes at each log period.
 
   Returns:
     The final state.
@@ -678,112 +710,176 @@ def fit(
     NonFiniteLossError: names the step and the tasks; the last good checkpoint
       is untouched.
   """
-  step = int(state.step)
-  train_step = make_train_step(model, optimizer, microbatches)
-  # Placed as the step returns them; otherwise it is compiled twice.
-  everywhere = partitioning.replicated(mesh)
-  zeros = jax.device_get(zero_metrics(model))
-
-  def start_totals() -> Metrics:
-    return jax.tree.map(lambda z: partitioning.put(z, everywhere), zeros)
-
-  totals = start_totals()
+  loop = _Loop(training, state, frozen, batches, train_steps, periods, hooks)
   if window is not None:
-    totals = jax.tree.map(
-      lambda z, open_: partitioning.put(np.asarray(open_, z.dtype), everywhere),
-      zeros,
-      {name: tuple(map(np.asarray, window[name])) for name in zeros},
+    loop.resume(window)
+  while loop.step < train_steps and not hooks.finished():
+    loop.train()
+    loop.look()
+  return loop.state
+
+
+class _Loop:
+  """A run between two steps.
+
+  Attributes:
+    step: finished steps.
+    state: the train state after them.
+  """
+
+  def __init__(
+    self,
+    training: Training,
+    state: TrainState,
+    frozen: PyTree,
+    batches: Iterator[HostBatch],
+    train_steps: int,
+    periods: Periods,
+    hooks: Hooks,
+  ):
+    self.step, self.state = int(state.step), state
+    self._training, self._frozen, self._batches = training, frozen, batches
+    self._total, self._periods, self._hooks = train_steps, periods, hooks
+    self._train_step = make_train_step(
+      training.model, training.optimizer, training.microbatches
     )
-  _, num_parts = partitioning.data_part(mesh)
-  progress: Progress | None = None
-  note = ''
-  while step < train_steps and not finished():
-    batch = next(batches)
+    # Placed as the step returns them; otherwise it is compiled twice.
+    self._everywhere = partitioning.replicated(training.mesh)
+    self._zeros = jax.device_get(zero_metrics(training.model))
+    self._totals = self._start_totals()
+    self._progress: Progress | None = None
+    self._note = ''
+
+  def _start_totals(self) -> Metrics:
+    return jax.tree.map(
+      lambda z: partitioning.put(z, self._everywhere), self._zeros
+    )
+
+  def resume(self, window: Mapping[str, Any]) -> None:
+    """Goes on with the metrics that a checkpoint had summed."""
+    self._totals = jax.tree.map(
+      lambda z, open_: partitioning.put(
+        np.asarray(open_, z.dtype), self._everywhere
+      ),
+      self._zeros,
+      {name: tuple(map(np.asarray, window[name])) for name in self._zeros},
+    )
+
+  def train(self) -> None:
+    """Makes one update."""
+    batch = next(self._batches)
     if isinstance(batch, list):
-      assert target_length is not None
-      step_parts = make_bucketed_step(model, optimizer, target_length)
-      parts = [put_batch(part, mesh) for part in batch]
-      compiled = step_parts.compile_seconds
-      state, totals = step_parts(state, frozen, parts, totals)
-      if progress is not None:
-        progress.exclude(step_parts.compile_seconds - compiled)
+      self._train_on_parts(batch)
     else:
-      placed = put_batch(batch, mesh)
-      if progress is None:
-        _compile('the first step', train_step, state, frozen, placed, totals)
-      state, totals = train_step(state, frozen, placed, totals)
-    step += 1
-    if progress is None:
-      jax.block_until_ready(totals)
-      # Counted from here, so that compilation doesn't spoil the ETA.
-      progress = Progress(
-        train_steps,
-        start=step,
-        parts=num_parts,
-        eval_period=None if evaluate is None else eval_period,
-      )
-    else:
-      progress.count(batch)
-    last = step == train_steps
-    # Several processes must ask at the same step.
-    may_stop = jax.process_count() == 1 or step % log_period == 0
-    stops = (
-      request is not None and may_stop and not last and request.on_any_process()
+      args = self._frozen, put_batch(batch, self._training.mesh), self._totals
+      if self._progress is None:
+        _compile('the first step', self._train_step, self.state, *args)
+      self.state, self._totals = self._train_step(self.state, *args)
+    self.step += 1
+    if self._progress is not None:
+      self._progress.count(batch)
+      return
+    jax.block_until_ready(self._totals)
+    # Counted from here, so that compilation doesn't spoil the ETA.
+    hooks, periods = self._hooks, self._periods
+    _, num_parts = partitioning.data_part(self._training.mesh)
+    self._progress = Progress(
+      self._total,
+      start=self.step,
+      parts=num_parts,
+      eval_period=None if hooks.evaluate is None else periods.evaluation,
     )
-    saves = checkpointer is not None and (
-      last or stops or step % checkpoint_period == 0
+
+  def _train_on_parts(self, batch: list[Mapping[str, np.ndarray]]) -> None:
+    training = self._training
+    assert training.target_length is not None
+    step_parts = make_bucketed_step(
+      training.model, training.optimizer, training.target_length
+    )
+    parts = [put_batch(part, training.mesh) for part in batch]
+    compiled = step_parts.compile_seconds
+    self.state, self._totals = step_parts(
+      self.state, self._frozen, parts, self._totals
+    )
+    if self._progress is not None:
+      self._progress.exclude(step_parts.compile_seconds - compiled)
+
+  def look(self) -> None:
+    """Does what is due at this step: logs, saves, stops, evaluates."""
+    progress, hooks, periods = self._progress, self._hooks, self._periods
+    assert progress is not None
+    last = self.step == self._total
+    logs = last or self.step % periods.log == 0
+    # Several processes must ask at the same step.
+    may_stop = jax.process_count() == 1 or logs
+    stops = (
+      hooks.request is not None
+      and may_stop
+      and not last
+      and hooks.request.on_any_process()
+    )
+    saves = hooks.checkpointer is not None and (
+      last or stops or self.step % periods.checkpoint == 0
     )
     evaluates = (
-      evaluate is not None
-      and eval_period is not None
-      and (last or step % eval_period == 0)
+      hooks.evaluate is not None
+      and periods.evaluation is not None
+      and (last or self.step % periods.evaluation == 0)
     )
-    if last or saves or evaluates or step % log_period == 0:
-      check_finite(state, task_names)
-    if last or step % log_period == 0:
-      scalars = summarize(totals, task_names)
-      totals = start_totals()
-      scalars.update(progress.rates(step))
-      scalars.update(
-        {
-          f'learning_rate/{pattern}': rate
-          for pattern, rate in optimizers.learning_rates(
-            optimizer, step - 1
-          ).items()
-        }
-      )
-      taken: Mapping[str, int] = getattr(batches, 'taken', {})
-      scalars.update({f'examples/{name}': n for name, n in taken.items()})
-      note = f'loss {scalars["loss"]:.4f}'
-      if writer is not None:
-        writer.write_scalars(
-          step, {f'train/{k}': v for k, v in scalars.items()}
-        )
-    progress.maybe_print(step, note, force=last)
+    if logs or saves or evaluates:
+      check_finite(self.state, self._training.task_names)
+    if logs:
+      self._log()
+    progress.maybe_print(self.step, self._note, force=last)
     if saves:
-      assert checkpointer is not None
-      with progress.outside():
-        checkpointer.save(state, _position(batches, step % log_period, totals))
+      self._save()
     if stops:
-      assert request is not None
+      assert hooks.request is not None
       raise preemption.Stopped(
-        f'stopped at step {step} of {train_steps}',
-        request.number,
+        f'stopped at step {self.step} of {self._total}', hooks.request.number
       )
     if evaluates:
-      assert evaluate is not None
-      try:
-        with progress.outside(evaluation=True):
-          scores = evaluate(step, state.params)
-      except preemption.Stopped:
-        if checkpointer is not None:
-          checkpointer.save(
-            state, _position(batches, step % log_period, totals)
-          )
-        raise
-      if writer is not None:
-        writer.write_scalars(step, scores)
-  return state
+      self._evaluate()
+
+  def _log(self) -> None:
+    """Writes the metrics of the steps since it was last called."""
+    training, step = self._training, self.step
+    scalars = summarize(self._totals, training.task_names)
+    self._totals = self._start_totals()
+    assert self._progress is not None
+    scalars.update(self._progress.rates(step))
+    rates = optimizers.learning_rates(training.optimizer, step - 1)
+    scalars.update({f'learning_rate/{n}': rate for n, rate in rates.items()})
+    taken: Mapping[str, int] = getattr(self._batches, 'taken', {})
+    scalars.update({f'examples/{name}': n for name, n in taken.items()})
+    self._note = f'loss {scalars["loss"]:.4f}'
+    if self._hooks.writer is not None:
+      named = {f'train/{name}': value for name, value in scalars.items()}
+      self._hooks.writer.write_scalars(step, named)
+
+  def _save(self) -> None:
+    """Saves the state, and where the run stands between two of its logs."""
+    if self._hooks.checkpointer is None:
+      return
+    assert self._progress is not None
+    open_steps = self.step % self._periods.log
+    with self._progress.outside():
+      self._hooks.checkpointer.save(
+        self.state, _position(self._batches, open_steps, self._totals)
+      )
+
+  def _evaluate(self) -> None:
+    hooks = self._hooks
+    assert self._progress is not None
+    assert hooks.evaluate is not None
+    try:
+      with self._progress.outside(evaluation=True):
+        scores = hooks.evaluate(self.step, self.state.params)
+    except preemption.Stopped:
+      self._save()
+      raise
+    if hooks.writer is not None:
+      hooks.writer.write_scalars(self.step, scores)
 
 
 def _position(

@@ -73,18 +73,13 @@ def train(folder, num_partitions=1, steps=STEPS, devices=None):
     batches.set_state(position)
   losses = Losses()
   state = trainer.fit(
-    model,
-    optimizer,
+    trainer.Training(model, optimizer, mesh, ['a', 'b', 'c']),
     state,
     partitioning.shard_params(frozen, mesh),
     batches,
-    train_steps=steps,
-    mesh=mesh,
-    task_names=['a', 'b', 'c'],
-    log_period=1,
-    checkpoint_period=PERIOD,
-    checkpointer=checkpointer,
-    writer=losses,
+    steps,
+    trainer.Periods(log=1, checkpoint=PERIOD),
+    trainer.Hooks(checkpointer=checkpointer, writer=losses),
   )
   checkpointer.close()
   params = params_lib.flatten(partitioning.to_host(state.params))

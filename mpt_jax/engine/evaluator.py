@@ -1,0 +1,311 @@
+"""Scores a run's prompts while it trains, and keeps each task's best ones."""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import itertools
+import logging
+import os
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+import numpy as np
+
+from mpt_jax import models
+from mpt_jax.checkpoints import bundle as bundle_lib
+from mpt_jax.engine import (
+  multihost,
+  partitioning,
+  preemption,
+  selection,
+  trainer,
+)
+from mpt_jax.engine import params as params_lib
+from mpt_jax.engine.metrics import Judgement, Metric
+from mpt_jax.engine.predictor import finite_scores, flat_scores, format_scores
+from mpt_jax.engine.settings import Evaluation
+from mpt_jax.engine.writers import METRICS, read_metrics
+from mpt_jax.types import PyTree
+
+log = logging.getLogger(__name__)
+
+# Each task's best prompts.
+BEST = 'best'
+# What stands beside the scores in the metrics: 'floor/rte/commonest'.
+_FLOOR = 'floor'
+
+
+class Evaluator:
+  """Scores the prompts of a step; remembers the latest scores.
+
+  Attributes:
+    latest_step: the step of the latest scores, or None.
+    latest_scores: {task: {metric: value}}.
+    latest_judged: {task: what stands beside them}.
+  """
+
+  def __init__(
+    self,
+    model: models.PromptedT5,
+    frozen: PyTree,
+    mesh: Mesh,
+    dataset: Any,
+    evaluation: Evaluation,
+    task_names: Sequence[str],
+  ):
+    self._model, self._frozen, self._mesh = model, frozen, mesh
+    self._dataset, self._evaluation = dataset, evaluation
+    self._task_names = tuple(task_names)
+    method = model.method
+    self._rows = self._task_names if method and method.branch else ()
+    # Distillation has no part in decoding.
+    self._predict = trainer.make_predict_step(
+      models.PromptedT5(model.config, model.method, model.num_tasks)
+    )
+    self._loss_batches: list[Mapping[str, np.ndarray]] | None = None
+    self._follower: Callable[..., None] | None = None
+    self._request: preemption.StopRequest | None = None
+    self.latest_step: int | None = None
+    self.latest_scores: dict[str, dict[str, float]] = {}
+    self.latest_judged: dict[str, Judgement] = {}
+
+  def follow(self, follower: Callable[..., None]) -> None:
+    """Tells somebody of each evaluation: (step, scores, trainable tree)."""
+    self._follower = follower
+
+  def check_at_each_batch(self, request: preemption.StopRequest) -> None:
+    """Gives up an evaluation, by `Stopped`, when someone asks to stop."""
+    self._request = request
+
+  def _check(self) -> None:
+    if self._request is not None and self._request.on_any_process():
+      raise preemption.Stopped(
+        'stopped in the middle of an evaluation', self._request.number
+      )
+
+  def __call__(self, step: int, trained: PyTree) -> dict[str, float]:
+    """Returns scalars to write for this step."""
+    params = params_lib.merge(trained, self._frozen)
+    scalars = self._losses(params) if self._evaluation.loss_steps else {}
+    self.latest_scores, self.latest_judged = self._decode(
+      params, self._evaluation.split, self._predict
+    )
+    self.latest_step = step
+    if self._follower is not None:
+      self._follower(step, self.latest_scores, trained)
+    for task, judged in self.latest_judged.items():
+      floors = {**judged.floors, 'collapsed': float(bool(judged.collapsed))}
+      for name, value in floors.items():
+        if isinstance(value, float):
+          scalars[f'{_FLOOR}/{task}/{name}'] = value
+    return {**scalars, **flat_scores(self.latest_scores)}
+
+  def test(
+    self,
+    bundle: bundle_lib.PromptBundle | None,
+    trained: PyTree,
+    split: str,
+  ) -> tuple[dict[str, dict[str, float]], dict[str, Judgement]]:
+    """Scores a split with finished prompts, or with what was trained.
+
+    Args:
+      bundle: the prompts; None for a run without any.
+      trained: the trainable tree of such a run.
+      split: the split.
+
+    Returns:
+      ({task: {metric: value}}, {task: what stands beside them}).
+    """
+    if bundle is None:
+      params = params_lib.merge(trained, self._frozen)
+      return self._decode(params, split, self._predict)
+    # Prompts of several steps may have another rank than the run's.
+    model = models.PromptedT5(
+      self._model.config, bundle.learner, len(bundle.task_names)
+    )
+    predict = trainer.make_predict_step(model)
+    params = params_lib.merge(
+      partitioning.shard_params(bundle.params, self._mesh), self._frozen
+    )
+    return self._decode(params, split, predict)
+
+  def _losses(self, params: PyTree) -> dict[str, float]:
+    if self._loss_batches is None:
+      from mpt_jax import data
+
+      part, num_parts = partitioning.data_part(self._mesh)
+      batches = data.get_train_iterator(
+        dataclasses.replace(
+          self._dataset,
+          split=self._evaluation.split,
+          shuffle=False,
+          num_shots=None,
+        ),
+        prompt_length=self._model.prompt_length,
+        task_names=self._rows,
+        shard_index=part,
+        num_shards=num_parts,
+      )
+      count = self._evaluation.loss_steps
+      self._loss_batches = list(itertools.islice(batches, count))
+    eval_step = trainer.make_eval_step(self._model)
+    parts = [
+      eval_step(params, trainer.put_batch(batch, self._mesh))
+      for batch in self._loss_batches
+    ]
+    totals = jax.tree.map(lambda *terms: sum(terms[1:], terms[0]), *parts)
+    scalars = trainer.summarize(totals, self._task_names)
+    return {f'eval_loss/{name}': value for name, value in scalars.items()}
+
+  def _decode(
+    self, params: dict[str, Any], split: str, predict: Callable[..., Any]
+  ) -> tuple[dict[str, dict[str, float]], dict[str, Judgement]]:
+    from mpt_jax import data
+
+    params = {k: v for k, v in params.items() if k != 'teacher_prompts'}
+
+    def predict_fn(batch: Mapping[str, np.ndarray]) -> np.ndarray:
+      self._check()
+      placed = trainer.put_batch(batch, self._mesh, whole=True)
+      return partitioning.to_host(predict(params, placed))
+
+    evaluation = self._evaluation
+    scores = data.Scores()
+    for name in evaluation.names(self._dataset):
+      scores.add(
+        data.evaluate(
+          name,
+          split,
+          self._dataset.task_feature_lengths,
+          prompt_length=self._model.prompt_length,
+          task_names=self._rows,
+          predict_fn=predict_fn,
+          batch_size=evaluation.batch_size,
+          num_examples=evaluation.num_examples,
+        )
+      )
+    judged = {task: scores.judge(task) for task in scores}
+    for task, values in scores.items():
+      log.info('%s %s: %s', task, split, format_scores(values, judged[task]))
+    return scores, judged
+
+
+@dataclasses.dataclass
+class BestPrompts:
+  """Keeps each task's best prompts in `best/<task>`.
+
+  Attributes:
+    folder: where the bundles are.
+    selection: what was best so far.
+    make_bundle: (step, arrays, scores) -> bundle of the run's tasks.
+    keep: whether prompts are kept at all.
+  """
+
+  folder: str
+  selection: selection.Selection
+  make_bundle: Callable[..., bundle_lib.PromptBundle]
+  keep: bool
+
+  @classmethod
+  def create(
+    cls,
+    model_dir: str,
+    evaluation: Evaluation,
+    said: Mapping[str, Mapping[str, Metric]],
+    step: int,
+    make_bundle: Callable[..., bundle_lib.PromptBundle],
+  ) -> 'BestPrompts':
+    """Takes up what the run has seen up to a step."""
+    followed = selection.Selection(
+      evaluation.best_metric, evaluation.patience, said
+    )
+    path = os.path.join(model_dir, METRICS)
+    for then, scores in multihost.on_first(lambda: past_scores(path, step)):
+      followed.update(then, scores)
+    return cls(
+      os.path.join(model_dir, BEST), followed, make_bundle, evaluation.keep_best
+    )
+
+  def update(
+    self,
+    step: int,
+    scores: dict[str, dict[str, float]],
+    trained: Mapping[str, Any],
+  ) -> None:
+    """Takes an evaluation; saves the prompts of tasks that are better."""
+    better = self.selection.update(step, finite_scores(scores))
+    if not better or not self.keep:
+      return
+    [branch] = trained
+    arrays = partitioning.to_host(trained[branch])
+
+    def save() -> None:
+      for task in better:
+        bundle = self.make_bundle(step, arrays, {task: scores[task]})
+        if task in bundle.task_names:
+          bundle.with_tasks([task]).save(os.path.join(self.folder, task))
+
+    multihost.on_first(save)
+
+  def product(self) -> bundle_lib.PromptBundle:
+    """The best prompts of all tasks, in the order of the run's."""
+    return bundle_lib.merge(
+      [
+        bundle_lib.load_prompts(os.path.join(self.folder, task))
+        for task in self.selection.best
+      ]
+    )
+
+
+def past_scores(
+  path: str, step: int
+) -> list[tuple[int, dict[str, dict[str, float]]]]:
+  """Reads the evaluations up to a step from a run's metrics."""
+  found = []
+  for line in read_metrics(path):
+    scores: dict[str, dict[str, float]] = {}
+    for name, value in line.items():
+      kind, _, rest = name.partition('/')
+      if kind == 'eval':
+        task, _, metric = rest.partition('/')
+        scores.setdefault(task, {})[metric] = value
+    if scores and line['step'] <= step:
+      found.append((line['step'], scores))
+  return found
+
+
+def was_evaluated(model_dir: str, step: int) -> bool:
+  """Whether the run's metrics have the scores of a step."""
+  path = os.path.join(model_dir, METRICS)
+  return multihost.on_first(
+    lambda: any(then == step for then, _ in past_scores(path, step))
+  )
+
+
+def judged_at(
+  path: str, steps: Mapping[str, int], latest: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+  """What stands beside each task's scores of its best step.
+
+  Intervals are left out: the best of many evaluations is no fair draw.
+
+  Args:
+    path: the run's metrics.
+    steps: task -> step.
+    latest: `judgements` of the last step.
+  """
+  floors = {task: dict(latest['floors'].get(task, {})) for task in steps}
+  collapsed = {}
+  for line in read_metrics(path):
+    for name, value in line.items():
+      kind, _, rest = name.partition('/')
+      task, _, name = rest.partition('/')
+      if kind == _FLOOR and line['step'] == steps.get(task):
+        floors[task][name] = value
+  for task, values in floors.items():
+    if values.pop('collapsed', 0):
+      collapsed[task] = (
+        f'{values["commonest"]:.1f} % of the answers are one,'
+        f' {values["invalid"]:.1f} % are invalid'
+      )
+  return {'floors': floors, 'collapsed': collapsed, 'intervals': {}}
