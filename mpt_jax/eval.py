@@ -19,13 +19,13 @@ from typing import Any
 from mpt_jax import cli, t5
 from mpt_jax.checkpoints import files
 from mpt_jax.checkpoints.backbone import Backbone
+from mpt_jax.checkpoints.run import RESULTS
 from mpt_jax.engine import multihost
-from mpt_jax.engine.predictor import (
-  RESULTS,
+from mpt_jax.engine.predictor import make_predictor
+from mpt_jax.engine.scores import (
   finite_scores,
   format_scores,
   judgements,
-  make_predictor,
   mean_score,
 )
 from mpt_jax.types import (

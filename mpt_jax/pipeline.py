@@ -21,8 +21,8 @@ from mpt_jax import cli
 from mpt_jax.checkpoints import files, lock
 from mpt_jax.checkpoints import run as run_lib
 from mpt_jax.checkpoints.backbone import DEMO
+from mpt_jax.checkpoints.run import RESULTS
 from mpt_jax.engine import metrics, preemption, selection
-from mpt_jax.engine.predictor import RESULTS
 from mpt_jax.study import report
 from mpt_jax.study.workers import STEP, Pool, Step, StepError
 from mpt_jax.types import (
@@ -965,10 +965,9 @@ def _examine_texts(plan: Plan) -> None:
 
 
 def _examine_backbone(path: str) -> dict[str, Any]:
-  from mpt_jax.engine import params
-  from mpt_jax.engine import predictor as runs
+  from mpt_jax.engine import params, predictor
 
-  loaded = runs.load_backbone(path)
+  loaded = predictor.load_backbone(path)
   return {
     'name': loaded.name,
     'fingerprint': loaded.fingerprint,

@@ -18,9 +18,9 @@ import scipy.special
 from mpt_jax import infer, lines
 from mpt_jax.checkpoints import backbone as backbone_lib
 from mpt_jax.checkpoints import huggingface
+from mpt_jax.checkpoints.backbone import demo_folder
 from mpt_jax.checkpoints.bundle import PromptBundle
 from mpt_jax.checkpoints.texts import TaskText
-from mpt_jax.engine.predictor import demo_folder
 from mpt_jax.pretrained import PromptedT5
 from mpt_jax.types import InputError, quiet_pipe
 from tests.helpers import tiny

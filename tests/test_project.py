@@ -33,6 +33,7 @@ LAYERS = (
     *('mpt_jax.models', 'mpt_jax.engine.optimizers'),
     'mpt_jax.engine.settings',
     *('mpt_jax.engine.partitioning', 'mpt_jax.engine.selection'),
+    'mpt_jax.engine.scores',
     *('mpt_jax.engine.preemption', 'mpt_jax.engine.multihost'),
     'mpt_jax.engine.face',
   },

@@ -11,7 +11,7 @@ import pytest
 
 from mpt_jax.checkpoints import lock
 from mpt_jax.engine import evaluator, metrics, preemption, selection, writers
-from mpt_jax.engine import predictor as runs
+from mpt_jax.engine import scores as scores_lib
 from mpt_jax.types import InputError
 
 NAN = float('nan')
@@ -81,7 +81,7 @@ def test_the_metric_can_be_chosen():
 )
 def test_a_mean_is_of_like_scores(scores, told):
   own = {'own': metrics.Metric('less', 0.0, math.inf, '')}
-  assert runs.mean_score(scores, dict.fromkeys('ab', own)) == told
+  assert scores_lib.mean_score(scores, dict.fromkeys('ab', own)) == told
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_what_was_seen_before_a_stop_counts_the_same(
     # Version 0.1 called the share of the commonest answer so.
     scores = {'t': {'invalid': 0.0, 'majority': 99.0, name: value}}
     whole.update(step, scores)
-    writer.write_scalars(step, runs.flat_scores(scores))
+    writer.write_scalars(step, scores_lib.flat_scores(scores))
     writer.write_scalars(step, {'train/loss': 1.0, 'floor/t/commonest': 5.0})
   writer.close()
   for step, scores in evaluator.past_scores(path, stop):

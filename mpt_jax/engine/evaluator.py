@@ -22,7 +22,7 @@ from mpt_jax.engine import (
 )
 from mpt_jax.engine import params as params_lib
 from mpt_jax.engine.metrics import Judgement, Metric
-from mpt_jax.engine.predictor import finite_scores, flat_scores, format_scores
+from mpt_jax.engine.scores import finite_scores, flat_scores, format_scores
 from mpt_jax.engine.settings import Evaluation
 from mpt_jax.engine.writers import METRICS, read_metrics
 from mpt_jax.types import PyTree

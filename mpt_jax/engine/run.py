@@ -42,14 +42,8 @@ from mpt_jax.engine.evaluator import (
 )
 from mpt_jax.engine.face import face
 from mpt_jax.engine.metrics import Metric, from_json
-from mpt_jax.engine.predictor import (
-  RESULTS,
-  finite_scores,
-  judgements,
-  load_backbone,
-  mean_score,
-  vocabulary_digest,
-)
+from mpt_jax.engine.predictor import load_backbone, vocabulary_digest
+from mpt_jax.engine.scores import finite_scores, judgements, mean_score
 from mpt_jax.engine.settings import (
   BackboneSource,
   Devices,
@@ -713,7 +707,7 @@ def _write_product(
   else:
     bundle.save(os.path.join(model_dir, PROMPTS))
   content = files.json_bytes(results)
-  files.write_file(os.path.join(model_dir, RESULTS), content)
+  files.write_file(os.path.join(model_dir, run_lib.RESULTS), content)
 
 
 # ---------------------------------------------------------------------------
@@ -765,7 +759,7 @@ def _examine(
 
 def _tell_results(model_dir: str, following: str) -> None:
   """Says what a finished run has made, how good it is, and what comes next."""
-  results = files.read_json(os.path.join(model_dir, RESULTS))
+  results = files.read_json(os.path.join(model_dir, run_lib.RESULTS))
   for prefix in ('', 'test_'):
     split, scores = (results.get(f'{prefix}{k}') for k in ('split', 'scores'))
     if split and scores:
@@ -855,7 +849,7 @@ def _open_run(
   model_dir = job.settings.model_dir
   held.enter_context(lock.hold(model_dir))
   existed = run_lib.check_run_config(model_dir, record, face().name_of)
-  results = os.path.join(model_dir, RESULTS)
+  results = os.path.join(model_dir, run_lib.RESULTS)
   if existed and os.path.exists(results):
     return files.read_json(results)['scores']
   face().write_config(model_dir)

@@ -17,8 +17,8 @@ import numpy as np
 from mpt_jax.checkpoints import bundle as bundle_lib
 from mpt_jax.checkpoints import files
 from mpt_jax.checkpoints.backbone import find_backbone
+from mpt_jax.checkpoints.run import RESULTS
 from mpt_jax.engine import metrics, selection
-from mpt_jax.engine.predictor import RESULTS
 from mpt_jax.engine.trainer import format_seconds
 
 RECORD = 'pipeline.json'

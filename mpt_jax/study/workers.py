@@ -25,8 +25,8 @@ from typing import Any
 
 from mpt_jax import cli
 from mpt_jax.checkpoints import files
+from mpt_jax.checkpoints.run import RESULTS
 from mpt_jax.engine import hostmemory, preemption, trainer
-from mpt_jax.engine.predictor import RESULTS
 from mpt_jax.engine.trainer import format_seconds
 from mpt_jax.types import InputError, prefer_own_packages
 
@@ -477,9 +477,9 @@ def _warm_up(backbone: str, data_dir: str, module: str | None) -> None:
       from mpt_jax.data.dataset import import_module
 
       import_module(module)
-    from mpt_jax.engine import predictor as runs
+    from mpt_jax.engine import predictor
 
-    _shared['backbone'] = runs.load_backbone(backbone)
+    _shared['backbone'] = predictor.load_backbone(backbone)
 
 
 def _guarded(

@@ -23,8 +23,7 @@ from mpt_jax.checkpoints import tensors
 from mpt_jax.checkpoints.backbone import Backbone
 from mpt_jax.checkpoints.vocabulary import Vocabulary
 from mpt_jax.engine import params as params_lib
-from mpt_jax.engine import partitioning, starts
-from mpt_jax.engine import predictor as runs
+from mpt_jax.engine import partitioning, predictor, starts
 from mpt_jax.t5x import remote
 from mpt_jax.t5x.models import PromptedModel
 from mpt_jax.types import Array, InputError, PyTree
@@ -331,7 +330,7 @@ def _read_backbone(
 ) -> tuple[dict[str, Any], dict[str, list[str]]]:
   """Reads a backbone that is no T5X checkpoint, whole, on every host."""
   vocabulary = model.start.vocabulary
-  loaded = runs.load_backbone(
+  loaded = predictor.load_backbone(
     model.start.backbone,
     model.core.config,
     vocabulary.path if vocabulary else None,

@@ -6,9 +6,12 @@ import shutil
 import pytest
 
 from mpt_jax.checkpoints import huggingface, vocabulary
-from mpt_jax.checkpoints.backbone import digest_vocabulary, load_backbone
+from mpt_jax.checkpoints.backbone import (
+  demo_folder,
+  digest_vocabulary,
+  load_backbone,
+)
 from mpt_jax.checkpoints.vocabulary import ORDINARY, SpecialIds, Vocabulary
-from mpt_jax.engine import predictor as runs
 from mpt_jax.models import PromptedT5
 from mpt_jax.types import InputError
 
@@ -20,7 +23,7 @@ FLAGS = {'lstrip': False, 'rstrip': False, 'single_word': False}
 @pytest.fixture
 def make(tmp_path):
   """Writes files into a folder with the demo's SentencePiece file."""
-  source = f'{runs.demo_folder()}/spiece.model'
+  source = f'{demo_folder()}/spiece.model'
 
   def write(pieces=True, **contents):
     if pieces:
@@ -273,12 +276,12 @@ class TestSpecialIds:
     prints = []
     for number, change in enumerate(({}, {'decoder_start_token_id': 5})):
       folder = tmp_path / str(number)
-      shutil.copytree(runs.demo_folder(), folder)
+      shutil.copytree(demo_folder(), folder)
       config = json.loads((folder / 'config.json').read_text())
       (folder / 'config.json').write_text(json.dumps(config | change))
       prints.append(load_backbone(str(folder)).fingerprint)
     # Those of version 0.1, which its bundles and runs hold.
-    loaded = load_backbone(runs.demo_folder())
+    loaded = load_backbone(demo_folder())
     assert prints[0] == loaded.fingerprint
     assert prints[0].startswith('sha256:b7cf07ffc145fdc6f6a428c314f76dec')
     model = PromptedT5(loaded.config, **loaded.special_ids.of_model())
@@ -341,7 +344,7 @@ class TestTokenizerJson:
 
 @pytest.mark.parametrize('pad', [0, 1, 457])
 def test_a_saved_backbone_keeps_its_ids(tmp_path, pad):
-  loaded = load_backbone(runs.demo_folder())
+  loaded = load_backbone(demo_folder())
   special = SpecialIds(pad=pad, start=4, end=2)
   for name in ('first', 'second'):
     huggingface.save_huggingface(

@@ -14,7 +14,7 @@ import sklearn.metrics  # noqa: E402
 from mpt_jax import data
 from mpt_jax.data import assessment  # noqa: E402
 from mpt_jax.engine import metrics as meanings  # noqa: E402
-from mpt_jax.engine import predictor as runs  # noqa: E402
+from mpt_jax.engine import scores as scores_lib  # noqa: E402
 from tasks import metrics  # noqa: E402
 
 pytestmark = pytest.mark.data
@@ -274,16 +274,16 @@ def test_the_line_in_the_log():
   said = [0] * 135 + [1] * 4
   found = answers(targets, said, [metrics.accuracy, metrics.invalid])
   judged = found.judge(False)
-  line = runs.format_scores(found.scores, judged)
+  line = scores_lib.format_scores(found.scores, judged)
   low, high = judged.intervals['accuracy']
   assert line == (
     f'accuracy 55.4 (95 % {low:.1f} to {high:.1f}; majority 52.5; invalid 0.0'
     ' %; commonest answer 97 %: COLLAPSED)'
   )
   assert (low, high) == (pytest.approx(47, abs=1.5), pytest.approx(64, abs=1.5))
-  assert runs.format_scores({'f1': math.nan}) == 'f1 undefined'
+  assert scores_lib.format_scores({'f1': math.nan}) == 'f1 undefined'
   less = answers(targets, said, [lambda targets, predictions: {'wer': 120.0}])
-  assert runs.format_scores(less.scores, less.judge(False)).startswith(
+  assert scores_lib.format_scores(less.scores, less.judge(False)).startswith(
     'wer 120.0 (less is better; majority class 52.5 %; invalid 0.0 %'
   )
 
@@ -323,7 +323,7 @@ def test_every_answer_can_be_read(make_task):
     scores['toy_labels']['accuracy']
   )
   assert rows == json.loads(json.dumps(rows))
-  judged = runs.judgements({'toy_labels': scores.judge('toy_labels')})
+  judged = scores_lib.judgements({'toy_labels': scores.judge('toy_labels')})
   assert judged['scored'] == {'toy_labels': 23}
   assert json.loads(json.dumps(judged))['metrics']['toy_labels'] == {
     'accuracy': {

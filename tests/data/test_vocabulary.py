@@ -11,7 +11,7 @@ import tensorflow as tf
 from mpt_jax import data
 from mpt_jax.checkpoints.bundle import PromptBundle
 from mpt_jax.checkpoints.vocabulary import Vocabulary
-from mpt_jax.engine import predictor as runs
+from mpt_jax.engine import predictor as predictor_lib
 from mpt_jax.pretrained import PromptedT5
 from mpt_jax.types import InputError
 from tests.data import toys
@@ -233,7 +233,7 @@ def test_a_task_is_read_as_text_is(make_task, testdata, name):
   make_task('toy_a', train=7, validation=7)
   lengths = {'inputs': 90, 'targets': 23}
   served = PromptedT5.from_pretrained(folder)
-  predictor = runs.make_predictor(folder, None, batch_size=8)
+  predictor = predictor_lib.make_predictor(folder, None, batch_size=8)
   answers = list(
     data.predict('toy_a', 'validation', lengths, 0, (), predictor.predict_fn, 8)
   )
@@ -287,9 +287,9 @@ def test_prompts_of_another_vocabulary_are_not_scored(tmp_path):
   bundle.save(str(tmp_path / 'prompts'))
   other = _other_pieces(tmp_path).sentencepiece_model_file
   for vocabulary, refused in ((None, False), (other, True)):
-    loaded = runs.load_backbone('demo', vocabulary=vocabulary)
+    loaded = predictor_lib.load_backbone('demo', vocabulary=vocabulary)
     if refused:
       with pytest.raises(InputError, match='another vocabulary .*other.model'):
-        runs.prompted_model(loaded, str(tmp_path / 'prompts'))
+        predictor_lib.prompted_model(loaded, str(tmp_path / 'prompts'))
     else:
-      runs.prompted_model(loaded, str(tmp_path / 'prompts'))
+      predictor_lib.prompted_model(loaded, str(tmp_path / 'prompts'))
