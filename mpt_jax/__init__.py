@@ -10,14 +10,21 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
   from mpt_jax.checkpoints.backbone import load_backbone
   from mpt_jax.checkpoints.bundle import load_prompts
-  from mpt_jax.pretrained import PromptedT5
+  from mpt_jax.pretrained import PromptedT5, evaluate
 
 __version__ = '0.1.0'
 
-__all__ = ['PromptedT5', '__version__', 'load_backbone', 'load_prompts']
+__all__ = [
+  'PromptedT5',
+  '__version__',
+  'evaluate',
+  'load_backbone',
+  'load_prompts',
+]
 
 _HOMES = {
   'PromptedT5': 'mpt_jax.pretrained',
+  'evaluate': 'mpt_jax.pretrained',
   'load_backbone': 'mpt_jax.checkpoints.backbone',
   'load_prompts': 'mpt_jax.checkpoints.bundle',
 }

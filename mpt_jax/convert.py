@@ -13,10 +13,11 @@ import logging
 import jax
 import numpy as np
 
-from mpt_jax import cli, t5
+from mpt_jax import cli
 from mpt_jax.checkpoints import huggingface, t5x_format
 from mpt_jax.checkpoints.vocabulary import require_ordinary
 from mpt_jax.engine.predictor import load_backbone
+from mpt_jax.engine.settings import BackboneSource
 from mpt_jax.types import (
   InputError,
   Natural,
@@ -30,25 +31,21 @@ FORMATS = ('huggingface', 't5x')
 
 def convert(
   *,
-  backbone: str,
+  backbone: BackboneSource | str,
   output: str,
   format: str = 'huggingface',
   dtype: str = 'float32',
   step: Natural = 0,
-  backbone_config: t5.T5Config | str | None = None,
-  vocabulary: str | None = None,
 ) -> None:
   """Converts a backbone.
 
   Args:
-    backbone: path of an HF folder or T5X checkpoint.
+    backbone: where it is read, or no more than its path; the vocabulary is
+      put beside what is written.
     output: folder to write.
     format: 'huggingface' or 't5x'.
     dtype: of the stored weights, 'float32' or 'float16'; T5X's are float32.
     step: number of the T5X checkpoint.
-    backbone_config: sizes or their name, where the checkpoint has none.
-    vocabulary: SentencePiece file to put beside it; None is the backbone's
-      own.
 
   Raises:
     InputError: if the backbone can't be read or `output` not be written.
@@ -58,12 +55,12 @@ def convert(
       f'FORMAT = {format!r}, expected one of {", ".join(FORMATS)}'
       f'{nearest(format, FORMATS)}'
     )
-  loaded = load_backbone(backbone, backbone_config, vocabulary)
+  loaded = load_backbone(backbone)
   params = jax.tree.map(np.asarray, loaded.params)
   if format == 't5x':
     if dtype != 'float32':
       raise InputError(f'DTYPE = {dtype!r}: a T5X checkpoint is float32')
-    require_ordinary(loaded.special_ids, backbone)
+    require_ordinary(loaded.special_ids, loaded.path)
     output = t5x_format.save_t5x(output, loaded.config, params, step)
   else:
     huggingface.save_huggingface(

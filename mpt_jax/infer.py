@@ -17,103 +17,48 @@ which the bundle writes them, and perhaps a `task`. Every line has its answer,
 in order: `index` counts from 0, and the prediction for an empty line is null.
 """
 
-import collections
-from collections.abc import Callable, Iterable, Iterator, Mapping
-import contextlib
-import dataclasses
-import functools
-import io
-import itertools
-import json
-import logging
-import os
-import sys
-from typing import Any, TextIO
-
-import jax
-import numpy as np
-import tqdm
-
-from mpt_jax import cli, pretrained, t5
-from mpt_jax import lines as lines_lib
+from mpt_jax import cli
 from mpt_jax.checkpoints.backbone import Backbone
-from mpt_jax.checkpoints.bundle import PromptBundle, load_prompts
-from mpt_jax.engine import multihost
+from mpt_jax.engine import answers
 from mpt_jax.engine.predictor import make_predictor
-from mpt_jax.types import (
-  InputError,
-  Lengths,
-  Natural,
-  Positive,
-  Rate,
-  require_local,
+from mpt_jax.engine.settings import (
+  BackboneSource,
+  Decoding,
+  Devices,
+  Examples,
 )
-
-log = logging.getLogger(__name__)
-
-# Stands for standard input or output in place of a file.
-STANDARD = '-'
-_PREDICTION, _PROBABILITIES = 'prediction', 'probabilities'
-# What ends a line for some readers of our output, though not in JSON.
-_BREAKS = {ord(c): f'\\u{ord(c):04x}' for c in '\x85\u2028\u2029'}
+from mpt_jax.types import InputError, Positive, require_local
 
 
 def infer(
   *,
   output: str,
-  backbone: str | Backbone,
-  mixture_or_task_name: str | None = None,
+  backbone: BackboneSource | Backbone,
+  examples: Examples | None = None,
   input: str | None = None,
-  task_feature_lengths: Lengths | None = None,
   prompts: str | None = None,
   prompt_task: str | None = None,
-  split: str = 'test',
-  batch_size: int = 128,
-  num_examples: Positive | None = None,
-  module: str | None = 'tasks',
-  backbone_config: t5.T5Config | str | None = None,
-  vocabulary: str | None = None,
-  num_beams: Positive = 1,
-  num_partitions: Positive = 1,
-  max_decode_length: Positive = 64,
-  temperature: Rate = 0.0,
-  seed: Natural = 0,
-  dtype: str | None = None,
-  precision: str = 'float32',
-  scan_layers: bool = False,
-  shard_backbone: bool = False,
+  batch_size: Positive = 128,
+  decoding: Decoding = Decoding(),
+  devices: Devices = Devices(),
   rank_labels: bool = False,
 ) -> int:
-  """Answers a task or mixture, or lines of text, and writes the answers.
+  """Answers tasks, or lines of text, and writes the answers.
 
   Args:
     output: file to write, JSON lines; '-' is standard output.
-    backbone: path of an HF folder or T5X checkpoint, or a loaded backbone.
-    mixture_or_task_name: what to answer; None for lines of text.
+    backbone: where it is read; for tasks also a loaded one.
+    examples: what to answer; None for lines of text.
     input: file of lines, each a plain text, or a JSON object with `inputs`
       or the fields of its task's template, and perhaps `task` (all keys are
       passed on); or a .jsonl, .tsv or .csv file of such rows; '-' is standard
       input.
-    task_feature_lengths: {'inputs': S with prompt slots, 'targets': T}, of a
-      task.
     prompts: path of a prompt bundle, PEFT folder or `.npy`; None is none.
     prompt_task: answer with this task's prompt whatever the example's task,
       or, of lines, those that don't say.
-    split: split of the task to read.
     batch_size: rows per batch.
-    num_examples: examples per task; None is all.
-    module: module that registers the tasks.
-    backbone_config: sizes or their name, where the checkpoint has none.
-    vocabulary: SentencePiece file; None is the backbone's own.
-    num_beams: 1 is greedy.
-    num_partitions: size of the mesh's `model` axis, for a task.
-    max_decode_length: longest answer to a line, in tokens.
-    temperature: above 0, answers to lines are sampled.
-    seed: fixes what is sampled.
-    dtype: type of activations and backbone matrices; None is the model's own.
-    precision: of matrix products, see `t5.T5Config`.
-    scan_layers: see `train.train`.
-    shard_backbone: split the backbone over the `data` axis too.
+    decoding: how answers are found; for lines they may be sampled.
+    devices: devices and memory, for tasks.
     rank_labels: answer with the likeliest label word of the task, and write
       the probability of each as `probabilities`.
 
@@ -123,462 +68,30 @@ def infer(
   Raises:
     InputError: if something given is wrong; names the line if it is one.
   """
-  if (mixture_or_task_name is None) == (input is None):
+  if (examples is None) == (input is None):
     raise InputError('give MIXTURE_OR_TASK_NAME or INPUT, one of the two')
   output = require_local(output)
   input = None if input is None else require_local(input)
-  _check_output(output, input)
-  if rank_labels and (num_beams > 1 or temperature):
+  answers.check_output(output, input)
+  if rank_labels and (decoding.num_beams > 1 or decoding.temperature):
     raise InputError('RANK_LABELS scores the labels: no beams, no temperature')
   if input is not None:
-    if not isinstance(backbone, str):
+    if isinstance(backbone, Backbone):
       raise InputError('lines of text are answered from a backbone on disk')
-    if task_feature_lengths is not None:
-      raise InputError('TASK_FEATURE_LENGTHS are of a task: lines are not cut')
-    if batch_size < 1:
-      raise InputError(f'batch_size is {batch_size}, expected 1 or more')
-    decoding = {
-      'max_decode_length': max_decode_length,
-      'num_beams': num_beams,
-      'temperature': temperature,
-      'seed': seed,
-    }
-    asking = _Asking.create(prompts, prompt_task, rank_labels)
-    _check_lines(input, asking)
-    model = pretrained.PromptedT5.from_pretrained(
-      backbone, asking.bundle, backbone_config, vocabulary
+    asking = answers.Asking.create(prompts, prompt_task, rank_labels)
+    return answers.answer_lines(
+      input, output, backbone, asking, batch_size, decoding
     )
-    answer = functools.partial(
-      _answer, model, batch_size, None if rank_labels else decoding
-    )
-    # What is sampled must not depend on how fast lines come.
-    return _answer_lines(
-      input, output, asking, answer, batch_size, eager=not temperature
-    )
-  if task_feature_lengths is None:
-    raise InputError('a task needs TASK_FEATURE_LENGTHS')
-  assert mixture_or_task_name is not None
+  assert examples is not None
   predictor = make_predictor(
     backbone,
     prompts,
     batch_size=batch_size,
     prompt_task=prompt_task,
-    backbone_config=backbone_config,
-    vocabulary=vocabulary,
-    num_beams=num_beams,
-    num_partitions=num_partitions,
-    dtype=dtype,
-    precision=precision,
-    scan_layers=scan_layers,
-    shard_backbone=shard_backbone,
+    decoding=decoding,
+    devices=devices,
   )
-  log.info('reading the tasks (TensorFlow takes a few seconds) …')
-  from mpt_jax import data
-
-  answers = data.predict(
-    mixture_or_task_name,
-    split,
-    task_feature_lengths,
-    prompt_length=predictor.prompt_length,
-    task_names=() if prompt_task else predictor.task_names,
-    predict_fn=predictor.predict_fn,
-    batch_size=batch_size,
-    num_examples=num_examples,
-    module=module,
-    score_fn=predictor.score_fn if rank_labels else None,
-  )
-  if rank_labels:
-    answers = (line | _best(line.pop('scores')) for line in answers)
-  if jax.process_count() == 1:
-    return _write(answers, output)
-  # Every process decodes its part and knows all answers; one writes.
-  known = list(answers)
-  multihost.on_first(lambda: _write(known, output))
-  return len(known)
-
-
-class _Told:
-  """What a user should know of the lines: counted, with the first place."""
-
-  EMPTY = 'empty, answered with null'
-  NO_INPUT = 'of empty inputs, answered all the same'
-  NO_OBJECT = 'JSON but no object, taken as plain text with all its marks'
-  RETURN = 'with a carriage return inside, taken as text'
-  QUOTED = 'with a cell in quotation marks, which are text in a .tsv'
-  INDEX = "with an 'index' of its own, passed on in place of ours"
-  JSON, PLAIN = 'JSON', 'plain text'
-
-  def __init__(self):
-    self._counts: collections.Counter[str] = collections.Counter()
-    self._first: dict[str, str] = {}
-
-  def note(self, kind: str, where: str) -> None:
-    """Counts a line."""
-    self._counts[kind] += 1
-    self._first.setdefault(kind, where)
-
-  def say(self) -> None:
-    """Writes a line of the log for each kind that a user may not expect."""
-    for kind, count in self._counts.items():
-      mixed = self._counts[self.JSON] and self._counts[self.PLAIN]
-      if mixed or kind not in (self.JSON, self.PLAIN):
-        log.info('lines: %d %s (first: %s)', count, kind, self._first[kind])
-
-
-@dataclasses.dataclass(frozen=True)
-class _Asking:
-  """What makes a question of a row.
-
-  Attributes:
-    bundle: the prompts; None is none.
-    task: whose prompt, where rows don't say.
-    rank: whether label words are ranked.
-  """
-
-  bundle: PromptBundle | None = None
-  task: str | None = None
-  rank: bool = False
-
-  @classmethod
-  def create(
-    cls, prompts: str | None, task: str | None, rank: bool
-  ) -> '_Asking':
-    """Loads the prompts and checks the rest against them."""
-    if prompts is None:
-      if task is not None or rank:
-        given = 'RANK_LABELS' if task is None else f'PROMPT_TASK = {task!r}'
-        raise InputError(f'{given} is given, but there are no PROMPTS')
-      return cls()
-    bundle = load_prompts(prompts)
-    if task is not None:
-      bundle.row(task)
-    return cls(bundle, task, rank)
-
-  def question(
-    self, row: str | Mapping[str, Any] | None, index: int
-  ) -> dict[str, Any]:
-    """Returns the row with its `index`, the text `inputs` and perhaps `task`.
-
-    Args:
-      row: a plain text, a row, or None for an empty line, whose prediction is
-        known.
-      index: the line's number from 0.
-
-    Raises:
-      InputError: if the row lacks something, or has what we write.
-    """
-    default = {} if self.task is None else {'task': self.task}
-    if row is None:
-      return {'index': index, **default, 'inputs': '', _PREDICTION: None}
-    plain = isinstance(row, str)
-    if isinstance(row, str):
-      row = {'inputs': row}
-    for key in ('inputs', 'task'):
-      if not isinstance(row.get(key, ''), str):
-        raise InputError(f'{key!r} is {row[key]!r}, expected text')
-    for key in (_PREDICTION, *([_PROBABILITIES] if self.rank else [])):
-      if key in row:
-        raise InputError(f'the key {key!r} is for the answer: rename it')
-    line = {'index': index, **default, **row}
-    if not plain:
-      line['inputs'] = self._text(row, line.get('task'))
-    if self.bundle is not None:
-      self.bundle.row(line.get('task'))
-      if self.rank:
-        self.bundle.answers(line.get('task'))
-    try:
-      # What cannot be written as an answer must not be computed.
-      json.dumps(line, ensure_ascii=False, allow_nan=False).encode()
-    except (ValueError, RecursionError) as e:
-      raise InputError(f'no valid text or number: {e}') from e
-    return line
-
-  def _text(self, row: Mapping[str, Any], task: str | None) -> str:
-    """The text of a row: its `inputs`, or its fields in the template."""
-    known = None
-    if self.bundle is not None:
-      self.bundle.row(task)
-      names = self.bundle.task_names
-      # Tasks of one prompt have their own templates all the same.
-      only = names[0] if len(names) == 1 else ''
-      known = self.bundle.texts.get(only if task is None else task)
-    fields = known.fields if known is not None else ()
-    if 'inputs' in row and 'inputs' not in fields:
-      return row['inputs']
-    if known is not None and known.has_any(row):
-      return known.fill(row)
-    hint = '; no prompts tell how else the text is written'
-    if fields:
-      hint = f', nor any of {", ".join(fields)}, of which the text is written'
-    raise InputError(f"no 'inputs'; there is {sorted(row)}{hint}")
-
-
-def _check_lines(path: str, asking: _Asking) -> None:
-  """Reads a file once before anything is loaded: a broken line is told now."""
-  if path == STANDARD or (os.path.exists(path) and not os.path.isfile(path)):
-    return  # What comes through a pipe comes once.
-  told = _Told()
-  with _open_input(path) as stream:
-    for _ in _questions(_rows(stream, path, told), asking, told):
-      pass
-
-
-@contextlib.contextmanager
-def _open_input(path: str) -> Iterator[Any]:
-  if path == STANDARD:
-    try:
-      stream: Any = lines_lib.Stream(sys.stdin.fileno())
-    except OSError:
-      stream = sys.stdin  # It is no file, but has lines.
-    yield stream
-    return
-  if path.endswith(lines_lib.SUFFIXES):
-    yield None  # Its reader opens it: CSV is not made of lines.
-    return
-  try:
-    file = open(path, 'rb', buffering=0)  # noqa: SIM115
-  except OSError as e:
-    raise InputError(f'INPUT {path} cannot be read: {e.strerror}') from e
-  with file:
-    yield lines_lib.Stream(file.fileno())
-
-
-def _rows(
-  stream: Any, name: str, told: _Told
-) -> Iterator[tuple[str, str | Mapping[str, Any] | None]]:
-  """Yields ('file:line', row), a plain text, or None for an empty line."""
-  if stream is None:
-    for where, cells in lines_lib.read_rows(name):
-      if name.endswith('.tsv') and any(map(_is_quoted, (cells or {}).values())):
-        told.note(told.QUOTED, where)
-      yield where, cells
-    return
-  for where, text in lines_lib.read_lines(stream, name):
-    if '\r' in text:
-      told.note(told.RETURN, where)
-    if not text.strip():
-      yield where, None
-      continue
-    row = _parse(text, where)
-    told.note(told.PLAIN if isinstance(row, str) else told.JSON, where)
-    if isinstance(row, str) and _is_json(row):
-      told.note(told.NO_OBJECT, where)
-    yield where, row
-
-
-def _parse(text: str, where: str) -> str | dict[str, Any]:
-  """Returns a JSON object, or the text if it is none."""
-  begins = text.lstrip().startswith('{')
-  if not begins:
-    return text
-  try:
-    return lines_lib.parse_json(text, where)
-  except InputError as e:
-    if not text.startswith('{'):
-      return text
-    raise InputError(
-      f'{e}; a plain text that begins with {{ is written {{"inputs": "{{…"}}'
-    ) from e
-
-
-def _is_quoted(cell: str) -> bool:
-  return len(cell) > 1 and cell[0] == cell[-1] == '"'
-
-
-def _is_json(text: str) -> bool:
-  """Whether a plain text is a list or a string of JSON."""
-  if not text.lstrip().startswith(('[', '"')):
-    return False
-  try:
-    json.loads(text)
-  except (ValueError, RecursionError):
-    return False
-  return True
-
-
-def _questions(
-  rows: Iterable[tuple[str, str | Mapping[str, Any] | None]],
-  asking: _Asking,
-  told: _Told,
-) -> Iterator[dict[str, Any]]:
-  """Yields what `_Asking.question` makes of each row."""
-  for index, (where, row) in enumerate(rows):
-    try:
-      line = asking.question(row, index)
-    except InputError as e:
-      raise InputError(f'{where}: {e}') from e
-    if row is None:
-      told.note(told.EMPTY, where)
-    elif not line['inputs'].strip():
-      told.note(told.NO_INPUT, where)
-    own = line['index']
-    if type(own) is not int or own != index:
-      told.note(told.INDEX, where)
-    yield line
-
-
-def _read(stream: Any, name: str, task: str | None) -> Iterator[dict[str, Any]]:
-  """Yields lines as dicts with `index`, `inputs` and perhaps `task`."""
-  told = _Told()
-  yield from _questions(_rows(stream, name, told), _Asking(None, task), told)
-
-
-def _take(
-  lines: Iterator[dict[str, Any]],
-  size: int,
-  ready: Callable[[], bool] | None,
-) -> tuple[list[dict[str, Any]], InputError | None]:
-  """Takes lines with up to `size` questions, but waits for the first alone.
-
-  Returns:
-    (lines, what is wrong with the next one): those before it have answers.
-  """
-  some: list[dict[str, Any]] = []
-  asked = 0
-  try:
-    for line in lines:
-      some.append(line)
-      asked += _PREDICTION not in line
-      if asked == size or (ready is not None and not ready()):
-        break
-  except InputError as e:
-    return some, e
-  return some, None
-
-
-def _answers(
-  lines: Iterator[dict[str, Any]],
-  answer: Callable[[list[dict[str, Any]], int], list[dict[str, Any]]],
-  batch_size: int,
-  ready: Callable[[], bool] | None,
-) -> Iterator[dict[str, Any]]:
-  """Yields the lines with their answers, batch by batch."""
-  for number in itertools.count():
-    some, error = _take(lines, batch_size, ready)
-    asked = [line for line in some if _PREDICTION not in line]
-    found = iter(answer(asked, number) if asked else ())
-    for line in some:
-      yield line if _PREDICTION in line else {**line, **next(found)}
-    if error is not None:
-      raise error
-    if not some:
-      return
-
-
-def _answer_lines(
-  input: str,
-  output: str,
-  asking: _Asking,
-  answer: Callable[[list[dict[str, Any]], int], list[dict[str, Any]]],
-  batch_size: int,
-  eager: bool,
-) -> int:
-  """Reads, answers and writes; `eager` answers what is there by now."""
-  told = _Told()
-  with _open_input(input) as stream:
-    ready = getattr(stream, 'ready', None) if eager else None
-    questions = _questions(_rows(stream, input, told), asking, told)
-    answers = _answers(questions, answer, batch_size, ready)
-    return _write(answers, output, told)
-
-
-def _answer(
-  model: pretrained.PromptedT5,
-  batch_size: int,
-  decoding: Mapping[str, Any] | None,
-  some: list[dict[str, Any]],
-  number: int,
-) -> list[dict[str, Any]]:
-  """Answers a batch of lines: by decoding, or by ranking its labels."""
-  texts = [line['inputs'] for line in some]
-  # One prompt needs no name, and without prompts there is none.
-  tasks = [line.get('task') for line in some]
-  named = tasks if any(task is not None for task in tasks) else None
-  if decoding is None:
-    ranked = model.score(texts, None, named, batch_size=batch_size)
-    return [_best(scores) for scores in ranked]
-  decoding = {**decoding, 'seed': decoding['seed'] + number}
-  found = model.generate(texts, named, batch_size=batch_size, **decoding)
-  return [{_PREDICTION: text} for text in found]
-
-
-def _best(scores: Mapping[str, float]) -> dict[str, Any]:
-  """Returns the likeliest label and each one's share of the probability."""
-  values = np.array(list(scores.values()), np.float64)
-  shares = np.exp(values - values.max())
-  shares /= shares.sum()
-  order = np.argsort(-shares, kind='stable')
-  words = list(scores)
-  return {
-    _PREDICTION: words[order[0]],
-    _PROBABILITIES: {words[i]: float(shares[i]) for i in order},
-  }
-
-
-def _write(
-  answers: Iterable[Mapping[str, Any]], output: str, told: _Told | None = None
-) -> int:
-  """Writes JSON lines as they come; a file appears when it is whole."""
-  count = 0
-  with _open_output(output) as file:
-    progress = tqdm.tqdm(
-      answers, desc='answers', unit='ex', leave=False, disable=None
-    )
-    for line in progress:
-      text = json.dumps(line, ensure_ascii=False).translate(_BREAKS)
-      try:
-        file.write(text + '\n')
-        file.flush()
-      except BrokenPipeError:
-        raise  # The reader has had enough, see `types.quiet_pipe`.
-      except OSError as e:
-        raise InputError(
-          f'OUTPUT {output} cannot be written: {e.strerror}'
-        ) from e
-      count += 1
-  log.info('wrote %d answers to %s', count, output)
-  if told is not None:
-    told.say()
-  return count
-
-
-def _check_output(output: str, input: str | None) -> None:
-  """Refuses what would be lost at the end, before anything is loaded."""
-  if output == STANDARD:
-    return
-  if os.path.isdir(output):
-    raise InputError(f'OUTPUT {output} is a folder: name a .jsonl file')
-  if input not in (None, STANDARD) and os.path.exists(output):
-    assert input is not None
-    if os.path.exists(input) and os.path.samefile(input, output):
-      raise InputError(f'OUTPUT {output} is INPUT itself: name another file')
-
-
-@contextlib.contextmanager
-def _open_output(path: str) -> Iterator[TextIO]:
-  if path == STANDARD:
-    if isinstance(sys.stdout, io.TextIOWrapper):
-      sys.stdout.reconfigure(encoding='utf-8')
-    yield sys.stdout
-    return
-  path = os.path.realpath(path)
-  # A device or a pipe is written to, and not replaced.
-  special = os.path.exists(path) and not os.path.isfile(path)
-  temporary = path if special else f'{path}.{os.getpid()}.tmp'
-  try:
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    file = open(temporary, 'w', encoding='utf-8')  # noqa: SIM115
-  except OSError as e:
-    raise InputError(f'OUTPUT {path} cannot be written: {e.strerror}') from e
-  try:
-    with file:
-      yield file
-    if not special:
-      os.replace(temporary, path)
-  finally:
-    if not special:
-      with contextlib.suppress(FileNotFoundError):
-        os.unlink(temporary)
+  return answers.answer_examples(examples, output, predictor, rank_labels)
 
 
 if __name__ == '__main__':

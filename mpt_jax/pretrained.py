@@ -1,25 +1,36 @@
 """A trained model as a user meets it: text in, text out."""
 
 from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
 import os
 from typing import Any, overload
 
 import jax
 import numpy as np
 
-from mpt_jax import models
 from mpt_jax.checkpoints.backbone import Backbone, load_backbone
-from mpt_jax.checkpoints.bundle import (
-  PromptBundle,
-  check_backbone,
-  load_prompts,
-)
+from mpt_jax.checkpoints.bundle import PromptBundle, load_prompts
 from mpt_jax.checkpoints.vocabulary import Vocabulary
+from mpt_jax.engine.predictor import (
+  Predictor,
+  check_search,
+  make_predictor,
+  prompted_model,
+)
+from mpt_jax.engine.results import Results, score
+from mpt_jax.engine.settings import (
+  BackboneSource,
+  Decoding,
+  Devices,
+  Examples,
+)
 from mpt_jax.t5 import T5Config
 from mpt_jax.types import (
   Array,
   InputError,
+  check_least,
   local_path,
+  nearest,
 )
 
 # A text, or the fields of one, which the bundle's template writes.
@@ -69,25 +80,11 @@ class PromptedT5:
         f' {backbone.name} {backbone.special_ids}'
       )
     self.backbone, self.bundle, self.tokenizer = backbone, bundle, tokenizer
-    params = dict(backbone.params)
-    method, tasks = None, 1
-    if bundle is not None:
-      check_backbone(bundle, backbone)
-      params |= bundle.params
-      method, tasks = bundle.learner, len(bundle.task_names)
-    self.model = models.PromptedT5(
-      backbone.config, method, tasks, **backbone.special_ids.of_model()
-    )
+    self.model, params = prompted_model(backbone, bundle)
     self.params = jax.device_put(params)
     self._predict = jax.jit(
       self.model.predict_batch,
-      static_argnames=(
-        'max_decode_length',
-        'num_beams',
-        'temperature',
-        'topk',
-        'topp',
-      ),
+      static_argnames=('max_decode_length', *Decoding().search),
     )
     self._score = jax.jit(self.model.score_batch)
 
@@ -167,35 +164,50 @@ class PromptedT5:
       InputError: if a task is not among the prompts, the names are not as
         many as the texts, a field is missing, or a setting is out of range.
     """
-    _check_texts('generate', texts)
-    _check_least(
-      1,
-      max_decode_length=max_decode_length,
-      batch_size=batch_size,
+    decoding = Decoding(
       num_beams=num_beams,
+      max_decode_length=max_decode_length,
+      temperature=temperature,
+      topk=topk,
+      topp=topp,
+      seed=seed,
     )
-    _check_least(0, temperature=temperature, topk=topk, topp=topp, seed=seed)
-    if topp > 1:
-      raise InputError(f'topp is {topp}, expected a probability')
-    if num_beams > 1 and temperature:
-      raise InputError(
-        f'num_beams is {num_beams} and temperature {temperature}: search or'
-        ' sample, not both'
-      )
+    return self.answer(texts, task, decoding, batch_size)
+
+  def answer(
+    self,
+    texts: Sequence[Text],
+    task: str | Sequence[str | None] | None = None,
+    decoding: Decoding = Decoding(),
+    batch_size: int = 32,
+  ) -> list[str]:
+    """Answers each text, as `generate` does, with the settings in one piece.
+
+    Args:
+      texts: as for `generate`.
+      task: as for `generate`.
+      decoding: how answers are found.
+      batch_size: texts that are decoded together.
+
+    Returns:
+      One answer per text, in their order.
+
+    Raises:
+      InputError: as `generate`.
+    """
+    _check_texts('generate', texts)
+    check_least(1, batch_size=batch_size)
     rows = self._rows(task, len(texts))
     inputs = self._encode(self._write(texts, task))
     answers = [''] * len(texts)
-    key = jax.random.PRNGKey(seed)
+    key = jax.random.PRNGKey(decoding.seed)
     for number, (chosen, members) in enumerate(_batches(inputs, batch_size)):
       tokens = self._predict(
         self.params,
         self._batch([inputs[i] for i in members], [rows[i] for i in members]),
-        jax.random.fold_in(key, number) if temperature else None,
-        max_decode_length=max_decode_length,
-        num_beams=num_beams,
-        temperature=temperature,
-        topk=topk,
-        topp=topp,
+        jax.random.fold_in(key, number) if decoding.temperature else None,
+        max_decode_length=decoding.max_decode_length,
+        **decoding.search,
       )
       for i, ids in zip(chosen, np.asarray(tokens), strict=False):
         answers[i] = self.tokenizer.decode_model(ids)
@@ -249,7 +261,7 @@ class PromptedT5:
     if targets is None:
       return self._rank(texts, task, batch_size)
     _check_texts('score', texts)
-    _check_least(1, batch_size=batch_size)
+    check_least(1, batch_size=batch_size)
     if isinstance(targets, str) or len(targets) != len(texts):
       raise InputError(
         f'score takes one target for each of the {len(texts)} texts'
@@ -273,6 +285,80 @@ class PromptedT5:
       for i, value in zip(chosen, found, strict=False):
         scores[i] = float(value)
     return scores
+
+  def evaluate(
+    self,
+    tasks: str | Sequence[str],
+    split: str = 'test',
+    *,
+    prompt_task: str | None = None,
+    model_dir: str | None = None,
+    batch_size: int = 128,
+    decoding: Decoding = Decoding(),
+    **examples: Any,
+  ) -> Results:
+    """Scores this model on tasks, as `mpt_jax.evaluate` does.
+
+    Args:
+      tasks: a registered task or mixture, or several.
+      split: the split to score.
+      prompt_task: score with this task's prompt whatever the example's task;
+        None takes each example's own.
+      model_dir: folder for `results.json` and the answers; None writes none.
+      batch_size: examples that are decoded together.
+      decoding: how answers are searched.
+      **examples: more of `settings.Examples`, such as `num_examples`.
+
+    Returns:
+      The scores.
+
+    Raises:
+      InputError: if something given is wrong.
+    """
+    wanted = _examples(tasks, split, examples)
+    return score(
+      wanted,
+      lambda: self._predictor(prompt_task, batch_size, decoding),
+      model_dir,
+    )
+
+  def _predictor(
+    self, prompt_task: str | None, batch_size: int, decoding: Decoding
+  ) -> Predictor:
+    """This model as what decodes batches of tasks."""
+    from mpt_jax import data
+
+    check_search(decoding)
+    check_least(1, batch_size=batch_size)
+    data.use_vocabulary(self.tokenizer)
+    names: tuple[str, ...] = ()
+    length = row = 0
+    if self.bundle is not None:
+      length = self.bundle.prompt_length
+      if prompt_task is None:
+        names = self.bundle.task_names
+      else:
+        row = self.bundle.row(prompt_task)
+    elif prompt_task is not None:
+      raise InputError(f'task {prompt_task!r} was given, but no prompts')
+
+    def on(batch: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+      if not row:
+        return batch
+      full = batch['encoder_input_tokens'] > 0
+      return {**batch, 'encoder_task_ids': np.where(full, row, 0)}
+
+    return Predictor(
+      predict_fn=lambda batch: np.asarray(
+        self._predict(self.params, on(batch), **decoding.search)
+      ),
+      score_fn=lambda batch: np.asarray(self._score(self.params, on(batch))),
+      batch_size=batch_size,
+      prompt_length=length,
+      task_names=names,
+      backbone_name=self.backbone.name,
+      prompt_task=prompt_task,
+    )
 
   def _encode(self, texts: Sequence[str]) -> list[list[int]]:
     """The model's ids of each text, end mark included."""
@@ -371,6 +457,87 @@ class PromptedT5:
     }
 
 
+def evaluate(
+  model: PromptedT5 | BackboneSource | Backbone | str,
+  tasks: str | Sequence[str],
+  split: str = 'test',
+  *,
+  prompts: str | None = None,
+  prompt_task: str | None = None,
+  model_dir: str | None = None,
+  batch_size: int = 128,
+  decoding: Decoding = Decoding(),
+  devices: Devices = Devices(),
+  **examples: Any,
+) -> Results:
+  """Scores a model, or a backbone with prompts, by the tasks' own metrics.
+
+  What `python -m mpt_jax.eval` does.
+
+  Args:
+    model: a `PromptedT5`, which is on its device already; or a backbone, where
+      it is read, or no more than its path.
+    tasks: a registered task or mixture, or several.
+    split: the split to score.
+    prompts: path of a prompt bundle, PEFT folder or `.npy`, for a backbone;
+      None is the backbone alone.
+    prompt_task: score with this task's prompt whatever the example's task;
+      None takes each example's own.
+    model_dir: folder for `results.json` and the answers; None writes none.
+    batch_size: examples that are decoded together.
+    decoding: how answers are searched.
+    devices: devices and memory, for a backbone.
+    **examples: more of `settings.Examples`: `task_feature_lengths`,
+      `num_examples`, `module`, `allow_cut_targets`.
+
+  Returns:
+    The scores, {task: {metric: value}}; shown with their intervals and floors.
+
+  Raises:
+    InputError: if something given is wrong.
+  """
+  if isinstance(model, PromptedT5):
+    if prompts is not None:
+      raise InputError(
+        'the model has its prompts: give a backbone to score others'
+      )
+    return model.evaluate(
+      tasks,
+      split,
+      prompt_task=prompt_task,
+      model_dir=model_dir,
+      batch_size=batch_size,
+      decoding=decoding,
+      **examples,
+    )
+  return score(
+    _examples(tasks, split, examples),
+    lambda: make_predictor(
+      model,
+      prompts,
+      batch_size=batch_size,
+      prompt_task=prompt_task,
+      decoding=decoding,
+      devices=devices,
+    ),
+    model_dir,
+  )
+
+
+def _examples(
+  tasks: str | Sequence[str], split: str, more: Mapping[str, Any]
+) -> Examples:
+  """Examples by the names of their settings."""
+  known = [field.name for field in dataclasses.fields(Examples)][2:]
+  for name in more:
+    if name not in known:
+      raise InputError(
+        f'evaluate knows no setting {name!r}: it is one of'
+        f' {", ".join(known)}{nearest(name, known)}'
+      )
+  return Examples(tasks, split, **more)
+
+
 def _check_texts(method: str, texts: Sequence[Text]) -> None:
   if isinstance(texts, str | Mapping):
     raise InputError(f'{method} takes a list of texts, not one text')
@@ -380,12 +547,6 @@ def _names(
   task: str | Sequence[str | None] | None, count: int
 ) -> Sequence[str | None]:
   return [task] * count if task is None or isinstance(task, str) else task
-
-
-def _check_least(least: int, **values: float) -> None:
-  for name, value in values.items():
-    if not value >= least:
-      raise InputError(f'{name} is {value}, expected {least} or more')
 
 
 def _batches(

@@ -122,6 +122,21 @@ def check_shape(
   return shape
 
 
+def check_least(least: int, **values: float) -> None:
+  """Refuses values below a bound.
+
+  Args:
+    least: the bound.
+    **values: by the names that a user knows them by.
+
+  Raises:
+    InputError: names the first that is smaller, or no number.
+  """
+  for name, value in values.items():
+    if not value >= least:
+      raise InputError(f'{name} is {value}, expected {least} or more')
+
+
 # A value that is not known before something runs.
 ANYTHING: Any = object()
 

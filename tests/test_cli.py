@@ -350,18 +350,18 @@ def test_files_that_include_one_another_too_often(tmp_path, monkeypatch):
 def test_lines_that_could_not_be_answered(line):
   import io
 
-  from mpt_jax import infer
+  from mpt_jax.engine import answers
 
   with pytest.raises(InputError, match='^in.jsonl:2: no '):
-    list(infer._read(io.StringIO(f'a text\n{line}\n'), 'in.jsonl', None))
+    list(answers._read(io.StringIO(f'a text\n{line}\n'), 'in.jsonl', None))
 
 
 def test_a_line_without_end():
-  from mpt_jax import infer
+  from mpt_jax.engine import answers
 
   with open('/dev/zero', encoding='utf-8') as stream:
     with pytest.raises(InputError, match='^zero:1: the line has more than'):
-      list(infer._read(stream, 'zero', None))
+      list(answers._read(stream, 'zero', None))
 
 
 class TestCompilationCache:

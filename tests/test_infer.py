@@ -21,6 +21,8 @@ from mpt_jax.checkpoints import huggingface
 from mpt_jax.checkpoints.backbone import demo_folder
 from mpt_jax.checkpoints.bundle import PromptBundle
 from mpt_jax.checkpoints.texts import TaskText
+from mpt_jax.engine import answers as answers_lib
+from mpt_jax.engine.settings import BackboneSource, Decoding, Examples
 from mpt_jax.pretrained import PromptedT5
 from mpt_jax.types import InputError, quiet_pipe
 from tests.helpers import tiny
@@ -68,15 +70,15 @@ def _stream(content, tmp_path):
 
 
 def _ask(content, tmp_path, name='in', asking=None):
-  told = infer._Told()
+  told = answers_lib._Told()
   if name.endswith(lines.SUFFIXES):
     (tmp_path / name).write_bytes(content)
     name, stream = str(tmp_path / name), None
   else:
     stream = _stream(content, tmp_path)
-  rows = infer._rows(stream, name, told)
-  asking = asking or infer._Asking()
-  return list(infer._questions(rows, asking, told)), told
+  rows = answers_lib._rows(stream, name, told)
+  asking = asking or answers_lib.Asking()
+  return list(answers_lib._questions(rows, asking, told)), told
 
 
 class TestLines:
@@ -193,7 +195,7 @@ class TestRows:
   )
   def test_files_are_read_as_data_are(self, tmp_path, name, content):
     content = content.replace('L', 'é ' * 90_000)
-    got, told = _ask(content.encode(), tmp_path, name, infer._Asking(ONE))
+    got, told = _ask(content.encode(), tmp_path, name, answers_lib.Asking(ONE))
     assert [line['index'] for line in got] == [0, 1, 2]
     assert got[1] == {'index': 1, 'inputs': '', 'prediction': None}
     for line, row in zip(got[::2], self.ROWS, strict=True):
@@ -218,11 +220,11 @@ class TestRows:
   )
   def test_a_row_that_is_refused(self, tmp_path, name, content, message):
     with pytest.raises(InputError, match=message):
-      _ask(content, tmp_path, name, infer._Asking(ONE))
+      _ask(content, tmp_path, name, answers_lib.Asking(ONE))
 
   def test_inputs_are_the_text_itself(self, tmp_path):
     rows = b'{"inputs": "i", "premise": "p", "hypothesis": "h"}\n'
-    [line], _ = _ask(rows, tmp_path, 'a.jsonl', infer._Asking(ONE))
+    [line], _ = _ask(rows, tmp_path, 'a.jsonl', answers_lib.Asking(ONE))
     assert line['inputs'] == 'i'
     # Unless the task's data have a column of this name.
     own = ONE.renamed({'nli': 'q'}).with_tasks(['q'])
@@ -233,9 +235,9 @@ class TestRows:
       own.arrays,
       texts={'q': TaskText('q: {inputs}')},
     )
-    [line], _ = _ask(rows, tmp_path, 'a.jsonl', infer._Asking(own))
+    [line], _ = _ask(rows, tmp_path, 'a.jsonl', answers_lib.Asking(own))
     assert line['inputs'] == 'q: i'
-    [line], _ = _ask(b'i', tmp_path, 'in', infer._Asking(own))
+    [line], _ = _ask(b'i', tmp_path, 'in', answers_lib.Asking(own))
     assert line['inputs'] == 'i'
 
 
@@ -246,7 +248,9 @@ class TestTasks:
       b'{"premise": "c", "hypothesis": "d", "task": "nli"}\n'
       b'{"sentence": "e", "task": "sst2"}\n'
     )
-    got, _ = _ask(content, tmp_path, asking=infer._Asking(_bundle(), 'sst2'))
+    got, _ = _ask(
+      content, tmp_path, asking=answers_lib.Asking(_bundle(), 'sst2')
+    )
     assert [(line['task'], line['inputs']) for line in got] == [
       ('sst2', 'plain'),
       ('nli', 'a'),
@@ -283,7 +287,7 @@ class TestTasks:
   )
   def test_no_task_is_guessed(self, tmp_path, content, rank, message):
     with pytest.raises(InputError, match=message):
-      _ask(content, tmp_path, asking=infer._Asking(_bundle(), rank=rank))
+      _ask(content, tmp_path, asking=answers_lib.Asking(_bundle(), rank=rank))
 
   def test_tasks_of_one_prompt_have_templates_of_their_own(self, tmp_path):
     soft = PromptBundle(
@@ -293,7 +297,7 @@ class TestTasks:
       {'prompt': np.ones((P, D))},
       texts={k: TEXTS[k] for k in ('nli', 'sst2')},
     )
-    asking = infer._Asking(soft)
+    asking = answers_lib.Asking(soft)
     assert _ask(b'a\n', tmp_path, asking=asking)[0][0]['inputs'] == 'a'
     with pytest.raises(InputError, match="no 'inputs'"):
       _ask(b'{"premise": "a", "hypothesis": "b"}', tmp_path, asking=asking)
@@ -302,11 +306,11 @@ class TestTasks:
 class TestInStep:
   def _answers(self, stream, batch_size, eager=True):
     """Answers by the batch's number and size."""
-    told = infer._Told()
-    questions = infer._questions(
-      infer._rows(stream, '-', told), infer._Asking(), told
+    told = answers_lib._Told()
+    questions = answers_lib._questions(
+      answers_lib._rows(stream, '-', told), answers_lib.Asking(), told
     )
-    return infer._answers(
+    return answers_lib._answers(
       questions,
       lambda some, number: [{'prediction': (number, len(some))}] * len(some),
       batch_size,
@@ -358,7 +362,7 @@ class TestOutput:
     with os.fdopen(write, 'w') as file:
       monkeypatch.setattr(sys, 'stdout', file)
       with pytest.raises(SystemExit) as e, quiet_pipe():
-        infer._write(iter([{'a': 1}] * 3), '-')
+        answers_lib._write(iter([{'a': 1}] * 3), '-')
       assert e.value.code == 0
       print('what is left goes nowhere', file=file, flush=True)
     assert capfd.readouterr().err == ''
@@ -366,14 +370,14 @@ class TestOutput:
   def test_lines_for_readers_that_break_them_elsewhere(self, tmp_path):
     answers = [{'inputs': 'a\x85b\u2028c\u2029d é'}]
     path = tmp_path / 'a.jsonl'
-    assert infer._write(answers, str(path)) == 1
+    assert answers_lib._write(answers, str(path)) == 1
     text = path.read_text(encoding='utf-8')
     assert len(text.splitlines()) == 1
     assert 'é' in text
     assert json.loads(text) == answers[0]
 
   def test_a_device_is_written_to_and_stays(self):
-    assert infer._write([{'a': 1}], os.devnull) == 1
+    assert answers_lib._write([{'a': 1}], os.devnull) == 1
     assert not os.path.isfile(os.devnull)
 
   def test_a_full_disk(self, monkeypatch):
@@ -383,7 +387,7 @@ class TestOutput:
 
     monkeypatch.setattr(sys, 'stdout', Full())
     with pytest.raises(InputError, match='OUTPUT - cannot be .*No space left'):
-      infer._write([{'a': 1}], '-')
+      answers_lib._write([{'a': 1}], '-')
 
 
 @pytest.fixture(scope='module')
@@ -414,9 +418,9 @@ class TestInfer:
     settings = {
       'input': str(tmp_path / 'in.txt'),
       'output': str(tmp_path / 'out.jsonl'),
-      'backbone': str(folder / 'backbone'),
+      'backbone': BackboneSource(str(folder / 'backbone')),
       'prompts': str(folder / 'prompts'),
-      'max_decode_length': 5,
+      'decoding': Decoding(max_decode_length=5),
       'batch_size': 3,
       **settings,
     }
@@ -470,8 +474,12 @@ class TestInfer:
       ('a\n', {'prompts': None}, "'nli' is given, but there are no PROMPTS"),
       ('a\n', {'output': '.'}, 'is a folder'),
       ('a\n', {'batch_size': 0}, 'batch_size is 0'),
-      ('a\n', {'task_feature_lengths': {'inputs': 9}}, 'lines are not cut'),
-      ('a\n', {'rank_labels': True, 'num_beams': 2}, 'RANK_LABELS scores'),
+      ('a\n', {'examples': Examples('rte')}, 'or INPUT, one of the two'),
+      (
+        'a\n',
+        {'rank_labels': True, 'decoding': Decoding(num_beams=2)},
+        'RANK_LABELS scores',
+      ),
       ('a\n', {'input': '/nowhere/x.tsv'}, 'x.tsv cannot be read: No such'),
     ],
   )

@@ -13,8 +13,10 @@ from mpt_jax import models, t5
 from mpt_jax.checkpoints import backbone as backbone_lib
 from mpt_jax.checkpoints import bundle as bundle_lib
 from mpt_jax.checkpoints.backbone import DEMO, Backbone, demo_folder
+from mpt_jax.checkpoints.bundle import PromptBundle
 from mpt_jax.checkpoints.vocabulary import Vocabulary
 from mpt_jax.engine import hostmemory, partitioning, trainer
+from mpt_jax.engine.settings import BackboneSource, Decoding, Devices
 from mpt_jax.types import (
   InputError,
   local_path,
@@ -24,24 +26,16 @@ log = logging.getLogger(__name__)
 
 
 def load_backbone(
-  backbone: str | Backbone | None,
-  config: t5.T5Config | str | None = None,
-  vocabulary: str | None = None,
+  backbone: BackboneSource | Backbone | str | None,
   seed: int = 0,
   fresh: bool = False,
 ) -> Backbone:
   """Loads a run's backbone and makes its vocabulary that of the tasks.
 
   Args:
-    backbone: path of an HF folder or a T5X checkpoint, 'demo' for the tiny one
-      that comes with the package, a loaded backbone, or None for one with
-      random parameters.
-    config: sizes or the name of a published size, where the path has none.
-    vocabulary: SentencePiece file, `tokenizer.json`, a folder with one of
-      them, or 'demo'; None is the one beside the backbone, else the data
-      layer's default.
+    backbone: where it is read, or no more than its path; or a loaded one.
     seed: seeds random parameters.
-    fresh: whether None is allowed.
+    fresh: whether one without a path is drawn at random.
 
   Returns:
     The backbone.
@@ -49,48 +43,62 @@ def load_backbone(
   Raises:
     InputError: if something is missing or does not fit.
   """
+  if isinstance(backbone, Backbone):
+    loaded = _with_vocabulary(backbone, None)
+  else:
+    if not isinstance(backbone, BackboneSource):
+      backbone = BackboneSource(backbone)
+    loaded = _with_vocabulary(_read(backbone, seed, fresh), backbone.vocabulary)
+  if loaded.vocabulary_file:
+    # Imported here: the data layer brings TensorFlow.
+    from mpt_jax import data
+
+    data.use_vocabulary(loaded.vocabulary or loaded.vocabulary_file)
+  return loaded
+
+
+def _read(source: BackboneSource, seed: int, fresh: bool) -> Backbone:
+  config = source.config
   if isinstance(config, str):
     config = t5.get_config(config)
-  if backbone is None:
+  if source.path is None:
     if not fresh or config is None:
       raise InputError(
         'no INITIAL_CHECKPOINT_PATH given: prompts need a trained backbone'
         if not fresh
         else 'a backbone from scratch needs a model configuration'
       )
-    loaded = _fresh_backbone(config, seed)
-  elif isinstance(backbone, str):
-    log.info('loading the backbone from %s …', backbone)
-    loaded = backbone_lib.load_backbone(backbone, config)
-    report = loaded.report
-    log.info(
-      'backbone %s: %d tensors restored, %d new, %d ignored%s',
-      loaded.name,
-      len(report['restored']),
-      len(report['new']),
-      len(report['ignored']),
-      f' ({", ".join(report["ignored"][:5])})' if report['ignored'] else '',
-    )
-  else:
-    loaded = backbone
+    return _fresh_backbone(config, seed)
+  log.info('loading the backbone from %s …', source.path)
+  loaded = backbone_lib.load_backbone(source.path, config)
+  report = loaded.report
+  log.info(
+    'backbone %s: %d tensors restored, %d new, %d ignored%s',
+    loaded.name,
+    len(report['restored']),
+    len(report['new']),
+    len(report['ignored']),
+    f' ({", ".join(report["ignored"][:5])})' if report['ignored'] else '',
+  )
+  return loaded
+
+
+def _with_vocabulary(loaded: Backbone, vocabulary: str | None) -> Backbone:
+  """A backbone with the vocabulary that is given, else with its own."""
   if vocabulary == DEMO:
     vocabulary = os.path.join(demo_folder(), 'spiece.model')
   vocabulary = vocabulary and local_path(vocabulary)
   if vocabulary is not None and '://' in vocabulary:
-    loaded = dataclasses.replace(
+    return dataclasses.replace(
       loaded, vocabulary_file=vocabulary, vocabulary=None
     )
-  elif vocabulary is not None or loaded.vocabulary is None:
-    if vocabulary is not None and not os.path.exists(vocabulary):
-      raise InputError(f'VOCABULARY = {vocabulary!r} does not exist')
-    loaded = loaded.with_vocabulary(vocabulary)
-    if loaded.vocabulary is not None:
-      log.info('vocabulary: %s', loaded.vocabulary)
-  if loaded.vocabulary_file:
-    # Imported here: the data layer brings TensorFlow.
-    from mpt_jax import data
-
-    data.use_vocabulary(loaded.vocabulary or loaded.vocabulary_file)
+  if vocabulary is not None and not os.path.exists(vocabulary):
+    raise InputError(f'VOCABULARY = {vocabulary!r} does not exist')
+  if vocabulary is None and loaded.vocabulary is not None:
+    return loaded
+  loaded = loaded.with_vocabulary(vocabulary)
+  if loaded.vocabulary is not None:
+    log.info('vocabulary: %s', loaded.vocabulary)
   return loaded
 
 
@@ -130,75 +138,67 @@ def _vocabulary(backbone: Backbone) -> Vocabulary | None:
 
 
 def prompted_model(
-  backbone: Backbone, prompts: str | None, prompt_task: str | None = None
-) -> tuple[models.PromptedT5, dict[str, Any], tuple[str, ...]]:
+  backbone: Backbone, bundle: PromptBundle | None
+) -> tuple[models.PromptedT5, dict[str, Any]]:
   """Builds the model that serves a bundle.
 
   Args:
     backbone: the backbone.
-    prompts: path of the prompts, or None.
-    prompt_task: if given, only this task's composed prompt.
+    bundle: the prompts, or None.
 
   Returns:
-    (model, its whole parameter tree, task names in row order).
+    (model, its whole parameter tree).
 
   Raises:
-    InputError: if the prompts don't fit the backbone or lack the task.
+    InputError: if the prompts don't fit the backbone.
   """
   params = dict(backbone.params)
-  if prompts is None:
-    model = models.PromptedT5(
-      backbone.config, **backbone.special_ids.of_model()
-    )
-    return model, params, ()
-  bundle = bundle_lib.load_prompts(prompts)
-  bundle_lib.check_backbone(bundle, backbone)
-  if prompt_task is not None:
-    bundle = bundle.with_tasks([prompt_task])
-  params |= bundle.params
+  method, tasks = None, 1
+  if bundle is not None:
+    bundle_lib.check_backbone(bundle, backbone)
+    params |= bundle.params
+    method, tasks = bundle.learner, len(bundle.task_names)
   model = models.PromptedT5(
-    backbone.config,
-    bundle.learner,
-    len(bundle.task_names),
-    **backbone.special_ids.of_model(),
+    backbone.config, method, tasks, **backbone.special_ids.of_model()
   )
-  return model, params, bundle.task_names
+  return model, params
 
 
 @dataclasses.dataclass(frozen=True)
 class Predictor:
-  """A prompted backbone on its mesh, ready to decode batches of text.
+  """A prompted backbone on its devices, ready to decode batches of text.
 
   Attributes:
     predict_fn: numpy features [B, ...] -> tokens [B, T]. Every process gives
       all rows, decodes a part and has the answers to all.
     score_fn: the same, but -> [B] log probabilities of the targets.
+    batch_size: B.
     prompt_length: P; 0 without prompts.
-    task_names: the tasks in row order; empty without prompts.
+    task_names: the tasks in row order; empty where all have the same prompt,
+      or none.
     backbone_name: what the backbone is called.
+    prompts: where the prompts were read; None for none, or if nobody knows.
+    prompt_task: whose prompt all tasks have; None is each its own.
   """
 
   predict_fn: Callable[[Mapping[str, np.ndarray]], np.ndarray]
   score_fn: Callable[[Mapping[str, np.ndarray]], np.ndarray]
+  batch_size: int
   prompt_length: int
   task_names: tuple[str, ...]
   backbone_name: str
+  prompts: str | None = None
+  prompt_task: str | None = None
 
 
 def make_predictor(
-  backbone: str | Backbone,
-  prompts: str | None,
+  backbone: BackboneSource | Backbone | str,
+  prompts: str | None = None,
   *,
-  batch_size: int,
+  batch_size: int = 128,
   prompt_task: str | None = None,
-  backbone_config: t5.T5Config | str | None = None,
-  vocabulary: str | None = None,
-  num_beams: int = 1,
-  num_partitions: int = 1,
-  dtype: str | None = None,
-  precision: str = 'float32',
-  scan_layers: bool = False,
-  shard_backbone: bool = False,
+  decoding: Decoding = Decoding(),
+  devices: Devices = Devices(),
 ) -> Predictor:
   """Loads what decodes: backbone, prompts, mesh and the jitted step.
 
@@ -207,14 +207,8 @@ def make_predictor(
     prompts: path of a prompt bundle, PEFT folder or `.npy`; None is none.
     batch_size: B of the batches that will come.
     prompt_task: only this task's composed prompt.
-    backbone_config: see `load_backbone`.
-    vocabulary: see `load_backbone`.
-    num_beams: 1 is greedy.
-    num_partitions: size of the mesh's `model` axis.
-    dtype: type of activations and backbone matrices; None is the model's own.
-    precision: of matrix products, see `t5.T5Config`.
-    scan_layers: see `train.train`.
-    shard_backbone: split the backbone over the `data` axis too.
+    decoding: how tokens are searched.
+    devices: devices and memory.
 
   Returns:
     The predictor.
@@ -222,25 +216,31 @@ def make_predictor(
   Raises:
     InputError: if something is missing or does not fit.
   """
-  loaded = load_backbone(backbone, backbone_config, vocabulary)
-  config = loaded.config.replace(
-    dtype=dtype or loaded.config.dtype, precision=precision
-  )
+  check_search(decoding)
+  loaded = load_backbone(backbone)
+  config = devices.configure(loaded.config)
   loaded = dataclasses.replace(loaded, config=config)
-  model, params, task_names = prompted_model(loaded, prompts, prompt_task)
-  mesh = partitioning.make_mesh(num_partitions)
+  if prompts is None and prompt_task is not None:
+    raise InputError(
+      f'PROMPT_TASK = {prompt_task!r} is given, but there are no PROMPTS'
+    )
+  bundle = None if prompts is None else bundle_lib.load_prompts(prompts)
+  if bundle is not None and prompt_task is not None:
+    bundle = bundle.with_tasks([prompt_task])
+  model, params = prompted_model(loaded, bundle)
+  mesh = partitioning.make_mesh(devices.num_partitions)
   partitioning.check_batch_size(batch_size, mesh)
   params = partitioning.place_backbone(
     params,
     mesh,
     dtype=config.matrix_dtype,
-    scan_layers=scan_layers,
-    shard_backbone=shard_backbone,
+    scan_layers=devices.scan_layers,
+    shard_backbone=devices.shard_backbone,
   )
   name = loaded.name
   del loaded  # The host's copies are not needed any more.
   hostmemory.keep()
-  predict = trainer.make_predict_step(model, num_beams=num_beams)
+  predict = trainer.make_predict_step(model, **decoding.search)
   score = jax.jit(model.score_batch)
 
   def on_mesh(step: Callable[..., Any]) -> Callable[..., np.ndarray]:
@@ -251,7 +251,19 @@ def make_predictor(
   return Predictor(
     predict_fn=on_mesh(predict),
     score_fn=on_mesh(score),
+    batch_size=batch_size,
     prompt_length=model.prompt_length,
-    task_names=task_names,
+    task_names=bundle.task_names if bundle and not prompt_task else (),
     backbone_name=name,
+    prompts=prompts,
+    prompt_task=prompt_task,
   )
+
+
+def check_search(decoding: Decoding) -> None:
+  """Refuses settings that would sample where answers are scored."""
+  if decoding.temperature:
+    raise InputError(
+      f'temperature is {decoding.temperature}: answers to tasks are searched,'
+      ' not sampled'
+    )

@@ -469,16 +469,9 @@ def _read(settings: _Settings) -> _Job:
 
 def _read_backbone(settings: _Settings) -> Backbone:
   source, devices = settings.backbone, settings.devices
-  if isinstance(source, Backbone):
-    loaded = load_backbone(source)
-  else:
-    loaded = load_backbone(
-      source.path,
-      source.config,
-      source.vocabulary,
-      settings.seed,
-      fresh=settings.method.branch is None,
-    )
+  loaded = load_backbone(
+    source, settings.seed, fresh=settings.method.branch is None
+  )
   if devices.scan_layers:
     _check_no_layer_trains(loaded.params, settings.method.trainable)
   if devices.precision == 'bfloat16' and products.widens():

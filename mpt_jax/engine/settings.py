@@ -9,7 +9,15 @@ import dataclasses
 from typing import Any
 
 from mpt_jax import t5
-from mpt_jax.types import InputError, Natural, Positive, Rate, Share
+from mpt_jax.types import (
+  InputError,
+  Lengths,
+  Natural,
+  Positive,
+  Rate,
+  Share,
+  check_least,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +114,94 @@ class Logging:
   checkpoint_period: Positive = 1000
   max_checkpoints: Positive = 3
   tensorboard: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoding:
+  """How answers are found.
+
+  Attributes:
+    num_beams: width of the beam search; 1 is greedy, or samples.
+    beam_alpha: exponent of its length penalty ((5 + n) / 6)**alpha.
+    max_decode_length: longest answer to a text, in tokens; to a task's example
+      it is the length of the task's targets.
+    temperature: above 0, answers are sampled.
+    topk: sample among the k likeliest tokens; 0 is all.
+    topp: sample among the likeliest tokens of this total probability; 0 is
+      all.
+    seed: fixes what is sampled for the same texts and batch size.
+
+  Raises:
+    InputError: if a value is out of range.
+  """
+
+  num_beams: Positive = 1
+  beam_alpha: Rate = 0.6
+  max_decode_length: Positive = 64
+  temperature: Rate = 0.0
+  topk: Natural = 0
+  topp: Rate = 0.0
+  seed: Natural = 0
+
+  def __post_init__(self):
+    check_least(
+      1, max_decode_length=self.max_decode_length, num_beams=self.num_beams
+    )
+    check_least(
+      0,
+      temperature=self.temperature,
+      topk=self.topk,
+      topp=self.topp,
+      seed=self.seed,
+    )
+    if self.topp > 1:
+      raise InputError(f'topp is {self.topp}, expected a probability')
+    if self.num_beams > 1 and self.temperature:
+      raise InputError(
+        f'num_beams is {self.num_beams} and temperature {self.temperature}:'
+        ' search or sample, not both'
+      )
+
+  @property
+  def search(self) -> dict[str, Any]:
+    """The arguments of `models.PromptedT5.decode_batch`, but for the length."""
+    return {
+      'num_beams': self.num_beams,
+      'beam_alpha': self.beam_alpha,
+      'temperature': self.temperature,
+      'topk': self.topk,
+      'topp': self.topp,
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+  """Which examples are scored or answered, and how they are read.
+
+  Attributes:
+    mixture_or_task_name: a registered task or mixture, or several.
+    split: their split.
+    task_feature_lengths: {'inputs': S with prompt slots, 'targets': T}.
+    num_examples: of each task; None is all.
+    module: module that registers the tasks; None if it is imported.
+    allow_cut_targets: whether to score targets that are longer than any
+      answer can be.
+  """
+
+  mixture_or_task_name: str | Sequence[str]
+  split: str = 'test'
+  task_feature_lengths: Lengths = dataclasses.field(
+    default_factory=lambda: {'inputs': 356, 'targets': 128}
+  )
+  num_examples: Positive | None = None
+  module: str | None = 'tasks'
+  allow_cut_targets: bool = False
+
+  @property
+  def names(self) -> list[str]:
+    """The tasks and mixtures, one by one."""
+    names = self.mixture_or_task_name
+    return [names] if isinstance(names, str) else list(names)
 
 
 @dataclasses.dataclass(frozen=True)

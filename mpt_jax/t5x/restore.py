@@ -24,6 +24,7 @@ from mpt_jax.checkpoints.backbone import Backbone
 from mpt_jax.checkpoints.vocabulary import Vocabulary
 from mpt_jax.engine import params as params_lib
 from mpt_jax.engine import partitioning, predictor, starts
+from mpt_jax.engine.settings import BackboneSource
 from mpt_jax.t5x import remote
 from mpt_jax.t5x.models import PromptedModel
 from mpt_jax.types import Array, InputError, PyTree
@@ -331,9 +332,11 @@ def _read_backbone(
   """Reads a backbone that is no T5X checkpoint, whole, on every host."""
   vocabulary = model.start.vocabulary
   loaded = predictor.load_backbone(
-    model.start.backbone,
-    model.core.config,
-    vocabulary.path if vocabulary else None,
+    BackboneSource(
+      model.start.backbone,
+      model.core.config,
+      vocabulary.path if vocabulary else None,
+    )
   )
   return dict(loaded.params), loaded.report
 

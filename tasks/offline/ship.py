@@ -35,19 +35,17 @@ def measure(backbone: str, num_examples: int | None = None) -> dict[str, Any]:
     'tasks': {task: skill}}, in percent. The score is the main metric of the
     downstream task; the style accuracy is that with other label words.
   """
-  from mpt_jax import eval as eval_lib
+  import mpt_jax
   from tasks.offline import corpus, pretraining
 
   styled = [f'offline_style_{skill}' for skill in corpus.LABELS]
-  with tempfile.TemporaryDirectory() as folder:
-    scores = eval_lib.evaluate(
-      model_dir=folder,
-      backbone=backbone,
-      mixture_or_task_name=['offline_skills', *styled],
-      task_feature_lengths=pretraining.LENGTHS,
-      num_examples=num_examples,
-      module='tasks.offline.pretraining',
-    )
+  scores = mpt_jax.evaluate(
+    backbone,
+    ['offline_skills', *styled],
+    task_feature_lengths=pretraining.LENGTHS,
+    num_examples=num_examples,
+    module='tasks.offline.pretraining',
+  )
   skills = {}
   for skill in corpus.SKILLS:
     values = scores[f'offline_skill_{skill}']

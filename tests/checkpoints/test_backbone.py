@@ -8,6 +8,7 @@ import pytest
 from mpt_jax import checkpoints, t5
 from mpt_jax.checkpoints.backbone import demo_folder
 from mpt_jax.engine import predictor
+from mpt_jax.engine.settings import BackboneSource
 from mpt_jax.types import InputError
 
 TINY = t5.T5Config(
@@ -27,7 +28,7 @@ def test_demo_is_the_shipped_backbone_wherever_one_works(tmp_path, monkeypatch):
   (tmp_path / 'demo').mkdir()
   (tmp_path / 'demo' / 'report.md').write_text('a report')
   monkeypatch.chdir(tmp_path)
-  loaded = predictor.load_backbone('demo', vocabulary='demo')
+  loaded = predictor.load_backbone(BackboneSource('demo', vocabulary='demo'))
   assert loaded.fingerprint == shipped.fingerprint
   assert loaded.vocabulary_file == os.path.join(demo_folder(), 'spiece.model')
   with pytest.raises(InputError, match='there is no backbone in'):

@@ -9,6 +9,7 @@ import pytest
 from mpt_jax.checkpoints import backbone as backbone_lib
 from mpt_jax.checkpoints import t5x_format
 from mpt_jax.convert import convert
+from mpt_jax.engine.settings import BackboneSource
 from mpt_jax.types import InputError
 
 FIXTURES = {
@@ -39,9 +40,8 @@ def test_there_and_back(name, testdata, tmp_path):
   assert os.listdir(tmp_path / 't5x') == ['checkpoint_7']
   _assert_same(_load(tmp_path / 't5x', want.config), want)
   convert(
-    backbone=str(tmp_path / 't5x'),
+    backbone=BackboneSource(str(tmp_path / 't5x'), want.config),
     output=str(tmp_path / 'hf'),
-    backbone_config=want.config,
   )
   _assert_same(_load(tmp_path / 'hf'), want)
 
@@ -68,10 +68,11 @@ def test_wrong_settings(testdata, tmp_path):
     ({'format': 't5'}, "did you mean 't5x'"),
     ({'format': 't5x', 'dtype': 'float16'}, 'is float32'),
     ({'dtype': 'int8'}, "dtype is 'int8'"),
-    ({'backbone_config': 't5_small'}, 'vocab_size'),
+    ({'backbone': BackboneSource(source, 't5_small')}, 'vocab_size'),
   ):
+    given = {'backbone': source, 'output': str(tmp_path / 'o')} | kwargs
     with pytest.raises(InputError, match=message):
-      convert(backbone=source, output=str(tmp_path / 'o'), **kwargs)
+      convert(**given)
   assert not (tmp_path / 'o').exists()
 
 

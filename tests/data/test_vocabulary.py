@@ -9,9 +9,10 @@ import seqio
 import tensorflow as tf
 
 from mpt_jax import data
-from mpt_jax.checkpoints.bundle import PromptBundle
+from mpt_jax.checkpoints.bundle import PromptBundle, load_prompts
 from mpt_jax.checkpoints.vocabulary import Vocabulary
 from mpt_jax.engine import predictor as predictor_lib
+from mpt_jax.engine.settings import BackboneSource
 from mpt_jax.pretrained import PromptedT5
 from mpt_jax.types import InputError
 from tests.data import toys
@@ -287,9 +288,12 @@ def test_prompts_of_another_vocabulary_are_not_scored(tmp_path):
   bundle.save(str(tmp_path / 'prompts'))
   other = _other_pieces(tmp_path).sentencepiece_model_file
   for vocabulary, refused in ((None, False), (other, True)):
-    loaded = predictor_lib.load_backbone('demo', vocabulary=vocabulary)
+    loaded = predictor_lib.load_backbone(
+      BackboneSource('demo', vocabulary=vocabulary)
+    )
+    prompts = load_prompts(str(tmp_path / 'prompts'))
     if refused:
       with pytest.raises(InputError, match='another vocabulary .*other.model'):
-        predictor_lib.prompted_model(loaded, str(tmp_path / 'prompts'))
+        predictor_lib.prompted_model(loaded, prompts)
     else:
-      predictor_lib.prompted_model(loaded, str(tmp_path / 'prompts'))
+      predictor_lib.prompted_model(loaded, prompts)

@@ -401,15 +401,15 @@ def _infer_seeds() -> list[dict[str, bytes]]:
 
 
 def _read_infer(folder: str, seed: int) -> None:
-  from mpt_jax import infer
+  from mpt_jax.engine import answers
 
   names = ('lines.txt', 'rows.jsonl', 'rows.tsv', 'rows.csv')
   path = os.path.join(folder, names[seed])
-  told = infer._Told()
-  asking = infer._Asking(bundles()[0], 'rte')
-  with infer._open_input(path) as stream:
-    rows = infer._rows(stream, path, told)
-    for line in infer._questions(rows, asking, told):
+  told = answers._Told()
+  asking = answers.Asking(bundles()[0], 'rte')
+  with answers._open_input(path) as stream:
+    rows = answers._rows(stream, path, told)
+    for line in answers._questions(rows, asking, told):
       _check(isinstance(line['inputs'], str), 'inputs is no text')
       _check(isinstance(line['task'], str), 'task is no text')
       # As it will be answered and written.
@@ -430,7 +430,7 @@ def _gin_seeds() -> list[dict[str, bytes]]:
           "PROMPTS='prompts'",
           "OUTPUT='-'",
           'BATCH_SIZE=3',
-          'infer.infer.seed=4',
+          'infer.Decoding.seed=4',
         ]
       ).encode(),
     },

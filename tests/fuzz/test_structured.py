@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 import numpy as np
 import pytest
 
-from mpt_jax import infer
 from mpt_jax.checkpoints import bundle as bundle_lib
 from mpt_jax.checkpoints import peft
+from mpt_jax.engine import answers
 from mpt_jax.types import InputError
 from tests.fuzz import cases, mutate, readers
 
@@ -184,7 +184,7 @@ def test_lines_of_infer(lines):
   stream = io.TextIOWrapper(io.BytesIO(b'\n'.join(lines)), encoding='utf-8')
   read = []
   with contextlib.suppress(InputError):
-    read.extend(infer._read(stream, '-', None))
+    read.extend(answers._read(stream, '-', None))
   for line in read:
     assert isinstance(line['inputs'], str)
     text = json.dumps(line, ensure_ascii=False, allow_nan=False)
