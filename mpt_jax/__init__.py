@@ -5,6 +5,9 @@ costs nothing and pulls in neither TensorFlow nor SeqIO.
 """
 
 import importlib
+import importlib.abc
+import importlib.machinery
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -28,6 +31,44 @@ _HOMES = {
   'load_backbone': 'mpt_jax.checkpoints.backbone',
   'load_prompts': 'mpt_jax.checkpoints.bundle',
 }
+
+# Modules of version 0.1 -> where they are now.
+MOVED = {
+  f'mpt_jax.{old}': f'mpt_jax.{new}'
+  for old, new in {
+    **{
+      name: f'engine.{name}'
+      for name in (
+        *('batching', 'buckets', 'hostmemory', 'metrics', 'multihost'),
+        *('optimizers', 'params', 'partitioning', 'preemption', 'selection'),
+        *('starts', 'trainer'),
+      )
+    },
+    'runs': 'engine.predictor',
+    'report': 'study.report',
+    'workers': 'study.workers',
+    'texts': 'checkpoints.texts',
+  }.items()
+}
+
+
+class _Moved(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+  """Makes an old module's name mean the module that it has become."""
+
+  def find_spec(self, fullname: str, path: Any = None, target: Any = None):
+    if fullname not in MOVED:
+      return None
+    return importlib.machinery.ModuleSpec(fullname, self)
+
+  def exec_module(self, module: Any) -> None:
+    name = module.__name__
+    # What is in this table in the end is what the import returns.
+    sys.modules[name] = importlib.import_module(MOVED[name])
+
+
+# Behind all others: a module that exists is never another one.
+if not any(type(finder).__name__ == '_Moved' for finder in sys.meta_path):
+  sys.meta_path.append(_Moved())
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,59 @@
+"""What README, docs and gin files of version 0.1 named can still be named."""
+
+import importlib
+import subprocess
+import sys
+
+import gin
+import pytest
+
+import mpt_jax
+from mpt_jax import cli
+
+# Of README, docs/serving.md, docs/tasks.md and docs/vocabulary.md.
+PYTHON = {
+  'mpt_jax': ('PromptedT5', 'load_backbone', 'load_prompts', 'data', 't5'),
+  'mpt_jax.pretrained': ('PromptedT5', 'Tokenizer'),
+  'mpt_jax.data': (
+    *('register_task', 'metric', 'get_vocabulary', 'TfdsSource'),
+    *('set_data_dir', 'get_data_dir', 'task_texts', 'DatasetConfig'),
+    *('PromptFeatureConverter', 'get_train_iterator', 'evaluate', 'predict'),
+  ),
+  'mpt_jax.checkpoints': ('load_backbone',),
+  'mpt_jax.checkpoints.bundle': ('PromptBundle', 'load_prompts', 'merge'),
+}
+# Of gin files, which users copy.
+GIN = {
+  'mpt_jax.train': ('train', 'Evaluation', 'Distillation'),
+  'mpt_jax.eval': ('evaluate',),
+  'mpt_jax.infer': ('infer',),
+  'mpt_jax.export': ('export',),
+  'mpt_jax.convert': ('convert',),
+  'mpt_jax.pipeline': ('pipeline', 'Training', 'Setting', 'Tuning'),
+  'mpt_jax.optimizers': ('Group',),
+  'mpt_jax.data.dataset': ('DatasetConfig',),
+  'mpt_jax.t5': ('T5Config',),
+  'mpt_jax.prompts': (
+    *('Uniform', 'SampledVocabulary', 'FromString', 'FromFile'),
+    'ClassLabels',
+  ),
+}
+
+
+@pytest.mark.parametrize(
+  'name',
+  [f'{m}.{n}' for names in (PYTHON, GIN) for m, all in names.items() for n in all],
+)
+def test_a_name_of_version_0_1(name):
+  home, _, attribute = name.rpartition('.')
+  assert getattr(importlib.import_module(home), attribute) is not None
+
+
+@pytest.mark.parametrize('old', mpt_jax.MOVED)
+def test_a_module_that_moved_is_the_module_that_it_became(old):
+  new = importlib.import_module(mpt_jax.MOVED[old])
+  spec = new.__spec__
+  assert importlib.import_module(old) is new
+  assert getattr(mpt_jax, old.partition('.')[2]) is new
+  assert new.__spec__ is spec
+  assert new.__name__ == mpt_jax.MOVED[old]
