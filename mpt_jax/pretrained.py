@@ -13,7 +13,7 @@ from mpt_jax.checkpoints.bundle import PromptBundle, load_prompts
 from mpt_jax.checkpoints.vocabulary import Vocabulary
 from mpt_jax.engine.predictor import (
   Predictor,
-  check_search,
+  check_serving,
   make_predictor,
   prompted_model,
 )
@@ -87,6 +87,9 @@ class PromptedT5:
       static_argnames=('max_decode_length', *Decoding().search),
     )
     self._score = jax.jit(self.model.score_batch)
+
+  def __repr__(self) -> str:
+    return f'<PromptedT5 {self.backbone!r} with {self.bundle or "no prompts"}>'
 
   @classmethod
   def from_pretrained(
@@ -328,7 +331,7 @@ class PromptedT5:
     """This model as what decodes batches of tasks."""
     from mpt_jax import data
 
-    check_search(decoding)
+    check_serving(decoding, prompt_task, self.bundle is not None)
     check_least(1, batch_size=batch_size)
     data.use_vocabulary(self.tokenizer)
     names: tuple[str, ...] = ()
@@ -339,8 +342,6 @@ class PromptedT5:
         names = self.bundle.task_names
       else:
         row = self.bundle.row(prompt_task)
-    elif prompt_task is not None:
-      raise InputError(f'task {prompt_task!r} was given, but no prompts')
 
     def on(batch: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
       if not row:

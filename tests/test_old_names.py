@@ -1,14 +1,10 @@
 """What README, docs and gin files of version 0.1 named can still be named."""
 
 import importlib
-import subprocess
-import sys
 
-import gin
 import pytest
 
 import mpt_jax
-from mpt_jax import cli
 
 # Of README, docs/serving.md, docs/tasks.md and docs/vocabulary.md.
 PYTHON = {
@@ -42,7 +38,12 @@ GIN = {
 
 @pytest.mark.parametrize(
   'name',
-  [f'{m}.{n}' for names in (PYTHON, GIN) for m, all in names.items() for n in all],
+  [
+    f'{m}.{n}'
+    for names in (PYTHON, GIN)
+    for m, all in names.items()
+    for n in all
+  ],
 )
 def test_a_name_of_version_0_1(name):
   home, _, attribute = name.rpartition('.')

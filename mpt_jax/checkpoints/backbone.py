@@ -40,7 +40,7 @@ _RUNTIME_FIELDS = (
 DEMO = 'demo'
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Backbone:
   """A frozen T5.
 
@@ -67,6 +67,15 @@ class Backbone:
   report: dict[str, list[str]]
   special_ids: SpecialIds = ORDINARY
   vocabulary: Vocabulary | None = None
+
+  def __repr__(self) -> str:
+    c = self.config
+    leaves = traverse_util.flatten_dict(self.params).values()
+    return (
+      f'<Backbone {self.name}: {c.num_encoder_layers} +'
+      f' {c.num_decoder_layers} layers, width {c.emb_dim}, {c.vocab_size} ids,'
+      f' {sum(leaf.size for leaf in leaves):,} parameters>'
+    )
 
   def with_vocabulary(self, file: str | None = None) -> 'Backbone':
     """Reads the vocabulary, if there is one.

@@ -216,14 +216,10 @@ def make_predictor(
   Raises:
     InputError: if something is missing or does not fit.
   """
-  check_search(decoding)
+  check_serving(decoding, prompt_task, prompts is not None)
   loaded = load_backbone(backbone)
   config = devices.configure(loaded.config)
   loaded = dataclasses.replace(loaded, config=config)
-  if prompts is None and prompt_task is not None:
-    raise InputError(
-      f'PROMPT_TASK = {prompt_task!r} is given, but there are no PROMPTS'
-    )
   bundle = None if prompts is None else bundle_lib.load_prompts(prompts)
   if bundle is not None and prompt_task is not None:
     bundle = bundle.with_tasks([prompt_task])
@@ -260,8 +256,24 @@ def make_predictor(
   )
 
 
-def check_search(decoding: Decoding) -> None:
-  """Refuses settings that would sample where answers are scored."""
+def check_serving(
+  decoding: Decoding, prompt_task: str | None, prompted: bool
+) -> None:
+  """Refuses settings that answers to tasks cannot follow.
+
+  Args:
+    decoding: how answers are found.
+    prompt_task: whose prompt all tasks have, if any.
+    prompted: whether there are prompts.
+
+  Raises:
+    InputError: if answers would be sampled, or a prompt is asked for that is
+      not there.
+  """
+  if prompt_task is not None and not prompted:
+    raise InputError(
+      f'PROMPT_TASK = {prompt_task!r} is given, but there are no PROMPTS'
+    )
   if decoding.temperature:
     raise InputError(
       f'temperature is {decoding.temperature}: answers to tasks are searched,'
