@@ -9,7 +9,7 @@ import pytest
 
 from mpt_jax.t5 import decoding
 from mpt_jax.types import InputError
-from tests.t5 import fixtures
+from tests.goldens import networks as fixtures
 
 T5X = ('t5x_v1_0_tiny', 't5x_v1_1_tiny')
 EOS = 1

@@ -14,7 +14,7 @@ import pytest
 
 from mpt_jax import t5
 from mpt_jax.checkpoints import tensors
-from tests.t5 import fixtures
+from tests.goldens import networks as fixtures
 
 T5X = ('t5x_v1_0_tiny', 't5x_v1_1_tiny')
 HF = ('hf_t5_v1_0_tiny', 'hf_t5_v1_1_tiny')

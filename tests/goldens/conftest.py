@@ -1,0 +1,3 @@
+"""Fixtures: TFDS folders of a few rows."""
+
+from tests.helpers.tfds_data import write_tfds  # noqa: F401
