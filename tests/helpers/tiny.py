@@ -46,11 +46,32 @@ def served_backbone():
   return params
 
 
+# Where tests make prompts and models: one place that knows how.
+
+
+def soft(length, width, num_tasks=1):
+  """One prompt for all tasks."""
+  return prompts.SoftPrompts(length, width, num_tasks)
+
+
+def multitask(length, width, num_tasks, rank=1):
+  """A shared prompt and factors of each task."""
+  return prompts.MultitaskPrompts(length, width, num_tasks, rank)
+
+
+def prompted(config, module=None, **settings):
+  """A model with prompts, or none."""
+  return models.PromptedT5(config, module, **settings)
+
+
+def distilled(config, module, **settings):
+  """A model that learns from its tasks' teachers."""
+  return models.DistilledPromptedT5(config, module, **settings)
+
+
 def backbone(seed=0, config=CONFIG):
   """Random parameters of the tiny backbone, as host arrays."""
-  variables = models.PromptedT5(config).get_initial_variables(
-    jax.random.PRNGKey(seed)
-  )
+  variables = prompted(config).get_initial_variables(jax.random.PRNGKey(seed))
   return jax.tree.map(np.asarray, variables['params'])
 
 
@@ -96,18 +117,18 @@ def stage_model(stage, config=CONFIG):
   params = dict(backbone(config=config))
   width = config.emb_dim
   if stage == 'teacher':
-    module = prompts.SoftPrompts(P, width)
-    model = models.PromptedT5(config, module)
+    module = soft(P, width)
+    model = prompted(config, module)
   elif stage == 'source':
-    module = prompts.MultitaskPrompts(P, width, K)
-    model = models.DistilledPromptedT5(config, module)
+    module = multitask(P, width, K)
+    model = distilled(config, module)
     params['teacher_prompts'] = {
       'prompt_table': np.asarray(jax.random.normal(key, (K, P, width)))
     }
   elif stage == 'target':
-    module = prompts.MultitaskPrompts(P, width, 1)
-    model = models.PromptedT5(config, module)
+    module = multitask(P, width, 1)
+    model = prompted(config, module)
   else:
-    return models.PromptedT5(config), params
+    return prompted(config), params
   params['prompts'] = prompts.initial_prompts(module, key, prompts.Uniform())
   return model, params
