@@ -176,6 +176,12 @@ def matches(pattern: str) -> Callable[[Golden], list[str]]:
   return each
 
 
+def layouts(golden: Golden) -> list[str]:
+  """For `of`: the subfolders that hold a checkpoint of T5X."""
+  found = golden.folder.glob('*/checkpoint_*')
+  return sorted({file.parent.name for file in found})
+
+
 def backbone_of(golden: Golden, width: int, vocab_size: int) -> pathlib.Path:
   """The folder of transformers that a golden's numbers were made with.
 
