@@ -40,16 +40,22 @@ def test_every_layout_gives_the_same_bits(golden, layout, whole):
   }
 
 
-@pytest.mark.parametrize('golden', goldens.of('transformers'))
-def test_both_styles_of_config(golden, tmp_path):
+def _styles(golden):
+  """The files that describe the same model in another style."""
+  return sorted(file.name for file in golden.folder.glob('config_*.json'))
+
+
+@pytest.mark.parametrize(
+  ('golden', 'style'), goldens.of('transformers', _styles)
+)
+def test_both_styles_of_config(golden, style, tmp_path):
   want = networks.backbone(golden.folder)
-  folder = tmp_path / 'model'
-  shutil.copytree(golden.folder, folder)
-  hub = folder / 'config_hub_style.json'
+  for name in ('generation_config.json', 'model.safetensors'):
+    shutil.copyfile(golden.folder / name, tmp_path / name)
+  shutil.copyfile(golden.folder / style, tmp_path / 'config.json')
   # The Hub's says by this flag whether the head is the embedding.
-  tied = json.loads(hub.read_text())['tie_word_embeddings']
-  hub.replace(folder / 'config.json')
-  got = checkpoints.load_backbone(str(folder))
+  tied = json.loads((golden.folder / style).read_text())['tie_word_embeddings']
+  got = checkpoints.load_backbone(str(tmp_path))
   assert (got.config, got.fingerprint) == (want.config, want.fingerprint)
   assert want.config.logits_via_embedding == tied
   assert want.report['new'] == want.report['ignored'] == []

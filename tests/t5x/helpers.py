@@ -7,7 +7,9 @@ import jax
 import numpy as np
 from t5x import partitioning, train_state, trainer, utils
 
-from mpt_jax.t5x import models, optimizers
+from mpt_jax import prompts
+from mpt_jax.engine import optimizers as native_optimizers
+from mpt_jax.t5x import models, optimizers, restore
 from tests.helpers import tiny
 
 # T5X's mesh on CPUs puts all devices (tests have two) on its `model` axis.
@@ -79,3 +81,34 @@ def make_trainer(model, params, partitioner=None, num_microbatches=None):
     learning_rate_fn=lambda step: 0.1,
     num_microbatches=num_microbatches,
   )
+
+
+# Of a run's start, which T5X reads from a checkpoint.
+LENGTH = 3
+SHAPES = {'encoder_input_tokens': (2, 7), 'decoder_input_tokens': (2, 5)}
+
+
+def start_model(path, config, **kwargs):
+  """A teacher's model, by the pieces that `runs.train_model` puts together."""
+  config_ = prompts.PromptConfig(
+    LENGTH, ('rte',), method='soft', init=prompts.SampledVocabulary(), **kwargs
+  )
+  module = config_.make_module(config.emb_dim)
+  settings = native_optimizers.Optimizer(
+    native_optimizers.prompt_groups(False, 0.3, 0.1), schedule='constant'
+  )
+  return restore.TrainModel(
+    tiny.prompted(config, module),
+    config_.task_names,
+    optimizer_def=optimizers.PromptOptimizer(settings, optimizers.SOFT_NAMES),
+    start=restore.Start(backbone=str(path), stage='teacher', prompts=config_),
+  )
+
+
+def first_state(model):
+  return restore.PromptStateInitializer(
+    optimizer_def=model.optimizer_def,
+    init_fn=model.get_initial_variables,
+    input_shapes=SHAPES,
+    partitioner=make_partitioner(),
+  ).from_scratch(None)
