@@ -121,12 +121,8 @@ HF_CASES = goldens.prefixes('labels')
 )
 def test_equals_transformers(golden, case):
   data = networks.load(golden.folder)
-  io = {
-    k.removeprefix(case): v
-    for k, v in data.io.items()
-    if k[: len(case)] == case
-  }
-  labels, inputs = io['labels'], io['input_ids']
+  io = data.io
+  labels, inputs = io[f'{case}labels'], io[f'{case}input_ids']
   targets, real = np.maximum(labels, 0), labels != -100
   logits, states = networks.apply(
     data.config,
