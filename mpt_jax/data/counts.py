@@ -9,10 +9,8 @@ from collections.abc import Iterator, Mapping
 import dataclasses
 import inspect
 
-import seqio
-import tensorflow as tf
-
 from mpt_jax.data import labels, templates
+from mpt_jax.data.libraries import seqio, tf
 from mpt_jax.types import InputError
 
 _KEYS = ('inputs', 'targets')

@@ -23,8 +23,6 @@ import os
 from typing import Any
 
 import numpy as np
-import seqio
-import tensorflow as tf
 import tqdm
 
 from mpt_jax.data import (
@@ -39,6 +37,7 @@ from mpt_jax.data import (
   templates,
 )
 from mpt_jax.data.feature_converter import check_lengths
+from mpt_jax.data.libraries import seqio, tf
 from mpt_jax.data.quiet import only_errors
 from mpt_jax.data.vocabulary import check_vocabulary, end_ids, get_vocabulary
 from mpt_jax.engine import batching, buckets

@@ -13,7 +13,6 @@ from typing import Any
 
 from absl import logging
 import numpy as np
-import seqio
 import tqdm
 
 from mpt_jax.data import counts, faults, rows, sources, templates
@@ -26,6 +25,7 @@ from mpt_jax.data.dataset import (
   source_state,
 )
 from mpt_jax.data.feature_converter import check_lengths
+from mpt_jax.data.libraries import seqio
 from mpt_jax.data.quiet import only_errors
 from mpt_jax.data.vocabulary import check_vocabulary, end_ids, get_vocabulary
 from mpt_jax.engine import batching, buckets, metrics, selection

@@ -15,10 +15,8 @@ import sysconfig
 import traceback
 from typing import Any
 
-import seqio
-import tensorflow as tf
-
 from mpt_jax.data import templates
+from mpt_jax.data.libraries import seqio, tf
 from mpt_jax.types import InputError, installed
 
 # As in a traceback, also in one that TensorFlow has put into a message.

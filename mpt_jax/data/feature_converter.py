@@ -8,10 +8,8 @@ row.
 
 from collections.abc import Mapping, Sequence
 
-import seqio
-import tensorflow as tf
-
 from mpt_jax.data import rows
+from mpt_jax.data.libraries import seqio, tf
 from mpt_jax.engine.batching import EOS, SLOT_TOKEN
 from mpt_jax.types import InputError
 

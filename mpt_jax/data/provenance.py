@@ -1,8 +1,6 @@
 """Whether data are real: synthetic data say so in their DatasetInfo."""
 
-import seqio
-import tensorflow_datasets as tfds
-
+from mpt_jax.data.libraries import seqio, tfds
 from mpt_jax.data.rows import get_provider
 
 # How the description of a synthetic data set begins.

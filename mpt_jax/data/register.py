@@ -6,11 +6,9 @@ import os
 import re
 from typing import Any
 
-import seqio
-import tensorflow as tf
-
 from mpt_jax.checkpoints.texts import LABEL, TaskText
 from mpt_jax.data import records, rows, templates
+from mpt_jax.data.libraries import seqio, tf
 from mpt_jax.data.sources import TfdsSource
 from mpt_jax.data.vocabulary import get_vocabulary
 from mpt_jax.types import InputError

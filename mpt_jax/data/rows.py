@@ -8,8 +8,7 @@ neither a mixture's order nor its size can renumber a row.
 from collections.abc import Sequence
 import zlib
 
-import seqio
-
+from mpt_jax.data.libraries import seqio
 from mpt_jax.types import InputError, nearest
 
 # The output feature that carries a task's identity.

@@ -9,10 +9,7 @@ or fail at once.
 from collections.abc import Mapping, Sequence
 import os
 
-import seqio
-import tensorflow as tf
-import tensorflow_datasets as tfds
-
+from mpt_jax.data.libraries import seqio, tf, tfds
 from mpt_jax.types import (
   InputError,
   local_path,

@@ -5,11 +5,10 @@ import dataclasses
 from typing import Any
 import weakref
 
-import tensorflow as tf
-
 from mpt_jax.checkpoints import texts
 from mpt_jax.checkpoints.texts import LABEL, has, lookup
 from mpt_jax.data.labels import NO_LABEL, check_words
+from mpt_jax.data.libraries import tf
 from mpt_jax.types import InputError
 
 # How the complaint about a class id without a word begins.

@@ -11,11 +11,9 @@ import os
 from typing import Any
 
 import numpy as np
-import seqio
-import tensorflow as tf
-import tensorflow_text as tf_text
 
 from mpt_jax.checkpoints.vocabulary import Vocabulary
+from mpt_jax.data.libraries import seqio, tf, tf_text
 from mpt_jax.engine.batching import EOS
 from mpt_jax.types import (
   InputError,

@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 from t5x import utils as t5x_utils
-import tensorflow as tf
 
 import mpt_jax
 from mpt_jax import data, models, t5
@@ -24,6 +23,7 @@ from mpt_jax.checkpoints import vocabulary as vocabulary_lib
 from mpt_jax.checkpoints.backbone import DEMO, find_backbone
 from mpt_jax.data.dataset import check_labels, import_module
 from mpt_jax.data.feature_converter import check_lengths
+from mpt_jax.data.libraries import tf
 from mpt_jax.engine import optimizers, starts
 from mpt_jax.engine.starts import Distillation
 from mpt_jax.t5x import optimizers as t5x_optimizers
