@@ -35,9 +35,9 @@ import numpy as np
 import tqdm
 
 from mpt_jax import cli, pretrained, t5
-from mpt_jax import lines as lines_lib
 from mpt_jax.checkpoints.backbone import Backbone
 from mpt_jax.checkpoints.bundle import PromptBundle, load_prompts
+from mpt_jax.data import lines as lines_lib
 from mpt_jax.engine import multihost
 from mpt_jax.engine.predictor import make_predictor
 from mpt_jax.types import (

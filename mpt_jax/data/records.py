@@ -20,7 +20,7 @@ import numpy as np
 from mpt_jax.checkpoints.texts import LABEL, find
 from mpt_jax.data import labels as labels_lib
 from mpt_jax.data.libraries import seqio, tf
-from mpt_jax.lines import SUFFIXES, Row, cell_text, read_rows
+from mpt_jax.data.lines import SUFFIXES, Row, cell_text, read_rows
 from mpt_jax.types import InputError, local_path, nearest
 
 log = logging.getLogger(__name__)
