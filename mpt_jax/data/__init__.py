@@ -14,7 +14,6 @@ if TYPE_CHECKING:
   from mpt_jax.data.dataset import (
     BatchIterator,
     DatasetConfig,
-    check_data,
     get_train_iterator,
   )
   from mpt_jax.data.evaluation import (
@@ -25,15 +24,19 @@ if TYPE_CHECKING:
     predict,
   )
   from mpt_jax.data.feature_converter import PromptFeatureConverter
-  from mpt_jax.data.provenance import is_synthetic
-  from mpt_jax.data.register import register_task, task_texts
-  from mpt_jax.data.rows import task_identity, task_rows
-  from mpt_jax.data.sources import TfdsSource, get_data_dir, set_data_dir
-  from mpt_jax.data.vocabulary import (
+  from mpt_jax.data.lookup import (
+    check_data,
     check_vocabulary,
-    get_vocabulary,
-    use_vocabulary,
+    is_synthetic,
+    task_rows,
+    task_texts,
   )
+  from mpt_jax.data.memory import Task
+  from mpt_jax.data.register import register_task
+  from mpt_jax.data.rows import task_identity
+  from mpt_jax.data.seqio_vocabulary import get_vocabulary
+  from mpt_jax.data.sources import TfdsSource, get_data_dir, set_data_dir
+  from mpt_jax.data.vocabulary import use_vocabulary
   from mpt_jax.engine.metrics import metric
 
 prefer_own_packages()
@@ -43,23 +46,24 @@ _HOMES = {
   'DatasetConfig': 'mpt_jax.data.dataset',
   'PromptFeatureConverter': 'mpt_jax.data.feature_converter',
   'Scores': 'mpt_jax.data.evaluation',
+  'Task': 'mpt_jax.data.memory',
   'TfdsSource': 'mpt_jax.data.sources',
-  'check_data': 'mpt_jax.data.dataset',
-  'check_vocabulary': 'mpt_jax.data.vocabulary',
+  'check_data': 'mpt_jax.data.lookup',
+  'check_vocabulary': 'mpt_jax.data.lookup',
   'evaluate': 'mpt_jax.data.evaluation',
   'examine': 'mpt_jax.data.evaluation',
   'get_data_dir': 'mpt_jax.data.sources',
   'get_train_iterator': 'mpt_jax.data.dataset',
-  'get_vocabulary': 'mpt_jax.data.vocabulary',
-  'is_synthetic': 'mpt_jax.data.provenance',
+  'get_vocabulary': 'mpt_jax.data.seqio_vocabulary',
+  'is_synthetic': 'mpt_jax.data.lookup',
   'metric': 'mpt_jax.engine.metrics',
   'metrics_of': 'mpt_jax.data.evaluation',
   'predict': 'mpt_jax.data.evaluation',
   'register_task': 'mpt_jax.data.register',
   'set_data_dir': 'mpt_jax.data.sources',
   'task_identity': 'mpt_jax.data.rows',
-  'task_rows': 'mpt_jax.data.rows',
-  'task_texts': 'mpt_jax.data.register',
+  'task_rows': 'mpt_jax.data.lookup',
+  'task_texts': 'mpt_jax.data.lookup',
   'use_vocabulary': 'mpt_jax.data.vocabulary',
 }
 
@@ -68,6 +72,7 @@ __all__ = [
   'DatasetConfig',
   'PromptFeatureConverter',
   'Scores',
+  'Task',
   'TfdsSource',
   'check_data',
   'check_vocabulary',

@@ -8,6 +8,7 @@ accelerators, which belong to JAX, and its chatter off the terminal.
 import logging
 
 from mpt_jax.data import quiet
+from mpt_jax.types import InputError
 
 with quiet.silence_native_logs():
   import seqio
@@ -25,4 +26,17 @@ if _too_late:
   # TensorFlow was used before us: it has what it took, and we go on.
   logging.warning('TensorFlow has been started with the GPU visible')
 
-__all__ = ['seqio', 'tf', 'tf_text', 'tfds']
+__all__ = ['read_file', 'seqio', 'tf', 'tf_text', 'tfds']
+
+
+def read_file(path: str) -> bytes:
+  """Returns the content of a file wherever TensorFlow can read: also gs://.
+
+  Raises:
+    InputError: if it cannot be read; says why.
+  """
+  try:
+    with tf.io.gfile.GFile(path, 'rb') as f:
+      return f.read()
+  except tf.errors.OpError as e:
+    raise InputError(str(e.message).split('\n')[0]) from e
