@@ -7,7 +7,6 @@ import numpy as np
 
 from benchmarks import measure
 from mpt_jax import t5
-from mpt_jax.checkpoints import tensors
 from mpt_jax.engine import hostmemory, partitioning
 from mpt_jax.engine import params as params_lib
 
@@ -46,7 +45,7 @@ def place(config: t5.T5Config, mesh: Mesh, seed: int) -> dict[str, Any]:
     params_lib.unflatten(
       {
         name: rng.standard_normal(size, np.float32) * np.float32(0.05)
-        for name, size in tensors.expected_shapes(config).items()
+        for name, size in t5.param_shapes(config).items()
       }
     ),
     mesh,

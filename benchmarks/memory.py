@@ -27,7 +27,6 @@ from jax.sharding import Mesh, NamedSharding
 import numpy as np
 
 from mpt_jax import methods, models, t5
-from mpt_jax.checkpoints import tensors
 from mpt_jax.engine import optimizers, partitioning, trainer
 from mpt_jax.engine import params as params_lib
 from mpt_jax.t5 import native
@@ -90,7 +89,7 @@ def abstract_arguments(setting: Setting, mesh: Mesh) -> tuple[Any, ...]:
   params: PyTree = params_lib.unflatten(
     {
       name: jax.ShapeDtypeStruct(shape, jnp.float32)
-      for name, shape in tensors.expected_shapes(config).items()
+      for name, shape in t5.param_shapes(config).items()
     }
   )
   trained: PyTree = {}
@@ -158,7 +157,7 @@ def measure(setting: Setting, mesh: Mesh, compiled: bool = True) -> dict:
   """
   state, frozen, batch, totals = abstract_arguments(setting, mesh)
   backbone = sum(
-    int(np.prod(s)) for s in tensors.expected_shapes(setting.config).values()
+    int(np.prod(s)) for s in t5.param_shapes(setting.config).values()
   )
   sizes = {
     'backbone_float32': 4 * backbone,

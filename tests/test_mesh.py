@@ -48,6 +48,8 @@ def results(folder, request):
 
 
 def _reference(results, name):
+  if name.startswith('toy'):
+    return results['toy']
   return results['plain_packed' if 'packed' in name else 'plain']
 
 
@@ -69,7 +71,8 @@ def _check(got, want, tolerance):
 def test_every_way_gets_the_same(results, name):
   got, want = results[name], _reference(results, name)
   assert len(want['losses']) == mesh_check.STEPS
-  assert len(want['gradients']) == len(want['prompts']) == 3
+  assert want['gradients'].keys() == want['prompts'].keys()
+  assert len(want['prompts']) >= 3
   assert all(np.abs(g).max() > 1e-4 for g in want['gradients'].values())
   np.testing.assert_allclose(got['losses'], want['losses'], rtol=1e-5)
   for part in ('terms', 'gradients', 'prompts'):

@@ -166,7 +166,7 @@ def load_backbone(
   # A T5X checkpoint says nothing about its ids, and has T5's.
   special = ORDINARY if step_folder is not None else read_special_ids(path)
   ignored = tensors.check_tensors(source, config)
-  names = list(tensors.expected_shapes(config))
+  names = list(t5.param_shapes(config))
   # What is not finite is refused below.
   with np.errstate(over='ignore', invalid='ignore'):
     arrays = source.read(names)

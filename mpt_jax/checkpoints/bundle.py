@@ -576,7 +576,10 @@ def _load_bundle(path: str) -> PromptBundle:
       f'{config_path}: format_version is {version!r}, this mpt_jax reads 1 to'
       f' {FORMAT_VERSION}'
     )
-  known, optional = _known_keys(config, version)
+  try:
+    known, optional = _known_keys(config, version)
+  except ValueError as e:
+    raise InputError(f'{config_path}: {e}') from e
   for key in known:
     if key not in config and key not in optional:
       raise InputError(
@@ -622,8 +625,7 @@ def _known_keys(
   known: tuple[str, ...] = ('format_version', _DIGEST, *_SIZES, *_STORED_FIELDS)
   if version == 1:
     return known, ()
-  kind = config.get('method')
-  if kind in methods.names() and not _has_prompts(methods.get(kind)):
+  if 'method' in config and not _has_prompts(_kind(config['method'])):
     return (*known, _SETTINGS, _SHAPES, _TEXTS), (_TEXTS,)
   return (*known, _TEXTS), ()
 

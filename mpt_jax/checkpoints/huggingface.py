@@ -16,8 +16,8 @@ import numpy as np
 from safetensors import safe_open
 
 from mpt_jax.checkpoints import files, vocabulary
-from mpt_jax.checkpoints.tensors import TensorSource, expected_shapes
-from mpt_jax.t5 import T5Config
+from mpt_jax.checkpoints.tensors import TensorSource
+from mpt_jax.t5 import T5Config, param_shapes
 from mpt_jax.types import InputError, PyTree
 
 CONFIG = vocabulary.CONFIG
@@ -111,7 +111,7 @@ def open_folder(path: str) -> tuple[TensorSource, T5Config, str]:
     return renamed.get(name, name), transposed
 
   shapes = {}
-  for parameter in expected_shapes(config):
+  for parameter in param_shapes(config):
     name, transposed = stored_name(parameter)
     if name in stored:
       shape = stored[name].shape
@@ -198,7 +198,7 @@ def save_huggingface(
     )
   flat: Mapping[str, Any] = traverse_util.flatten_dict(params, sep='/')
   arrays = {}
-  for parameter in expected_shapes(config):
+  for parameter in param_shapes(config):
     stored_name, transposed = name_of(parameter)
     array = np.asarray(flat[parameter], np.float32)
     if dtype == 'float16' and np.abs(array).max() > np.finfo(dtype).max:

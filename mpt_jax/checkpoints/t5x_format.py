@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from mpt_jax.checkpoints import files
-from mpt_jax.checkpoints.tensors import TensorSource, expected_shapes
-from mpt_jax.t5 import T5Config
+from mpt_jax.checkpoints.tensors import TensorSource
+from mpt_jax.t5 import T5Config, param_shapes
 from mpt_jax.types import (
   InputError,
   PyTree,
@@ -94,7 +94,7 @@ def save_t5x(path: str, config: T5Config, params: PyTree, step: int = 0) -> str:
     raise InputError(f'{final} is there already; choose a new folder')
   flat: Mapping[str, Any] = traverse_util.flatten_dict(params, sep='/')
   arrays = {
-    name: np.asarray(flat[name], np.float32) for name in expected_shapes(config)
+    name: np.asarray(flat[name], np.float32) for name in param_shapes(config)
   }
   try:
     os.makedirs(path, exist_ok=True)

@@ -2,14 +2,11 @@
 
 from collections.abc import Callable, Sequence
 import dataclasses
-import functools
 import re
 
-from flax import traverse_util
-import jax
 import numpy as np
 
-from mpt_jax.t5 import T5Config, init_params
+from mpt_jax.t5 import T5Config, param_shapes
 from mpt_jax.types import InputError
 
 # A tensor of a block, in T5X's or in transformers' words; but not the bias of
@@ -39,16 +36,6 @@ class TensorSource:
   others: tuple[str, ...] = ()
 
 
-@functools.cache
-def expected_shapes(config: T5Config) -> dict[str, Shape]:
-  """Returns name -> shape of every parameter that the config asks for."""
-  tree = jax.eval_shape(
-    lambda: init_params(config, jax.random.key(0)),
-  )
-  flat = traverse_util.flatten_dict(tree, sep='/')
-  return {name: tuple(leaf.shape) for name, leaf in sorted(flat.items())}
-
-
 def check_tensors(source: TensorSource, config: T5Config) -> list[str]:
   """Checks that a backbone is complete and of the config's sizes.
 
@@ -63,7 +50,7 @@ def check_tensors(source: TensorSource, config: T5Config) -> list[str]:
     InputError: if a tensor is missing or has another shape, or the stored
       model has blocks or logits that the config lacks.
   """
-  expected = expected_shapes(config)
+  expected = param_shapes(config)
   missing = [name for name in expected if name not in source.shapes]
   if missing:
     raise InputError(

@@ -10,9 +10,11 @@ stacked (`partitioning.place_backbone`: `encoder/layers/…` [L, …] instead of
 """
 
 from collections.abc import Callable
+import functools
 from typing import Any
 
 from flax import linen as nn
+from flax import traverse_util
 import jax
 import jax.numpy as jnp
 
@@ -509,3 +511,19 @@ def init_params(config: T5Config, rng: Array) -> dict[str, Any]:
     )
   )
   return init(rng)['params']
+
+
+@functools.cache
+def param_shapes(config: T5Config) -> dict[str, tuple[int, ...]]:
+  """Returns name -> shape of every parameter, sorted by name.
+
+  Args:
+    config: the architecture.
+
+  Examples:
+    >>> param_shapes(T5Config(vocab_size=9))['token_embedder/embedding']
+    (9, 512)
+  """
+  tree = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+  flat = traverse_util.flatten_dict(tree, sep='/')
+  return {name: tuple(leaf.shape) for name, leaf in sorted(flat.items())}

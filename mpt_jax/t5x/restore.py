@@ -18,7 +18,7 @@ import numpy as np
 from t5x import train_state as t5x_train_state
 from t5x import utils as t5x_utils
 
-from mpt_jax import checkpoints
+from mpt_jax import checkpoints, t5
 from mpt_jax.checkpoints import tensors
 from mpt_jax.checkpoints.backbone import Backbone
 from mpt_jax.checkpoints.vocabulary import Vocabulary
@@ -88,7 +88,7 @@ class TrainModel(PromptedModel):
       float32: then they are not the ones that other runs fingerprint.
     """
     if self._fingerprint is None:
-      names = tensors.expected_shapes(self.core.config)
+      names = t5.param_shapes(self.core.config)
       flat = params_lib.flatten(params)
       if any(flat[name].dtype != np.float32 for name in names):
         self._fingerprint = ''
@@ -198,7 +198,7 @@ class PromptStateInitializer(t5x_utils.TrainStateInitializer):
   ) -> tuple[dict[str, Any], dict[str, list[str]]]:
     """Lets T5X read the backbone, and nothing but the backbone."""
     report: dict[str, list[str]] = {}
-    expected = tensors.expected_shapes(self._model.core.config)
+    expected = t5.param_shapes(self._model.core.config)
 
     def check(
       state_dict: Any, target_state_dict: Any, *, is_resuming: bool = False

@@ -15,9 +15,9 @@ from mpt_jax.checkpoints import files as files_lib
 from mpt_jax.checkpoints import huggingface, peft
 from mpt_jax.checkpoints.backbone import load_backbone
 from mpt_jax.checkpoints.bundle import PromptBundle, load_prompts
-from mpt_jax.checkpoints.tensors import expected_shapes
 from mpt_jax.checkpoints.texts import TaskText
 from mpt_jax.pretrained import Tokenizer
+from mpt_jax.t5 import param_shapes
 from mpt_jax.types import InputError
 from tests.helpers import tiny
 
@@ -224,7 +224,7 @@ def _read_backbone(folder: str, seed: int) -> None:
   _check(not backbone.report['new'], 'a random tensor')
   flat = traverse_util.flatten_dict(backbone.params, sep='/')
   shapes = {name: array.shape for name, array in flat.items()}
-  _check(shapes == expected_shapes(backbone.config), 'other shapes')
+  _check(shapes == param_shapes(backbone.config), 'other shapes')
   for name, array in flat.items():
     _check(array.dtype == np.float32, f'{name} is {array.dtype}')
     _check(np.isfinite(array).all(), f'{name} is not finite')

@@ -17,10 +17,11 @@ import sys
 import jax
 import numpy as np
 
+from mpt_jax import models
 from mpt_jax.checkpoints.run import RunCheckpointer
 from mpt_jax.engine import optimizers, partitioning, trainer
 from mpt_jax.engine import params as params_lib
-from tests.helpers import tiny
+from tests.helpers import tiny, toy_method
 
 ROWS, STEPS = 32, 10
 # Eight partitions divide every matrix and the heads.
@@ -47,6 +48,7 @@ class Case:
   scan: bool = False
   shard_backbone: bool = False
   dtype: str = 'float32'
+  toy: bool = False
 
 
 CASES = {
@@ -68,6 +70,11 @@ CASES = {
   '8x1_sharded': Case(8, 1, shard_backbone=True),
   '4x2_all': Case(
     4, 2, microbatches=2, remat=True, scan=True, shard_backbone=True
+  ),
+  # A method in the network.
+  'toy': Case(toy=True),
+  'toy_4x2_all': Case(
+    4, 2, microbatches=2, remat=True, scan=True, shard_backbone=True, toy=True
   ),
   '4x2_all_bfloat16': Case(
     4,
@@ -132,7 +139,15 @@ def make_batch(step: int, packed: bool) -> dict[str, np.ndarray]:
 
 
 @functools.cache
-def _model():
+def _model(toy):
+  if toy:
+    method = toy_method.Scale(heads=True)
+    delta = method.initial(CONFIG, 1, None)
+    backbone = tiny.backbone(config=CONFIG)
+    return models.PromptedT5(CONFIG, method), {
+      **backbone,
+      'delta': params_lib.unflatten(delta),
+    }
   model, params = tiny.stage_model('source', CONFIG)
   return dataclasses.replace(model, hidden_layers='all', z_loss=1e-3), params
 
@@ -148,7 +163,7 @@ def run(
     restore: folder of one to start from; the other half is trained.
   """
   config = CONFIG.replace(remat_layers=case.remat, dtype=case.dtype)
-  model, params = _model()
+  model, params = _model(case.toy)
   model = dataclasses.replace(model, config=config)
   devices = jax.devices()[: case.data * case.model]
   mesh = partitioning.make_mesh(case.model, devices)
@@ -157,7 +172,7 @@ def run(
     optimizers.method_groups(model.method, 0.03, 0.01),
     schedule='constant',
   )
-  trained, frozen = params_lib.split(params, tiny.PROMPTS)
+  trained, frozen = params_lib.split(params, model.method.trainable)
   frozen = partitioning.place_backbone(
     frozen,
     mesh,
@@ -187,14 +202,14 @@ def run(
       for path, leaf in jax.tree_util.tree_leaves_with_path(state.opt_state):
         keys = jax.tree_util.keystr(path, simple=True, separator='/')
         if '/mu/' in keys:
-          name = keys.rpartition('/')[2]
+          name = keys.partition('/mu/')[2].partition('/')[2]
           gradients[name] = (np.asarray(leaf) * 10).tolist()
-  prompts = jax.device_get(state.params)['prompts']
+  [learned] = jax.device_get(state.params).values()
   return {
     'losses': losses,
     'terms': terms,
     'gradients': gradients,
-    'prompts': {n: v.tolist() for n, v in prompts.items()},
+    'prompts': {n: v.tolist() for n, v in params_lib.flatten(learned).items()},
   }
 
 

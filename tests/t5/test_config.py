@@ -5,7 +5,6 @@ import math
 import pytest
 
 from mpt_jax import t5
-from mpt_jax.checkpoints import tensors
 from mpt_jax.types import InputError
 
 # Of the published checkpoints.
@@ -32,7 +31,7 @@ def _count(config, num_layers):
   config = config.replace(
     num_encoder_layers=num_layers, num_decoder_layers=num_layers
   )
-  return sum(map(math.prod, tensors.expected_shapes(config).values()))
+  return sum(map(math.prod, t5.param_shapes(config).values()))
 
 
 @pytest.mark.parametrize('name', _NUM_PARAMETERS)

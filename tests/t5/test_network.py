@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from mpt_jax import t5
-from mpt_jax.checkpoints import tensors
 from tests.goldens.networks import apply
 
 TINY = t5.T5Config(
@@ -151,7 +150,7 @@ def test_logical_axes_are_t5x_s():
   )
   axes = traverse_util.flatten_dict(variables['params_axes'], sep='/')
   assert {f'{k.removesuffix("_axes")}' for k in axes} == set(
-    tensors.expected_shapes(TINY)
+    t5.param_shapes(TINY)
   )
   decoder = {k: v.names for k, v in axes.items() if 'layers' not in k}
   assert decoder == {
