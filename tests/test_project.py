@@ -265,6 +265,45 @@ class TestImport:
     )
     assert out == "['PromptedT5', 'load_backbone', 'load_prompts']\n"
 
+  def test_rows_in_memory_need_no_data_stack(self):
+    """What the engine asks of a task, of that of docs/tasks.md."""
+    text = (
+      (ROOT / 'docs/tasks.md').read_text().split('### A task from lists')[1]
+    )
+    example = re.search(r'```python\n(.*?)```', text, re.DOTALL)[1]
+    folder = ROOT / 'tasks/offline/demo_backbone'
+    out = _run(
+      'import sys\n'
+      f'sys.modules.update(dict.fromkeys({sorted(HEAVY | {"clu"})}))\n'
+      f'{example}\n'
+      'from mpt_jax import data\n'
+      'from mpt_jax.data import memory\n'
+      'memory.register({"reviews": reviews})\n'
+      f'data.use_vocabulary({str(folder / "spiece.model")!r})\n'
+      'name, lengths = ["reviews"], {"inputs": 32, "targets": 8}\n'
+      'given = (lengths, 3, ("reviews",))\n'
+      'config = data.DatasetConfig(mixture_or_task_name=name, batch_size=2,\n'
+      '  task_feature_lengths=lengths)\n'
+      'assert next(data.get_train_iterator(config, *given[1:]))\n'
+      'assert data.task_rows(given[2], name) == {"reviews": 0}\n'
+      'assert data.task_texts(("no", "reviews"), "train").keys() == {*name}\n'
+      'assert not data.is_synthetic(name)\n'
+      'assert data.metrics_of(name, "validation")["reviews"][1]\n'
+      'assert "validation" in data.check_data(name, "train").splits\n'
+      'print(data.examine(name, "train", *given)["reviews"].examples)\n'
+      'right = lambda batch: batch["decoder_target_tokens"]\n'
+      'print(data.evaluate(name, "validation", *given, right, 2))\n'
+      'print([*data.predict(name, "validation", *given, right, 2)])\n'
+    )
+    assert out.splitlines() == [
+      "Task(train=2 rows, validation=1 rows, inputs='review: {text}',"
+      " targets='{label}', labels=('bad', 'good'))",
+      '2',
+      "{'reviews': {'accuracy': 100.0}}",
+      "[{'task': 'reviews', 'index': 0, 'inputs': 'review: the music was"
+      " lovely', 'targets': 'good', 'prediction': 'good'}]",
+    ]
+
   @pytest.mark.slow
   def test_core_trains_a_step_without_the_data_stack(self):
     """A GPU box has jax, flax, optax and orbax, and that must do."""
