@@ -209,16 +209,24 @@ def backbone_of(golden: Golden, width: int, vocab_size: int) -> pathlib.Path:
   return fit[0]
 
 
-def room(want: np.ndarray) -> float:
-  """How much wider than usual a bound in absolute terms may be.
+def room(want: np.ndarray, usual: float = 20.0) -> float:
+  """How much wider a bound in absolute terms may be for such numbers.
 
-  Logits of the goldens beside the tests reach 18, for which 1e-4 is what
-  tells a tanh gelu from an exact one; larger numbers need more.
+  Logits of the goldens beside the tests reach 18, where 1e-4 is what tells a
+  tanh gelu from an exact one; larger numbers need more.
   """
-  return max(1.0, float(np.abs(want).max()) / 20)
+  return max(1.0, float(np.abs(want).max()) / usual)
 
 
-def close(got: Any, want: Any, where: Any = ..., atol: float = 1e-4) -> None:
-  """Asserts equality up to what float32 leaves."""
+def close(
+  got: Any,
+  want: Any,
+  where: Any = ...,
+  atol: float = 1e-4,
+  usual: float = 20.0,
+) -> None:
+  """Asserts equality up to what float32 leaves of numbers up to `usual`."""
   got, want = np.asarray(got)[where], np.asarray(want)[where]
-  np.testing.assert_allclose(got, want, rtol=0, atol=atol * room(want))
+  assert np.isfinite(want).all()
+  atol *= room(want, usual)
+  np.testing.assert_allclose(got, want, rtol=0, atol=atol)
