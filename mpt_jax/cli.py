@@ -163,7 +163,8 @@ def _run(
     # Imported here: a command of one process needs none of it.
     processes = importlib.import_module('mpt_jax.engine.multihost')
     command.processes = processes
-    processes.initialize(**{n: getattr(flags, n) for n in _PROCESS_FLAGS})
+    given = {name: getattr(flags, name) for name in _PROCESS_FLAGS}
+    processes.initialize(**given, tell=log_only)
     processes.check_same('code version', processes.code_version())
   # Before TensorFlow is loaded, which takes seconds.
   check_macros(flags.gin_file, bindings, flags.gin_search_paths)
