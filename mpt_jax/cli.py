@@ -136,8 +136,6 @@ def main(module: str, function: str, argv: Sequence[str] | None = None) -> None:
   except Exception as e:
     log_only(traceback.format_exc())
     if command.processes:
-      # It may be another process's end that we noticed in our own way.
-      command.processes.wait_for_verdict(e)
       line = f'{type(e).__name__}: {str(e).partition(chr(10))[0]}'
       command.processes.abort(traceback.format_exc(), line, 1)
     raise

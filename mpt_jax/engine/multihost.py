@@ -14,6 +14,7 @@ import itertools
 import json
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -36,6 +37,8 @@ _NOTICE_SECONDS = 2
 _LEAVE_SECONDS, _ANSWER_SECONDS, _GRACE_SECONDS = 5.0, 2.0, 1.0
 # The watch ends who waits for a lost process; nobody else gives up.
 _FOREVER = 10 * 24 * 3600 * 1000
+# What JAX's runtime says of a collective operation without one of its ends.
+_BROKEN = re.compile('(Jax|Xla)RuntimeError|Gloo|NCCL|UNAVAILABLE|[Bb]arrier')
 # Names in the store.
 _MEETING, _END, _LEFT = 'mpt_jax/meeting', 'mpt_jax/end', 'mpt_jax/left'
 
@@ -325,7 +328,9 @@ def finish() -> None:
 def abort(text: str, message: str, code: int) -> None:
   """Ends this process after an error, and all others with it.
 
-  The usual end would wait for processes that wait for this one.
+  The usual end would wait for processes that wait for this one. An error that
+  the loss of another process may have caused waits until JAX is sure of it, and
+  is that loss then.
 
   Args:
     text: what to print here.
@@ -333,20 +338,16 @@ def abort(text: str, message: str, code: int) -> None:
     code: exit code of all of them.
   """
   if _watch is not None:
+    if _BROKEN.search(message) and 'RESOURCE_EXHAUSTED' not in message:
+      log.warning(
+        'a connection with another process broke; waiting until it is clear'
+        ' which one was lost, %d s at most …',
+        _watch.seconds,
+      )
+      time.sleep(_watch.seconds + _GRACE_SECONDS)
     _watch.end(text, code, message)
   print(text, file=sys.stderr)
   _exit(code)
-
-
-def wait_for_verdict(error: Exception) -> None:
-  """Gives the watch time to say whose loss caused an error, and end us.
-
-  Args:
-    error: what was raised here; a wait is worth it after a broken connection.
-  """
-  broken = isinstance(error, jax.errors.JaxRuntimeError) or 'Gloo' in str(error)
-  if _watch is not None and broken and 'RESOURCE_EXHAUSTED' not in str(error):
-    time.sleep(_watch.seconds + _LEAVE_SECONDS)
 
 
 def _exit(code: int) -> None:
