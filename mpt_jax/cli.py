@@ -137,8 +137,6 @@ def main(module: str, function: str, argv: Sequence[str] | None = None) -> None:
   except Exception as e:
     log_only(traceback.format_exc())
     if command.processes:
-      # It may be another process's end that we noticed in our own way.
-      command.processes.wait_for_verdict(e)
       line = f'{type(e).__name__}: {str(e).partition(chr(10))[0]}'
       command.processes.abort(traceback.format_exc(), line, 1)
     raise
@@ -164,7 +162,8 @@ def _run(
     # Imported here: a command of one process needs none of it.
     processes = importlib.import_module('mpt_jax.engine.multihost')
     command.processes = processes
-    processes.initialize(**{n: getattr(flags, n) for n in _PROCESS_FLAGS})
+    given = {name: getattr(flags, name) for name in _PROCESS_FLAGS}
+    processes.initialize(**given, tell=log_only)
     processes.check_same('code version', processes.code_version())
   # Before TensorFlow is loaded, which takes seconds.
   check_macros(flags.gin_file, bindings, flags.gin_search_paths)

@@ -14,6 +14,7 @@ import itertools
 import json
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -21,7 +22,7 @@ import time
 from typing import Any
 
 import jax
-from jax._src import distributed
+from jax._src import distributed  # See _service.
 
 from mpt_jax.types import InputError, installed
 
@@ -29,24 +30,21 @@ log = logging.getLogger(__name__)
 
 _INITIALIZATION_SECONDS = 300
 _HEARTBEAT_SECONDS, _LEAST_HEARTBEAT_SECONDS = 30, 5
-# What the service needs to notice silence, and we to end.
+# What JAX needs to notice silence, and we to end.
 _NOTICE_SECONDS = 2
-# How long an ending process waits for others; each takes less than a second.
-_LEAVE_SECONDS, _GRACE_SECONDS = 5.0, 1.0
-# The watch ends whoever waits for a lost process; none else gives up.
+# How long an ending process waits for the others to have ended, for an answer
+# of JAX, and for its main thread to say itself why it ends.
+_LEAVE_SECONDS, _ANSWER_SECONDS, _GRACE_SECONDS = 5.0, 2.0, 1.0
+# The watch ends who waits for a lost process; nobody else gives up.
 _FOREVER = 10 * 24 * 3600 * 1000
+# What JAX's runtime says of a collective operation without one of its ends.
+_BROKEN = re.compile('(Jax|Xla)RuntimeError|Gloo|NCCL|UNAVAILABLE|[Bb]arrier')
 # Names in the store.
 _MEETING, _END, _LEFT = 'mpt_jax/meeting', 'mpt_jax/end', 'mpt_jax/left'
 
-
-def count() -> int:
-  """How many processes there are."""
-  return jax.process_count()
-
-
-def index() -> int:
-  """Which of them this is."""
-  return jax.process_index()
+# JAX's coordination service: it has no public name, and this is where
+# `jax.experimental.multihost_utils` gets it, too.
+_service: Any = distributed.global_state
 
 
 def is_first() -> bool:
@@ -60,6 +58,7 @@ def initialize(
   process_index: int | None = None,
   initialization_timeout: int | None = None,
   heartbeat_timeout: int | None = None,
+  tell: Callable[[str], None] = lambda line: None,
 ) -> None:
   """Joins the other processes; before any use of a device.
 
@@ -73,6 +72,7 @@ def initialize(
     initialization_timeout: seconds to wait for the others; None is 300.
     heartbeat_timeout: seconds within which the loss of a process ends the
       others; None is 30.
+    tell: is given the line that is printed if another process ends this one.
 
   Raises:
     InputError: if the arguments do not fit together, or the others do not come.
@@ -122,18 +122,18 @@ def initialize(
     ) from e
   finally:
     timer.cancel()
+  global _watch
+  if _service.num_processes > 1:
+    _watch = _Watch(heartbeat, tell)
   log.info(
-    'process %d of %d, with %d of %d devices; when one is lost, the others end'
+    'process %d of %d, with %d of %d devices; if one is lost, the others end'
     ' within %d s',
-    index(),
-    count(),
+    jax.process_index(),
+    jax.process_count(),
     jax.local_device_count(),
     jax.device_count(),
     heartbeat,
   )
-  if count() > 1:
-    global _watch
-    _watch = _Watch(heartbeat)
 
 
 def _give_up(seconds: int, place: str) -> None:
@@ -193,7 +193,7 @@ def on_first(work: Callable[[], Any]) -> Any:
   Raises:
     InputError: on every process, if `work` did on process 0.
   """
-  if count() == 1:
+  if jax.process_count() == 1:
     return work()
   error, result = None, None
   if is_first():
@@ -216,7 +216,7 @@ def raise_together(error: str) -> None:
   Raises:
     InputError: if a process has one; it says which.
   """
-  if count() == 1:
+  if jax.process_count() == 1:
     if error:
       raise InputError(error)
     return
@@ -236,7 +236,7 @@ def check_same(what: str, values: Mapping[str, Any]) -> None:
     InputError: on every process, if one has another value than process 0;
       names the process, the value and both of its settings.
   """
-  if count() == 1:
+  if jax.process_count() == 1:
     return
   ours = json.loads(json.dumps(values, default=str))
   first = on_first(lambda: ours)
@@ -290,7 +290,7 @@ def _short(value: Any) -> str:
 
 def any_process(flag: bool) -> bool:
   """Whether a flag is set on any process; all must ask together."""
-  return flag if count() == 1 else any(_gather('1' if flag else ''))
+  return flag if jax.process_count() == 1 else any(_gather('1' if flag else ''))
 
 
 _meetings = itertools.count()
@@ -300,25 +300,17 @@ def _gather(text: str) -> list[str]:
   """Every process's text."""
   # Whoever reads the last meeting's texts is in no later one than the next.
   place = f'{_MEETING}/{next(_meetings) % 2}'
-  client = _client()
-  client.key_value_set(f'{place}/{index()}', text, allow_overwrite=True)
+  client = _service.client
+  client.key_value_set(f'{place}/{_service.process_id}', text, True)
   client.wait_at_barrier(_MEETING, _FOREVER)
   texts = dict(_entries(place))
-  return [texts[process] for process in range(count())]
+  return [texts[process] for process in range(_service.num_processes)]
 
 
 def _entries(place: str) -> list[tuple[int, str]]:
-  """The entries of a folder of the store that are named by a process."""
-  found = _client().key_value_dir_get(place)
+  """What processes wrote to a place of the store: [(process, text), …]."""
+  found = _service.client.key_value_dir_get(place)
   return [(int(name.rpartition('/')[2]), text) for name, text in found]
-
-
-def _client() -> Any:
-  """JAX's connection with the coordination service.
-
-  It has no public name; `multihost_utils.live_devices` gets it here, too.
-  """
-  return distributed.global_state.client
 
 
 # ---------------------------------------------------------------------------
@@ -336,7 +328,9 @@ def finish() -> None:
 def abort(text: str, message: str, code: int) -> None:
   """Ends this process after an error, and all others with it.
 
-  The usual end would wait for processes that wait for this one.
+  The usual end would wait for processes that wait for this one. An error that
+  the loss of another process may have caused waits until JAX is sure of it, and
+  is that loss then.
 
   Args:
     text: what to print here.
@@ -344,20 +338,16 @@ def abort(text: str, message: str, code: int) -> None:
     code: exit code of all of them.
   """
   if _watch is not None:
+    if _BROKEN.search(message) and 'RESOURCE_EXHAUSTED' not in message:
+      log.warning(
+        'a connection with another process broke; waiting until it is clear'
+        ' which one was lost, %d s at most …',
+        _watch.seconds,
+      )
+      time.sleep(_watch.seconds + _GRACE_SECONDS)
     _watch.end(text, code, message)
   print(text, file=sys.stderr)
   _exit(code)
-
-
-def wait_for_verdict(error: Exception) -> None:
-  """Gives the watch time to say whose loss caused an error, and end us.
-
-  Args:
-    error: what was raised here; a wait is worth it after a broken connection.
-  """
-  broken = isinstance(error, jax.errors.JaxRuntimeError) or 'Gloo' in str(error)
-  if _watch is not None and broken and 'RESOURCE_EXHAUSTED' not in str(error):
-    time.sleep(_watch.seconds + _LEAVE_SECONDS)
 
 
 def _exit(code: int) -> None:
@@ -371,18 +361,20 @@ def _exit(code: int) -> None:
 class _Watch:
   """Ends this process when another is lost or ends, and says so."""
 
-  def __init__(self, seconds: float):
+  def __init__(self, seconds: float, tell: Callable[[str], None]):
     """Begins to watch.
 
     Args:
       seconds: after which silence is a loss.
+      tell: is given the line that is printed if another process ends this one.
     """
-    self.seconds = seconds
+    self.seconds, self._tell = seconds, tell
     # TensorFlow's start-up messages are kept off the terminal by taking
     # stderr away for a while: ours must be seen even then.
     self._stderr = os.dup(2)
     self._ending, self._done = threading.Lock(), threading.Event()
-    self._client, self._all = _client(), list(range(count()))
+    self._client, self._process = _service.client, _service.process_id
+    self._all = list(range(_service.num_processes))
     # By process; one that is started again has another number.
     self._numbers = self._client.get_live_nodes(self._all)
     self._threads = [
@@ -392,7 +384,7 @@ class _Watch:
     for thread in self._threads:
       thread.start()
     self._at_abort = ctypes.CFUNCTYPE(None, ctypes.c_int)(self._aborted)
-    if not is_first():
+    if self._process:
       ctypes.CDLL(None).signal(signal.SIGABRT, self._at_abort)
 
   def close(self) -> None:
@@ -403,7 +395,9 @@ class _Watch:
     # JAX answers those who wait for an answer when all have asked that are not
     # gone. Process 0 goes last: the others need its service to go.
     alive = self._numbers
-    while self._threads[0].is_alive() or (is_first() and len(alive) > 1):
+    while self._threads[0].is_alive() or (
+      self._process == 0 and len(alive) > 1
+    ):
       alive = self._client.get_live_nodes(self._all)
       self._threads[0].join(0.01)
     ctypes.CDLL(None).signal(signal.SIGABRT, None)
@@ -423,21 +417,24 @@ class _Watch:
     """
     if not self._ending.acquire(blocking=False):
       time.sleep(60)  # Another thread is ending this process.
+    # First of all: JAX may be about to end us, too.
     os.write(self._stderr, f'{text}\n'.encode())
     if message:
-      said = json.dumps([index(), code, ' '.join(message.split())])
+      said = json.dumps([self._process, code, ' '.join(message.split())])
       _attempt(lambda: self._client.key_value_set(_END, said))
+    else:
+      self._tell(text)
     if lost != 0:
       _attempt(self._leave)
     # JAX ends the others with a stack trace as soon as process 0 is gone.
     until = time.monotonic() + _LEAVE_SECONDS
     others = set(self._all) - {lost}
-    while is_first() and others - _left() and time.monotonic() < until:
+    while self._process == 0 and others - _left() and time.monotonic() < until:
       time.sleep(0.1)
     _exit(code)
 
   def _leave(self) -> None:
-    self._client.key_value_set(f'{_LEFT}/{index()}', '')
+    self._client.key_value_set(f'{_LEFT}/{self._process}', '')
 
   def _wait_for_end(self) -> None:
     """Ends when another process does."""
@@ -476,9 +473,9 @@ class _Watch:
 
   def _lost(self, process: int) -> None:
     text = (
-      f'error: process {process} of {count()} was lost: it was killed, or its'
-      ' host is gone or cannot be reached; the same command on all processes'
-      ' resumes at the last checkpoint'
+      f'error: process {process} of {len(self._all)} was lost: it was killed,'
+      ' or its host is gone or cannot be reached; the same command on all'
+      ' processes resumes at the last checkpoint'
     )
     self.end(text, 1, lost=process)
 
@@ -492,7 +489,7 @@ def _left() -> set[int]:
 
 
 def _attempt(work: Callable[[], Any]) -> Any:
-  """What `work` returns; None if it fails or takes more than a second.
+  """What `work` returns; None if it fails or takes seconds.
 
   Without process 0, calls of JAX's client may never return.
   """
@@ -504,5 +501,5 @@ def _attempt(work: Callable[[], Any]) -> Any:
 
   thread = threading.Thread(target=run, daemon=True)
   thread.start()
-  thread.join(1)
+  thread.join(_ANSWER_SECONDS)
   return results[0] if results else None

@@ -103,7 +103,7 @@ def main(settings):
       settings['process_count'],
       settings['process_index'],
     )
-  mine = multihost.index()
+  mine = jax.process_index()
   facts = {'devices': jax.device_count(), 'losses': {}, 'parts': {}}
   for name, num_partitions in settings['runs'].items():
     folder = os.path.join(settings['folder'], name)

@@ -18,6 +18,8 @@ import pytest
 
 from mpt_jax import cli
 from mpt_jax.checkpoints.bundle import load_prompts
+from mpt_jax.engine import multihost
+from mpt_jax.types import InputError
 from tests.helpers import multihost_worker as worker
 
 pytestmark = pytest.mark.slow
@@ -38,6 +40,28 @@ def save_or_die(self, state, iterator_state):
   save(self, state, iterator_state)
 run.RunCheckpointer.save = save_or_die
 cli.main('mpt_jax.train', 'train', sys.argv[1:])
+"""
+# A command of two processes of which one ends while the other needs it.
+ENDS = """
+import os, signal, sys
+from jax.experimental import multihost_utils
+from mpt_jax import cli
+from mpt_jax.engine import multihost
+from mpt_jax.types import InputError
+address, index, who, how = sys.argv[1:]
+def run(command, *_):
+  command.processes = multihost
+  multihost.initialize(address, 2, int(index), heartbeat_timeout=10)
+  multihost_utils.sync_global_devices('all are there')
+  if index == who and how == 'killed':
+    os.kill(os.getpid(), signal.SIGKILL)
+  if index == who and how == 'wrong':
+    raise InputError('no disk')
+  if index == who and how == 'bug':
+    1 / 0
+  multihost_utils.sync_global_devices('never')
+cli._run = run
+cli.main('', '', [])
 """
 
 
@@ -267,7 +291,10 @@ def test_lost_then_resumed_by_two_processes_and_by_one(world, tmp_path):
   """Kills a worker; the rest of the run is that of one process."""
   folder = tmp_path / 'pair'
   argv = arguments(world, folder)
-  commands = [['-c', KILLER, *argv, *f] for f in flags(2, free_port())]
+  commands = [
+    ['-c', KILLER, *argv, *f, '--heartbeat_timeout=15']
+    for f in flags(2, free_port())
+  ]
   with started(commands) as processes:
     assert processes[1].wait(300) == -signal.SIGKILL
     killed = time.monotonic()
@@ -361,6 +388,36 @@ def test_an_error_of_one_process_stops_the_other(world, tmp_path):
   error = f'--tfds_data_dir={tmp_path / "elsewhere"} does not exist'
   assert other_lines[-1].startswith(f'error: {error}')
   assert lines[-1].startswith(f'error: process 1 stopped: {error}')
+
+
+@pytest.mark.parametrize(
+  ('who', 'how', 'code', 'said'),
+  [
+    (0, 'killed', 1, 'error: process 0 of 2 was lost: '),
+    (0, 'wrong', 2, 'error: process 0 stopped: no disk'),
+    (0, 'bug', 1, 'error: process 0 stopped: ZeroDivisionError: division '),
+    (1, 'bug', 1, 'error: process 1 stopped: ZeroDivisionError: division '),
+  ],
+)
+def test_whoever_ends_ends_the_other(who, how, code, said):
+  address = f'127.0.0.1:{free_port()}'
+  commands = [['-c', ENDS, address, str(i), str(who), how] for i in range(2)]
+  with started(commands) as processes:
+    ends = outputs(processes, timeout=60)
+  other_code, other_lines = ends[1 - who]
+  assert other_code == code
+  ours = [x for x in other_lines if x.startswith('error: ')]
+  assert ours == other_lines[-1:]
+  assert ours[0].startswith(said)
+  assert 'Traceback' not in '\n'.join(other_lines)
+  own_code, own_lines = ends[who]
+  assert own_code == (-signal.SIGKILL if how == 'killed' else code)
+  assert ('Traceback' in '\n'.join(own_lines)) == (how == 'bug')
+
+
+def test_heartbeats_that_a_busy_host_would_miss():
+  with pytest.raises(InputError, match='heartbeat_timeout=3 .* 5 or more'):
+    multihost.initialize('127.0.0.1:1', 2, 0, heartbeat_timeout=3)
 
 
 def test_a_process_that_never_comes(world, tmp_path):
