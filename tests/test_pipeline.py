@@ -538,6 +538,12 @@ def test_unknown_backbone_is_refused():
 # ---------------------------------------------------------------------------
 
 
+# Compiles in less time what runs for a few steps.
+QUICK = (
+  '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
+)
+
+
 def call(folder, *more):
   """Runs the demo's pipeline on two sources and a target, in a few steps."""
   macros = {
@@ -567,7 +573,7 @@ def call(folder, *more):
       *more,
     ],
     cwd=ROOT,
-    env={**os.environ, 'XLA_FLAGS': ''},
+    env={**os.environ, 'XLA_FLAGS': QUICK},
     capture_output=True,
     text=True,
     timeout=900,

@@ -142,7 +142,12 @@ class _Study:
         log.info('every run is finished; nothing to do')
         return files.read_json(path)
       pool.call(_examine_texts, plan)
-      pool.start_all()
+      log.info(
+        '%d worker%s on %s',
+        pool.limit,
+        '' if pool.limit == 1 else 's',
+        pool.device,
+      )
       if searched:
         pool.run(searched, others=self._reported)
         self._read_search()

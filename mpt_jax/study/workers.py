@@ -5,6 +5,7 @@ folder of its own. Workers live as long as the study: each imports
 TensorFlow, loads the backbone and compiles a kind of step only once.
 """
 
+import collections
 from collections.abc import Callable, Mapping, Sequence
 import concurrent.futures
 from concurrent.futures.process import BrokenProcessPool
@@ -109,6 +110,7 @@ class Pool:
 
   Attributes:
     device: 'cpu', 'gpu' or 'tpu'.
+    limit: how many workers there are at the most.
     shared: settings that all steps share, such as the backbone's fingerprint;
       a step that was finished under others is an error, not a result.
   """
@@ -121,7 +123,7 @@ class Pool:
     data_dir: str,
     module: str | None,
   ):
-    """Starts the first worker, and the others when the device is known.
+    """Starts the first worker; the others start when there is work for them.
 
     Args:
       folder: the study's folder.
@@ -134,18 +136,19 @@ class Pool:
     self._folder = folder
     self._share = backbone, data_dir, module
     self.shared: dict[str, str] = {}
-    self._limit = workers
     self._executors: list[concurrent.futures.ProcessPoolExecutor] = []
-    self._seen: list[set[str]] = []
+    self._seen = collections.defaultdict[int, set[str]](set)
     os.makedirs(folder, exist_ok=True)
-    self._cores = os.cpu_count() or 1
+    cores = os.cpu_count() or 1
     with contextlib.suppress(AttributeError):
-      self._cores = len(os.sched_getaffinity(0))
+      cores = len(os.sched_getaffinity(0))
     # Each takes its share of the cores, so that they don't fight for them.
-    self._threads = max(1, self._cores // (workers or 2))
-    self._add()
+    self._threads = max(1, cores // (workers or 2))
+    self.device = self._result(self._add(), 'the first worker')
+    self.limit = workers or (1 if self.device != 'cpu' else min(2, cores))
 
-  def _add(self) -> None:
+  def _add(self) -> concurrent.futures.Future:
+    """Starts a worker; its first result is the device that it found."""
     with _environment(self._threads), preemption.deaf_children():
       executor = concurrent.futures.ProcessPoolExecutor(
         1,
@@ -156,18 +159,7 @@ class Pool:
       # The process starts with its first call.
       started = executor.submit(_device)
     self._executors.append(executor)
-    self._seen.append(set())
-    if len(self._executors) == 1:
-      self.device = self._result(started, 'the first worker')
-
-  def start_all(self) -> None:
-    """Starts the other workers; the data must be there."""
-    wanted = self._limit or (1 if self.device != 'cpu' else min(2, self._cores))
-    while len(self._executors) < wanted:
-      self._add()
-    log.info(
-      '%d worker%s on %s', wanted, '' if wanted == 1 else 's', self.device
-    )
+    return started
 
   def call(self, function: Callable[..., Any], *args: Any) -> Any:
     """Runs a function in the first worker and waits for it."""
@@ -217,12 +209,14 @@ class Pool:
     running: dict[concurrent.futures.Future, tuple[int, Step]] = {}
     while waiting or running:
       busy = {worker for worker, _ in running.values()}
-      for worker in range(len(self._executors)):
+      for worker in range(self.limit):
         if worker in busy:
           continue
         step = self._choose(worker, waiting, done)
         if step is None:
           break
+        if worker == len(self._executors):
+          self._add()
         waiting.remove(step)
         self._seen[worker].add(step.likeness)
         future = self._executors[worker].submit(
@@ -252,7 +246,7 @@ class Pool:
       return None
     ready = [s for s in ready if s.priority == ready[0].priority]
     others = set().union(
-      *(seen for w, seen in enumerate(self._seen) if w != worker)
+      *(seen for w, seen in self._seen.items() if w != worker)
     )
     for fits in (
       lambda s: s.likeness in self._seen[worker],
