@@ -7,8 +7,14 @@ r"""Trains prompts: one run of one stage, in its own MODEL_DIR.
 The stages are `teacher` (vanilla prompt tuning of one task), `source` (MPT's
 first stage: distil teachers into one shared prompt), `target` (its second
 stage) and `finetune` (the whole backbone). The same command resumes a run
-that was stopped.
+that was stopped. A list of tasks, or a mixture with EACH_TASK=True, is a run
+for each in MODEL_DIR/<task>.
+
+From Python, `mpt_jax.train(...)` is the same: the module is called.
 """
+
+import sys
+import types
 
 from mpt_jax.engine.optimizers import Optimizer
 from mpt_jax.engine.run import train
@@ -32,6 +38,18 @@ __all__ = [
   'Source',
   'train',
 ]
+
+
+class _Callable(types.ModuleType):
+  """A module that is called as its function: `mpt_jax.train(...)`.
+
+  It stands under that name in the package as soon as it is imported.
+  """
+
+  __call__ = staticmethod(train)
+
+
+sys.modules[__name__].__class__ = _Callable
 
 if __name__ == '__main__':
   from mpt_jax import cli
