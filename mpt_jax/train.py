@@ -13,10 +13,14 @@ for each in MODEL_DIR/<task>.
 From Python, `mpt_jax.train(...)` is the same: the module is called.
 """
 
+import functools
+import inspect
 import sys
 import types
+from typing import Any
 
 from mpt_jax.engine.optimizers import Optimizer
+from mpt_jax.engine.outcome import Run
 from mpt_jax.engine.run import train
 from mpt_jax.engine.settings import (
   BackboneSource,
@@ -35,6 +39,7 @@ __all__ = [
   'Logging',
   'Loss',
   'Optimizer',
+  'Run',
   'Source',
   'train',
 ]
@@ -46,7 +51,11 @@ class _Callable(types.ModuleType):
   It stands under that name in the package as soon as it is imported.
   """
 
-  __call__ = staticmethod(train)
+  __signature__ = inspect.signature(train)
+
+  @functools.wraps(train)
+  def __call__(self, **settings: Any) -> Run | dict[str, Run]:
+    return train(**settings)
 
 
 sys.modules[__name__].__class__ = _Callable

@@ -366,6 +366,7 @@ def _one(settings: _Settings) -> Run:
     job = job.without_backbone()
     hostmemory.keep()
     beside = _beside(job, begin, request)
+    held.callback(beside.writer.close)
     held.enter_context(request.listening())
     state = _fit(job, begin, beside)
     begin.checkpointer.close()
@@ -811,7 +812,6 @@ def _finish(
       beside.writer.write_scalars(step, evaluate(step, state.params))
     scores = dict(evaluate.latest_scores)
     results |= judgements(evaluate.latest_judged)
-  beside.writer.close()
   product = partitioning.to_host(state.params)
   bundle = None
   branch = settings.method.branch
