@@ -44,6 +44,7 @@ MOVED = {
         *('starts', 'trainer'),
       )
     },
+    'prompts': 'methods',
     'runs': 'engine.predictor',
     'report': 'study.report',
     'workers': 'study.workers',
@@ -66,9 +67,7 @@ class _Moved(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     sys.modules[name] = importlib.import_module(MOVED[name])
 
 
-# Behind all others: a module that exists is never another one.
-if not any(type(finder).__name__ == '_Moved' for finder in sys.meta_path):
-  sys.meta_path.append(_Moved())
+sys.meta_path.insert(0, _Moved())
 
 
 def __getattr__(name: str) -> Any:

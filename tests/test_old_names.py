@@ -1,11 +1,13 @@
 """What README, docs and gin files of version 0.1 named can still be named."""
 
 import importlib
+import pathlib
 
 import pytest
 
 import mpt_jax
 
+PACKAGE = pathlib.Path(mpt_jax.__file__).parent
 # Of README, docs/serving.md, docs/tasks.md and docs/vocabulary.md.
 PYTHON = {
   'mpt_jax': ('PromptedT5', 'load_backbone', 'load_prompts', 'data', 't5'),
@@ -52,6 +54,7 @@ def test_a_name_of_version_0_1(name):
 
 @pytest.mark.parametrize('old', mpt_jax.MOVED)
 def test_a_module_that_moved_is_the_module_that_it_became(old):
+  assert not list(PACKAGE.glob(f'{old.partition(".")[2]}*')), 'it is there'
   new = importlib.import_module(mpt_jax.MOVED[old])
   spec = new.__spec__
   assert importlib.import_module(old) is new

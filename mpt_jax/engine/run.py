@@ -342,14 +342,7 @@ def _start_values(job: _Job) -> dict[str, Any]:
 
 
 def _rates(settings: _Settings) -> tuple[float, float | None]:
-  """The peak rates of a run; of u and v None where they have none apart."""
-  given = settings.optimizer
-  rate, task_rate = settings.method.rates[settings.stage]
-  if given.learning_rate is not None:
-    rate, task_rate = given.learning_rate, None
-  if given.task_learning_rate is not None:
-    task_rate = given.task_learning_rate
-  return rate, task_rate
+  return settings.optimizer.rates(settings.method, settings.stage)
 
 
 def _make_bundle(

@@ -14,6 +14,7 @@ from mpt_jax import checkpoints, methods, models, t5
 from mpt_jax.checkpoints.bundle import PromptBundle
 from mpt_jax.engine import optimizers, starts
 from mpt_jax.engine import params as params_lib
+from mpt_jax.engine.settings import BackboneSource, Decoding
 from mpt_jax.t5x import optimizers as t5x_optimizers
 from mpt_jax.t5x import remote, restore, runs
 from mpt_jax.t5x.models import PromptedModel, prompt_axis_rules
@@ -127,7 +128,9 @@ def test_what_t5x_restored_computes_what_t5x_computes(
   tokens, aux = model.predict_batch_with_aux(params, batch)
   np.testing.assert_array_equal(tokens, io['greedy_tokens'])
   np.testing.assert_allclose(aux['scores'], io['greedy_log_probs'], rtol=1e-4)
-  beams = PromptedModel(models.PromptedT5(config), ('rte',), num_beams=4)
+  beams = PromptedModel(
+    models.PromptedT5(config), ('rte',), decoding=Decoding(num_beams=4)
+  )
   tokens, aux = beams.predict_batch_with_aux(params, batch)
   np.testing.assert_array_equal(tokens, io['beam4_tokens'][:, -1])
   np.testing.assert_allclose(
@@ -220,12 +223,12 @@ def test_steps_count_from_the_backbone(testdata):
 def train_model(**kwargs):
   arguments = {
     'stage': 'target',
-    'initial_checkpoint_path': 'demo',
+    'backbone': BackboneSource('demo'),
     'method': methods.MultitaskPrompts(P),
     'prompt_tasks': ('rte',),
     'source': starts.Source('x'),
-    'train_steps_relative': 7,
-    'learning_rate': 0.3,
+    'total_steps': 7,
+    'optimizer': optimizers.Optimizer(learning_rate=0.3),
   }
   return runs.train_model(**{**arguments, **kwargs})
 
@@ -233,14 +236,15 @@ def train_model(**kwargs):
 def test_wrong_settings_say_so(tmp_path):
   with pytest.raises(InputError, match="did you mean 'target'"):
     train_model(stage='taget')
-  with pytest.raises(InputError, match='no such folder'):
-    train_model(initial_checkpoint_path=str(tmp_path / 'no'))
-  with pytest.raises(InputError, match='there is no backbone in'):
-    train_model(initial_checkpoint_path=str(tmp_path))
-  with pytest.raises(InputError, match='gin_configs/models'):
-    train_model(initial_checkpoint_path='gs://b/checkpoint_5')
-  with pytest.raises(InputError, match="VOCABULARY = 'no' does not exist"):
-    train_model(vocabulary='no')
+  for source, message in (
+    (BackboneSource(str(tmp_path / 'no')), 'no such folder'),
+    (BackboneSource(str(tmp_path)), 'there is no backbone in'),
+    (BackboneSource('gs://b/checkpoint_5'), 'gin_configs/models'),
+    (BackboneSource('demo', vocabulary='no'), "'no' does not exist"),
+    (BackboneSource(None), 'no INITIAL_CHECKPOINT_PATH'),
+  ):
+    with pytest.raises(InputError, match=message):
+      train_model(backbone=source)
   with pytest.raises(InputError, match='PROMPT_TASKS'):
     runs.dataset_config(
       model=train_model(),
@@ -256,18 +260,15 @@ def test_wrong_settings_say_so(tmp_path):
 def test_model_dir_of_another_run_is_refused(tmp_path):
   model_dir = str(tmp_path / 'run')
   # Nothing was saved yet: the folder is free.
-  runs.checkpoint_config(
-    model=train_model(learning_rate=0.2), model_dir=model_dir
-  )
+  slow = {'optimizer': optimizers.Optimizer(learning_rate=0.2)}
+  runs.checkpoint_config(model=train_model(**slow), model_dir=model_dir)
   runs.checkpoint_config(model=train_model(), model_dir=model_dir)
   (tmp_path / 'run' / 'checkpoint_7').mkdir()
   runs.checkpoint_config(model=train_model(), model_dir=model_dir)
   with pytest.raises(
-    InputError, match='learning_rate: .* there, 0.1 here'
+    InputError, match='learning_rate: .* there, 0.2 here'
   ) as e:
-    runs.checkpoint_config(
-      model=train_model(learning_rate=0.1), model_dir=model_dir
-    )
+    runs.checkpoint_config(model=train_model(**slow), model_dir=model_dir)
   assert repr(model_dir) in str(e.value)
   foreign = tmp_path / 'foreign'
   (foreign / 'checkpoint_7').mkdir(parents=True)
