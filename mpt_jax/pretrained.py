@@ -89,7 +89,7 @@ class PromptedT5:
     self._score = jax.jit(self.model.score_batch)
 
   def __repr__(self) -> str:
-    return f'<PromptedT5 {self.backbone!r} with {self.bundle or "no prompts"}>'
+    return f'PromptedT5({self.backbone!r}, {self.bundle or "no prompts"})'
 
   @classmethod
   def from_pretrained(
