@@ -51,6 +51,7 @@ _PROCESS_FLAGS = (
   'process_count',
   'process_index',
   'initialization_timeout',
+  'heartbeat_timeout',
 )
 # Files that include one another can be as many as 2 to their number.
 _MOST_FILES = 1000
@@ -137,7 +138,7 @@ def main(module: str, function: str, argv: Sequence[str] | None = None) -> None:
     log_only(traceback.format_exc())
     if command.processes:
       # It may be another process's end that we noticed in our own way.
-      command.processes.wait_for_verdict()
+      command.processes.wait_for_verdict(e)
       line = f'{type(e).__name__}: {str(e).partition(chr(10))[0]}'
       command.processes.abort(traceback.format_exc(), line, 1)
     raise
@@ -420,6 +421,11 @@ def _parse_flags(
     '--initialization_timeout',
     type=int,
     help='seconds to wait for the others at the start (300)',
+  )
+  processes.add_argument(
+    '--heartbeat_timeout',
+    type=int,
+    help='seconds within which the loss of one ends the others (30)',
   )
   parser.add_argument(
     '--debug', action='store_true', help='show the traceback of wrong input'

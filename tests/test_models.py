@@ -1,6 +1,4 @@
-"""The prompted model against float64 and PEFT; packed against unpacked."""
-
-import json
+"""The prompted model: packed against unpacked, and what its losses mean."""
 
 import jax
 import jax.numpy as jnp
@@ -41,218 +39,6 @@ def plain_batch(tokens, targets, rows, length):
     'decoder_input_tokens': jnp.asarray(shift_right(targets), jnp.int32),
     'decoder_loss_weights': jnp.asarray(targets > 0, jnp.int32),
   }
-
-
-# ---------------------------------------------------------------------------
-# fixtures/distill_tiny: every loss term and its gradients, float64.
-
-
-@pytest.fixture(scope='module')
-def distill(request):
-  path = request.config.rootpath / 'tests/testdata/distill_tiny/io.npz'
-  with np.load(path, allow_pickle=False) as f:
-    return dict(f)
-
-
-def _student(backbone, distill, **settings):
-  length, width = distill['prompt_shared'].shape
-  tasks = len(distill['u'])
-  model = models.DistilledPromptedT5(
-    backbone.config,
-    methods.MultitaskPrompts(length),
-    tasks,
-    **settings,
-  )
-  batch = plain_batch(
-    distill['input_ids'], distill['targets'], distill['task_ids'], length
-  )
-  trainable = {
-    'shared_prompt': jnp.asarray(distill['prompt_shared'], jnp.float32),
-    'task_u': jnp.asarray(distill['u'][..., None], jnp.float32),
-    'task_v': jnp.asarray(distill['v'][:, None], jnp.float32),
-  }
-  table = jnp.asarray(distill['teacher_prompts'], jnp.float32)
-
-  def loss_fn(trainable):
-    params = {
-      **backbone.params,
-      'prompts': trainable,
-      'teacher_prompts': {'prompt_table': table},
-    }
-    return model.loss_fn(params, batch, None)
-
-  return jax.jit(loss_fn), trainable
-
-
-def _value_and_grad(loss_fn):
-  return jax.jit(jax.value_and_grad(loss_fn, has_aux=True))
-
-
-def _mean(term):
-  return float(term[0].sum() / term[1].sum())
-
-
-def _check_gradient(grads, distill, name):
-  for ours, theirs in (
-    ('shared_prompt', 'prompt_shared'),
-    ('task_u', 'u'),
-    ('task_v', 'v'),
-  ):
-    want = distill[f'grad_{name}__{theirs}']
-    np.testing.assert_allclose(
-      np.asarray(grads[ours]).reshape(want.shape), want, atol=1e-4, rtol=1e-4
-    )
-
-
-# name in the fixture -> settings of which the loss's gradient is L_plm + it.
-@pytest.mark.parametrize(
-  ('name', 'settings'),
-  [
-    ('L_plm', {'distill_weight': 0.0}),
-    ('total', {}),
-    ('L_logits_T1', {'logits_weight': 1.0, 'hidden_weight': 0.0}),
-    pytest.param(
-      'L_logits_T2_scaled',
-      {'logits_weight': 1.0, 'hidden_weight': 0.0, 'temperature': 2.0},
-      marks=pytest.mark.slow,
-    ),
-    (
-      'L_hidden_all',
-      {'logits_weight': 0.0, 'hidden_weight': 1.0, 'hidden_layers': 'all'},
-    ),
-    ('L_hidden', {'logits_weight': 0.0, 'hidden_weight': 1.0}),
-  ],
-)
-def test_distillation_equals_float64(backbone, distill, name, settings):
-  loss_fn, trainable = _student(backbone, distill, **settings)
-  (loss, terms), grads = _value_and_grad(loss_fn)(trainable)
-  assert _mean(terms['cross_entropy']) == pytest.approx(
-    float(distill['L_plm']), rel=1e-4
-  )
-  if name in ('L_plm', 'total'):
-    assert float(loss) == pytest.approx(float(distill[name]), rel=1e-4)
-    _check_gradient(grads, distill, name)
-    return
-  # Subtract the task loss, which is always there.
-  only_task, trainable = _student(backbone, distill, distill_weight=0.0)
-  _, task_grads = _value_and_grad(only_task)(trainable)
-  grads = jax.tree.map(jnp.subtract, grads, task_grads)
-  extra = float(loss) - float(distill['L_plm'])
-  if name == 'L_hidden':
-    both = ('L_hidden_enc', 'L_hidden_dec')
-    wanted = {k: distill[k] for k in distill}
-    wanted['L_hidden'] = sum(distill[n] for n in both)
-    for param in ('prompt_shared', 'u', 'v'):
-      wanted[f'grad_L_hidden__{param}'] = sum(
-        distill[f'grad_{n}__{param}'] for n in both
-      )
-    assert _mean(terms['hidden_loss_encoder']) == pytest.approx(
-      float(distill['L_hidden_enc']), rel=1e-4
-    )
-    assert _mean(terms['hidden_loss_decoder']) == pytest.approx(
-      float(distill['L_hidden_dec']), rel=1e-4
-    )
-    distill = wanted
-  assert extra == pytest.approx(float(distill[name]), rel=2e-4)
-  _check_gradient(grads, distill, name)
-
-
-def test_teacher_takes_no_gradient_and_perfect_student_no_loss(
-  backbone, distill
-):
-  length, width = distill['prompt_shared'].shape
-  model = models.DistilledPromptedT5(
-    backbone.config, methods.MultitaskPrompts(length), 3
-  )
-  batch = plain_batch(
-    distill['input_ids'], distill['targets'], distill['task_ids'], length
-  )
-  shared = jnp.asarray(distill['prompt_shared'], jnp.float32)
-  ones = {
-    'shared_prompt': shared,
-    'task_u': jnp.ones((3, length, 1)),
-    'task_v': jnp.ones((3, 1, width)),
-  }
-
-  def loss_fn(table):
-    params = {
-      **backbone.params,
-      'prompts': ones,
-      'teacher_prompts': {'prompt_table': table},
-    }
-    return model.loss_fn(params, batch, None)
-
-  table = jnp.broadcast_to(shared[None], (3, length, width))
-  (_, terms), grad = _value_and_grad(loss_fn)(table)
-  assert (grad == 0).all()
-  for name in ('logits_loss', 'hidden_loss_encoder', 'hidden_loss_decoder'):
-    assert abs(_mean(terms[name])) < 1e-6
-
-
-@pytest.mark.slow
-def test_a_task_that_is_absent_gets_no_gradient(backbone, distill):
-  distill = {**distill, 'task_ids': np.zeros_like(distill['task_ids'])}
-  loss_fn, trainable = _student(backbone, distill)
-  _, grads = _value_and_grad(loss_fn)(trainable)
-  for name in ('task_u', 'task_v'):
-    assert (grads[name][1:] == 0).all()
-    assert (grads[name][0] != 0).any()
-
-
-# ---------------------------------------------------------------------------
-# fixtures/peft_mpt_tiny: PEFT's multitask prompts, through our prompt module.
-
-
-@pytest.mark.parametrize('rank', [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_equals_peft(backbone, testdata, rank):
-  folder = testdata / 'peft_mpt_tiny'
-  with np.load(folder / f'io_rank{rank}.npz', allow_pickle=False) as f:
-    io = dict(f)
-  config = json.loads((folder / f'rank{rank}/adapter_config.json').read_text())
-  length = config['num_virtual_tokens']
-  model = models.PromptedT5(
-    backbone.config,
-    methods.MultitaskPrompts(length, rank),
-    config['num_tasks'],
-  )
-  targets = np.where(io['labels'] == -100, 0, io['labels'])
-  batch = plain_batch(io['input_ids'], targets, io['task_ids'], length)
-  trainable = {
-    'shared_prompt': jnp.asarray(io['prompt_embeddings']),
-    'task_u': jnp.asarray(io['prefix_task_cols']),
-    'task_v': jnp.asarray(io['prefix_task_rows']),
-  }
-
-  def loss_fn(trainable):
-    return model.loss_fn({**backbone.params, 'prompts': trainable}, batch, None)
-
-  (loss, _), grads = _value_and_grad(loss_fn)(trainable)
-  assert float(loss) == pytest.approx(float(io['loss']), abs=1e-4)
-  for ours, theirs in (
-    ('shared_prompt', 'prompt_embeddings'),
-    ('task_u', 'prefix_task_cols'),
-    ('task_v', 'prefix_task_rows'),
-  ):
-    np.testing.assert_allclose(grads[ours], io[f'grad_{theirs}'], atol=1e-4)
-
-  params = {**backbone.params, 'prompts': trainable}
-  table = model.prompt_table(params)
-  np.testing.assert_allclose(table[io['task_ids']], io['prompts'], atol=1e-5)
-  logits, _ = jax.jit(model._forward, static_argnums=3)(
-    params, table, batch, None
-  )
-  real = targets > 0
-  np.testing.assert_allclose(
-    np.asarray(logits)[real], io['logits'][real], atol=1e-4
-  )
-  want = io['generate_ids'][:, 1:]
-  predict = trainer.make_predict_step(model, max_decode_length=want.shape[1])
-  got = predict(params, batch)
-  np.testing.assert_array_equal(got, want)
-  scores = jax.jit(model.score_batch)(params, batch)
-  assert float(-scores.sum() / real.sum()) == pytest.approx(
-    float(io['loss']), abs=1e-4
-  )
 
 
 # ---------------------------------------------------------------------------
@@ -375,6 +161,50 @@ def _loss_and_grads(backbone, student, batch, **settings):
     return jax.value_and_grad(loss_fn, has_aux=True)(trainable)
 
   return value_and_grad(trainable)
+
+
+def _mean(term):
+  return float(term[0].sum() / term[1].sum())
+
+
+def test_teacher_takes_no_gradient_and_perfect_student_no_loss(
+  backbone, student
+):
+  shared = student[0]['shared_prompt']
+  width = backbone.config.emb_dim
+  model = models.DistilledPromptedT5(
+    backbone.config, methods.MultitaskPrompts(P), K
+  )
+  batch = unpack(make_examples(5, seed=3))
+  ones = {
+    'shared_prompt': shared,
+    'task_u': jnp.ones((K, P, 1)),
+    'task_v': jnp.ones((K, 1, width)),
+  }
+
+  def loss_fn(table):
+    params = {
+      **backbone.params,
+      'prompts': ones,
+      'teacher_prompts': {'prompt_table': table},
+    }
+    return model.loss_fn(params, batch, None)
+
+  table = jnp.broadcast_to(shared[None], (K, P, width))
+  value_and_grad = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))
+  (_, terms), grad = value_and_grad(table)
+  assert (grad == 0).all()
+  for name in ('logits_loss', 'hidden_loss_encoder', 'hidden_loss_decoder'):
+    assert abs(_mean(terms[name])) < 1e-6
+
+
+@pytest.mark.slow
+def test_a_task_that_is_absent_gets_no_gradient(backbone, student):
+  examples = [(0, *rest) for _, *rest in make_examples(5, seed=3)]
+  _, grads = _loss_and_grads(backbone, student, unpack(examples))
+  for name in ('task_u', 'task_v'):
+    assert (grads[name][1:] == 0).all()
+    assert (grads[name][0] != 0).any()
 
 
 @pytest.mark.parametrize(

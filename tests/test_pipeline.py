@@ -15,8 +15,18 @@ import pytest
 import mpt_jax
 from mpt_jax import checkpoints, cli, models, pipeline, t5
 from mpt_jax.engine import metrics
-from mpt_jax.pipeline import Plan, Setting, Training, Tuning
-from mpt_jax.study import workers
+from mpt_jax.pipeline import (
+  Plan,
+  Prompts,
+  Setting,
+  SourceStage,
+  TargetStage,
+  Tasks,
+  Training,
+  Tuning,
+)
+from mpt_jax.study import arms, rates, steps, workers
+from mpt_jax.study import run as run_lib
 from mpt_jax.types import InputError
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -25,22 +35,37 @@ VOCABULARY = ROOT / 'tasks/offline/demo_backbone/spiece.model'
 PLAN = Plan(
   folder='F',
   backbone='B',
-  source_mixture='two_sources',
-  source_tasks=('mnli', 'sst2'),
-  targets={'rte': 'mnli', 'cola': 'sst2'},
-  lengths={'inputs': 58, 'targets': 4},
-  prompt_length=10,
-  teacher=Training(7, 4, 0.3),
-  source=Training(11, 6, 0.3, 0.1),
-  settings=(
-    Setting('k32', 32, 5, 4, (0, 1), {'mpt': (0.1, 0.2), 'pt': 0.3}),
-    Setting('k16', 16, 5, 4, (0,), tuned_as='k32'),
+  tasks=Tasks(
+    source_mixture='two_sources',
+    source_tasks=('mnli', 'sst2'),
+    targets={'rte': 'mnli', 'cola': 'sst2'},
+    lengths={'inputs': 58, 'targets': 4},
+  ),
+  prompts=Prompts(prompt_length=10),
+  source_stage=SourceStage(
+    teacher=Training(7, 4, 0.3),
+    source=Training(11, 6, 0.3, 0.1),
+    variants=('mpt', 'shared_only', 'no_distillation'),
+    ablation_seeds=(0,),
+  ),
+  target_stage=TargetStage(
+    settings=(
+      Setting('k32', 32, 5, 4, (0, 1), {'mpt': (0.1, 0.2), 'pt': 0.3}),
+      Setting('k16', 16, 5, 4, (0,), tuned_as='k32'),
+    ),
+    methods=('mpt', 'pt'),
   ),
   seeds=(0, 1),
-  ablation_seeds=(0,),
-  variants=('mpt', 'shared_only', 'no_distillation'),
-  methods=('mpt', 'pt'),
 )
+
+
+def changed(plan=PLAN, **changes):
+  """A plan with other values, whatever part of it has them."""
+  for part in ('tasks', 'prompts', 'source_stage', 'target_stage'):
+    names = {f.name for f in dataclasses.fields(getattr(plan, part))}
+    own = {n: changes.pop(n) for n in names & changes.keys()}
+    changes[part] = dataclasses.replace(getattr(plan, part), **own)
+  return dataclasses.replace(plan, **changes)
 
 
 @pytest.fixture(autouse=True)
@@ -50,11 +75,11 @@ def _no_configuration():
 
 
 def steps_of(plan=PLAN):
-  return {s.name: s for s in plan.steps(plan.given_rates())}
+  return {s.name: s for s in steps.reported(plan, rates.given(plan))}
 
 
 def test_leave_to_cut_targets_reaches_the_tests():
-  plan = dataclasses.replace(PLAN, macros={'ALLOW_CUT_TARGETS': True})
+  plan = changed(macros={'ALLOW_CUT_TARGETS': True})
   for step in steps_of(plan).values():
     given = step.macros.get('ALLOW_CUT_TARGETS')
     assert given is (None if step.entry == 'export' else True), step.name
@@ -83,8 +108,7 @@ def test_texts_are_examined_before_anything_is_trained(macros, test, message):
 
   rows = {split: [{'q': 'x', 'a': 'ann'}] for split in ('train', 'validation')}
   rows['test'] = test
-  plan = dataclasses.replace(
-    PLAN,
+  plan = changed(
     source_tasks=('own_late',),
     targets={'own_late': 'own_late'},
     macros=macros,
@@ -99,10 +123,10 @@ def test_texts_are_examined_before_anything_is_trained(macros, test, message):
   )
   try:
     if message is None:
-      pipeline._examine_texts(plan)
+      run_lib._examine_texts(plan)
     else:
       with pytest.raises(InputError, match=message):
-        pipeline._examine_texts(plan)
+        run_lib._examine_texts(plan)
   finally:
     seqio.TaskRegistry.remove('own_late')
     data.use_vocabulary(None)
@@ -132,7 +156,9 @@ def test_every_run_has_its_folder():
     'seed1/target/k32/pt/rte',
     'seed1/target/k32/pt/cola',
   }
-  exports = {f'export/{k}-{t}' for k in ('npy', 'bundle') for t in PLAN.targets}
+  exports = {
+    f'export/{k}-{t}' for k in ('npy', 'bundle') for t in PLAN.tasks.targets
+  }
   alone = {f'zero_shot/{t}' for t in ('mnli', 'sst2', 'rte', 'cola')}
   assert names == runs | {f'{r}/test' for r in runs} | exports | alone
 
@@ -151,30 +177,68 @@ def test_steps_come_after_what_they_read():
 
 
 def test_each_kind_of_run_gets_its_own_settings():
-  steps = steps_of()
-  teacher = steps['seed1/teacher/sst2'].macros
+  runs = steps_of()
+  teacher = runs['seed1/teacher/sst2'].macros
   assert (teacher['RANDOM_SEED'], teacher['TRAIN_STEPS']) == (1, 7)
-  source = steps['seed0/source/mpt'].macros
+  source = runs['seed0/source/mpt'].macros
   assert source['TEACHER_PROMPTS'] == 'F/seed0/teacher/{task}/prompts'
   assert source['TASK_LEARNING_RATE'] == 0.1
-  plain = steps['seed0/source/no_distillation']
+  plain = runs['seed0/source/no_distillation']
   assert plain.macros['DISTILLATION'] is None
   assert not plain.after
-  assert steps['seed0/source/shared_only'].macros['PROMPT_METHOD'] == 'soft'
-  target = steps['seed1/target/k32/mpt/cola'].macros
+  assert runs['seed0/source/shared_only'].macros['PROMPT_METHOD'] == 'soft'
+  target = runs['seed1/target/k32/mpt/cola'].macros
   assert target['SOURCE_PROMPTS'] == 'F/seed1/source/mpt/prompts'
   assert target['SHARED_LEARNING_RATE'] == 0.1
   assert target['TASK_LEARNING_RATE'] == 0.2
   assert target['NUM_SHOTS'] == 32
   # k16 takes the rates of k32.
-  few = steps['seed0/target/k16/pt/rte'].macros
+  few = runs['seed0/target/k16/pt/rte'].macros
   assert (few['NUM_SHOTS'], few['SHARED_LEARNING_RATE']) == (16, 0.3)
   assert 'SOURCE_PROMPTS' not in few
 
 
+def test_arms_are_compared_that_differ_in_one_thing():
+  assert arms.source_pairs() == [
+    ('mpt', 'shared_only'),
+    ('no_distillation', 'neither'),
+    ('mpt', 'no_distillation'),
+    ('shared_only', 'neither'),
+  ]
+  assert arms.target_pairs() == [
+    ('mpt', 'pt'),
+    ('mpt', 'single_source'),
+    ('mpt', 'mpt_no_distillation'),
+  ]
+
+
+def test_an_arm_is_a_row(monkeypatch):
+  """A soft prompt that starts from the shared one: its run, title and pair."""
+  arm = arms.Arm('mine', 'soft', ('mine.gin',), 'C4', start='shared_only')
+  monkeypatch.setitem(arms.TARGETS, 'mine', arm)
+  setting = Setting('full', None, 5, 4, (0,), {'mine': 0.03})
+  plan = changed(methods=('mine',), settings=(setting,))
+  step = steps_of(plan)['seed0/target/full/mine/cola']
+  assert step.gin_files == ('mine.gin',)
+  assert step.after == ('seed0/source/shared_only',)
+  assert ('mpt', 'mine') in arms.target_pairs()
+  with pytest.raises(
+    InputError, match="needs the source variant 'shared_only'"
+  ):
+    changed(plan, variants=('mpt',))
+
+
+def test_a_record_of_a_plan_has_one_level():
+  record = changed(distillation=None, ablation_seeds=None).record()
+  assert record['source_tasks'] == ('mnli', 'sst2')
+  assert record['teacher'] == dataclasses.asdict(Training(7, 4, 0.3))
+  assert (record['distillation'], record['macros']) == ({}, {})
+  assert record['ablation_seeds'] == [0, 1]
+  assert not {'tasks', 'prompts', 'source_stage'} & record.keys()
+
+
 def test_single_source_starts_from_the_named_teacher():
-  plan = dataclasses.replace(
-    PLAN,
+  plan = changed(
     methods=('single_source',),
     settings=(Setting('full', None, 5, 4, (0,), {'single_source': 0.03}),),
   )
@@ -189,8 +253,7 @@ def test_exports_take_the_first_seed_with_most_data():
   assert step.macros['PROMPTS'] == 'F/seed0/target/k32/mpt/rte/prompts'
 
 
-TUNED = dataclasses.replace(
-  PLAN,
+TUNED = changed(
   settings=(
     Setting('k32', 32, 5, 4, (0, 1)),
     Setting('k16', 16, 5, 4, (0,), tuned_as='k32'),
@@ -202,22 +265,22 @@ TUNED = dataclasses.replace(
 
 
 def test_tuning_searches_on_a_seed_of_its_own():
-  steps = {s.name: s for s in TUNED.tuning_steps()}
-  assert set(steps) == {
+  runs = {s.name: s for s in steps.search(TUNED)}
+  assert set(runs) == {
     'tuning/teacher/mnli',
     'tuning/teacher/sst2',
     'tuning/source/mpt',
     *(
-      f'tuning/k32/{method}/{rates}/{task}'
+      f'tuning/k32/{method}/{tried}/{task}'
       for method, grid in (
         ('mpt', ('0.1-0.1', '0.3-0.1')),
         ('pt', ('0.1', '0.3')),
       )
-      for rates in grid
+      for tried in grid
       for task in ('rte', 'cola')
     ),
   }
-  run = steps['tuning/k32/mpt/0.3-0.1/rte'].macros
+  run = runs['tuning/k32/mpt/0.3-0.1/rte'].macros
   assert run['RANDOM_SEED'] == 9
   assert run['SOURCE_PROMPTS'] == 'F/tuning/source/mpt/prompts'
   # Scored on the validation split, unlike the reported runs.
@@ -225,7 +288,7 @@ def test_tuning_searches_on_a_seed_of_its_own():
 
 
 def test_best_mean_over_targets_wins(tmp_path):
-  plan = dataclasses.replace(TUNED, folder=str(tmp_path))
+  plan = changed(TUNED, folder=str(tmp_path))
   scores = {
     'mpt/0.1-0.1': (60.0, 50.0),
     'mpt/0.3-0.1': (50.0, 70.0),
@@ -243,7 +306,7 @@ def test_best_mean_over_targets_wins(tmp_path):
       (folder / 'results.json').write_text(
         json.dumps({'scores': {task: values}})
       )
-  chosen, rows = plan.tuned_rates()
+  chosen, rows = rates.tuned(plan)
   assert chosen == {'k32': {'mpt': (0.3, 0.1), 'pt': (0.1, None)}}
   assert [row['mean'] for row in rows] == [55.0, 60.0, 40.0, 35.0]
   assert [row.get('chosen', False) for row in rows] == [
@@ -288,7 +351,7 @@ def write_search(folder, scores, name='accuracy', **beside):
 def test_the_search_takes_the_least_where_less_is_better(
   tmp_path, name, beside
 ):
-  plan = dataclasses.replace(TUNED, folder=str(tmp_path))
+  plan = changed(TUNED, folder=str(tmp_path))
   scores = {
     'mpt/0.1-0.1': (20.0, 40.0),
     'mpt/0.3-0.1': (30.0, 20.0),
@@ -296,7 +359,7 @@ def test_the_search_takes_the_least_where_less_is_better(
     'pt/0.3': (1.0, None),
   }
   write_search(tmp_path, scores, name, **beside)
-  chosen, rows = plan.tuned_rates()
+  chosen, rows = rates.tuned(plan)
   # An undefined one is the worst there is.
   assert chosen == {'k32': {'mpt': (0.3, 0.1), 'pt': (0.1, None)}}
   worst = 50.5 if name == 'error_rate' else None
@@ -304,27 +367,23 @@ def test_the_search_takes_the_least_where_less_is_better(
 
 
 def test_a_search_without_a_common_direction_is_refused(tmp_path):
-  plan = dataclasses.replace(TUNED, folder=str(tmp_path))
+  plan = changed(TUNED, folder=str(tmp_path))
   write_search(tmp_path, {'mpt/0.1-0.1': (1.0, 2.0)}, 'my_metric')
   write_search(tmp_path, {'mpt/0.3-0.1': (1.0, 2.0)}, 'my_metric')
   with pytest.raises(InputError, match="task 'rte': .* metric 'my_metric'"):
-    plan.tuned_rates()
+    rates.tuned(plan)
   more, less = metrics.known('accuracy'), metrics.known('wer')
-  plan.check_tuning({'rte': ({'accuracy': more}, True), 'cola': ({}, False)})
+  rates.check_metrics({'rte': ({'accuracy': more}, True), 'cola': ({}, False)})
   with pytest.raises(
     InputError, match='rte: more is better .%., cola: less is better .%.'
   ):
-    plan.check_tuning(
+    rates.check_metrics(
       {'rte': ({'accuracy': more}, True), 'cola': ({'wer': less}, True)}
     )
 
 
 def test_bars_come_with_the_benchmarks_own_files_only():
-  import inspect
-
-  assert not PLAN.benchmark_bars
-  signature = inspect.signature(pipeline.pipeline)
-  assert signature.parameters['benchmark_bars'].default is False
+  assert PLAN.benchmark_bars is False
   common = (ROOT / 'gin_configs/runs/pipeline_common.gin').read_text()
   assert 'BENCHMARK_BARS = False' in common
   for name in ('demo', 'demo_full'):
@@ -346,13 +405,13 @@ def test_bars_come_with_the_benchmarks_own_files_only():
 )
 def test_wrong_plans_are_refused(changes, words):
   with pytest.raises(InputError, match=words):
-    dataclasses.replace(PLAN, **changes)
+    changed(**changes)
 
 
 def test_missing_rates_are_refused():
-  plan = dataclasses.replace(PLAN, settings=(Setting('k4', 4, 5, 4, (0,)),))
+  plan = changed(settings=(Setting('k4', 4, 5, 4, (0,)),))
   with pytest.raises(InputError, match="'k4' has no learning rates for 'mpt'"):
-    plan.given_rates()
+    rates.given(plan)
 
 
 @pytest.mark.parametrize('name', ['demo', 'demo_full'])
@@ -362,11 +421,11 @@ def test_shipped_gin_files_make_a_plan(name, monkeypatch, tmp_path):
   class Stop(Exception):
     pass
 
-  def stop(plan, chosen):
+  def stop(plan, workers):
     made.append(plan)
     raise Stop
 
-  monkeypatch.setattr(Plan, 'steps', stop)
+  monkeypatch.setattr(pipeline, 'run', stop)
   with pytest.raises(Stop):
     cli.call(
       'mpt_jax.pipeline',
@@ -374,21 +433,21 @@ def test_shipped_gin_files_make_a_plan(name, monkeypatch, tmp_path):
       [f'gin_configs/runs/{name}.gin'],
       [f'MODEL_DIR={str(tmp_path)!r}'],
     )
-  monkeypatch.undo()
   (plan,) = made
-  steps = plan.tuning_steps() + plan.steps(plan.given_rates())
-  assert len({s.name for s in steps}) == len(steps)
+  runs = steps.search(plan) + steps.reported(plan, rates.given(plan))
+  assert len({s.name for s in runs}) == len(runs)
   if name == 'demo_full':
-    few, full = plan.settings[0], plan.settings[-1]
+    stage = plan.target_stage
+    few, full = stage.settings[0], stage.settings[-1]
     assert len(few.seeds) >= 5
     assert len(full.seeds) >= 3
-    assert len({len(grid) for grid in plan.tuning.grids.values()}) == 1
+    assert len({len(grid) for grid in stage.tuning.grids.values()}) == 1
 
 
 @pytest.mark.data
 def test_every_macro_is_one_of_the_gin_files():
   kinds = {}
-  for step in [*steps_of().values(), *TUNED.tuning_steps()]:
+  for step in [*steps_of().values(), *steps.search(TUNED)]:
     kinds[step.gin_files, tuple(step.macros)] = step
   for step in kinds.values():
     gin.clear_config()
@@ -397,7 +456,7 @@ def test_every_macro_is_one_of_the_gin_files():
 
 def test_command_can_be_typed():
   step = steps_of()['seed0/target/k32/pt/rte/test']
-  command = step.command('D')
+  command = workers.command(step, 'D')
   assert command.startswith(
     'python -m mpt_jax.eval --gin_file=gin_configs/runs/eval.gin'
     ' --tfds_data_dir=D --gin.INITIAL_CHECKPOINT_PATH="\'B\'"'
@@ -417,7 +476,7 @@ def test_command_can_be_typed():
 
 
 def test_finished_step_with_other_settings_is_refused(tmp_path):
-  plan = dataclasses.replace(PLAN, folder=str(tmp_path))
+  plan = changed(folder=str(tmp_path))
   step = steps_of(plan)['seed0/teacher/mnli']
   shared = {'backbone': 'sha256:1', 'tfds_data_dir': 'data'}
   assert not workers.is_done(step, plan.folder, shared)
@@ -426,9 +485,9 @@ def test_finished_step_with_other_settings_is_refused(tmp_path):
     json.dumps({'settings': workers._settings(step, plan.folder, shared)})
   )
   assert workers.is_done(step, plan.folder, shared)
-  changed = dataclasses.replace(step, macros={**step.macros, 'TRAIN_STEPS': 8})
+  other = dataclasses.replace(step, macros={**step.macros, 'TRAIN_STEPS': 8})
   with pytest.raises(InputError, match='TRAIN_STEPS: 7 there, 8 here'):
-    workers.is_done(changed, plan.folder, shared)
+    workers.is_done(other, plan.folder, shared)
   # Results of another backbone, or of other data, are no results.
   for name in shared:
     with pytest.raises(InputError, match=f'{name}: .* there, other here'):
@@ -436,8 +495,8 @@ def test_finished_step_with_other_settings_is_refused(tmp_path):
 
 
 def test_moved_folder_is_still_finished(tmp_path):
-  here = dataclasses.replace(PLAN, folder='somewhere/F')
-  there = dataclasses.replace(PLAN, folder=str(tmp_path))
+  here = changed(folder='somewhere/F')
+  there = changed(folder=str(tmp_path))
   for name, step in steps_of(here).items():
     other = steps_of(there)[name]
     assert workers._settings(step, here.folder, {}) == workers._settings(
@@ -446,8 +505,8 @@ def test_moved_folder_is_still_finished(tmp_path):
 
 
 def test_diverged_run_counts_as_zero(tmp_path):
-  plan = dataclasses.replace(TUNED, folder=str(tmp_path))
-  for step in plan.tuning_steps():
+  plan = changed(TUNED, folder=str(tmp_path))
+  for step in steps.search(plan):
     if step.labels['stage'] == 'tuning':
       assert step.may_diverge
       scores = {step.labels['task']: {'accuracy': 50.0}}
@@ -457,23 +516,23 @@ def test_diverged_run_counts_as_zero(tmp_path):
       (tmp_path / step.name / 'results.json').write_text(
         json.dumps({'scores': scores})
       )
-  chosen, rows = plan.tuned_rates()
+  chosen, rows = rates.tuned(plan)
   assert rows[0]['mean'] == 0.0
   assert chosen['k32']['mpt'] == (0.3, 0.1)
-  assert not any(s.may_diverge for s in plan.steps(chosen))
+  assert not any(s.may_diverge for s in steps.reported(plan, chosen))
 
 
 def test_data_inside_the_folder_move_with_it(tmp_path):
   data = tmp_path / 'F/data'
   data.mkdir(parents=True)
-  assert pipeline._inside(str(data), str(tmp_path / 'F')) == 'data'
+  assert run_lib._inside(str(data), str(tmp_path / 'F')) == 'data'
   other = str(tmp_path / 'other')
-  assert pipeline._inside(other, str(tmp_path / 'F')) == os.path.realpath(other)
+  assert run_lib._inside(other, str(tmp_path / 'F')) == os.path.realpath(other)
 
 
 def test_unknown_backbone_is_refused():
   with pytest.raises(InputError, match="no backbone at 'no/such/backbone'"):
-    pipeline._find_backbone('no/such/backbone')
+    run_lib._find_backbone('no/such/backbone')
 
 
 # ---------------------------------------------------------------------------
@@ -602,7 +661,7 @@ def test_tiny_pipeline_end_to_end_and_again(tmp_path):
 def test_demo_is_a_name_and_a_folder_has_a_path(tmp_path, monkeypatch):
   (tmp_path / 'demo').mkdir()
   monkeypatch.chdir(tmp_path)
-  assert pipeline._find_backbone('demo') == 'demo'
-  assert pipeline._find_backbone('./demo') == './demo'
+  assert run_lib._find_backbone('demo') == 'demo'
+  assert run_lib._find_backbone('./demo') == './demo'
   with pytest.raises(InputError, match="there is no backbone at 'dema'"):
-    pipeline._find_backbone('dema')
+    run_lib._find_backbone('dema')

@@ -181,28 +181,6 @@ class TestGenerate:
     with pytest.raises(InputError, match=message):
       model.generate(texts, **arguments)
 
-  def test_decodes_what_peft_decodes(self, testdata):
-    backbone = mpt_jax.load_backbone(str(testdata / 'hf_t5_v1_0_tiny'))
-    folder = testdata / 'peft_mpt_tiny'
-    # No vocabulary comes with the fixture, and none is needed for ids.
-    tokenizer = type('Ids', (), {'size': backbone.config.vocab_size})()
-    for rank in (1, 2):
-      bundle = mpt_jax.load_prompts(folder / f'rank{rank}')
-      model = PromptedT5(backbone, bundle, tokenizer)
-      io = np.load(folder / f'io_rank{rank}.npz')
-      mask = io['attention_mask'].astype(bool)
-      inputs = [
-        row[kept] for row, kept in zip(io['input_ids'], mask, strict=True)
-      ]
-      want = io['generate_ids'][:, 1:]
-      got = model._predict(
-        model.params,
-        model._batch(inputs, io['task_ids']),
-        max_decode_length=want.shape[1],
-        num_beams=1,
-      )
-      np.testing.assert_array_equal(got, want)
-
 
 class TestScore:
   TARGETS = ['yes', 'the town of the record', '', 'no', 'it is']

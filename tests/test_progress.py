@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from mpt_jax.engine import trainer
-from mpt_jax.study import workers
+from mpt_jax.study import progress as study_progress
+from mpt_jax.study.steps import Step
 
 
 def test_counts_examples_and_not_rows():
@@ -94,9 +95,9 @@ def test_a_line_of_a_slow_run(caplog):
 
 def test_a_pipeline_counts_what_running_steps_have_done(tmp_path, monkeypatch):
   clock = Clock()
-  monkeypatch.setattr(workers.time, 'monotonic', clock)
+  monkeypatch.setattr(study_progress.time, 'monotonic', clock)
   steps = [
-    workers.Step(
+    Step(
       name=name,
       entry='train',
       gin_files=(),
@@ -111,8 +112,8 @@ def test_a_pipeline_counts_what_running_steps_have_done(tmp_path, monkeypatch):
   (tmp_path / 'b').mkdir()
   metrics = tmp_path / 'b/metrics.jsonl'
   metrics.write_text('{"step": 25}\n{"step": 50}\n{"st')
-  monkeypatch.setattr(workers, '_COMPILATION_COST', 500.0)
-  progress = workers._Progress(4, steps, str(tmp_path))
+  monkeypatch.setattr(study_progress, '_COMPILATION_COST', 500.0)
+  progress = study_progress.Progress(4, steps, str(tmp_path))
   a, b, c = steps
   assert progress.seconds_left([a, b]) == float('inf')
   clock.now += 30

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mpt_jax.checkpoints.bundle import PromptBundle
-from mpt_jax.study import report
+from mpt_jax.study import plots, report, screen, stats
 from mpt_jax.types import InputError
 
 P, D = 3, 5
@@ -19,7 +19,7 @@ SOURCES, TARGETS = ('mnli', 'sst2'), ('rte', 'cola')
 def _no_drawing(request, monkeypatch):
   """Drawing takes a second each time; one test does it."""
   if 'picture' not in request.node.name:
-    monkeypatch.setattr(report, '_save', lambda figure, path: None)
+    monkeypatch.setattr(plots, 'save', lambda figure, path: None)
 
 
 class Fake:
@@ -262,7 +262,7 @@ def test_one_seed_says_how_noisy_it_is(tmp_path):
   assert '**This is one seed**' in text
   assert '±' not in text.replace('"±"', '')
   assert written['teachers']['mean']['std'] is None
-  assert 'One seed' in report.summary(written)
+  assert 'One seed' in screen.summary(written)
   # 400 test examples: half a point in the root of 400 is 2.5 %.
   assert 'up to 2.5 points' in text
 
@@ -270,7 +270,7 @@ def test_one_seed_says_how_noisy_it_is(tmp_path):
 def test_several_seeds_show_their_spread(tmp_path):
   written = Fake(tmp_path).fill().write()
   assert 'one seed' not in text_of(tmp_path)
-  assert 'One seed' not in report.summary(written)
+  assert 'One seed' not in screen.summary(written)
 
 
 def test_bars(tmp_path):
@@ -306,7 +306,7 @@ def test_losing_is_shown(tmp_path):
   assert '| targets, full: MPT - PT | +0.0 | -10.0 | **not met** |' in text_of(
     tmp_path
   )
-  assert 'bar not met: targets, full: MPT - PT' in report.summary(written)
+  assert 'bar not met: targets, full: MPT - PT' in screen.summary(written)
   text = text_of(tmp_path).replace('\n', ' ')
   against = '- MPT against vanilla prompt tuning (PT): behind on '
   assert f'{against}rte (-10.0), cola (-10.0).' in text
@@ -382,7 +382,7 @@ def test_baselines_and_marks_in_table_and_terminal(tmp_path):
   assert '| no prompt (zero-shot) | - | 33.0 | - |' in text
   assert '† collapsed: over 95 % of the answers were one' in text
   assert '‡ not defined' in text
-  summary = report.summary(written)
+  summary = screen.summary(written)
   assert '† collapsed, k32: vanilla prompt tuning (PT): rte' in summary
   assert '† collapsed, no prompt (zero-shot): rte, cola' in summary
   lines = [line.split() for line in summary.splitlines()]
@@ -392,7 +392,7 @@ def test_baselines_and_marks_in_table_and_terminal(tmp_path):
 
 def test_marks_and_baselines_in_the_picture(tmp_path):
   written = with_baselines(Fake(tmp_path)).write()
-  figure = report._plot_targets(written, 'k32', written['targets']['k32'])
+  figure = plots._plot_targets(written, 'k32', written['targets']['k32'])
   [axes] = figure.axes
   hatched = [bar for bar in axes.patches if bar.get_hatch()]
   # PT on RTE and its mean; zero-shot on both tasks and its mean.
@@ -407,7 +407,7 @@ def test_nothing_is_claimed_of_one_seed(tmp_path):
 
   written = Fake(tmp_path, seeds=(0,)).fill(losing).write()
   assert all(bar['met'] is None for bar in written['bars'])
-  assert 'bar not met' not in report.summary(written)
+  assert 'bar not met' not in screen.summary(written)
   text = text_of(tmp_path)
   assert '| targets, full: MPT - PT | +0.0 | -10.0 | one seed: no claim |' in (
     text
@@ -450,7 +450,7 @@ def test_bars_are_the_benchmarks_own(tmp_path, bars, synthetic):
   for words in ('## Bars', 'benchmark', '1 to 4 points', 'pretraining'):
     assert words not in text
   assert '**This is one seed**' in text
-  assert 'bar' not in report.summary(written)
+  assert 'bar' not in screen.summary(written)
 
 
 def test_less_is_better_where_it_is(tmp_path):
@@ -488,8 +488,8 @@ def test_scores_that_have_no_mean_get_none(tmp_path):
   text = text_of(tmp_path)
   assert '| MPT | - | 66.0 ± 2.8 |' in text
   assert 'No mean over the tasks' in text
-  assert report._plot_targets(written, 'k32', written['targets']['k32'])
-  assert report.summary(written)
+  assert plots._plot_targets(written, 'k32', written['targets']['k32'])
+  assert screen.summary(written)
 
 
 def test_search_is_shown_with_its_edges(tmp_path):
@@ -539,7 +539,7 @@ def test_missing_result_is_named(tmp_path):
   ],
 )
 def test_main_score(values, expected):
-  assert report.main_score(values) == expected
+  assert stats.main_score(values) == expected
 
 
 def test_similarity_is_of_composed_prompts(tmp_path):

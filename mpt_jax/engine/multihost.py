@@ -1,44 +1,42 @@
 """Several processes that train as one: start, agree, and stop together.
 
 Every process runs the same program on its own devices. Process 0 decides what
-only one can decide (`on_first`) and writes what only one may write. `Watch`
-is a TCP connection from every process to process 0: whoever stops says so, and
-a connection that breaks is a lost process; either way all others end with one
-line instead of waiting for it in a collective operation.
+only one can decide (`on_first`) and writes what only one may write. They talk
+through JAX's coordination service, which process 0 runs: its store and barriers
+carry what they agree on, its heartbeats say who was lost (`_Watch`).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 import contextlib
+import ctypes
 import hashlib
+import itertools
 import json
 import logging
 import os
-import secrets
-import socket
+import signal
 import sys
 import threading
 import time
 from typing import Any
 
 import jax
-from jax.experimental import multihost_utils
-import numpy as np
+from jax._src import distributed
 
 from mpt_jax.types import InputError, installed
 
 log = logging.getLogger(__name__)
 
 _INITIALIZATION_SECONDS = 300
-# How long to look for process 0, and to wait for others to leave first.
-_CONNECT_SECONDS = 20.0
-_LEAVE_SECONDS = 3.0
-# Less than that.
-_GRACE_SECONDS = 1.0
-# A collective operation of ours may notice a lost process before the watch.
-_VERDICT_SECONDS = 5.0
-# A host that is gone without a word is noticed after this many silent probes.
-_PROBE_SECONDS, _PROBES = 10, 6
-_MAX_LINE = 4096
+_HEARTBEAT_SECONDS, _LEAST_HEARTBEAT_SECONDS = 30, 5
+# What the service needs to notice silence, and we to end.
+_NOTICE_SECONDS = 2
+# How long an ending process waits for others; each takes less than a second.
+_LEAVE_SECONDS, _GRACE_SECONDS = 5.0, 1.0
+# The watch ends whoever waits for a lost process; none else gives up.
+_FOREVER = 10 * 24 * 3600 * 1000
+# Names in the store.
+_MEETING, _END, _LEFT = 'mpt_jax/meeting', 'mpt_jax/end', 'mpt_jax/left'
 
 
 def count() -> int:
@@ -61,6 +59,7 @@ def initialize(
   process_count: int | None = None,
   process_index: int | None = None,
   initialization_timeout: int | None = None,
+  heartbeat_timeout: int | None = None,
 ) -> None:
   """Joins the other processes; before any use of a device.
 
@@ -72,13 +71,23 @@ def initialize(
     process_count: how many processes there are.
     process_index: which one this is, from 0.
     initialization_timeout: seconds to wait for the others; None is 300.
+    heartbeat_timeout: seconds within which the loss of a process ends the
+      others; None is 30.
 
   Raises:
     InputError: if the arguments do not fit together, or the others do not come.
   """
   _check_arguments(coordinator_address, process_count, process_index)
+  heartbeat = heartbeat_timeout or _HEARTBEAT_SECONDS
+  if heartbeat < _LEAST_HEARTBEAT_SECONDS:
+    raise InputError(
+      f'--heartbeat_timeout={heartbeat} is too short for a busy host: expected'
+      f' {_LEAST_HEARTBEAT_SECONDS} or more seconds'
+    )
   # The one implementation of collectives on CPUs that needs no MPI.
   jax.config.update('jax_cpu_collectives_implementation', 'gloo')
+  # Else JAX ends a process from C++, with a stack trace, before it can say why.
+  jax.config.update('jax_enable_recoverability', True)
   seconds = initialization_timeout or _INITIALIZATION_SECONDS
   if coordinator_address is None:
     log.info('looking for the other processes …')
@@ -104,6 +113,7 @@ def initialize(
       cluster_detection_method='deactivate' if coordinator_address else None,
       # JAX itself gives up with a stack trace; the timer is before it.
       initialization_timeout=seconds + 30,
+      heartbeat_timeout_seconds=heartbeat - _NOTICE_SECONDS,
     )
   except (ValueError, RuntimeError) as e:
     said = ' '.join(str(e).split())
@@ -112,16 +122,18 @@ def initialize(
     ) from e
   finally:
     timer.cancel()
-  if count() > 1:
-    global _watch
-    _watch = Watch.start(coordinator_address)
   log.info(
-    'process %d of %d, with %d of %d devices',
+    'process %d of %d, with %d of %d devices; when one is lost, the others end'
+    ' within %d s',
     index(),
     count(),
     jax.local_device_count(),
     jax.device_count(),
+    heartbeat,
   )
+  if count() > 1:
+    global _watch
+    _watch = _Watch(heartbeat)
 
 
 def _give_up(seconds: int, place: str) -> None:
@@ -189,7 +201,7 @@ def on_first(work: Callable[[], Any]) -> Any:
       result = work()
     except InputError as e:
       error = str(e)
-  error, result = json.loads(_broadcast(json.dumps([error, result])))
+  error, result = json.loads(_gather(json.dumps([error, result]))[0])
   if error is not None:
     raise InputError(error)
   return result
@@ -281,23 +293,32 @@ def any_process(flag: bool) -> bool:
   return flag if count() == 1 else any(_gather('1' if flag else ''))
 
 
-def _broadcast(text: str) -> str:
-  """Process 0's text, on every process."""
-  data = np.frombuffer(text.encode(), np.uint8)
-  size = int(multihost_utils.broadcast_one_to_all(np.int32(len(data))))
-  padded = np.zeros(size, np.uint8)
-  padded[: len(data)] = data[:size]
-  # Broadcasting is a sum, and a sum of uint8 is one.
-  return multihost_utils.broadcast_one_to_all(padded).tobytes().decode()
+_meetings = itertools.count()
 
 
 def _gather(text: str) -> list[str]:
-  """Every process's text, cut to 1000 bytes."""
-  data = np.frombuffer(text.encode()[:1000], np.uint8)
-  padded = np.zeros(1000, np.uint8)
-  padded[: len(data)] = data
-  rows = multihost_utils.process_allgather(padded)
-  return [r.tobytes().rstrip(b'\0').decode(errors='ignore') for r in rows]
+  """Every process's text."""
+  # Whoever reads the last meeting's texts is in no later one than the next.
+  place = f'{_MEETING}/{next(_meetings) % 2}'
+  client = _client()
+  client.key_value_set(f'{place}/{index()}', text, allow_overwrite=True)
+  client.wait_at_barrier(_MEETING, _FOREVER)
+  texts = dict(_entries(place))
+  return [texts[process] for process in range(count())]
+
+
+def _entries(place: str) -> list[tuple[int, str]]:
+  """The entries of a folder of the store that are named by a process."""
+  found = _client().key_value_dir_get(place)
+  return [(int(name.rpartition('/')[2]), text) for name, text in found]
+
+
+def _client() -> Any:
+  """JAX's connection with the coordination service.
+
+  It has no public name; `multihost_utils.live_devices` gets it here, too.
+  """
+  return distributed.global_state.client
 
 
 # ---------------------------------------------------------------------------
@@ -305,9 +326,9 @@ def _gather(text: str) -> list[str]:
 
 
 def finish() -> None:
-  """Says that this process is done, and waits for the others."""
+  """Waits until all processes are done, and leaves them."""
   if _watch is not None:
-    _watch.say('done')
+    _watch.close()
   if jax.distributed.is_initialized():
     jax.distributed.shutdown()
 
@@ -323,16 +344,20 @@ def abort(text: str, message: str, code: int) -> None:
     code: exit code of all of them.
   """
   if _watch is not None:
-    _watch.stop(text, f'process {index()} stopped: {message}', code)
-  else:
-    print(text, file=sys.stderr)
+    _watch.end(text, code, message)
+  print(text, file=sys.stderr)
   _exit(code)
 
 
-def wait_for_verdict() -> None:
-  """Gives the watch time to say whose loss caused an error, and end us."""
-  if _watch is not None:
-    time.sleep(_VERDICT_SECONDS)
+def wait_for_verdict(error: Exception) -> None:
+  """Gives the watch time to say whose loss caused an error, and end us.
+
+  Args:
+    error: what was raised here; a wait is worth it after a broken connection.
+  """
+  broken = isinstance(error, jax.errors.JaxRuntimeError) or 'Gloo' in str(error)
+  if _watch is not None and broken and 'RESOURCE_EXHAUSTED' not in str(error):
+    time.sleep(_watch.seconds + _LEAVE_SECONDS)
 
 
 def _exit(code: int) -> None:
@@ -343,174 +368,141 @@ def _exit(code: int) -> None:
   os._exit(code)
 
 
-class Watch:
-  """Connections between process 0 and every other one.
+class _Watch:
+  """Ends this process when another is lost or ends, and says so."""
 
-  Each is silent until one end sends a line: 'done', or 'stop CODE MESSAGE'. An
-  end without a line is a lost process.
-  """
+  def __init__(self, seconds: float):
+    """Begins to watch.
 
-  def __init__(self, peers: Mapping[int, socket.socket]):
-    """Use `start`."""
-    self._peers = dict(peers)
+    Args:
+      seconds: after which silence is a loss.
+    """
+    self.seconds = seconds
     # TensorFlow's start-up messages are kept off the terminal by taking
     # stderr away for a while: ours must be seen even then.
     self._stderr = os.dup(2)
-    self._left = {peer: threading.Event() for peer in peers}
-    self._ending = threading.Lock()
-    for peer, connection in peers.items():
-      threading.Thread(
-        target=self._listen, args=(peer, connection), daemon=True
-      ).start()
+    self._ending, self._done = threading.Lock(), threading.Event()
+    self._client, self._all = _client(), list(range(count()))
+    # By process; one that is started again has another number.
+    self._numbers = self._client.get_live_nodes(self._all)
+    self._threads = [
+      threading.Thread(target=work, daemon=True)
+      for work in (self._wait_for_loss, self._wait_for_end)
+    ]
+    for thread in self._threads:
+      thread.start()
+    self._at_abort = ctypes.CFUNCTYPE(None, ctypes.c_int)(self._aborted)
+    if not is_first():
+      ctypes.CDLL(None).signal(signal.SIGABRT, self._at_abort)
 
-  @classmethod
-  def start(cls, coordinator_address: str | None) -> 'Watch':
-    """Connects the processes.
+  def close(self) -> None:
+    """Waits until all are done, and ends the connection."""
+    self._client.wait_at_barrier(_MEETING, _FOREVER)
+    self._done.set()
+    self._leave()
+    # JAX answers those who wait for an answer when all have asked that are not
+    # gone. Process 0 goes last: the others need its service to go.
+    alive = self._numbers
+    while self._threads[0].is_alive() or (is_first() and len(alive) > 1):
+      alive = self._client.get_live_nodes(self._all)
+      self._threads[0].join(0.01)
+    ctypes.CDLL(None).signal(signal.SIGABRT, None)
+    jax.distributed.shutdown()
+    self._threads[1].join()
+
+  def end(
+    self, text: str, code: int, message: str = '', lost: int | None = None
+  ) -> None:
+    """Prints `text` and ends this process.
 
     Args:
-      coordinator_address: 'host:port' of process 0, if it was given; the port
-        is another one.
-
-    Returns:
-      The watch; a process that cannot reach process 0 has an idle one, and
-      relies on JAX's own slower checks.
+      text: what is printed here.
+      code: exit code.
+      message: one line, with which the others end, too; '' is none.
+      lost: a process that cannot leave any more.
     """
-    host = (coordinator_address or '').rpartition(':')[0].strip('[]')
-    if is_first():
-      server = _listening_socket(host)
-      hosts = [host] if host else _own_addresses()
-      facts = [hosts, server.getsockname()[1], secrets.token_hex(16)]
-      on_first(lambda: facts)
-      peers = _accept(server, facts[2], count() - 1)
-      server.close()
-    else:
-      hosts, port, token = on_first(lambda: None)
-      peers = _connect(hosts, port, f'{token} {index()}\n')
-    if len(peers) < (count() - 1 if is_first() else 1):
-      log.warning(
-        'not every process could be reached for the watch: the loss of one is'
-        ' noticed by JAX, after minutes'
-      )
-    return cls(peers)
-
-  def say(self, line: str) -> None:
-    """Sends a line to all that this process is connected with."""
-    for connection in self._peers.values():
-      with contextlib.suppress(OSError):
-        connection.sendall(line.encode()[: _MAX_LINE - 1] + b'\n')
-
-  def stop(self, text: str, message: str, code: int) -> None:
-    """Prints `text`, tells all others to stop, and ends this process."""
     if not self._ending.acquire(blocking=False):
-      time.sleep(60)  # The other thread is ending this process.
-    # The shortest way: JAX may be about to end us, too.
+      time.sleep(60)  # Another thread is ending this process.
     os.write(self._stderr, f'{text}\n'.encode())
-    self.say(f'stop {code} {" ".join(message.split())}')
-    if is_first():
-      # JAX ends the others with a stack trace as soon as process 0 is gone.
-      until = time.monotonic() + _LEAVE_SECONDS
-      for event in self._left.values():
-        event.wait(max(until - time.monotonic(), 0))
+    if message:
+      said = json.dumps([index(), code, ' '.join(message.split())])
+      _attempt(lambda: self._client.key_value_set(_END, said))
+    if lost != 0:
+      _attempt(self._leave)
+    # JAX ends the others with a stack trace as soon as process 0 is gone.
+    until = time.monotonic() + _LEAVE_SECONDS
+    others = set(self._all) - {lost}
+    while is_first() and others - _left() and time.monotonic() < until:
+      time.sleep(0.1)
     _exit(code)
 
-  def _listen(self, peer: int, connection: socket.socket) -> None:
-    done, stopped = False, ''
-    data = b''
+  def _leave(self) -> None:
+    self._client.key_value_set(f'{_LEFT}/{index()}', '')
+
+  def _wait_for_end(self) -> None:
+    """Ends when another process does."""
     try:
-      while not stopped and (chunk := connection.recv(_MAX_LINE)):
-        data += chunk
-        *lines, data = data.split(b'\n')
-        for line in lines:
-          word, _, rest = line.decode(errors='replace').partition(' ')
-          done |= word == 'done'
-          if word == 'stop':
-            stopped = rest
-            break
-    except OSError:
-      pass  # Broken off, which is an end without a word.
-    self._left[peer].set()
-    if stopped:
-      # We may be about to say the same ourselves.
-      time.sleep(_GRACE_SECONDS)
-      code, _, message = stopped.partition(' ')
-      self.stop(f'error: {message}', message, int(code))
-    elif not done:
-      message = (
-        f'process {peer} of {count()} was lost: it was killed or its host is'
-        ' gone; the same command on all processes resumes at the last'
-        ' checkpoint'
-      )
-      self.stop(f'error: {message}', message, 1)
+      said = self._client.blocking_key_value_get(_END, _FOREVER)
+    except jax.errors.JaxRuntimeError:
+      return  # All are done; or process 0 is gone, and JAX ends this one.
+    process, code, message = json.loads(said)
+    # We may be about to say the same ourselves.
+    time.sleep(_GRACE_SECONDS)
+    hint = '; its own output says where' if code == 1 else ''
+    self.end(f'error: process {process} stopped: {message}{hint}', code)
+
+  def _wait_for_loss(self) -> None:
+    """Ends when another process is silent for too long."""
+    while not self._done.wait(1):
+      try:
+        # JAX answers when all that are alive have asked.
+        alive, left = self._client.get_live_nodes(self._all), _left()
+      except jax.errors.JaxRuntimeError:
+        return  # Process 0 is gone, and JAX ends this one.
+      for process, number in self._numbers.items():
+        if alive.get(process) != number and process not in left:
+          self._lost(process)
+
+  def _aborted(self, _: int) -> None:
+    """Says why, when JAX ends this process from C++ for want of process 0.
+
+    JAX's own callback for this takes no Python function (0.10.2: bad_cast).
+    """
+    # Its client answers nothing then. If it does, the cause is another one.
+    if _attempt(_left) is None:
+      self._lost(0)
+    ctypes.CDLL(None).signal(signal.SIGABRT, None)
+    os.kill(os.getpid(), signal.SIGABRT)
+
+  def _lost(self, process: int) -> None:
+    text = (
+      f'error: process {process} of {count()} was lost: it was killed, or its'
+      ' host is gone or cannot be reached; the same command on all processes'
+      ' resumes at the last checkpoint'
+    )
+    self.end(text, 1, lost=process)
 
 
-_watch: Watch | None = None
+_watch: _Watch | None = None
 
 
-def _listening_socket(host: str) -> socket.socket:
-  """A socket on the coordinator's address, or on every one of this host."""
-  for address in (host, ''):
-    with contextlib.suppress(OSError):
-      return socket.create_server((address, 0), backlog=1024)
-  raise InputError('this host offers no port to listen on')
+def _left() -> set[int]:
+  """The processes that ended with a word."""
+  return {process for process, _ in _entries(_LEFT)}
 
 
-def _own_addresses() -> list[str]:
-  """What other hosts may know this one by."""
-  names = [socket.gethostname(), socket.getfqdn()]
-  with contextlib.suppress(OSError):
-    names.insert(0, socket.gethostbyname(socket.gethostname()))
-  return list(dict.fromkeys(names))
+def _attempt(work: Callable[[], Any]) -> Any:
+  """What `work` returns; None if it fails or takes more than a second.
 
+  Without process 0, calls of JAX's client may never return.
+  """
+  results: list[Any] = []
 
-def _accept(
-  server: socket.socket, token: str, wanted: int
-) -> dict[int, socket.socket]:
-  peers: dict[int, socket.socket] = {}
-  until = time.monotonic() + _CONNECT_SECONDS + 5
-  while len(peers) < wanted and time.monotonic() < until:
-    server.settimeout(max(until - time.monotonic(), 0.1))
-    with contextlib.suppress(OSError, ValueError):
-      connection, _ = server.accept()
-      connection.settimeout(5)
-      # 32 digits, a space, a number and the end of the line; no more is sent.
-      greeting = b''
-      while not greeting.endswith(b'\n') and len(greeting) < 64:
-        received = connection.recv(64 - len(greeting))
-        if not received:
-          break
-        greeting += received
-      said, _, number = greeting.decode().partition(' ')
-      if not secrets.compare_digest(said, token):
-        connection.close()
-        continue
-      _keep_alive(connection)
-      peers[int(number)] = connection
-  return peers
+  def run() -> None:
+    with contextlib.suppress(Exception):
+      results.append(work())
 
-
-def _connect(
-  hosts: Sequence[str], port: int, greeting: str
-) -> dict[int, socket.socket]:
-  until = time.monotonic() + _CONNECT_SECONDS
-  while time.monotonic() < until:
-    for host in hosts:
-      with contextlib.suppress(OSError):
-        connection = socket.create_connection((host, port), timeout=5)
-        connection.sendall(greeting.encode())
-        _keep_alive(connection)
-        return {0: connection}
-    time.sleep(0.5)
-  return {}
-
-
-def _keep_alive(connection: socket.socket) -> None:
-  """Makes the kernel notice a host that is gone without closing."""
-  connection.settimeout(None)
-  connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-  for name, value in (
-    ('TCP_KEEPIDLE', _PROBE_SECONDS),
-    ('TCP_KEEPINTVL', _PROBE_SECONDS),
-    ('TCP_KEEPCNT', _PROBES),
-  ):
-    if hasattr(socket, name):  # macOS lacks some of them.
-      connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+  thread = threading.Thread(target=run, daemon=True)
+  thread.start()
+  thread.join(1)
+  return results[0] if results else None

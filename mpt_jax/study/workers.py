@@ -1,7 +1,7 @@
-"""Runs the steps of a pipeline in worker processes.
+"""Runs the steps of a study in worker processes.
 
 A step is one command of an entry point (`python -m mpt_jax.train …`) with a
-folder of its own. Workers live as long as the pipeline: each imports
+folder of its own. Workers live as long as the study: each imports
 TensorFlow, loads the backbone and compiles a kind of step only once.
 """
 
@@ -9,10 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 import concurrent.futures
 from concurrent.futures.process import BrokenProcessPool
 import contextlib
-import dataclasses
-import json
 import logging
-import math
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -27,7 +24,8 @@ from mpt_jax import cli
 from mpt_jax.checkpoints import files
 from mpt_jax.checkpoints.run import RESULTS
 from mpt_jax.engine import hostmemory, preemption, trainer
-from mpt_jax.engine.trainer import format_seconds
+from mpt_jax.study.progress import Progress
+from mpt_jax.study.steps import Step
 from mpt_jax.types import InputError, prefer_own_packages
 
 log = logging.getLogger(__name__)
@@ -37,9 +35,6 @@ STEP = 'step.json'
 CACHE = 'compilation_cache'
 
 _FUNCTIONS = {'train': 'train', 'eval': 'evaluate', 'export': 'export'}
-_PROGRESS_SECONDS = 10.0
-# In training examples, for the ETA.
-_COMPILATION_COST = 3500.0
 # So small models leave nothing for a second thread to do.
 _ONE_THREAD = '--xla_cpu_multi_thread_eigen=false'
 
@@ -48,46 +43,18 @@ class StepError(RuntimeError):
   """A step failed by a bug or was killed; the message says which and where."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Step:
-  """One command, in a folder of its own.
+def command(step: Step, data_dir: str | None = None) -> str:
+  """The shell command that does what a step does.
 
-  Attributes:
-    name: the folder below the pipeline's; unique.
-    entry: 'train', 'eval' or 'export'.
-    gin_files: its gin files.
-    macros: its macros by name.
-    after: names of the steps whose results it reads.
-    priority: lower ones go first.
-    cost: expected work; a training example counts 1.
-    likeness: steps of one likeness share a compiled program.
-    may_diverge: a loss that is not finite is a result (no scores), no error.
-    labels: what the report wants to know.
+  Args:
+    step: the step.
+    data_dir: folder of the TFDS data.
   """
-
-  name: str
-  entry: str
-  gin_files: tuple[str, ...]
-  macros: Mapping[str, Any]
-  after: tuple[str, ...] = ()
-  priority: int = 0
-  cost: float = 1.0
-  likeness: str = ''
-  may_diverge: bool = False
-  labels: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-  @property
-  def bindings(self) -> list[str]:
-    """The macros as gin reads them."""
-    return [f'{name}={value!r}' for name, value in self.macros.items()]
-
-  def command(self, data_dir: str | None = None) -> str:
-    """The shell command that does the same."""
-    words = [f'--gin_file={name}' for name in self.gin_files]
-    if data_dir:
-      words.append(f'--tfds_data_dir={data_dir}')
-    words += [f'--gin.{binding}' for binding in self.bindings]
-    return cli.shell_command(self.entry, words)
+  words = [f'--gin_file={name}' for name in step.gin_files]
+  if data_dir:
+    words.append(f'--tfds_data_dir={data_dir}')
+  words += [f'--gin.{binding}' for binding in step.bindings]
+  return cli.shell_command(step.entry, words)
 
 
 def is_done(step: Step, folder: str, shared: Mapping[str, str]) -> bool:
@@ -95,7 +62,7 @@ def is_done(step: Step, folder: str, shared: Mapping[str, str]) -> bool:
 
   Args:
     step: the step.
-    folder: the pipeline's folder.
+    folder: the study's folder.
     shared: what else decides its result; see `Pool.shared`.
 
   Returns:
@@ -126,7 +93,7 @@ def is_done(step: Step, folder: str, shared: Mapping[str, str]) -> bool:
 def _settings(
   step: Step, folder: str, shared: Mapping[str, str]
 ) -> dict[str, str]:
-  """A step's settings as text, whatever the pipeline's folder is called."""
+  """A step's settings as text, whatever the study's folder is called."""
   return {
     **shared,
     'gin_files': ', '.join(step.gin_files),
@@ -157,7 +124,7 @@ class Pool:
     """Starts the first worker, and the others when the device is known.
 
     Args:
-      folder: the pipeline's folder.
+      folder: the study's folder.
       workers: how many; None is one with an accelerator, else two where there
         are two cores.
       backbone: path of the backbone that the steps share.
@@ -198,8 +165,6 @@ class Pool:
     wanted = self._limit or (1 if self.device != 'cpu' else min(2, self._cores))
     while len(self._executors) < wanted:
       self._add()
-    for executor in self._executors:
-      executor.submit(_warm_up, *self._share)
     log.info(
       '%d worker%s on %s', wanted, '' if wanted == 1 else 's', self.device
     )
@@ -246,7 +211,7 @@ class Pool:
     waiting = sorted(
       (s for s in steps if s.name not in done), key=lambda s: s.priority
     )
-    progress = _Progress(
+    progress = Progress(
       len(steps) + len(others), [*waiting, *ahead], self._folder
     )
     running: dict[concurrent.futures.Future, tuple[int, Step]] = {}
@@ -321,74 +286,6 @@ class Pool:
       for process in workers:
         process.kill()
       raise
-
-
-class _Progress:
-  """A line on finished steps and the time left, every ten seconds."""
-
-  def __init__(self, total: int, todo: Sequence[Step], folder: str):
-    self._total, self._done = total, total - len(todo)
-    self._folder = folder
-    self._worked = 0.0
-    self._compiled: set[str] = set()
-    # What a stopped step had done before this call.
-    self._before = {s.name: self._share_of(s) for s in todo}
-    self._cost = sum(self._cost_of(s) for s in todo)
-    self._compiled.clear()
-    self._begin = self._last = time.monotonic()
-    if self._done:
-      log.info('%d of %d runs were finished before', self._done, total)
-
-  def _share_of(self, step: Step) -> float:
-    """Which share of a step is done, as its metrics tell."""
-    if not step.labels.get('steps'):
-      return 0.0
-    path = os.path.join(self._folder, step.name, 'metrics.jsonl')
-    with contextlib.suppress(OSError, ValueError, KeyError):
-      with open(path, 'rb') as f:
-        *_, last = f.read().rsplit(b'\n', 2)[:-1]
-      return min(json.loads(last)['step'] / step.labels['steps'], 1.0)
-    return 0.0
-
-  def _cost_of(self, step: Step, share: float = 1.0) -> float:
-    """The cost of a step up to a share of it, in this call."""
-    more = max(share - self._before[step.name], 0.0)
-    cost = step.cost * more
-    if step.likeness not in self._compiled and more:
-      self._compiled.add(step.likeness)
-      cost += _COMPILATION_COST
-    return cost
-
-  def finish(self, step: Step) -> None:
-    self._done += 1
-    self._worked += self._cost_of(step)
-
-  def seconds_to_next(self) -> float:
-    return max(0.1, self._last + _PROGRESS_SECONDS - time.monotonic())
-
-  def seconds_left(self, running: Sequence[Step]) -> float:
-    """By the time that the work so far took, half-done steps included."""
-    compiled = set(self._compiled)
-    worked = self._worked + sum(
-      self._cost_of(s, self._share_of(s)) for s in running
-    )
-    self._compiled = compiled
-    if not worked:
-      return math.inf
-    return (time.monotonic() - self._begin) * (self._cost - worked) / worked
-
-  def maybe_print(self, running: Sequence[Step]) -> None:
-    now = time.monotonic()
-    if now - self._last < _PROGRESS_SECONDS and running:
-      return
-    self._last = now
-    log.info(
-      '%d / %d runs  ETA %s  %s',
-      self._done,
-      self._total,
-      format_seconds(self.seconds_left(running)),
-      ', '.join(step.name for step in running),
-    )
 
 
 @contextlib.contextmanager
@@ -477,9 +374,9 @@ def _warm_up(backbone: str, data_dir: str, module: str | None) -> None:
       from mpt_jax.data.dataset import import_module
 
       import_module(module)
-    from mpt_jax.engine import predictor
+    from mpt_jax.engine import predictor as runs
 
-    _shared['backbone'] = predictor.load_backbone(backbone)
+    _shared['backbone'] = runs.load_backbone(backbone)
 
 
 def _guarded(
@@ -516,7 +413,7 @@ def _run_step(
 
   def run() -> None:
     _warm_up(backbone, data_dir, module)
-    print(cli.log_header(step.command(data_dir)), flush=True)
+    print(cli.log_header(command(step, data_dir)), flush=True)
     given = {} if step.entry == 'export' else {'backbone': _shared['backbone']}
     try:
       cli.call(
@@ -536,7 +433,7 @@ def _run_step(
       files.json_bytes(
         {
           'settings': _settings(step, folder, shared),
-          'command': step.command(data_dir),
+          'command': command(step, data_dir),
           'seconds': round(time.monotonic() - begin, 2),
         }
       ),

@@ -50,16 +50,6 @@ def _equal(a, b):
   return a.config == b.config and a.fingerprint == b.fingerprint
 
 
-@pytest.mark.parametrize('family', FAMILIES)
-def test_both_styles_of_config(testdata, copy, family):
-  want = _load(testdata / family)
-  folder = copy(family)
-  shutil.copy(folder / 'config_hub_style.json', folder / 'config.json')
-  assert _equal(_load(folder), want)
-  assert want.config.logits_via_embedding == (family == FAMILIES[0])
-  assert want.report['new'] == want.report['ignored'] == []
-
-
 @pytest.mark.parametrize(
   ('changes', 'vocab_size'),
   [
@@ -270,45 +260,6 @@ def test_a_given_config_decides_how_the_model_runs(testdata):
   assert _load(folder, config).config == config
   with pytest.raises(InputError, match='vocab_size 256, but .* asks for 32128'):
     _load(folder, 't5_1_1_base')
-
-
-@pytest.mark.parametrize('family', FAMILIES)
-@pytest.mark.parametrize('dtype', ['float32', 'float16'])
-def test_save_and_load(testdata, tmp_path, family, dtype):
-  backbone = _load(testdata / family)
-  vocabulary = tmp_path / 'other.model'
-  vocabulary.write_bytes(b'pieces')
-  path = tmp_path / 'saved'
-  checkpoints.save_huggingface(
-    str(path),
-    backbone.config,
-    {**backbone.params, 'prompts': {'prompt': np.ones((2, 32))}},
-    vocabulary_file=str(vocabulary),
-    dtype=dtype,
-    name='tiny',
-  )
-  assert sorted(p.name for p in path.iterdir()) == [
-    'config.json',
-    'model.safetensors',
-    'spiece.model',
-  ]
-  saved = _load(path)
-  assert saved.config == backbone.config
-  assert saved.name == 'tiny'
-  assert saved.vocabulary_file == str(path / 'spiece.model')
-  assert (saved.fingerprint == backbone.fingerprint) == (dtype == 'float32')
-  # The same names and shapes as transformers' own file.
-  shapes = {k: v.shape for k, v in _weights(testdata / family).items()}
-  written = _weights(path)
-  assert {k: v.shape for k, v in written.items()} == shapes
-  assert {v.dtype.name for v in written.values()} == {dtype}
-  theirs = json.loads((testdata / family / 'config.json').read_text())
-  ours = json.loads((path / 'config.json').read_text())
-  common = set(theirs) & set(ours)
-  assert {'d_kv', 'feed_forward_proj', 'scale_decoder_outputs'} <= common
-  # Transformers writes the flag as true whatever it was.
-  common.remove('tie_word_embeddings')
-  assert {k: ours[k] for k in common} == {k: theirs[k] for k in common}
 
 
 def test_a_name_is_never_somebody_s_path(copy):

@@ -491,57 +491,6 @@ class TestDamage:
 
 
 class TestPeft:
-  @pytest.mark.parametrize('rank', [1, 2])
-  def test_multitask_fixture(self, rank, testdata):
-    folder = testdata / 'peft_mpt_tiny'
-    bundle = mpt_jax.load_prompts(folder / f'rank{rank}')
-    io = np.load(folder / f'io_rank{rank}.npz')
-    assert (bundle.method, bundle.stage) == ('multitask', 'imported')
-    assert bundle.rank == rank
-    for ours, theirs in (
-      ('shared_prompt', 'prompt_embeddings'),
-      ('task_u', 'prefix_task_cols'),
-      ('task_v', 'prefix_task_rows'),
-    ):
-      np.testing.assert_array_equal(bundle.arrays[ours], io[theirs])
-    np.testing.assert_allclose(
-      bundle.table[io['task_ids']], io['prompts'], atol=1e-6
-    )
-
-  def test_soft_fixture(self, testdata):
-    folder = testdata / 'peft_pt_tiny'
-    bundle = mpt_jax.load_prompts(folder / 'adapter', task_names=['rte'])
-    io = np.load(folder / 'io.npz')
-    assert bundle.task_names == ('rte',)
-    np.testing.assert_array_equal(bundle.compose('rte'), io['prompts'][0])
-
-  @pytest.mark.parametrize(
-    'adapter',
-    ['peft_mpt_tiny/rank1', 'peft_mpt_tiny/rank2', 'peft_pt_tiny/adapter'],
-  )
-  def test_written_as_peft_writes(self, adapter, testdata, tmp_path):
-    mpt_jax.load_prompts(testdata / adapter).to_peft(str(tmp_path / 'adapter'))
-    got, want = (
-      json.loads((folder / 'adapter_config.json').read_text())
-      for folder in (tmp_path / 'adapter', testdata / adapter)
-    )
-    assert set(want) - set(got) == {'peft_version'}
-    differs = {k for k in got if got[k] != want[k]}
-    # PEFT takes these from the model that the adapter is put on.
-    assert differs <= {
-      'base_model_name_or_path',
-      'num_attention_heads',
-      'num_layers',
-    }
-    name = 'adapter_model.safetensors'
-    got, want = (
-      safetensors.numpy.load_file(folder / name)
-      for folder in (tmp_path / 'adapter', testdata / adapter)
-    )
-    assert set(got) == set(want)
-    for key in want:
-      np.testing.assert_array_equal(got[key], want[key])
-
   @pytest.mark.parametrize('make', [_multitask, _soft])
   def test_round_trip_keeps_values_and_names(self, make, tmp_path):
     make().to_peft(str(tmp_path / 'adapter'))

@@ -5,8 +5,6 @@ what lies in them.
 """
 
 import json
-import os
-import pathlib
 
 import numpy as np
 import pytest
@@ -15,10 +13,9 @@ from mpt_jax.checkpoints import huggingface
 from mpt_jax.checkpoints.backbone import load_backbone
 from mpt_jax.checkpoints.vocabulary import Vocabulary
 from mpt_jax.pretrained import PromptedT5
+from tests import goldens
 
-_TESTDATA = pathlib.Path(__file__).parent.parent / 'testdata'
-ROOT = pathlib.Path(os.environ.get('MPT_JAX_GOLDENS', _TESTDATA)) / 'vocabulary'
-FOLDERS = sorted(p.parent.name for p in ROOT.glob('*/expected.json'))
+FOLDERS = goldens.of('vocabulary')
 
 
 def check_ids(folder, rows):
@@ -69,31 +66,27 @@ def save_again(folder, target):
   return loaded
 
 
-def _rows(name):
-  if (ROOT / name / 'tokenizer.json').exists():
+def _rows(golden):
+  if (golden.folder / 'tokenizer.json').exists():
     pytest.importorskip('tokenizers', reason='tokenizers is not installed')
-  return json.loads((ROOT / name / 'expected.json').read_text())
+  return json.loads(golden.file.read_text())
 
 
-def test_there_are_folders():
-  assert FOLDERS
-
-
-@pytest.mark.parametrize('name', FOLDERS)
-def test_ids(name):
-  check_ids(ROOT / name, _rows(name))
+@pytest.mark.parametrize('golden', FOLDERS)
+def test_ids(golden):
+  check_ids(golden.folder, _rows(golden))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', FOLDERS)
-def test_answers_and_scores(name):
-  check_model(ROOT / name, _rows(name))
+@pytest.mark.parametrize('golden', FOLDERS)
+def test_answers_and_scores(golden):
+  check_model(golden.folder, _rows(golden))
 
 
-@pytest.mark.parametrize('name', FOLDERS)
-def test_a_saved_backbone_is_the_same(name, tmp_path):
-  rows = _rows(name)
-  loaded = save_again(ROOT / name, tmp_path / 'saved')
+@pytest.mark.parametrize('golden', FOLDERS)
+def test_a_saved_backbone_is_the_same(golden, tmp_path):
+  rows = _rows(golden)
+  loaded = save_again(golden.folder, tmp_path / 'saved')
   saved = load_backbone(str(tmp_path / 'saved'))
   assert saved.fingerprint == loaded.fingerprint
   assert saved.special_ids == loaded.special_ids

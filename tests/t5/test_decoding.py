@@ -1,4 +1,4 @@
-"""Decoding against T5X, transformers, teacher forcing and brute force."""
+"""Decoding against teacher forcing and brute force."""
 
 import itertools
 
@@ -9,77 +9,14 @@ import pytest
 
 from mpt_jax.t5 import decoding
 from mpt_jax.types import InputError
-from tests.t5 import fixtures
+from tests.goldens import networks
 
-T5X = ('t5x_v1_0_tiny', 't5x_v1_1_tiny')
 EOS = 1
 
 
-def _decode(data, tokens, length, search, **kwargs):
-  @jax.jit
-  def run(params):
-    encoded = data.module.apply(
-      {'params': params}, tokens, enable_dropout=False, method='encode'
-    )
-    cache, step = decoding.make_decode_step(
-      data.module, params, encoded, tokens, length
-    )
-    return search(
-      step,
-      cache,
-      batch_size=len(tokens),
-      max_decode_length=length,
-      **kwargs,
-    )
-
-  return run(data.params)
-
-
-@pytest.mark.parametrize('family', T5X)
-def test_greedy_equals_t5x(family):
-  data = fixtures.load(family)
-  tokens, log_probs = _decode(
-    data,
-    data.io['encoder_input_tokens'],
-    data.decode['max_decode_len'],
-    decoding.greedy,
-  )
-  np.testing.assert_array_equal(tokens, data.io['greedy_tokens'])
-  np.testing.assert_allclose(
-    log_probs, data.io['greedy_log_probs'], rtol=0, atol=1e-4
-  )
-
-
-@pytest.mark.parametrize('num_beams', [1, 4])
-@pytest.mark.parametrize('family', T5X)
-def test_beam_search_equals_t5x(family, num_beams):
-  data = fixtures.load(family)
-  tokens, scores = _decode(
-    data,
-    data.io['encoder_input_tokens'],
-    data.decode['max_decode_len'],
-    decoding.beam_search,
-    num_beams=num_beams,
-  )
-  np.testing.assert_array_equal(tokens, data.io[f'beam{num_beams}_tokens'])
-  np.testing.assert_allclose(
-    scores, data.io[f'beam{num_beams}_scores'], rtol=0, atol=1e-4
-  )
-
-
-@pytest.mark.parametrize('family', ['hf_t5_v1_0_tiny', 'hf_t5_v1_1_tiny'])
-def test_greedy_equals_transformers(family):
-  data = fixtures.load(family)
-  want = data.io['generate_ids'][:, 1:]  # Without the start token.
-  tokens, _ = _decode(
-    data, data.io['input_ids'], want.shape[1], decoding.greedy
-  )
-  np.testing.assert_array_equal(tokens, want)
-
-
-def test_steps_equal_teacher_forcing():
+def test_steps_equal_teacher_forcing(testdata):
   # Rows of two decodes per example, which share the cross-attention's keys.
-  data = fixtures.load('t5x_v1_1_tiny')
+  data = networks.load(testdata / 't5x_v1_1_tiny')
   tokens = data.io['long_encoder_input_tokens']
   inputs = data.io['long_decoder_input_tokens'][:, :9]
   inputs = np.concatenate([inputs, np.roll(inputs, 1, axis=1)])
@@ -112,8 +49,8 @@ def test_steps_equal_teacher_forcing():
 
 
 @pytest.mark.slow
-def test_a_step_takes_one_token():
-  data = fixtures.load('t5x_v1_1_tiny')
+def test_a_step_takes_one_token(testdata):
+  data = networks.load(testdata / 't5x_v1_1_tiny')
   tokens = data.io['encoder_input_tokens']
   encoded = np.zeros((*tokens.shape, data.config.emb_dim), np.float32)
   cache, step = decoding.make_decode_step(
@@ -262,23 +199,6 @@ def test_sampling_cuts_the_tail():
   np.testing.assert_allclose(shares, [0, 0, 3 / 7, 4 / 7], atol=0.03)
   shares, *_ = _first_tokens(logits, topp=0.71)
   np.testing.assert_allclose(shares, [0, 2 / 9, 3 / 9, 4 / 9], atol=0.03)
-
-
-@pytest.mark.slow
-def test_topk_of_one_is_greedy():
-  data = fixtures.load('t5x_v1_1_tiny')
-  tokens, log_probs = _decode(
-    data,
-    data.io['encoder_input_tokens'],
-    data.decode['max_decode_len'],
-    lambda step, cache, **kwargs: decoding.temperature_sample(
-      step, cache, jax.random.key(0), topk=1, **kwargs
-    ),
-  )
-  np.testing.assert_array_equal(tokens, data.io['greedy_tokens'])
-  np.testing.assert_allclose(
-    log_probs, data.io['greedy_log_probs'], rtol=0, atol=1e-4
-  )
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,11 @@ import jax
 import numpy as np
 from t5x import partitioning, train_state, trainer, utils
 
-from mpt_jax.t5x import models, optimizers
+from mpt_jax import methods
+from mpt_jax.engine import optimizers as native_optimizers
+from mpt_jax.engine import starts
+from mpt_jax.models import PromptedT5
+from mpt_jax.t5x import models, optimizers, restore
 from tests.helpers import tiny
 
 # T5X's mesh on CPUs puts all devices (tests have two) on its `model` axis.
@@ -78,3 +82,35 @@ def make_trainer(model, params, partitioner=None, num_microbatches=None):
     learning_rate_fn=lambda step: 0.1,
     num_microbatches=num_microbatches,
   )
+
+
+# Of a run's start, which T5X reads from a checkpoint.
+LENGTH = 3
+SHAPES = {'encoder_input_tokens': (2, 7), 'decoder_input_tokens': (2, 5)}
+
+
+def start_model(path, config, **kwargs):
+  """A teacher's model, by the pieces that `runs.train_model` puts together."""
+  method = methods.SoftPrompts(LENGTH, init=methods.SampledVocabulary())
+  settings = native_optimizers.Optimizer(
+    native_optimizers.method_groups(method, 0.3), schedule='constant'
+  )
+  return restore.TrainModel(
+    PromptedT5(config, method),
+    ('rte',),
+    optimizer_def=optimizers.PromptOptimizer(
+      settings, optimizers.trainable_names(method)
+    ),
+    start=restore.Start(
+      backbone=str(path), stage='teacher', source=starts.Source(**kwargs)
+    ),
+  )
+
+
+def first_state(model):
+  return restore.PromptStateInitializer(
+    optimizer_def=model.optimizer_def,
+    init_fn=model.get_initial_variables,
+    input_shapes=SHAPES,
+    partitioner=make_partitioner(),
+  ).from_scratch(None)

@@ -4,9 +4,7 @@ The goldens come from the t5 package (see testdata/tasks/README.md). Users
 compare scores across code bases, so a space or a capital letter matters.
 """
 
-import json
 import math
-import pathlib
 
 import pytest
 import seqio
@@ -14,26 +12,16 @@ import tensorflow_datasets as tfds
 
 from tasks import metrics
 from tasks.table import TABLE
+from tests import goldens
 
 pytestmark = pytest.mark.data
 
-FOLDER = pathlib.Path(__file__).parents[1] / 'testdata/tasks'
-NAMES = sorted(
-  {path.stem for path in FOLDER.glob('*.jsonl')} - {'nlg_metrics', 'wsc'}
-)
 # T5's formats of one data set -> our task and split.
 WSC = {
   'wsc_simple_train': ('wsc', 'train'),
   'wsc_simple_eval': ('wsc', 'validation'),
   'wsc_classification': ('wsc_classification', 'validation'),
 }
-
-
-def _lines(name):
-  text = (FOLDER / f'{name}.jsonl').read_text()
-  # Not splitlines(): the texts hold exotic line separators.
-  lines = [json.loads(line) for line in text.strip().split('\n')]
-  return lines[0], lines[1:]
 
 
 def _plain(value):
@@ -49,17 +37,18 @@ def _plain(value):
   return value
 
 
-@pytest.mark.parametrize('name', NAMES)
-def test_golden(name, write_tfds):
-  meta, lines = _lines(name)
-  _check(name, 'train', meta['tfds_name'], lines, write_tfds)
+def _formats(golden):
+  """T5 may have several formats of one data set."""
+  lines = goldens.lines_of(golden.file)[1:]
+  return sorted({line.get('variant', '') for line in lines})
 
 
-@pytest.mark.parametrize('variant', WSC)
-def test_wsc(variant, write_tfds):
-  meta, lines = _lines('wsc')
-  lines = [line for line in lines if line['variant'] == variant]
-  _check(*WSC[variant], meta['tfds_name'], lines, write_tfds)
+@pytest.mark.parametrize(('golden', 'variant'), goldens.of('task', _formats))
+def test_golden(golden, variant, write_tfds):
+  meta, *lines = goldens.lines_of(golden.file)
+  lines = [line for line in lines if line.get('variant', '') == variant]
+  name, split = WSC.get(variant, (meta['task'], 'train'))
+  _check(name, split, meta['tfds_name'], lines, write_tfds)
 
 
 def _check(name, split, tfds_name, lines, write_tfds):
@@ -73,7 +62,7 @@ def _check(name, split, tfds_name, lines, write_tfds):
     else:
       raw.extend(line['raw'])
       expected.extend(line['examples'])
-  assert len(lines) > 5
+  assert raw
   folder = write_tfds(tfds_name, {'train': raw})
   ds = tfds.builder(tfds_name, data_dir=folder).as_dataset(split='train')
   if split == 'train' and TABLE[name].train_filter is not None:
@@ -89,9 +78,11 @@ def _check(name, split, tfds_name, lines, write_tfds):
 NLG = {'bleu': metrics.bleu, 'rouge': metrics.rouge_l}
 
 
-def test_nlg_metrics():
-  _, lines = _lines('nlg_metrics')
-  assert {line['kind'] for line in lines} == set(NLG)
+@pytest.mark.parametrize('golden', goldens.of('metrics'))
+def test_nlg_metrics(golden):
+  meta, *lines = goldens.lines_of(golden.file)
+  assert lines
+  assert len({line['kind'] for line in lines}) == len(meta['metric_names'])
   for line in lines:
     found = NLG[line['kind']](line['references'], line['predictions'])
     assert found == pytest.approx(line['metrics'], abs=1e-6), line['id']

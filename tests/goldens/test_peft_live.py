@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from mpt_jax import models
-from mpt_jax.checkpoints import backbone as backbone_lib
 from mpt_jax.checkpoints.bundle import PromptBundle
 from mpt_jax.convert import convert
+from tests import goldens
+from tests.goldens import networks
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
 
@@ -16,7 +16,7 @@ transformers = pytest.importorskip(
 )
 
 P, TASKS = 5, ('a', 'b', 'c')
-BASES = ('hf_t5_v1_0_tiny', 'hf_t5_v1_1_tiny')
+BASES = goldens.of('transformers')
 
 
 def _bundle(width, rank):
@@ -42,20 +42,17 @@ def _inputs(vocab_size):
 
 
 def _our_logits(backbone, bundle, tokens, targets, rows):
-  model = models.PromptedT5(backbone.config, bundle.learner)
-  slots = np.zeros((len(tokens), P + tokens.shape[1]), np.int32)
-  slots[:, :P] = np.arange(1, P + 1)
-  padded = np.pad(tokens, ((0, 0), (P, 0)), constant_values=1)
+  batch = networks.batch(tokens, targets, rows, P)
   return np.asarray(
-    model.module.apply(
-      {'params': backbone.params},
-      padded,
-      np.pad(targets[:, :-1], ((0, 0), (1, 0))),
+    networks.apply(
+      backbone.config,
+      backbone.params,
+      batch['encoder_input_tokens'],
+      batch['decoder_input_tokens'],
       targets,
-      enable_dropout=False,
       prompt_table=bundle.table,
-      encoder_prompt_slots=slots,
-      encoder_task_ids=np.broadcast_to(rows[:, None], padded.shape),
+      encoder_prompt_slots=batch['encoder_prompt_slots'],
+      encoder_task_ids=batch['encoder_task_ids'],
     )
   )
 
@@ -76,11 +73,11 @@ def _their_logits(base, adapter, tokens, targets, **inputs):
 
 @pytest.mark.parametrize('rank', [1, 2])
 @pytest.mark.parametrize('base', BASES)
-def test_exported_adapters_give_our_logits(base, rank, testdata, tmp_path):
-  folder = str(testdata / base)
-  backbone = backbone_lib.load_backbone(folder)
+def test_exported_adapters_give_our_logits(base, rank, tmp_path):
+  folder = str(base.folder)
+  backbone = networks.backbone(base.folder)
   bundle = _bundle(backbone.config.emb_dim, rank)
-  tokens, targets, rows = _inputs(100)
+  tokens, targets, rows = _inputs(backbone.config.vocab_size)
   ours = _our_logits(backbone, bundle, tokens, targets, rows)
   bundle.to_peft(str(tmp_path / 'multitask'))
   theirs = _their_logits(
@@ -102,10 +99,10 @@ def test_exported_adapters_give_our_logits(base, rank, testdata, tmp_path):
 
 
 @pytest.mark.parametrize('base', BASES)
-def test_converted_backbones_load_in_transformers(base, testdata, tmp_path):
-  folder = str(testdata / base)
+def test_converted_backbones_load_in_transformers(base, tmp_path):
+  folder = str(base.folder)
   convert(backbone=folder, output=str(tmp_path / 'hf'))
-  tokens, targets, _ = _inputs(100)
+  tokens, targets, _ = _inputs(base.config['vocab_size'])
   logits = []
   for path in (folder, str(tmp_path / 'hf')):
     model = transformers.T5ForConditionalGeneration.from_pretrained(path).eval()

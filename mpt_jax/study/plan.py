@@ -1,0 +1,263 @@
+"""What a study is, as data: tasks, stages, settings, seeds.
+
+Nothing runs here and nothing is read; `steps` says which runs a plan makes.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+from typing import Any
+
+from mpt_jax.study import arms
+from mpt_jax.types import (
+  InputError,
+  Lengths,
+  Natural,
+  Positive,
+  Rate,
+  nearest,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+  """How long and how fast a stage trains.
+
+  Attributes:
+    steps: training steps.
+    batch_size: rows of a batch.
+    learning_rate: peak rate of the (shared) prompt.
+    task_learning_rate: peak rate of u and v; for the source stage.
+  """
+
+  steps: Natural
+  batch_size: Positive
+  learning_rate: Rate
+  task_learning_rate: Rate | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+  """How much data a target task gives, and how its runs train.
+
+  Attributes:
+    name: 'k32' or 'full', for example; a folder name.
+    num_shots: examples per task; None is the whole train split.
+    steps: training steps.
+    batch_size: rows of a batch.
+    seeds: the seeds to run; each must be one of the plan's.
+    rates: method -> (rate of P* or the plain prompt, rate of u and v).
+    tuned_as: the setting whose tuned rates are used; None is this one.
+  """
+
+  name: str
+  num_shots: Positive | None
+  steps: Natural
+  batch_size: Positive
+  seeds: tuple[Natural, ...]
+  rates: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  tuned_as: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuning:
+  """The search for each target method's learning rates.
+
+  Attributes:
+    seed: a seed that is not reported.
+    grids: method -> its pairs of rates; all grids have the same size.
+    settings: names of the settings that are tuned.
+  """
+
+  seed: int
+  grids: Mapping[str, Any]
+  settings: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Tasks:
+  """The tasks, and how much of them is read.
+
+  Attributes:
+    source_mixture: mixture of the source tasks.
+    source_tasks: its tasks, in row order.
+    targets: target task -> the source task whose teacher `single_source`
+      starts from, picked by hand.
+    lengths: {'inputs': S with prompt slots, 'targets': T}.
+    module: module that registers the tasks.
+    eval_examples: validation examples per task, for curves and tuning.
+  """
+
+  source_mixture: str
+  source_tasks: Sequence[str]
+  targets: Mapping[str, str]
+  lengths: Lengths
+  module: str = 'tasks'
+  eval_examples: Positive = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompts:
+  """The prompts of every run.
+
+  Attributes:
+    prompt_length: P.
+    prompt_rank: R.
+    prompt_init: gin file of the start values of teachers and source runs.
+  """
+
+  prompt_length: Positive
+  prompt_rank: Positive = 1
+  prompt_init: str = 'gin_configs/prompts/vocabulary.gin'
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceStage:
+  """Teachers and source runs.
+
+  Attributes:
+    teacher: the teachers' training.
+    source: the source runs' training.
+    variants: source variants, of `arms.SOURCES`.
+    ablation_seeds: seeds of the variants beside MPT; None is all.
+    distillation: macros of source.gin that set the distillation.
+    curve_points: evaluations during a source run.
+  """
+
+  teacher: Training
+  source: Training
+  variants: Sequence[str] = tuple(arms.SOURCES)
+  ablation_seeds: Sequence[Natural] | None = None
+  distillation: Mapping[str, Any] | None = None
+  curve_points: Positive = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class TargetStage:
+  """Target runs.
+
+  Attributes:
+    settings: how much data there is, and how a run trains.
+    methods: target methods, of `arms.TARGETS`.
+    tuning: the search for their rates; None uses the settings' own.
+  """
+
+  settings: Sequence[Setting]
+  methods: Sequence[str] = ('mpt', 'pt', 'single_source')
+  tuning: Tuning | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """All that decides which runs there are.
+
+  Attributes:
+    folder: the study's folder (MODEL_DIR).
+    backbone: path of an HF folder or a T5X checkpoint; a relative path that
+      does not exist is looked for beside the installed packages.
+    tasks: source and target tasks.
+    prompts: the prompts of every run.
+    source_stage: teachers and source runs.
+    target_stage: target runs.
+    seeds: seeds of the whole chain of teachers, MPT source run and targets.
+    macros: macros for every training run.
+    benchmark_bars: whether the report holds the run against the bars of the
+      embedded benchmark; they are shown for its own synthetic data only.
+  """
+
+  folder: str
+  backbone: str
+  tasks: Tasks
+  prompts: Prompts
+  source_stage: SourceStage
+  target_stage: TargetStage
+  seeds: Sequence[Natural] = (0,)
+  macros: Mapping[str, Any] | None = None
+  benchmark_bars: bool = False
+
+  def __post_init__(self):
+    self._check_arms()
+    self._check_settings()
+    self._check_tuning()
+
+  @property
+  def ablation_seeds(self) -> Sequence[int]:
+    """Seeds of the source variants beside MPT."""
+    given = self.source_stage.ablation_seeds
+    return self.seeds if given is None else given
+
+  @property
+  def all_tasks(self) -> list[str]:
+    """Source tasks, then target tasks; none twice."""
+    return list(dict.fromkeys((*self.tasks.source_tasks, *self.tasks.targets)))
+
+  def record(self) -> dict[str, Any]:
+    """The plan in one level, as `pipeline.json` and reports have it."""
+    flat = dataclasses.asdict(self)
+    for part in ('tasks', 'prompts', 'source_stage', 'target_stage'):
+      flat |= flat.pop(part)
+    for name in ('distillation', 'macros'):
+      flat[name] = flat[name] or {}
+    return {**flat, 'ablation_seeds': list(self.ablation_seeds)}
+
+  def _check_arms(self) -> None:
+    variants, methods = self.source_stage.variants, self.target_stage.methods
+    check_names('source variant', variants, arms.SOURCES)
+    check_names('target method', methods, arms.TARGETS)
+    for task, source in self.tasks.targets.items():
+      check_names(f'the source of {task}', [source], self.tasks.source_tasks)
+    for method in methods:
+      start = arms.TARGETS[method].start
+      if start in arms.SOURCES and start not in variants:
+        raise InputError(
+          f'target method {method!r} needs the source variant {start!r}'
+        )
+
+  def _check_settings(self) -> None:
+    names = [s.name for s in self.target_stage.settings]
+    starts = {arms.TARGETS[m].start for m in self.target_stage.methods}
+    for setting in self.target_stage.settings:
+      check_names(f'a seed of {setting.name}', setting.seeds, self.seeds)
+      if starts & set(arms.SOURCES) - {arms.OURS}:
+        check_names(
+          f'a seed of {setting.name}', setting.seeds, self.ablation_seeds
+        )
+      if setting.tuned_as is not None:
+        check_names(f'tuned_as of {setting.name}', [setting.tuned_as], names)
+    check_names('ablation seed', self.ablation_seeds, self.seeds)
+
+  def _check_tuning(self) -> None:
+    tuning, stage = self.target_stage.tuning, self.target_stage
+    if tuning is None:
+      return
+    check_names(
+      'tuned setting', tuning.settings, [s.name for s in stage.settings]
+    )
+    if tuning.seed in self.seeds:
+      raise InputError(
+        f'the tuning seed {tuning.seed} is among the reported seeds'
+      )
+    sizes = {m: len(tuning.grids.get(m, ())) for m in stage.methods}
+    if len(set(sizes.values())) > 1 or not all(sizes.values()):
+      raise InputError(
+        f'the grids must have one size, for equal tuning; they have {sizes}'
+      )
+
+
+def check_names(what: str, names: Sequence[Any], known: Any) -> None:
+  """Refuses a name that is not known.
+
+  Args:
+    what: what the names are, for the message.
+    names: the names.
+    known: those that there are.
+
+  Raises:
+    InputError: if one is unknown.
+  """
+  for name in names:
+    if name not in known:
+      near = nearest(str(name), [str(k) for k in known])
+      raise InputError(
+        f'{what} is {name!r}, expected one of'
+        f' {", ".join(str(k) for k in known)}{near}'
+      )

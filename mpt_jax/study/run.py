@@ -1,0 +1,294 @@
+"""Runs a plan: what is not finished, each run in its own folder.
+
+The same call goes on where it was stopped. Tasks and backbone are examined
+before anything is trained.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import logging
+import os
+import sys
+import time
+from typing import Any
+
+from mpt_jax import cli
+from mpt_jax.checkpoints import files, lock
+from mpt_jax.checkpoints import run as run_lib
+from mpt_jax.checkpoints.backbone import DEMO
+from mpt_jax.engine import preemption
+from mpt_jax.study import rates, report, results, steps
+from mpt_jax.study.plan import Plan
+from mpt_jax.study.workers import STEP, Pool
+from mpt_jax.types import InputError, local_path, require_local
+
+log = logging.getLogger(__name__)
+
+_STOPPING = (
+  'stopping: what trains saves its state and ends; press Ctrl-C again to end'
+  ' at once'
+)
+
+
+def run(plan: Plan, workers: int | None = None) -> dict[str, Any]:
+  """Runs every step that is not finished, and writes the report.
+
+  Args:
+    plan: what is run, and in which folder.
+    workers: processes; None is one with an accelerator, else up to two.
+
+  Returns:
+    The report, as in `report.json`.
+
+  Raises:
+    InputError: if something given is wrong.
+    workers.StepError: if a step failed by a bug.
+  """
+  plan = dataclasses.replace(
+    plan,
+    folder=require_local(plan.folder),
+    backbone=_find_backbone(plan.backbone),
+  )
+  cli.at_interrupt(lambda: _standing(plan))
+  with lock.hold(plan.folder), preemption.interrupting(_STOPPING):
+    cli.keep_log(plan.folder)
+    changed = cli.changed_macros(plan.folder)
+    if not os.path.exists(os.path.join(plan.folder, cli.CONFIG)):
+      cli.write_config(plan.folder)
+    try:
+      written = _Study(plan).run(workers)
+    except InputError as e:
+      # A step names its own macros; the user set the study's.
+      raise InputError(e.summary, [*changed, *e.details]) from e
+    if changed:  # Others that every step took.
+      cli.write_config(plan.folder)
+  return written
+
+
+def command() -> str:
+  """The command that is running, to be typed again."""
+  return cli.shell_command('pipeline', sys.argv[1:])
+
+
+def _standing(plan: Plan) -> str:
+  """What there is to resume, by the files in the study's folder."""
+  planned = steps.search(plan) + steps.reported(plan, rates.given(plan))
+  begun = []
+  finished = 0
+  for step in planned:
+    folder = os.path.join(plan.folder, step.name)
+    saved = run_lib.latest_step(folder)
+    if os.path.exists(os.path.join(folder, STEP)):
+      finished += 1
+    elif saved is not None:
+      begun.append(f'{step.name} from step {saved}')
+  if not finished and not begun:
+    return 'nothing was saved: the same command starts from the start'
+  resumed = f': {", ".join(begun)}' if begun else ' after them'
+  return (
+    f'{finished} of {len(planned)} runs are finished; the same command'
+    f' resumes{resumed}'
+  )
+
+
+class _Study:
+  """A plan while it runs.
+
+  The rates may not be known at the start, but the number of steps is.
+  """
+
+  def __init__(self, plan: Plan):
+    self._plan = plan
+    self._begin = time.monotonic()
+    self._searched = steps.search(plan)
+    self._tuned: list[dict] = []
+    self._choose(rates.given(plan))
+
+  def _choose(self, chosen: rates.Chosen) -> None:
+    self._chosen = chosen
+    self._reported = steps.reported(self._plan, chosen)
+
+  def _read_search(self) -> None:
+    """Takes the rates that the finished search found."""
+    chosen, self._tuned = rates.tuned(self._plan)
+    self._choose(chosen)
+
+  def run(self, workers: int | None) -> dict[str, Any]:
+    """Runs what is not finished; returns the report."""
+    plan = self._plan
+    given = cli.data_dir() or os.environ.get('TFDS_DATA_DIR')
+    data_dir = given or os.path.join(plan.folder, 'data')
+    searched = self._searched
+    total = len(searched) + len(self._reported)
+    log.info('%d runs in %s', total, plan.folder)
+    log.info('reading the tasks (TensorFlow takes a few seconds) …')
+    with Pool(
+      plan.folder, workers, plan.backbone, data_dir, plan.tasks.module
+    ) as pool:
+      if given is None:
+        log.info('no --tfds_data_dir: SYNTHETIC DATA in %s', data_dir)
+        pool.call(_write_data, data_dir, plan.all_tasks)
+      facts = pool.call(_examine_data, data_dir, plan)
+      backbone = pool.call(_examine_backbone, plan.backbone)
+      pool.shared = {
+        'backbone': backbone['fingerprint'],
+        'tfds_data_dir': _inside(data_dir, plan.folder),
+      }
+      if all(map(pool.is_done, searched)) and searched:
+        self._read_search()
+      path = os.path.join(plan.folder, report.JSON)
+      everything = searched + self._reported
+      if os.path.exists(path) and all(map(pool.is_done, everything)):
+        log.info('every run is finished; nothing to do')
+        return files.read_json(path)
+      pool.call(_examine_texts, plan)
+      pool.start_all()
+      if searched:
+        pool.run(searched, others=self._reported)
+        self._read_search()
+      pool.run(self._reported, others=searched)
+    self._write_record(facts, backbone, pool.device)
+    return report.write(plan.folder)
+
+  def _write_record(
+    self, facts: dict[str, Any], backbone: dict[str, Any], device: str
+  ) -> None:
+    """Writes what ran, and with what."""
+    record = {
+      'command': command(),
+      'plan': self._plan.record(),
+      'rates': self._chosen,
+      'tuning': self._tuned,
+      'data': facts,
+      'backbone': backbone,
+      'device': device,
+      'versions': report.versions(),
+      'seconds': round(time.monotonic() - self._begin, 1),
+      'steps': [
+        {'name': step.name, **step.labels}
+        for step in self._searched + self._reported
+      ],
+    }
+    path = os.path.join(self._plan.folder, results.RECORD)
+    files.write_file(path, files.json_bytes(record))
+
+
+def _inside(path: str, folder: str) -> str:
+  """A path that stays the same when the folder that holds it is moved."""
+  absolute, root = os.path.realpath(path), os.path.realpath(folder)
+  if absolute.startswith(root + os.sep):
+    return os.path.relpath(absolute, root)
+  return absolute
+
+
+def _find_backbone(path: str) -> str:
+  """The backbone's path; what we ship is found from any working folder."""
+  if path == DEMO:
+    return path
+  path = local_path(path)
+  if path == DEMO:  # ./demo, which must not become the name.
+    path = os.path.join(os.curdir, path)
+  if os.path.exists(path) or os.path.isabs(path):
+    return path
+  for folder in filter(None, cli.search_paths()):
+    installed = os.path.join(folder, path)
+    if os.path.exists(installed):
+      return installed
+  raise InputError(f'there is no backbone at {path!r}')
+
+
+# ---------------------------------------------------------------------------
+# In the first worker.
+
+
+def _write_data(data_dir: str, tasks: Sequence[str]) -> None:
+  from tasks.offline import writer
+
+  writer.write(data_dir, list(tasks))
+
+
+def _examine_data(data_dir: str, plan: Plan) -> dict[str, dict[str, Any]]:
+  """Checks every task before anything is trained.
+
+  Returns:
+    Task -> the sizes of its splits, and whether its data are synthetic.
+
+  Raises:
+    InputError: if data are missing, or the mixture has other tasks.
+  """
+  cli.use_data_dir(data_dir)
+  import seqio
+
+  from mpt_jax import data
+
+  tasks = plan.tasks
+  mixture = data.check_data(tasks.source_mixture, 'train', tasks.module)
+  mixed = sorted(task.name for task in seqio.get_subtasks(mixture))
+  if mixed != sorted(tasks.source_tasks):
+    raise InputError(
+      f'mixture {tasks.source_mixture!r} has the tasks {", ".join(mixed)},'
+      f' but SOURCE_TASKS are {", ".join(tasks.source_tasks)}'
+    )
+  facts: dict[str, dict[str, Any]] = {}
+  for name in plan.all_tasks:
+    facts[name] = {'synthetic': data.is_synthetic(name)}
+    for split in ('train', 'validation', 'test'):
+      task = data.check_data(name, split, tasks.module)
+      facts[name][split] = task.num_input_examples(split)
+  if plan.target_stage.tuning is not None:
+    rates.check_metrics(
+      {
+        name: data.metrics_of(name, 'validation')[name]
+        for name in tasks.targets
+      }
+    )
+  return facts
+
+
+def _examine_texts(plan: Plan) -> None:
+  """Reads what will be trained on and scored, as the first runs do anyway.
+
+  Raises:
+    InputError: if a split has no labels, or if a target or a label word does
+      not fit: in hours a test run would find it.
+  """
+  from mpt_jax import data
+
+  tasks, targets = plan.tasks, plan.target_stage
+  allowed = bool((plan.macros or {}).get(steps.ALLOWED))
+  all_examples = any(setting.num_shots is None for setting in targets.settings)
+  for name in plan.all_tasks:
+    source = name in tasks.source_tasks
+    scored: dict[str, int | None] = {'test': None}
+    if source or targets.tuning is not None:
+      scored['validation'] = tasks.eval_examples
+    for split, examples in scored.items():
+      data.examine(
+        name,
+        split,
+        tasks.lengths,
+        plan.prompts.prompt_length,
+        (),
+        examples,
+        allow_cut_targets=allowed,
+      )
+    if source or all_examples:
+      config = data.DatasetConfig(
+        mixture_or_task_name=name,
+        task_feature_lengths=tasks.lengths,
+        batch_size=1,
+        allow_cut_targets=allowed,
+      )
+      data.get_train_iterator(config, plan.prompts.prompt_length, ())
+
+
+def _examine_backbone(path: str) -> dict[str, Any]:
+  from mpt_jax.engine import params
+  from mpt_jax.engine import predictor as runs
+
+  loaded = runs.load_backbone(path)
+  return {
+    'name': loaded.name,
+    'fingerprint': loaded.fingerprint,
+    'parameters': params.count(loaded.params),
+  }

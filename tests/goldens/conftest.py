@@ -1,0 +1,8 @@
+"""Fixtures: TFDS folders of a few rows."""
+
+import importlib.util
+
+from tests.helpers.tfds_data import write_tfds  # noqa: F401
+
+if importlib.util.find_spec('seqio') is None:
+  collect_ignore = ['test_tasks.py']
