@@ -48,11 +48,16 @@ LAYERS = (
     *('mpt_jax.engine.run', 'mpt_jax.study', 'mpt_jax.study.report'),
   },
   # Beside the entry points, of which it may use `cli` alone.
-  {'mpt_jax.t5x', 'mpt_jax.cli'},
+  {
+    *('mpt_jax.t5x', 'mpt_jax.cli'),
+    *('mpt_jax.cli.flags', 'mpt_jax.cli.reader'),
+  },
 )
 # The only modules that import gin.
 ENTRY_POINTS = {
   'cli',
+  'cli.flags',
+  'cli.reader',
   'train',
   'eval',
   'infer',
