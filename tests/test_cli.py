@@ -9,7 +9,7 @@ import jax
 import pytest
 
 from mpt_jax import cli, t5
-from mpt_jax.cli import reader
+from mpt_jax.cli import help, reader
 from mpt_jax.types import InputError
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -349,11 +349,8 @@ def test_every_macro_of_a_shipped_file_is_explained(path):
   files = [path]
   if 'models' in path:
     files.insert(0, 'gin_configs/runs/teacher.gin')
-  told = {m.name: m for m in reader.describe_macros(files, [])}
-  text = reader._read_files(
-    [reader.find(f, reader.search_paths()) for f in files],
-    reader.search_paths(),
-  )
+  told = {m.name: m for m in help.describe_macros(files, [])}
+  text = reader.read(files)
   assert told.keys() == text.macros.keys() | text.used_macros
   bare = {n for n, m in told.items() if not m.comment}
   assert not bare, bare

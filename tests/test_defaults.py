@@ -57,10 +57,10 @@ def _plain(value):
 
 def _differing(name):
   """The macros of a file whose parameter has another default, with both."""
-  text = reader._read_files([str(RUNS / f'{name}.gin')], reader.search_paths())
+  text = reader.read([str(RUNS / f'{name}.gin')])
   missing = text.missing()
   bindings = [
-    s for s in text.settings if s.target and isinstance(s.value, reader._Macro)
+    s for s in text.settings if s.target and isinstance(s.value, reader.Macro)
   ]
   assert bindings
   found = {}

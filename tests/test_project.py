@@ -50,13 +50,14 @@ LAYERS = (
   # Beside the entry points, of which it may use `cli` alone.
   {
     *('mpt_jax.t5x', 'mpt_jax.cli'),
-    *('mpt_jax.cli.flags', 'mpt_jax.cli.reader'),
+    *('mpt_jax.cli.flags', 'mpt_jax.cli.help', 'mpt_jax.cli.reader'),
   },
 )
 # The only modules that import gin.
 ENTRY_POINTS = {
   'cli',
   'cli.flags',
+  'cli.help',
   'cli.reader',
   'train',
   'eval',

@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 import gin
 
 from mpt_jax.cli import flags as flags_lib
-from mpt_jax.cli.flags import tell_macros
+from mpt_jax.cli.help import HELP, show_help, tell_macros
 from mpt_jax.cli.reader import (
   check_macros,
   quoted,
@@ -110,8 +110,8 @@ def main(module: str, function: str, argv: Sequence[str] | None = None) -> None:
   """
   global _command
   argv = sys.argv[1:] if argv is None else list(argv)
-  if flags_lib.HELP & set(argv):
-    flags_lib.show_help(module, function, argv)
+  if HELP & set(argv):
+    show_help(module, function, argv)
   from mpt_jax.engine import preemption
 
   debug = '--debug' in argv

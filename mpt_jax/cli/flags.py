@@ -1,17 +1,10 @@
-"""The flags of the gin-driven commands, and their `--help`."""
+"""The flags of the gin-driven commands."""
 
 import argparse
-import ast
 from collections.abc import Sequence
-import glob
-import os
-import shutil
-import sys
-import textwrap
-from typing import NoReturn
 
 from mpt_jax.cli import reader
-from mpt_jax.types import InputError, installed, nearest, quiet_pipe
+from mpt_jax.types import InputError, nearest
 
 # The entry points that several processes run as one, and those that read data.
 MULTIPROCESS = ('mpt_jax.train', 'mpt_jax.eval', 'mpt_jax.infer')
@@ -21,12 +14,6 @@ PROCESS_FLAGS = (
   'process_count',
   'process_index',
   'initialization_timeout',
-)
-HELP = {'-h', '--help'}
-_GIN = (
-  '--gin.NAME=VALUE sets a macro (--gin.BATCH_SIZE=32) or a parameter'
-  ' (--gin.train.Logging.log_period=50); strings need quotes:'
-  ' --gin.MODEL_DIR="\'runs/rte\'".'
 )
 
 
@@ -45,8 +32,8 @@ def several(flags: argparse.Namespace) -> bool:
   return flags.multiprocess_gpu
 
 
-def _parser(module: str) -> argparse.ArgumentParser:
-  """The flags that a command takes; those of other commands are hidden."""
+def parser(module: str) -> argparse.ArgumentParser:
+  """Returns the flags that a command takes; those of others are hidden."""
   parser = argparse.ArgumentParser(
     usage=f'python -m {module} --gin_file=FILE [--gin.NAME=VALUE …] [flags]',
     add_help=False,
@@ -135,16 +122,17 @@ def parse(
   Raises:
     InputError: if a word is no flag, or no gin file is given.
   """
-  flags, bindings = _read(module, argv)
+  flags, bindings = read(module, argv)
   if not flags.gin_file:
     raise InputError('no --gin_file given; see --help')
   return flags, bindings
 
 
-def _read(
+def read(
   module: str, argv: Sequence[str]
 ) -> tuple[argparse.Namespace, list[str]]:
-  flags, rest = _parser(module).parse_known_args(argv)
+  """As `parse`, but no gin file need be given."""
+  flags, rest = parser(module).parse_known_args(argv)
   bindings: list[str] = []
   for argument in rest:
     if not argument.startswith('--gin.') or '=' not in argument:
@@ -167,94 +155,3 @@ def _read(
       raise InputError(f'unknown argument {argument!r}{hint or "; see --help"}')
     bindings.append(argument.removeprefix('--gin.'))
   return flags, bindings
-
-
-def show_help(module: str, function: str, argv: Sequence[str]) -> NoReturn:
-  """Prints what a command does and takes, and ends the process.
-
-  Args:
-    module: 'mpt_jax.train'; it is not imported.
-    function: what gin binds in it.
-    argv: the words behind it; with gin files their macros are told.
-  """
-  try:
-    words = [word for word in argv if word not in HELP]
-    flags, bindings = _read(module, words)
-    if flags.gin_file:
-      lines = tell_macros(flags.gin_file, bindings, flags.gin_search_paths)
-    else:
-      lines = [*_tell(module, function), '', _parser(module).format_help()]
-  except InputError as e:
-    print(f'error: {e}', file=sys.stderr)
-    sys.exit(2)
-  with quiet_pipe():
-    print('\n'.join(lines).rstrip())
-  sys.exit(0)
-
-
-def _tell(module: str, function: str) -> list[str]:
-  """What a command does, and its gin files with a line each."""
-  names = []
-  folder = installed('gin_configs', 'runs')
-  for path in sorted(glob.glob(os.path.join(folder, '*.gin'))):
-    # Those that others include set only a part.
-    part = path.endswith('common.gin')
-    if not part and reader.binds(path, module, function):
-      summary = ' '.join(reader.head(path).split()).partition('. ')[0]
-      names.append((os.path.relpath(path, installed()), summary.rstrip('.')))
-  return [
-    (ast.get_docstring(reader.source(module)) or '').strip(),
-    '',
-    'Gin files; --gin_file=FILE --help says what can be set in one:',
-    *(_in_columns(name, text) for name, text in names),
-    '',
-    textwrap.fill(_GIN, 79, break_on_hyphens=False),
-  ]
-
-
-def tell_macros(
-  gin_files: Sequence[str], bindings: Sequence[str], extra_paths: str = ''
-) -> list[str]:
-  """Says what gin files are for, and what can be set in them.
-
-  Args:
-    gin_files: looked for as `reader.check_macros` does.
-    bindings: 'NAME=VALUE'.
-    extra_paths: comma-separated folders.
-
-  Returns:
-    Lines for a terminal.
-
-  Raises:
-    InputError: if a file is missing, or sets what is used nowhere.
-  """
-  macros = reader.describe_macros(gin_files, bindings, extra_paths)
-  paths = reader.search_paths(extra_paths)
-  lines = [reader.head(reader.find(gin_files[0], paths)), '']
-  required = [macro for macro in macros if not macro.value]
-  for title, some in (
-    ('Required macros (--gin.NAME=VALUE):', required),
-    ('Macros and their values:', [m for m in macros if m.value]),
-  ):
-    lines += [title] if some else []
-    for macro in some:
-      value = f' = {macro.value}' if macro.value else ''
-      said = '; '.join(filter(None, (macro.kind, macro.comment)))
-      lines.append(_in_columns(f'{macro.name}{value}', said))
-    lines += [''] if some else []
-  return lines
-
-
-_COLUMN = 34
-
-
-def _in_columns(left: str, right: str) -> str:
-  """Two columns, the second one wrapped; below the first if that is long."""
-  width = max(min(shutil.get_terminal_size().columns, 120), 60)
-  text = textwrap.wrap(
-    right, width - _COLUMN, break_on_hyphens=False, break_long_words=False
-  )
-  left = f'  {left}'
-  if len(left) < _COLUMN - 1 and text:
-    left = left.ljust(_COLUMN) + text.pop(0)
-  return '\n'.join([left, *(f'{"":{_COLUMN}}{line}' for line in text)])

@@ -12,7 +12,6 @@ import logging
 import os
 import re
 import shlex
-import tokenize
 from typing import Any
 
 from gin import config_parser
@@ -112,10 +111,7 @@ def check_macros(
   Raises:
     InputError: if a file is missing, a macro unknown or a required one unset.
   """
-  paths = search_paths(extra_paths)
-  found = [find(name, paths) for name in gin_files]
-  _read_checked(found, bindings, paths)
-  return found
+  return read(gin_files, bindings, extra_paths, whole=True).files
 
 
 def read_macros(
@@ -133,21 +129,33 @@ def read_macros(
   Raises:
     InputError: if a file is missing, a macro unknown or of a wrong type.
   """
-  paths = search_paths()
-  found = [find(name, paths) for name in gin_files]
-  text = _read_checked(found, bindings, paths, whole=False)
+  text = read(gin_files, bindings)
   values = {n: text.resolve(s).value for n, s in text.macros.items()}
   return {n: v for n, v in values.items() if v is not ANYTHING}
 
 
-def _read_checked(
-  found: Sequence[str],
-  bindings: Sequence[str],
-  paths: Sequence[str],
-  whole: bool = True,
-) -> '_Text':
-  """Reads gin files and bindings; `whole`: nothing required may be missing."""
-  text = _read_files(found, paths)
+def read(
+  gin_files: Sequence[str],
+  bindings: Sequence[str] = (),
+  extra_paths: str = '',
+  whole: bool = False,
+) -> 'Text':
+  """Reads gin files and bindings, and checks names and types.
+
+  Args:
+    gin_files: as for `configure`.
+    bindings: 'NAME=VALUE'.
+    extra_paths: comma-separated folders.
+    whole: whether every required macro has to be set.
+
+  Returns:
+    What they say.
+
+  Raises:
+    InputError: if a file is missing, a macro unknown or of a wrong type.
+  """
+  paths = search_paths(extra_paths)
+  text = _read_files([find(name, paths) for name in gin_files], paths)
   for binding in bindings:
     text.add(_parse_binding(binding, text.used))
   _check_names(text, whole)
@@ -236,13 +244,13 @@ def source(module: str) -> ast.Module:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Macro:
+class Macro:
   """'%NAME' in the place of a value."""
 
   name: str
 
 
-_REQUIRED = _Macro('gin.REQUIRED')
+_REQUIRED = Macro('gin.REQUIRED')
 
 
 class _References(config_parser.ParserDelegate):
@@ -256,20 +264,20 @@ class _References(config_parser.ParserDelegate):
   ) -> Any:
     return ANYTHING
 
-  def macro(self, macro_name: str) -> _Macro:
+  def macro(self, macro_name: str) -> Macro:
     self._used.add(macro_name)
-    return _Macro(macro_name)
+    return Macro(macro_name)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Setting:
+class Setting:
   """A statement that sets something.
 
   Attributes:
     scope: of the parameter, '' for none.
     target: what has the parameter, as 'train.train'; '' for a macro.
     name: of the macro or parameter.
-    value: with `_Macro` and `ANYTHING` for references.
+    value: with `Macro` and `ANYTHING` for references.
     where: 'FILE:LINE'; '' on the command line.
   """
 
@@ -289,16 +297,18 @@ class _Setting:
 
 
 @dataclasses.dataclass
-class _Text:
+class Text:
   """What gin files and bindings say; a later setting wins.
 
   Attributes:
+    files: the paths of the gin files, without those that they include.
     settings: in gin's own order.
     used: the macros that are referred to.
     modules: local name -> module, of all imports.
   """
 
-  settings: list[_Setting] = dataclasses.field(default_factory=list)
+  files: list[str] = dataclasses.field(default_factory=list)
+  settings: list[Setting] = dataclasses.field(default_factory=list)
   used: set[str] = dataclasses.field(default_factory=set)
   modules: dict[str, str] = dataclasses.field(default_factory=dict)
 
@@ -310,11 +320,11 @@ class _Text:
     place = statement.location
     where = f'{place.filename}:{place.line_num}' if place.filename else ''
     self.settings.append(
-      _Setting(statement.scope, target, name, statement.value, where)
+      Setting(statement.scope, target, name, statement.value, where)
     )
 
   @property
-  def macros(self) -> dict[str, _Setting]:
+  def macros(self) -> dict[str, Setting]:
     """The macros by name."""
     return {s.name: s for s in self.settings if not s.target and not s.scope}
 
@@ -329,7 +339,7 @@ class _Text:
     missing = [n for n, s in macros.items() if s.value == _REQUIRED]
     return missing + sorted(self.used_macros - macros.keys())
 
-  def home(self, setting: _Setting) -> tuple[str, str]:
+  def home(self, setting: Setting) -> tuple[str, str]:
     """(Module, name) of what has the parameter that is set."""
     home, _, name = setting.target.rpartition('.')
     return self.modules.get(home, ''), name
@@ -340,7 +350,7 @@ class _Text:
     while macro not in seen:
       seen.add(macro)
       for setting in self.settings:
-        if setting.value == _Macro(macro):
+        if setting.value == Macro(macro):
           if setting.target:
             found = parameters(*self.home(setting)).get(setting.name)
             return found or Parameter()
@@ -348,10 +358,10 @@ class _Text:
           break
     return Parameter()
 
-  def resolve(self, setting: _Setting) -> _Setting:
+  def resolve(self, setting: Setting) -> Setting:
     """What a parameter is set to in the end, and by which statement."""
     macros, seen = self.macros, set()
-    while isinstance(setting.value, _Macro):
+    while isinstance(setting.value, Macro):
       name = setting.value.name
       if name in seen or name not in macros:
         return dataclasses.replace(setting, value=ANYTHING)
@@ -359,7 +369,7 @@ class _Text:
       setting = macros[name]
 
     def fill(value: Any, depth: int = 0) -> Any:
-      if isinstance(value, _Macro):
+      if isinstance(value, Macro):
         known = value.name in macros and depth < 20
         return fill(macros[value.name].value, depth + 1) if known else ANYTHING
       if isinstance(value, list | tuple):
@@ -371,9 +381,9 @@ class _Text:
     return dataclasses.replace(setting, value=fill(setting.value))
 
 
-def _read_files(gin_files: Sequence[str], paths: Sequence[str]) -> _Text:
+def _read_files(gin_files: Sequence[str], paths: Sequence[str]) -> Text:
   """Parses gin files as gin does, but imports nothing."""
-  text = _Text()
+  text = Text(list(gin_files))
   count = 0
 
   def read(path: str, including: tuple[str, ...] = ()) -> None:
@@ -488,7 +498,7 @@ def _quoted_form(value: str) -> tuple[str, str]:
   return 'a string needs quotes', repr(bare)
 
 
-def _check_names(text: _Text, whole: bool) -> None:
+def _check_names(text: Text, whole: bool) -> None:
   """Every macro that is set must be used, and if `whole` every one be set.
 
   Gin itself accepts a misspelt macro in silence.
@@ -513,7 +523,7 @@ def _check_names(text: _Text, whole: bool) -> None:
     )
 
 
-def _check_types(text: _Text) -> None:
+def _check_types(text: Text) -> None:
   """Values must be what the parameters that they are bound to ask for."""
   last = {(s.scope, s.target, s.name): s for s in text.settings if s.target}
   for setting in last.values():
@@ -530,7 +540,7 @@ def _check_types(text: _Text) -> None:
       )
 
 
-def _better(annotation: ast.expr, given: _Setting) -> str:
+def _better(annotation: ast.expr, given: Setting) -> str:
   """'; write …' where it can be told what was meant."""
   value = given.value
   if isinstance(value, str):
@@ -544,115 +554,3 @@ def _better(annotation: ast.expr, given: _Setting) -> str:
     if float(value).is_integer() and not expected_by(annotation, int(value)):
       return f': {given.shown(int(value))}'
   return ''
-
-
-@dataclasses.dataclass(frozen=True)
-class Macro:
-  """What a user wants to know of a macro.
-
-  Attributes:
-    name: its name.
-    value: as the gin file or the command line writes it; '' if it is required.
-    kind: what it may be, in words; '' if that is not known.
-    comment: what stands behind it in the gin file, or else what the docstring
-      says of the parameter that it sets.
-  """
-
-  name: str
-  value: str
-  kind: str
-  comment: str
-
-
-def describe_macros(
-  gin_files: Sequence[str], bindings: Sequence[str], extra_paths: str = ''
-) -> list[Macro]:
-  """Says what can be set in gin files; nothing is imported.
-
-  Args:
-    gin_files: as for `check_macros`.
-    bindings: 'NAME=VALUE'.
-    extra_paths: comma-separated folders.
-
-  Returns:
-    The macros in the order of the files, required ones first.
-
-  Raises:
-    InputError: if a file is missing, or sets what is used nowhere.
-  """
-  paths = search_paths(extra_paths)
-  found = [find(name, paths) for name in gin_files]
-  text = _read_checked(found, bindings, paths, whole=False)
-  written: dict[str, str] = {}
-  comments: dict[str, str] = {}
-  for setting in text.settings:
-    if setting.target or setting.scope:
-      continue
-    path, _, line = setting.where.rpartition(':')
-    value, comment = repr(setting.value), ''
-    if path:
-      value, comment = _statements(path).get(int(line), (value, ''))
-    written[setting.name] = value
-    comments[setting.name] = comment or comments.get(setting.name, '')
-  required = text.missing()
-  macros = []
-  for name in [*required, *(n for n in written if n not in required)]:
-    parameter = text.parameter_of(name)
-    kind = ''
-    if parameter.annotation is not None:
-      # What nothing fits.
-      kind = expected_by(parameter.annotation, object())
-    comment = comments.get(name) or parameter.text.partition('. ')[0]
-    value = '' if name in required else written[name]
-    macros.append(Macro(name, value, kind, comment.rstrip('.')))
-  return macros
-
-
-@functools.lru_cache(maxsize=64)
-def _statements(path: str) -> Mapping[int, tuple[str, str]]:
-  """The lines of a gin file: number -> (value, comment behind it)."""
-  with open(path, encoding='utf-8') as f:
-    content = f.read()
-  lines = content.splitlines()
-  found: dict[int, tuple[str, str]] = {}
-  start, value, comment = 0, '', ''
-  for token in tokenize.generate_tokens(io.StringIO(content).readline):
-    row, column = token.start
-    if token.type == tokenize.COMMENT:
-      comment = token.string.lstrip('# ')
-      alone = not lines[row - 1][:column].strip()
-      if start and not alone:
-        lines[row - 1] = lines[row - 1][:column]
-      elif not start and found and column and alone:
-        # It goes on below.
-        last = max(found)
-        found[last] = (found[last][0], f'{found[last][1]} {comment}'.strip())
-        comment = ''
-    elif token.type == tokenize.NEWLINE:
-      value = ' '.join(' '.join(lines[start - 1 : row]).split())
-      found[start] = (value.partition('=')[2].strip(), comment)
-      start, comment = 0, ''
-    elif token.string.strip() and not start:
-      start, comment = row, ''
-    elif token.type == tokenize.NL:
-      comment = ''  # Of an item, not of the whole.
-  return found
-
-
-def head(path: str) -> str:
-  """The comment at the top of a gin file."""
-  with open(path, encoding='utf-8') as f:
-    lines = f.read().partition('\nfrom ')[0].splitlines()
-  return '\n'.join(
-    line.removeprefix('#').removeprefix(' ')
-    for line in lines
-    if line.startswith('#')
-  )
-
-
-def binds(path: str, module: str, function: str) -> bool:
-  """Whether a gin file, or what it includes, sets parameters of a function."""
-  text = _read_files([path], search_paths())
-  return any(
-    text.home(s) == (module, function) for s in text.settings if s.target
-  )
