@@ -80,8 +80,8 @@ DISTRIBUTIONS = {
   'sklearn': 'scikit-learn',
   'tensorflow_datasets': 'tensorflow-datasets',
 }
-# Declared for tensorflow-datasets, sentencepiece and clu, which don't say so.
-NOT_IMPORTED = {'importlib_resources', 'protobuf', 'tensorboard'}
+# Declared for tensorflow-datasets and sentencepiece, which don't say so.
+NOT_IMPORTED = {'importlib_resources', 'protobuf'}
 
 
 def _modules() -> dict[str, pathlib.Path]:
@@ -155,7 +155,7 @@ class TestLayers:
       used = {_top(i) for i in _imports(name)}
       assert not used & HEAVY, f'{name} imports {used & HEAVY}'
       used = {_top(i) for i in _imports(name, top_only=True)}
-      # clu.metric_writers imports tensorflow.
+      # Its metric writers import tensorflow.
       assert 'clu' not in used, f'{name} imports clu when it is loaded'
 
   def test_only_entry_points_import_gin(self):
