@@ -12,6 +12,8 @@ from mpt_jax.engine import metrics, writers
 
 TRAIN = {
   'train/loss': 1.5,
+  'train/z_loss': 0.0,
+  'train/z_loss/rte': 0.0,
   'train/kl': 0.5,
   'train/kl/rte': 0.25,
   'train/cross_entropy/a/b': 2.0,

@@ -113,6 +113,8 @@ def tags(
       tag = f'data/{second}/{first}' if kind == 'train' else ''
     elif kind == 'train' and first in _SPEED:
       tag = f'speed/{first}'
+    elif first == 'z_loss' and not value:
+      tag = ''  # It has no weight.
     else:
       tag = f'{kind}/{second}/{first}' if second else name
     if tag and (kind != 'floor' or tag not in scalars):
