@@ -52,7 +52,7 @@ from mpt_jax.engine.settings import (
   Loss,
 )
 from mpt_jax.engine.starts import Distillation, Source
-from mpt_jax.engine.writers import METRICS, Writers, make_writer
+from mpt_jax.engine.writers import METRICS, Writers, make_writer, tags
 from mpt_jax.t5 import products
 from mpt_jax.types import (
   InputError,
@@ -561,8 +561,9 @@ def _beside(
       job.task_names,
     )
     evaluate.check_at_each_batch(request)
+  group = functools.partial(_tags, job.optimizer, evaluate)
   writer = make_writer(
-    settings.model_dir, settings.logging.tensorboard, resume_step=step
+    settings.model_dir, step, group if settings.logging.tensorboard else None
   )
   if evaluate is not None and evaluation is not None and evaluation.selects:
     best = BestPrompts.create(
@@ -574,6 +575,18 @@ def _beside(
     )
     evaluate.follow(best.update)
   return _Beside(writer, evaluate, best, request)
+
+
+def _tags(
+  optimizer: optimizers.Optimizer,
+  evaluate: Evaluator | None,
+  scalars: Mapping[str, float],
+) -> dict[str, float]:
+  """Groups metrics for TensorBoard, by what this run knows of them."""
+  judged = evaluate.latest_judged if evaluate else {}
+  said = {task: found.metrics for task, found in judged.items()}
+  fixed = optimizer.schedule == 'constant' and not optimizer.warmup_steps
+  return tags(scalars, said, fixed)
 
 
 def _fit(job: _Job, begin: _Begin, beside: _Beside) -> trainer.TrainState:
