@@ -4,6 +4,7 @@ The names below are loaded when they are first used, so that `import mpt_jax`
 costs nothing and pulls in neither TensorFlow nor SeqIO.
 """
 
+from collections.abc import Mapping
 import importlib
 import importlib.abc
 import importlib.machinery
@@ -44,6 +45,7 @@ MOVED = {
         *('starts', 'trainer'),
       )
     },
+    'lines': 'data.lines',
     'prompts': 'methods',
     'runs': 'engine.predictor',
     'report': 'study.report',
@@ -70,19 +72,33 @@ class _Moved(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 sys.meta_path.insert(0, _Moved())
 
 
-def __getattr__(name: str) -> Any:
-  if name in _HOMES:
-    value = getattr(importlib.import_module(_HOMES[name]), name)
-    globals()[name] = value
+def lazily(package: str, homes: Mapping[str, str], name: str) -> Any:
+  """Returns an attribute of a package, loaded now that it is used.
+
+  Args:
+    package: the package's name.
+    homes: name -> module that it stands in.
+    name: of the attribute: one of these, or a module of the package.
+
+  Raises:
+    AttributeError: if it is neither.
+  """
+  if name in homes:
+    value = getattr(importlib.import_module(homes[name]), name)
+    setattr(sys.modules[package], name, value)
     return value
   try:
-    # Subpackages, so that `mpt_jax.t5` works after `import mpt_jax` alone.
-    return importlib.import_module(f'mpt_jax.{name}')
+    # So that `mpt_jax.t5` works after `import mpt_jax` alone.
+    return importlib.import_module(f'{package}.{name}')
   except ModuleNotFoundError as e:
-    if e.name != f'mpt_jax.{name}':
+    if e.name != f'{package}.{name}':
       raise
-    message = f'module {__name__!r} has no attribute {name!r}'
+    message = f'module {package!r} has no attribute {name!r}'
     raise AttributeError(message) from None
+
+
+def __getattr__(name: str) -> Any:
+  return lazily(__name__, _HOMES, name)
 
 
 def __dir__() -> list[str]:

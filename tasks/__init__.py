@@ -5,10 +5,10 @@ Neither disk nor network is touched. The tables are in `glue`, `super_glue`,
 `mixtures`.
 """
 
-# Imported for what they register. The data package comes first, since it
-# quietens TensorFlow, and mixtures last, since they name tasks.
+# Imported for what they register. TensorFlow comes first, quietly, and mixtures
+# last, since they name tasks.
 # isort: off
-import mpt_jax.data  # noqa: F401
+import mpt_jax.data.libraries  # noqa: F401
 from tasks import glue  # noqa: F401
 from tasks import super_glue  # noqa: F401
 from tasks import qa  # noqa: F401

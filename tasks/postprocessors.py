@@ -1,13 +1,13 @@
 """Texts to what the metrics compare; called for targets and for outputs.
 
-The ids of label words come from `mpt_jax.data.templates.class_id`.
+The ids of label words come from `mpt_jax.data.labels.class_id`.
 """
 
 from collections.abc import Mapping, Sequence
 import math
 from typing import Any
 
-from mpt_jax.data.templates import INVALID, class_id
+from mpt_jax.data.labels import INVALID, class_id
 
 Example = Mapping[str, Any] | None
 

@@ -129,7 +129,7 @@ def _vocabulary_of(backbone: str) -> str | None:
 def _run(args: argparse.Namespace) -> Iterator[str]:
   importlib.import_module('tasks')
   if args.module:
-    from mpt_jax.data.dataset import import_module
+    from mpt_jax.data.seqio_tasks import import_module
 
     import_module(args.module)
   import seqio
@@ -172,7 +172,7 @@ def registry() -> Iterator[str]:
   """Yields one line for each task of the tables and each mixture."""
   import seqio
 
-  from mpt_jax.data import templates
+  from mpt_jax.data import labels
   from tasks import mixtures
   from tasks.table import TABLE
 
@@ -185,7 +185,7 @@ def registry() -> Iterator[str]:
         row.name,
         row.tfds_name,
         '/'.join(f'{n:,}' for n in row.sizes.values()),
-        _names([row.postprocess or templates.class_id]),
+        _names([row.postprocess or labels.class_id]),
         _names(row.metrics),
         f'{row.inputs} -> {answer}',
       )
@@ -209,11 +209,9 @@ def registry() -> Iterator[str]:
 
 def mixture(name: str) -> Iterator[str]:
   """Yields the tasks of a mixture and their shares."""
-  import seqio
+  from mpt_jax.data import lookup
 
-  from mpt_jax.data.dataset import mixing_rates
-
-  rates = mixing_rates(seqio.MixtureRegistry.get(name))
+  rates = lookup.get_provider(name).rates()
   yield f'mixture {name}'
   total = sum(rates.values())
   yield from _table(
@@ -257,7 +255,7 @@ def _some_data(task: 'seqio.Task', split: str, draw: bool) -> Iterator[str]:
   not kept.
   """
   from mpt_jax import data
-  from mpt_jax.data import provenance, sources
+  from mpt_jax.data import sources
   from tasks.table import TABLE
 
   source = task.source
@@ -273,7 +271,7 @@ def _some_data(task: 'seqio.Task', split: str, draw: bool) -> Iterator[str]:
   else:
     data.check_data(task.name, split)
     synthetic = data.is_synthetic(task.name)
-    kind = f'{provenance.SYNTHETIC}, ' if synthetic else ''
+    kind = f'{sources.SYNTHETIC}, ' if synthetic else ''
     yield f'{kind}{_from_home(sources.find_dataset(source.tfds_name))}'
     return
   from tasks.offline import datasets, writer
@@ -289,7 +287,7 @@ def _some_data(task: 'seqio.Task', split: str, draw: bool) -> Iterator[str]:
     data.set_data_dir(folder)
     try:
       yield (
-        f'{provenance.SYNTHETIC}, since there is no {source.tfds_name} in'
+        f'{sources.SYNTHETIC}, since there is no {source.tfds_name} in'
         f' {_from_home(before)} (--data_dir)'
       )
     finally:
@@ -311,7 +309,7 @@ def _vocabulary_note() -> str:
 
 def _limits(args: argparse.Namespace) -> dict[str, int]:
   """Returns how many tokens of inputs and targets fit."""
-  from mpt_jax.data.feature_converter import check_lengths
+  from mpt_jax.data.dataset import check_lengths
 
   lengths = {'inputs': args.inputs, 'targets': args.targets}
   if args.gin_file:
@@ -327,8 +325,7 @@ def _limits(args: argparse.Namespace) -> dict[str, int]:
 def _task(task: 'seqio.Task', args: argparse.Namespace) -> Iterator[str]:
   """Yields what a task is, then its examples and their lengths."""
   from mpt_jax import data
-  from mpt_jax.data import faults
-  from mpt_jax.data.dataset import check_labels
+  from mpt_jax.data import lookup, seqio_tasks
   from tasks import mixtures
   from tasks.table import TABLE
 
@@ -362,12 +359,12 @@ def _task(task: 'seqio.Task', args: argparse.Namespace) -> Iterator[str]:
   place = data.task_rows(names, task.name)[task.name]
   yield f'  prompt row   {place} of PROMPT_TASKS = {list(names)}'
   with (
-    faults.naming(task, args.split),
+    seqio_tasks.naming(task, args.split),
     _some_data(task, args.split, args.data_dir is None) as origin,
   ):
     yield f'  examples     {origin}'
     yield f'  vocabulary   {_vocabulary_note()}'
-    check_labels(task, limits['targets'])
+    lookup.check_labels(lookup.get_provider(task.name), limits['targets'])
     raw = task.source.get_dataset(args.split, shuffle=False)
     yield ''
     yield from _examples(task, raw.take(args.examples), limits)
@@ -409,14 +406,14 @@ def _lengths(
 
 def _splits(task: 'seqio.Task', split: str) -> Iterator[str]:
   """Yields sizes, balance, doubles and overlap of a task's splits."""
-  from mpt_jax.data import counts, records
+  from mpt_jax.data import counts, sources, survey
 
-  most = None if isinstance(task.source, records.RecordsSource) else _SURVEYED
-  found: dict[str, counts.Survey] = {}
+  most = None if isinstance(task.source, sources.RecordsSource) else _SURVEYED
+  found: dict[str, survey.Survey] = {}
   missing = []
   for name in task.splits:
     try:
-      found[name] = counts.survey(task, name, most)
+      found[name] = survey.survey(task, name, most)
     except Exception as e:
       if name == split:
         raise

@@ -15,8 +15,8 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from mpt_jax.data import TfdsSource, get_data_dir
-from mpt_jax.data.provenance import info_is_synthetic
 from mpt_jax.data.records import Slice
+from mpt_jax.data.sources import info_is_synthetic
 from mpt_jax.types import InputError
 
 NAMES = ('train', 'validation', 'test')

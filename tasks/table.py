@@ -8,7 +8,7 @@ from typing import Any
 import tensorflow as tf
 
 from mpt_jax import data
-from mpt_jax.data import templates
+from mpt_jax.data import labels, templates, wording
 from tasks import metrics as metrics_lib
 from tasks import splits as splits_lib
 
@@ -90,7 +90,7 @@ TABLE: dict[str, Task] = {}
 def register(rows: Iterable[Task]) -> None:
   """Registers tasks with SeqIO."""
   for row in rows:
-    postprocess = row.postprocess or templates.class_id
+    postprocess = row.postprocess or labels.class_id
     if row.labels is not None:
       postprocess = functools.partial(postprocess, labels=row.labels)
     task = data.register_task(
@@ -103,7 +103,7 @@ def register(rows: Iterable[Task]) -> None:
       metric_fns=row.metrics,
     )
     templates.keep_wording(
-      task, templates.Wording(row.inputs, row.targets, row.labels)
+      task, wording.Wording(row.inputs, row.targets, row.labels)
     )
     TABLE[row.name] = row
 

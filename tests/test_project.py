@@ -24,7 +24,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 LAYERS = (
   {'mpt_jax', 'mpt_jax.types'},
   {
-    *('mpt_jax.methods', 'mpt_jax.t5', 'mpt_jax.losses', 'mpt_jax.lines'),
+    *('mpt_jax.methods', 'mpt_jax.t5', 'mpt_jax.losses', 'mpt_jax.data.lines'),
     *('mpt_jax.engine', 'mpt_jax.engine.params', 'mpt_jax.engine.metrics'),
     *('mpt_jax.engine.batching', 'mpt_jax.engine.buckets'),
     *('mpt_jax.engine.hostmemory', 'mpt_jax.checkpoints.texts'),

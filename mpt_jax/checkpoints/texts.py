@@ -11,7 +11,7 @@ import dataclasses
 import string
 from typing import Any
 
-from mpt_jax import lines
+from mpt_jax.data import lines
 from mpt_jax.types import InputError, nearest
 
 # The feature whose class id a label word replaces.

@@ -1,62 +1,78 @@
-"""The SeqIO side: tasks and mixtures become batches of model features.
+"""Tasks and mixtures become batches of model features, and answers scores.
 
-Importing this package imports TensorFlow and SeqIO (some seconds), so entry
-points import it late and the core never does. TensorFlow is for reading and
-tokenising only: it is kept off the accelerators, which belong to JAX.
+The names below are loaded when they are first used: those that read SeqIO's
+tasks bring TensorFlow with them (some seconds, see `libraries`); a run on
+rows that are in memory (`Task`) never needs it.
 """
 
-import logging
+from typing import TYPE_CHECKING
 
-from mpt_jax.data import quiet
+import mpt_jax
 from mpt_jax.types import prefer_own_packages
 
+if TYPE_CHECKING:
+  from mpt_jax.data.dataset import (
+    BatchIterator,
+    DatasetConfig,
+    get_train_iterator,
+  )
+  from mpt_jax.data.evaluation import (
+    Scores,
+    evaluate,
+    examine,
+    metrics_of,
+    predict,
+  )
+  from mpt_jax.data.feature_converter import PromptFeatureConverter
+  from mpt_jax.data.lookup import (
+    check_data,
+    check_vocabulary,
+    is_synthetic,
+    task_rows,
+    task_texts,
+  )
+  from mpt_jax.data.memory import Task
+  from mpt_jax.data.register import register_task
+  from mpt_jax.data.rows import task_identity
+  from mpt_jax.data.seqio_vocabulary import get_vocabulary
+  from mpt_jax.data.sources import TfdsSource, get_data_dir, set_data_dir
+  from mpt_jax.data.vocabulary import use_vocabulary
+  from mpt_jax.engine.metrics import metric
+
 prefer_own_packages()
-with quiet.silence_native_logs():
-  import seqio  # noqa: F401
-  import tensorflow as tf
 
-  try:
-    tf.config.set_visible_devices([], 'GPU')
-    _too_late = False
-  except RuntimeError:
-    _too_late = True
-
-if _too_late:
-  # TensorFlow was used before us: it has what it took, and we go on.
-  logging.warning('TensorFlow has been started with the GPU visible')
-
-# Only now: what follows imports TensorFlow too, which must be quiet.
-# ruff: noqa: E402
-from mpt_jax.data.dataset import (
-  BatchIterator,
-  DatasetConfig,
-  check_data,
-  get_train_iterator,
-)
-from mpt_jax.data.evaluation import (
-  Scores,
-  evaluate,
-  examine,
-  metrics_of,
-  predict,
-)
-from mpt_jax.data.feature_converter import PromptFeatureConverter
-from mpt_jax.data.provenance import is_synthetic
-from mpt_jax.data.register import register_task, task_texts
-from mpt_jax.data.rows import task_identity, task_rows
-from mpt_jax.data.sources import TfdsSource, get_data_dir, set_data_dir
-from mpt_jax.data.vocabulary import (
-  check_vocabulary,
-  get_vocabulary,
-  use_vocabulary,
-)
-from mpt_jax.engine.metrics import metric
+_HOMES = {
+  'BatchIterator': 'mpt_jax.data.dataset',
+  'DatasetConfig': 'mpt_jax.data.dataset',
+  'PromptFeatureConverter': 'mpt_jax.data.feature_converter',
+  'Scores': 'mpt_jax.data.evaluation',
+  'Task': 'mpt_jax.data.memory',
+  'TfdsSource': 'mpt_jax.data.sources',
+  'check_data': 'mpt_jax.data.lookup',
+  'check_vocabulary': 'mpt_jax.data.lookup',
+  'evaluate': 'mpt_jax.data.evaluation',
+  'examine': 'mpt_jax.data.evaluation',
+  'get_data_dir': 'mpt_jax.data.sources',
+  'get_train_iterator': 'mpt_jax.data.dataset',
+  'get_vocabulary': 'mpt_jax.data.seqio_vocabulary',
+  'is_synthetic': 'mpt_jax.data.lookup',
+  'metric': 'mpt_jax.engine.metrics',
+  'metrics_of': 'mpt_jax.data.evaluation',
+  'predict': 'mpt_jax.data.evaluation',
+  'register_task': 'mpt_jax.data.register',
+  'set_data_dir': 'mpt_jax.data.sources',
+  'task_identity': 'mpt_jax.data.rows',
+  'task_rows': 'mpt_jax.data.lookup',
+  'task_texts': 'mpt_jax.data.lookup',
+  'use_vocabulary': 'mpt_jax.data.vocabulary',
+}
 
 __all__ = [
   'BatchIterator',
   'DatasetConfig',
   'PromptFeatureConverter',
   'Scores',
+  'Task',
   'TfdsSource',
   'check_data',
   'check_vocabulary',
@@ -76,3 +92,11 @@ __all__ = [
   'task_texts',
   'use_vocabulary',
 ]
+
+
+def __getattr__(name: str) -> object:
+  return mpt_jax.lazily(__name__, _HOMES, name)
+
+
+def __dir__() -> list[str]:
+  return sorted({*globals(), *_HOMES})

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from mpt_jax.data.templates import INVALID
+from mpt_jax.data.labels import INVALID
 from mpt_jax.engine import metrics
 from mpt_jax.engine.metrics import Judgement, Metric
 

@@ -16,45 +16,21 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import dataclasses
 import functools
 import hashlib
-import importlib
 import itertools
 import logging
-import os
 from typing import Any
 
 import numpy as np
-import seqio
-import tensorflow as tf
 import tqdm
 
-from mpt_jax.data import (
-  counts,
-  faults,
-  few_shot,
-  labels,
-  records,
-  rows,
-  sampling,
-  sources,
-  templates,
-)
-from mpt_jax.data.feature_converter import check_lengths
-from mpt_jax.data.quiet import only_errors
-from mpt_jax.data.vocabulary import check_vocabulary, end_ids, get_vocabulary
+from mpt_jax.data import counts, few_shot, lookup, rows, sampling
+from mpt_jax.data.providers import KEYS, TaskReader, identifies
+from mpt_jax.data.vocabulary import CHOSEN
 from mpt_jax.engine import batching, buckets
-from mpt_jax.types import (
-  InputError,
-  Lengths,
-  Natural,
-  Positive,
-  nearest,
-  prefer_own_packages,
-)
+from mpt_jax.types import InputError, Lengths, Names, Natural, Positive
 
 log = logging.getLogger(__name__)
 
-# How many examples are read at a time.
-_BLOCK = 1024
 # Reading a split of this size takes some seconds.
 _LARGE = 20_000
 # Length buckets are chosen by so many batches.
@@ -68,7 +44,8 @@ class DatasetConfig:
   """What a run reads.
 
   Attributes:
-    mixture_or_task_name: a registered SeqIO mixture or task.
+    mixture_or_task_name: a registered SeqIO mixture or task, or a task in
+      memory; a list of tasks is a mixture with equal rates.
     task_feature_lengths: S (prompt slots included) as `inputs`, T as
       `targets`.
     batch_size: B, the rows of a batch over all hosts.
@@ -89,7 +66,7 @@ class DatasetConfig:
     allow_cut_targets: whether targets over their length are cut, not refused.
   """
 
-  mixture_or_task_name: str
+  mixture_or_task_name: str | Names
   task_feature_lengths: Lengths
   batch_size: Positive
   split: str = 'train'
@@ -106,149 +83,47 @@ class DatasetConfig:
   allow_cut_targets: bool = dataclasses.field(default=False, repr=False)
 
   def __post_init__(self):
+    if not isinstance(self.mixture_or_task_name, str):
+      names = tuple(self.mixture_or_task_name)
+      object.__setattr__(self, 'mixture_or_task_name', names)
     if self.batch_size < 1:
       raise InputError(f'BATCH_SIZE={self.batch_size} must be positive')
     if self.seed < 0:
       raise InputError(f'the data seed {self.seed} must not be negative')
 
 
-def import_module(module: str) -> None:
-  """Imports the module that registers a run's tasks.
+def check_lengths(
+  task_feature_lengths: Mapping[str, int], prompt_length: int
+) -> tuple[int, int]:
+  """Checks TASK_FEATURE_LENGTHS against the prompt length.
 
   Args:
-    module: its dotted name (MIXTURE_OR_TASK_MODULE).
-
-  Raises:
-    InputError: if there is no such module, or if a mixture in it names an
-      unknown task.
-  """
-  ours = module.partition('.')[0] == 'tasks'
-  prefer_own_packages(again=ours)
-  try:
-    importlib.import_module(module)
-  except ModuleNotFoundError as e:
-    # A module that it imports in turn may be missing: that is not our input.
-    if e.name is None or not (module + '.').startswith(e.name + '.'):
-      raise
-    raise InputError(
-      f'MIXTURE_OR_TASK_MODULE={module!r} cannot be imported: there is no '
-      f'module {e.name!r}'
-      + ("; `tasks` is mpt_jax's own package: call yours otherwise" * ours)
-    ) from None
-  except InputError:
-    raise
-  except Exception as e:
-    line = faults.users_line(e)
-    where = f'{line}: ' if line else ''
-    mixture = _unfinished_mixture(e)
-    # What SeqIO says of a mixture of an unknown task.
-    said, _, name = str(e).partition('not registered: ')
-    if said and name:
-      known = [*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()]
-      raise InputError(
-        f'{where}a mixture of module {module!r} names {name!r}, which is no'
-        f' registered task{nearest(name, known)}'
-      ) from e
-    if mixture and 'need a rate' in str(e):
-      raise InputError(
-        f'{where}mixture {mixture["name"]!r}: {mixture["t"]!r} has no rate;'
-        f" give it as ('{mixture['t']}', 1.0), or one default_rate for all"
-      ) from e
-    if not line:
-      raise
-    raise InputError(
-      f'MIXTURE_OR_TASK_MODULE={module!r}: {line}: {faults.said(e)}'
-    ) from e
-
-
-def _unfinished_mixture(error: Exception) -> Mapping[str, Any] | None:
-  """The names in SeqIO's constructor of a mixture, if it failed in there."""
-  trace = error.__traceback__
-  while trace is not None:
-    known = trace.tb_frame.f_locals
-    if isinstance(known.get('self'), seqio.Mixture) and 't' in known:
-      return known
-    trace = trace.tb_next
-  return None
-
-
-def check_data(
-  mixture_or_task_name: str,
-  split: str,
-  module: str | None = None,
-  use_cached: bool = False,
-) -> seqio.Task | seqio.Mixture:
-  """Checks at once that a mixture or task can be read.
-
-  Args:
-    mixture_or_task_name: its name.
-    split: the split that will be read.
-    module: a module to import first (MIXTURE_OR_TASK_MODULE).
-    use_cached: whether SeqIO's offline cache will be read instead.
+    task_feature_lengths: `inputs` (prompt slots included) and `targets`.
+    prompt_length: P; 0 for a model without prompts.
 
   Returns:
-    The mixture or task.
+    (S, T): encoder and decoder length.
 
   Raises:
-    InputError: one line that names what is missing, where it was looked for
-      and what to do.
+    InputError: if a length is missing, or if no token and end mark fit beside
+      the prompt.
   """
-  if module:
-    import_module(module)
-  provider = rows.get_provider(mixture_or_task_name)
-  for task in seqio.get_subtasks(provider):
-    try:
-      with faults.naming(task, split):
-        _check_task(task, split, use_cached)
-    except InputError as e:
-      if str(e).startswith(f'task {task.name!r}'):
-        raise
-      raise InputError(f'task {task.name!r}: {e}') from e
-  check_rates(provider, split)
-  return provider
-
-
-def check_labels(
-  provider: seqio.Task | seqio.Mixture, target_length: int
-) -> None:
-  """Checks that a model can say the label words of what a run reads.
-
-  Args:
-    provider: a mixture or task.
-    target_length: T.
-
-  Raises:
-    InputError: see `labels.check_writable`.
-  """
-  for task in seqio.get_subtasks(provider):
-    if wording := templates.wording_of(task):
-      labels.check_writable(
-        wording.answers,
-        task.output_features['targets'].vocabulary,
-        target_length,
-        task.name,
-      )
-
-
-def _check_task(task: seqio.Task, split: str, use_cached: bool) -> None:
-  missing = {'inputs', 'targets'} - set(task.output_features)
-  if missing:
-    raise InputError(f'it has no output feature {sorted(missing)}')
-  if use_cached and task.supports_caching:
-    if not task.cache_dir:
+  for key in ('inputs', 'targets'):
+    length = task_feature_lengths.get(key)
+    if not isinstance(length, int) or length < 1:
       raise InputError(
-        'USE_CACHED_TASKS=True, but there is no cache of it in '
-        f'{list(seqio.get_global_cache_dirs())}'
+        f'TASK_FEATURE_LENGTHS={dict(task_feature_lengths)} must give a '
+        f"positive length for {key!r}, as in {{'inputs': 256, 'targets': 8}}"
       )
-    return
-  source = task.source
-  if isinstance(source, sources.TfdsSource | records.RecordsSource):
-    source.check(split)
-  elif isinstance(source, seqio.TfdsDataSource) and source.tfds_dataset.name:
-    if not source.tfds_dataset.data_dir:
-      sources.find_dataset(source.tfds_dataset.name)
-  if split not in task.splits:
-    raise InputError(f'no split {split!r}; it has {sorted(task.splits)}')
+  # A token of the text, and the end mark.
+  if task_feature_lengths['inputs'] < prompt_length + 2:
+    raise InputError(
+      f"TASK_FEATURE_LENGTHS['inputs']={task_feature_lengths['inputs']} "
+      f'leaves no room beside the prompt (PROMPT_LENGTH={prompt_length}): '
+      'it counts the prompt slots and the end mark too, so it must be at '
+      f'least {prompt_length + 2}, and more for any real text'
+    )
+  return task_feature_lengths['inputs'], task_feature_lengths['targets']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -268,6 +143,26 @@ class _Tokens:
   targets: list[np.ndarray] = dataclasses.field(default_factory=list)
   labels: list[str] = dataclasses.field(default_factory=list)
   ids: dict[str, list[Any]] = dataclasses.field(default_factory=dict)
+
+  def add(
+    self,
+    example: Mapping[str, Any],
+    limits: tuple[int, int],
+    ends: tuple[int, int],
+  ) -> None:
+    """Takes an example, cut to its lengths with the end marks."""
+    inputs, targets = (example[key] for key in KEYS)
+    self.inputs.append(batching.cut(inputs, limits[0], ends[0]))
+    self.targets.append(batching.cut(targets, limits[1], ends[1]))
+    self.watch.see(example)
+    text = example.get('targets_pretokenized')
+    self.labels.append(
+      ' '.join(map(str, targets)) if text is None else text.decode()
+    )
+    for name, value in example.items():
+      if identifies(name):
+        plain = value.tolist() if isinstance(value, np.generic) else value
+        self.ids.setdefault(name, []).append(plain)
 
   def digest(self, chosen: Iterable[int]) -> str:
     """Returns the digest of the chosen examples."""
@@ -298,9 +193,9 @@ def digest(values: Iterable[Any]) -> str:
   return f'sha256:{found.hexdigest()}'
 
 
-def loading_bar(task: seqio.Task, split: str) -> tqdm.tqdm:
+def loading_bar(task: TaskReader, split: str) -> tqdm.tqdm:
   """Returns a progress bar for reading a split; silent for a small one."""
-  total = task.num_input_examples(split) or 0
+  total = task.size(split)
   return tqdm.tqdm(
     desc=f'reading {task.name}/{split}',
     total=total,
@@ -310,64 +205,29 @@ def loading_bar(task: seqio.Task, split: str) -> tqdm.tqdm:
   )
 
 
-def _rows_of(batch: tf.Tensor | tf.RaggedTensor) -> list[np.ndarray]:
-  if isinstance(batch, tf.RaggedTensor):
-    values, bounds = batch.values.numpy(), batch.row_splits.numpy()
-    return [values[a:b] for a, b in itertools.pairwise(bounds)]
-  return list(batch.numpy())
-
-
-def _identifies(name: str, spec: tf.TensorSpec) -> bool:
-  """Whether a feature tells examples apart: `id`, `idx`, `idx/query`, ..."""
-  named = name in ('id', 'idx', 'gem_id') or name.startswith('idx/')
-  return named and spec.shape.rank == 0
-
-
-def source_state(task: seqio.Task, split: str) -> Any:
-  """Returns what changes when a task's file is edited; None if unknown."""
-  source = task.source
-  known = isinstance(source, records.RecordsSource) and split in source.splits
-  return source.state(split) if known else None
-
-
 @functools.lru_cache(maxsize=32)
 def _load(
-  task: seqio.Task,
+  task: TaskReader,
   split: str,
-  input_limit: int,
-  target_limit: int,
+  limits: tuple[int, int],
   use_cached: bool,
-  data_dir: str,
   vocabulary: str,
   state: Any,
 ) -> _Tokens:
-  """Tokenises a split; the last three arguments tell the results apart."""
-  del data_dir, vocabulary, state
-  limits = {'inputs': input_limit, 'targets': target_limit}
-  with only_errors(), faults.naming(task, split):
-    ds = task.get_dataset(
-      sequence_length=counts.whole_lengths(task, limits),
-      split=split,
-      use_cached=use_cached,
-      shuffle=False,
-      trim_output_features=False,
-      try_in_mem_cache=False,
-    )
-  ids = [k for k, v in ds.element_spec.items() if _identifies(k, v)]
-  wanted = {*limits, *(f'{key}_pretokenized' for key in limits), *ids}
-  ds = ds.map(lambda e: {k: v for k, v in e.items() if k in wanted})
-  tokens = _Tokens(counts.Watch(task), ids={name: [] for name in ids})
-  # One step of a Python iterator costs as much as tokenising an example.
+  """Tokenises a split; the last two arguments tell the results apart."""
+  del vocabulary, state
+  lengths = dict(zip(KEYS, limits, strict=True))
+  tokens = _Tokens(counts.Watch(task.wording))
   bar = loading_bar(task, split)
-  with faults.naming(task, split):
-    ends = end_ids(task)
-    _tokenise(ds, tokens, input_limit, target_limit, ends, bar)
+  with task.naming(split):
+    ends = task.end_ids()
+    for example in task.examples(split, lengths, use_cached, lean=True):
+      tokens.add(example, limits, ends)
+      bar.update()
   bar.close()
   log.debug('%s/%s: %d examples', task.name, split, len(tokens.labels))
-  found = tokens.watch.count((input_limit, target_limit))
-  for line in counts.lines(
-    f'{task.name}/{split}', found, (input_limit, target_limit), 'trained on'
-  ):
+  found = tokens.watch.count(limits)
+  for line in counts.lines(f'{task.name}/{split}', found, limits, 'trained on'):
     log.warning(line)
   if found.absent:
     log.warning(
@@ -377,39 +237,6 @@ def _load(
       ', '.join(map(repr, found.absent)),
     )
   return tokens
-
-
-def _tokenise(
-  ds: tf.data.Dataset,
-  tokens: _Tokens,
-  input_limit: int,
-  target_limit: int,
-  ends: tuple[int, int],
-  bar: tqdm.tqdm,
-) -> None:
-  """Appends the examples of a data set to the tokens."""
-  for batch in ds.ragged_batch(_BLOCK):
-    inputs = _rows_of(batch['inputs'])
-    targets = _rows_of(batch['targets'])
-    tokens.inputs.extend(batching.cut(x, input_limit, ends[0]) for x in inputs)
-    tokens.targets.extend(
-      batching.cut(x, target_limit, ends[1]) for x in targets
-    )
-    texts = [
-      batch[f'{key}_pretokenized'].numpy()
-      if f'{key}_pretokenized' in batch
-      else [None] * len(inputs)
-      for key in ('inputs', 'targets')
-    ]
-    for source, target, *pair in zip(inputs, targets, *texts, strict=True):
-      tokens.watch.add(len(source), len(target), *pair)
-    tokens.labels.extend(
-      ' '.join(map(str, target)) if text is None else text.decode()
-      for target, text in zip(targets, texts[1], strict=True)
-    )
-    for name, values in tokens.ids.items():
-      values.extend(batch[name].numpy().tolist())
-    bar.update(len(inputs))
 
 
 class _Stream:
@@ -583,28 +410,27 @@ def get_train_iterator(
       f'BATCH_SIZE={config.batch_size} cannot be shared by {num_shards} '
       'hosts evenly'
     )
-  provider = check_data(
+  provider = lookup.check_data(
     config.mixture_or_task_name,
     config.split,
     config.module,
     config.use_cached,
   )
-  check_vocabulary(provider)
-  row_of = rows.task_rows(task_names, config.mixture_or_task_name)
-  check_labels(provider, target_length)
+  lookup.check_vocabulary(provider)
+  row_of = rows.rows_of(task_names, provider)
+  lookup.check_labels(provider, target_length)
   streams: dict[str, _Stream] = {}
   chosen: dict[str, few_shot.Choice] = {}
   known: dict[str, counts.Counts] = {}
   limits = input_length - prompt_length, target_length
-  for task in seqio.get_subtasks(provider):
+  for task in provider.tasks:
     tokens = _load(
       task,
       config.split,
-      *limits,
+      limits,
       config.use_cached,
-      os.path.abspath(sources.get_data_dir()),
-      get_vocabulary().key,
-      source_state(task, config.split),
+      CHOSEN.key,
+      task.state(config.split),
     )
     mine = _choose_examples(config, task, tokens, chosen)
     known[task.name] = tokens.watch.count(limits)
@@ -622,7 +448,7 @@ def get_train_iterator(
     streams[task.name] = _Stream(
       tokens, mine, row_of[task.name], seed if config.shuffle else None
     )
-  rates = mixing_rates(provider)
+  rates = provider.rates()
   rows_here = max(part_sizes or (config.batch_size,)) // num_shards
   make = functools.partial(
     BatchIterator,
@@ -666,7 +492,7 @@ def get_train_iterator(
 
 def _choose_examples(
   config: DatasetConfig,
-  task: seqio.Task,
+  task: TaskReader,
   tokens: _Tokens,
   chosen: dict[str, few_shot.Choice],
 ) -> Sequence[int]:
@@ -731,66 +557,3 @@ def _choose_buckets(
 
 def _listed(numbers: Sequence[int]) -> str:
   return '/'.join(map(str, numbers))
-
-
-def mixing_rates(provider: seqio.Task | seqio.Mixture) -> dict[str, float]:
-  """Returns each task's rate, in any unit.
-
-  Args:
-    provider: a mixture or task.
-
-  Returns:
-    Task name -> rate, by the names.
-
-  Raises:
-    InputError: if a rate is no positive number, or a mixture names a task
-      twice.
-  """
-  if not isinstance(provider, seqio.Mixture):
-    return {provider.name: 1.0}
-  check_rates(provider)
-  return {task.name: provider.get_rate(task) for task in provider.tasks}
-
-
-def check_rates(
-  provider: seqio.Task | seqio.Mixture, split: str = 'train'
-) -> None:
-  """Checks what a mixture says of its tasks.
-
-  Args:
-    provider: a mixture, also of mixtures; or a task.
-    split: what is read; rates that are functions are asked only for 'train',
-      whose size they may need.
-
-  Raises:
-    InputError: as `mixing_rates`.
-  """
-  if not isinstance(provider, seqio.Mixture):
-    return
-  what = f'mixture {provider.name!r}'
-  direct = [task.name for task in (*provider._tasks, *provider._sub_mixtures)]
-  for name, stated in provider.rate_per_task_name.items():
-    if direct.count(name) > 1:
-      raise InputError(
-        f'{what} names {name!r} {direct.count(name)} times: of its rates only'
-        ' the last would count; name it once'
-      )
-    part = provider._task_map[name]
-    check_rates(part, split)
-    if callable(stated) and split != 'train':
-      continue
-    try:
-      rate = float(stated(part) if callable(stated) else stated)
-    except Exception as e:
-      line = faults.users_line(e)
-      where = f' at {line}' if line else ''
-      raise InputError(
-        f'{what}: the rate of {name!r} cannot be told{where}: {faults.said(e)};'
-        ' give a number'
-      ) from e
-    if not 0 < rate < np.inf:
-      never = ', so it would never be drawn' if rate == 0 else ''
-      raise InputError(
-        f'{what}: the rate of {name!r} is {rate:g}{never}; a rate is a number'
-        ' above 0'
-      )

@@ -8,32 +8,28 @@ evaluation of the same process, and laid out one per row in the data's order.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
 import functools
-import os
 from typing import Any
 
 from absl import logging
 import numpy as np
-import seqio
 import tqdm
 
-from mpt_jax.data import counts, faults, rows, sources, templates
+from mpt_jax.data import counts, lookup, rows
 from mpt_jax.data.assessment import Answers
-from mpt_jax.data.dataset import (
-  check_data,
-  check_labels,
-  digest,
-  loading_bar,
-  source_state,
+from mpt_jax.data.dataset import check_lengths, digest, loading_bar
+from mpt_jax.data.providers import (
+  KEYS,
+  PREDICTION,
+  SCORE,
+  Computed,
+  TaskReader,
 )
-from mpt_jax.data.feature_converter import check_lengths
-from mpt_jax.data.quiet import only_errors
-from mpt_jax.data.vocabulary import check_vocabulary, end_ids, get_vocabulary
+from mpt_jax.data.vocabulary import CHOSEN
 from mpt_jax.engine import batching, buckets, metrics, selection
 from mpt_jax.types import InputError
 
 # [B, ...] features -> one output per row: [B, T] tokens or [B] scores.
 ModelFn = Callable[[Mapping[str, np.ndarray]], Any]
-_Output = seqio.metrics.ModelOutputType
 # Inputs are padded to one of a few multiples of this. Each length is compiled
 # for, which must be worth it.
 _STEP, _MOST_LENGTHS, _BATCHES_PER_LENGTH = 32, 4, 8
@@ -76,6 +72,7 @@ class Scores(dict[str, dict[str, float]]):
     said: task -> what its metric functions say of their metrics.
     answers: task -> what was answered; not of tasks without a metric function
       that reads answers.
+    readers: task -> the task itself.
   """
 
   def __init__(self):
@@ -83,6 +80,7 @@ class Scores(dict[str, dict[str, float]]):
     self.examples: dict[str, Mapping[int, Mapping[str, Any]]] = {}
     self.said: dict[str, dict[str, metrics.Metric]] = {}
     self.answers: dict[str, Answers] = {}
+    self.readers: dict[str, TaskReader] = {}
 
   def add(self, other: 'Scores') -> None:
     """Takes the scores of other tasks."""
@@ -90,6 +88,7 @@ class Scores(dict[str, dict[str, float]]):
     self.examples.update(other.examples)
     self.said.update(other.said)
     self.answers.update(other.answers)
+    self.readers.update(other.readers)
 
   def judge(self, task: str, again: bool = False) -> metrics.Judgement:
     """Says what must stand beside a task's scores.
@@ -125,14 +124,14 @@ class Scores(dict[str, dict[str, float]]):
       said.example_scores(main),
       strict=True,
     )
-    provider = seqio.get_mixture_or_task(task)
+    reader = self.readers[task]
     return [
       {
         'id': _id(example),
         'index': index,
         'task': task,
-        'input': _text(provider, example, 'inputs'),
-        'target': _text(provider, example, 'targets'),
+        'input': _text(reader, example, 'inputs'),
+        'target': _text(reader, example, 'targets'),
         'output': output,
         'answer': said.readable(answer),
         'score': score,
@@ -143,53 +142,34 @@ class Scores(dict[str, dict[str, float]]):
 
 @functools.lru_cache(maxsize=64)
 def _load(
-  task: seqio.Task,
+  task: TaskReader,
   split: str,
-  input_limit: int,
-  target_limit: int,
+  limits: tuple[int, int],
   num_examples: int | None,
   use_cached: bool,
-  data_dir: str,
   vocabulary: str,
   state: Any,
 ) -> _Split:
-  """Tokenises a split; the last three arguments tell the results apart."""
-  del data_dir, vocabulary, state
-  limits = {'inputs': input_limit, 'targets': target_limit}
-  with only_errors(), faults.naming(task, split):
-    ds = task.get_dataset(
-      sequence_length=counts.whole_lengths(task, limits),
-      split=split,
-      use_cached=use_cached,
-      shuffle=False,
-      trim_output_features=False,
-      try_in_mem_cache=False,
-    )
-  if num_examples is not None:
-    ds = ds.take(num_examples)
+  """Tokenises a split; the last two arguments tell the results apart."""
+  del vocabulary, state
+  lengths = dict(zip(KEYS, limits, strict=True))
   examples = []
-  watch = counts.Watch(task)
+  watch = counts.Watch(task.wording)
   bar = loading_bar(task, split)
-  with faults.naming(task, split):
-    for example in ds.as_numpy_iterator():
+  with task.naming(split):
+    ends = task.end_ids()
+    for example in task.examples(split, lengths, use_cached, num_examples):
+      watch.see(example)
+      for key, limit, end in zip(KEYS, limits, ends, strict=True):
+        example[key] = batching.cut(example[key], limit, end)
       examples.append(example)
-      watch.add(
-        len(example['inputs']),
-        len(example['targets']),
-        example.get('inputs_pretokenized'),
-        example.get('targets_pretokenized'),
-      )
       bar.update()
   bar.close()
   if not examples:
     raise InputError(f'task {task.name!r}: split {split!r} has no examples')
-  for example in examples:
-    for (key, limit), end in zip(limits.items(), end_ids(task), strict=True):
-      example[key] = batching.cut(example[key], limit, end)
   logging.info('%s/%s: %d examples', task.name, split, len(examples))
-  whole = input_limit, target_limit
-  found = watch.count(whole)
-  for line in counts.lines(f'{task.name}/{split}', found, whole, 'scored'):
+  found = watch.count(limits)
+  for line in counts.lines(f'{task.name}/{split}', found, limits, 'scored'):
     logging.warning(line)
   labelled = None
   if found.unlabelled:
@@ -255,7 +235,7 @@ def _run(
 class _Reader:
   """The arguments that `evaluate` and `predict` share, checked."""
 
-  tasks: list[seqio.Task]
+  tasks: Sequence[TaskReader]
   split: str
   row_of: Mapping[str, int]
   shape: tuple[int, int, int]
@@ -283,13 +263,15 @@ class _Reader:
       raise InputError(f'BATCH_SIZE={batch_size} must be positive')
     if num_examples is not None and num_examples < 1:
       raise InputError(f'{num_examples} examples are too few to evaluate')
-    provider = check_data(mixture_or_task_name, split, module, use_cached)
-    check_vocabulary(provider)
-    check_labels(provider, target)
+    provider = lookup.check_data(
+      mixture_or_task_name, split, module, use_cached
+    )
+    lookup.check_vocabulary(provider)
+    lookup.check_labels(provider, target)
     return cls(
-      list(seqio.get_subtasks(provider)),
+      provider.tasks,
       split,
-      rows.task_rows(task_names, mixture_or_task_name),
+      rows.rows_of(task_names, provider),
       (batch_size, source, target),
       prompt_length,
       num_examples,
@@ -297,21 +279,19 @@ class _Reader:
       progress,
     )
 
-  def load(self, task: seqio.Task) -> _Split:
+  def load(self, task: TaskReader) -> _Split:
     return _load(
       task,
       self.split,
-      self.shape[1] - self.prompt_length,
-      self.shape[2],
+      (self.shape[1] - self.prompt_length, self.shape[2]),
       self.num_examples,
       self.use_cached,
-      os.path.abspath(sources.get_data_dir()),
-      get_vocabulary().key,
-      source_state(task, self.split),
+      CHOSEN.key,
+      task.state(self.split),
     )
 
   def run(
-    self, task: seqio.Task, split: _Split, model_fn: ModelFn
+    self, task: TaskReader, split: _Split, model_fn: ModelFn
   ) -> list[Any]:
     return _run(
       model_fn,
@@ -377,18 +357,17 @@ def evaluate(
     use_cached,
     progress,
   )
-  model_fns = {_Output.PREDICTION: predict_fn}
+  model_fns = {PREDICTION: predict_fn}
   if score_fn is not None:
-    model_fns[_Output.SCORE] = score_fn
+    model_fns[SCORE] = score_fn
   results = Scores()
   unlabelled: list[str] = []
   for task in reader.tasks:
-    if not task.metric_objs:
+    if not task.wants:
       logging.info('task %r has no metrics: not evaluated', task.name)
       continue
-    wanted = {metric.model_output_type for metric in task.metric_objs}
-    if not wanted <= set(model_fns):
-      kinds = sorted(kind.name for kind in wanted - set(model_fns))
+    if not task.wants <= set(model_fns):
+      kinds = sorted(task.wants - set(model_fns))
       raise InputError(f'a metric of task {task.name!r} asks for {kinds}')
     scored = reader.load(task).scored
     if not scored.examples:
@@ -401,10 +380,12 @@ def evaluate(
       continue
     outputs = {
       kind: np.array(reader.run(task, scored, model_fns[kind]))
-      for kind in wanted
+      for kind in task.wants
     }
-    with faults.naming(task, split):
-      results[task.name] = _compute(task, scored, outputs, results)
+    with task.naming(split):
+      computed = task.score(scored.examples, outputs, scored.targets)
+    scored.targets = computed.targets
+    _take(results, task, computed)
     chosen = set(map(id, scored.examples))
     results.examples[task.name] = {
       place: example
@@ -475,7 +456,7 @@ def examine(
   )
   found: dict[str, counts.Counts] = {}
   for task in reader.tasks:
-    if not task.metric_objs:
+    if not task.wants:
       continue
     loaded = reader.load(task)
     if loaded.found is not None:
@@ -507,90 +488,29 @@ def metrics_of(
   Raises:
     InputError: if there is no such task or split.
   """
-  provider = check_data(mixture_or_task_name, split, module)
-  return {
-    task.name: metrics.collect([*_classes(task), *task.metric_fns])
-    for task in seqio.get_subtasks(provider)
-  }
+  provider = lookup.check_data(mixture_or_task_name, split, module)
+  return {task.name: metrics.collect(task.metrics) for task in provider.tasks}
 
 
-def _classes(task: seqio.Task) -> list[Any]:
-  """A task's metrics that are classes; those of functions come after them."""
-  return list(task.metric_objs)[: len(task.metric_objs) - len(task.metric_fns)]
-
-
-def _compute(
-  task: seqio.Task,
-  split: _Split,
-  outputs: Mapping[Any, np.ndarray],
-  results: Scores,
-) -> dict[str, float]:
-  """Computes a task's metrics.
-
-  Args:
-    task: the task.
-    split: its examples.
-    outputs: kind of output -> [examples, ...].
-    results: takes the answers, and what the metrics mean.
-
-  Returns:
-    Metric name -> value; what is no number (a text, a plot) is left out.
-  """
-  values: dict[str, float] = {}
-  functions: dict[str, Callable[..., Any]] = {}
-  seen: dict[str, Any] = {}
-  given = [*_classes(task), *task.metric_fns]
-  for metric, source in zip(task.metric_objs, given, strict=True):
-    output = outputs[metric.model_output_type]
-    collecting = isinstance(metric, seqio.metrics.CollectingMetric)
-    order = {}
-    if collecting:
-      # The defaults are the same, as JAX arrays, and so cost a compilation.
-      count = np.arange(len(output), dtype=np.int32)
-      order['mask'] = np.ones_like(count)
-      order['indices_2d'] = np.stack([np.zeros_like(count), count], axis=1)
-    result = metric.from_model_output(
-      split.examples, output, task.output_features, **order
-    )
-    if collecting:
-      named, used = result.actual_compute(
-        split.examples, task.output_features, cached_targets=split.targets
-      )
-      split.targets = used['targets']
-    else:
-      named, used = result.compute(), {}
-    for name, value in named.items():
-      value = getattr(value, 'value', value)
-      if np.ndim(value) == 0 and not isinstance(value, str):
-        values[name] = float(value)
-        if 'prediction' in used:
-          functions[name], seen = source, used
-  said, _ = metrics.collect(given)
+def _take(results: Scores, task: TaskReader, computed: Computed) -> None:
+  """Adds a task's metrics, what they mean, and the answers behind them."""
+  values = dict(computed.values)
+  said, _ = metrics.collect(task.metrics)
   _check_range(task.name, metrics.meanings(values, said), values)
+  results[task.name] = values
   results.said[task.name] = said
-  if seen:
+  results.readers[task.name] = task
+  if computed.functions:
     results.answers[task.name] = Answers(
       task.name,
-      seen['targets'],
-      seen['prediction'],
-      seen['output'],
-      _label_words(task),
+      computed.targets or (),
+      computed.answers,
+      computed.outputs,
+      task.label_words,
       values,
-      functions,
+      computed.functions,
       said,
     )
-  return values
-
-
-def _label_words(task: seqio.Task) -> Sequence[str] | None:
-  """The label words that a task's postprocessor was given, if any."""
-  wording = templates.wording_of(task)
-  if wording is not None and wording.labels is not None:
-    return wording.labels
-  postprocess = getattr(task, '_postprocess_fn', None)
-  if isinstance(postprocess, functools.partial):
-    return postprocess.keywords.get('labels')
-  return None
 
 
 def _check_range(
@@ -665,7 +585,7 @@ def predict(
       scores = _label_scores(reader, task, loaded, score_fn)
       answers: list[dict[str, Any]] = [{'scores': found} for found in scores]
     else:
-      vocabulary = task.output_features['targets'].vocabulary
+      vocabulary = task.vocabulary('targets')
       answers = [
         {'prediction': vocabulary.decode(tokens.tolist())}
         for tokens in reader.run(task, loaded, predict_fn)
@@ -682,13 +602,13 @@ def predict(
 
 
 def _label_scores(
-  reader: _Reader, task: seqio.Task, split: _Split, score_fn: ModelFn
+  reader: _Reader, task: TaskReader, split: _Split, score_fn: ModelFn
 ) -> list[dict[str, float]]:
   """Scores every label word of a task as the answer to every example."""
-  wording = templates.wording_of(task)
+  wording = task.wording
   if wording is None or wording.labels is None or not wording.is_label:
     raise InputError(f'task {task.name!r} has no label words to rank')
-  vocabulary = task.output_features['targets'].vocabulary
+  vocabulary = task.vocabulary('targets')
   scores: list[dict[str, float]] = [{} for _ in split.examples]
   for word, answer in wording.answers.items():
     ids = np.array([*vocabulary.encode(answer), vocabulary.eos_id], np.int32)
@@ -707,11 +627,11 @@ def _label_scores(
   return scores
 
 
-def _text(task: seqio.Task, example: Mapping[str, Any], key: str) -> str:
+def _text(task: TaskReader, example: Mapping[str, Any], key: str) -> str:
   text = example.get(f'{key}_pretokenized')
   if isinstance(text, bytes):
     return text.decode()
-  return task.output_features[key].vocabulary.decode(example[key].tolist())
+  return task.vocabulary(key).decode(example[key].tolist())
 
 
 def _id(example: Mapping[str, Any]) -> Any:

@@ -12,13 +12,8 @@ import inspect
 import os
 import re
 import sysconfig
-import traceback
 from typing import Any
 
-import seqio
-import tensorflow as tf
-
-from mpt_jax.data import templates
 from mpt_jax.types import InputError, installed
 
 # As in a traceback, also in one that TensorFlow has put into a message.
@@ -27,12 +22,12 @@ _FRAME = re.compile(r'File "([^"\n]+)", line (\d+)')
 _NOISE = re.compile(r'\[\[.*?\]\]|\{\{.*?\}\}|\[Op:.*', re.DOTALL)
 _SHOWN = 300
 # TensorFlow's own form of a function of `Dataset.map`.
-_GENERATED = '__autograph_generated'
+GENERATED = '__autograph_generated'
 
 
 def _is_users(file: str) -> bool:
   """Whether a source file is neither ours nor of an installed package."""
-  if _GENERATED in file:
+  if GENERATED in file:
     return False
   file = os.path.realpath(file)
   libraries = [sysconfig.get_path(n) for n in ('stdlib', 'purelib', 'platlib')]
@@ -60,7 +55,7 @@ def users_line(error: BaseException) -> str:
   return found
 
 
-def _home(function: Callable[..., Any]) -> str:
+def home(function: Callable[..., Any]) -> str:
   """'name at FILE:LINE' of a user's function, else ''."""
   while isinstance(function, functools.partial):
     function = function.func
@@ -84,37 +79,27 @@ def said(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def naming(task: seqio.Task, split: str) -> Iterator[None]:
-  """Makes one line of what goes wrong in a task's own code and data.
+def naming(task: str, split: str) -> Iterator[None]:
+  """Makes one line of what goes wrong in a task's own code.
 
   Args:
-    task: what is read or scored.
+    task: name of what is read or scored.
     split: its split.
 
   Yields:
     Nothing.
 
   Raises:
-    InputError: if the user's own code raised something, or the data are not
-      what the task expects; `--debug` shows where.
+    InputError: if the user's own code raised something; `--debug` shows
+      where.
   """
   try:
     yield
   except InputError:
     raise
   except Exception as e:
-    what = f'task {task.name!r}, split {split!r}'
-    message = str(getattr(e, 'message', ''))
-    if templates.OUTSIDE in message:
-      outside = message[message.index(templates.OUTSIDE) :].split('\n')[0]
-      raise InputError(f'{what}: {outside}') from e
     line = users_line(e)
-    if line:
-      raise InputError(f'{what}: {line}: {said(e)}') from e
-    own = [h for step in task.preprocessors if (h := _home(step))]
-    mapped = _GENERATED in ''.join(traceback.format_tb(e.__traceback__))
-    if own and (mapped or isinstance(e, tf.errors.OpError)):
-      raise InputError(f'{what}: {said(e)} (in {", ".join(own)})') from e
-    if isinstance(e, tf.errors.DataLossError | tf.errors.NotFoundError):
-      raise InputError(f'{what}: its data cannot be read: {said(e)}') from e
-    raise
+    if not line:
+      raise
+    what = f'task {task!r}, split {split!r}'
+    raise InputError(f'{what}: {line}: {said(e)}') from e

@@ -8,50 +8,15 @@ row.
 
 from collections.abc import Mapping, Sequence
 
-import seqio
-import tensorflow as tf
-
 from mpt_jax.data import rows
+from mpt_jax.data.dataset import check_lengths
+from mpt_jax.data.libraries import seqio, tf
 from mpt_jax.engine.batching import EOS, SLOT_TOKEN
 from mpt_jax.types import InputError
 
 # The functions below hold no Python branch on a tensor; rewriting them all the
 # same takes AutoGraph a second at the start of a run.
 _plain = tf.autograph.experimental.do_not_convert
-
-
-def check_lengths(
-  task_feature_lengths: Mapping[str, int], prompt_length: int
-) -> tuple[int, int]:
-  """Checks TASK_FEATURE_LENGTHS against the prompt length.
-
-  Args:
-    task_feature_lengths: `inputs` (prompt slots included) and `targets`.
-    prompt_length: P; 0 for a model without prompts.
-
-  Returns:
-    (S, T): encoder and decoder length.
-
-  Raises:
-    InputError: if a length is missing, or if no token and end mark fit beside
-      the prompt.
-  """
-  for key in ('inputs', 'targets'):
-    length = task_feature_lengths.get(key)
-    if not isinstance(length, int) or length < 1:
-      raise InputError(
-        f'TASK_FEATURE_LENGTHS={dict(task_feature_lengths)} must give a '
-        f"positive length for {key!r}, as in {{'inputs': 256, 'targets': 8}}"
-      )
-  # A token of the text, and the end mark.
-  if task_feature_lengths['inputs'] < prompt_length + 2:
-    raise InputError(
-      f"TASK_FEATURE_LENGTHS['inputs']={task_feature_lengths['inputs']} "
-      f'leaves no room beside the prompt (PROMPT_LENGTH={prompt_length}): '
-      'it counts the prompt slots and the end mark too, so it must be at '
-      f'least {prompt_length + 2}, and more for any real text'
-    )
-  return task_feature_lengths['inputs'], task_feature_lengths['targets']
 
 
 class PromptFeatureConverter(seqio.EncDecFeatureConverter):

@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 
 # The class id of a label that is hidden or missing.
 HIDDEN = -1
+# What stands for an output that is no valid answer.
+INVALID = -1
 # What T5 writes where a label is hidden.
 NO_LABEL = '<unk>'
 
@@ -246,7 +248,7 @@ def check_writable(
 
   Args:
     answers: label word -> the whole target text with it.
-    vocabulary: the SeqIO vocabulary of the targets.
+    vocabulary: of the targets, see `providers.Vocabulary`.
     limit: T, the target length, end mark included.
     name: the task, for the message.
 
@@ -277,3 +279,23 @@ def check_writable(
         f" {pieces}), but TASK_FEATURE_LENGTHS['targets'] is {limit}: raise"
         f' it to {len(tokens) + 1}'
       )
+
+
+def class_id(
+  text: str,
+  labels: Sequence[str],
+  example: Mapping[str, Any] | None = None,
+  is_target: bool = False,
+) -> int:
+  """Returns the id of a label word; -1 for anything else.
+
+  The text must be the word exactly: "Entailment" and " True" are wrong.
+
+  Args:
+    text: a target or an output.
+    labels: the words in the order of their ids.
+    example: not used.
+    is_target: not used.
+  """
+  del example, is_target
+  return labels.index(text) if text in labels else INVALID

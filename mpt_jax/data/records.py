@@ -1,4 +1,4 @@
-"""A user's own data: JSON Lines, TSV and CSV files, or a Python function.
+"""A user's own data: JSON Lines, TSV and CSV files, a function, or rows.
 
 Everything is read and checked before a run starts, so that a broken line is
 reported with its file and number, not as a TensorFlow error in the middle of
@@ -15,18 +15,16 @@ import re
 import stat
 from typing import Any
 
-import numpy as np
-import seqio
-import tensorflow as tf
-
 from mpt_jax.checkpoints.texts import LABEL, find
 from mpt_jax.data import labels as labels_lib
-from mpt_jax.lines import SUFFIXES, Row, cell_text, read_rows
-from mpt_jax.types import InputError, local_path, nearest
+from mpt_jax.data.lines import Row, cell_text, read_rows
+from mpt_jax.types import InputError, nearest
 
 log = logging.getLogger(__name__)
 
 RowsFn = Callable[[str], Iterable[Row]]
+# Split of the data -> its file, or its rows; or a function of its name.
+Rows = Mapping[str, str | Sequence[Row]] | RowsFn
 
 SPLITS = ('train', 'validation', 'test')
 # 'train', 'train[1000:]', 'train[:1000]', 'train[10:20]'.
@@ -130,12 +128,30 @@ class _Oddities:
       )
 
 
-class RecordsSource(seqio.DataSource):
-  """Rows of files or of a function, as a SeqIO data source."""
+@dataclasses.dataclass(frozen=True)
+class Columns:
+  """The columns of a split.
+
+  Attributes:
+    count: how many rows there are.
+    cells: name -> the cells: texts, lists of texts where `lists` says so, or
+      class ids where the column is that of the labels.
+    names: the rows' own names, where every row has one.
+    lists: the columns that hold lists.
+  """
+
+  count: int
+  cells: Mapping[str, list[Any]]
+  names: list[str] | None
+  lists: frozenset[str]
+
+
+class Records:
+  """Rows of files, of a function, or in memory."""
 
   def __init__(
     self,
-    rows: Mapping[str, str] | RowsFn,
+    rows: Rows,
     splits: Mapping[str, str],
     columns: Sequence[str],
     renamed: Mapping[str, str],
@@ -144,8 +160,8 @@ class RecordsSource(seqio.DataSource):
     """Names the data; reads nothing.
 
     Args:
-      rows: split of the data -> its file, or a function from the name of a
-        split to its rows.
+      rows: split of the data -> its file, or its rows; or a function from
+        the name of a split to its rows.
       splits: our split -> split of the data, or a slice of it.
       columns: names that every row must have (those of the templates).
       renamed: name in the templates -> column, where they differ.
@@ -163,24 +179,15 @@ class RecordsSource(seqio.DataSource):
     self._columns = tuple(columns)
     self._renamed = dict(renamed)
     self._labels = None if labels is None else labels_lib.Column(tuple(labels))
-    super().__init__(splits=tuple(splits))
 
   @property
   def renamed(self) -> Mapping[str, str]:
     """Name in the templates -> column, where they differ."""
     return self._renamed
 
-  @property
-  def supports_arbitrary_sharding(self) -> bool:
-    """Rows are in memory: any host can take any of them."""
-    return True
-
-  def list_shards(self, split: str) -> Sequence[str]:
-    """Returns one name: a split is one shard, and is divided by rows."""
-    return [split]
-
   def _file(self, split: str) -> str | None:
-    return None if callable(self._rows) else self._rows[split]
+    found = None if callable(self._rows) else self._rows[split]
+    return found if isinstance(found, str) else None
 
   def state(self, split: str) -> tuple[int, int] | None:
     """Returns what changes when the file of our split is edited."""
@@ -200,16 +207,21 @@ class RecordsSource(seqio.DataSource):
       raise InputError(f'{path} (split {split!r}) is not a regular file')
     return state.st_mtime_ns, state.st_size
 
-  def _read(self, split: str) -> dict[str, Any]:
-    """Returns the columns of a split of the data, read once per state."""
-    return self._columns_of(split, self._state(split))
-
   # On the instance's life: sources live as long as the registry.
   @functools.lru_cache(maxsize=8)  # noqa: B019
-  def _columns_of(
+  def _packed(
     self, split: str, state: tuple[int, int] | None
-  ) -> dict[str, Any]:
+  ) -> tuple[int, Any]:
+    """(Rows of a split of the data, what `pack` makes of them); kept."""
     del state
+    columns = self._columns_of(split)
+    return columns.count, self.pack(columns)
+
+  def pack(self, columns: Columns) -> Any:
+    """Returns the columns of a split in the form in which they are kept."""
+    return columns
+
+  def _columns_of(self, split: str) -> Columns:
     columns: dict[str, list[Any]] = {name: [] for name in self._columns}
     lists: dict[str, bool] = {}
     seen: dict[labels_lib.Cell, str] = {}
@@ -220,7 +232,7 @@ class RecordsSource(seqio.DataSource):
       if isinstance(row.get(NAME), str | int):
         names.append(str(row[NAME]))
       for name, cells in columns.items():
-        if name == LABEL and self._labels is not None:
+        if self.holds_ids(name):
           cells.append(self._label(row, where))
           seen.setdefault(cells[-1], where)
           continue
@@ -242,18 +254,16 @@ class RecordsSource(seqio.DataSource):
         columns[LABEL], seen, self._labels_elsewhere(split)
       )
     named = NAME not in columns and len(names) == count
-    return {
-      INDEX: np.arange(count, dtype=np.int64),
-      **({NAME: tf.constant(names, tf.string, shape=[count])} if named else {}),
-      **{
-        name: tf.ragged.constant(cells, dtype=tf.string)
-        if lists.get(name)
-        else np.array(cells, np.int64)
-        if name == LABEL and self._labels is not None
-        else tf.constant(cells, tf.string, shape=[count])
-        for name, cells in columns.items()
-      },
-    }
+    return Columns(
+      count,
+      columns,
+      names if named else None,
+      frozenset(name for name, is_list in lists.items() if is_list),
+    )
+
+  def holds_ids(self, name: str) -> bool:
+    """Whether a column is that of the labels, which are class ids here."""
+    return name == LABEL and self._labels is not None
 
   def _rows_of(self, split: str) -> Iterator[tuple[str, Row]]:
     """Yields (where, row) of a split of the data."""
@@ -263,10 +273,14 @@ class RecordsSource(seqio.DataSource):
         if row is not None:
           yield where, row
       return
-    assert callable(self._rows)
-    name = getattr(self._rows, '__name__', repr(self._rows))
-    for number, row in enumerate(self._rows(split)):
-      yield f'{name}({split!r}) row {number}', row
+    rows: Any
+    if callable(self._rows):
+      name = getattr(self._rows, '__name__', repr(self._rows))
+      place, rows = f'{name}({split!r})', self._rows(split)
+    else:
+      place, rows = split, self._rows[split]
+    for number, row in enumerate(rows):
+      yield f'{place} row {number}', row
 
   def _label(self, row: Row, where: str) -> labels_lib.Cell:
     """What the label's cell holds; a row without one hides its label."""
@@ -299,15 +313,23 @@ class RecordsSource(seqio.DataSource):
         continue
       yield seen
 
-  def _part(self, split: str) -> tuple[dict[str, Any], slice]:
+  def part(self, split: str) -> tuple[Any, slice]:
+    """Returns what `pack` made of our split's data, and which rows are it.
+
+    Args:
+      split: our name of the split, of which there must be one.
+
+    Raises:
+      InputError: names the file and line, and what is wrong there.
+    """
     part = self._slices[split]
-    columns = self._read(part.split)
+    count, packed = self._packed(part.split, self._state(part.split))
     bounds = slice(part.start, part.stop)
-    return columns, slice(*bounds.indices(len(columns[INDEX])))
+    return packed, slice(*bounds.indices(count))
 
   def num_input_examples(self, split: str) -> int:
     """Returns the number of rows of a split; reads them."""
-    _, bounds = self._part(split)
+    _, bounds = self.part(split)
     return max(0, bounds.stop - bounds.start)
 
   def check(self, split: str) -> None:
@@ -322,81 +344,7 @@ class RecordsSource(seqio.DataSource):
     if split not in self._slices:
       raise InputError(f'no split {split!r}; it has {sorted(self._slices)}')
     if not self.num_input_examples(split):
-      where = self._file(self._slices[split].split) or 'the function'
+      where = self._file(self._slices[split].split) or (
+        'the function' if callable(self._rows) else 'the list'
+      )
       raise InputError(f'split {split!r} is empty: {where} has no row for it')
-
-  def get_dataset(
-    self,
-    split: str,
-    shuffle: bool = True,
-    seed: int | None = None,
-    shard_info: seqio.ShardInfo | None = None,
-  ) -> tf.data.Dataset:
-    """Returns the rows of a split: one feature per column, and `idx`."""
-    self.check(split)
-    columns, bounds = self._part(split)
-    dataset = tf.data.Dataset.from_tensor_slices(
-      {
-        name: cells[bounds.start : bounds.stop]
-        for name, cells in columns.items()
-      }
-    )
-    if shard_info and shard_info.num_shards > 1:
-      dataset = dataset.shard(shard_info.num_shards, shard_info.index)
-    if shuffle:
-      size = bounds.stop - bounds.start
-      dataset = dataset.shuffle(size, seed=seed)
-    return dataset
-
-
-def make_source(
-  source: str | os.PathLike | Mapping[str, str | os.PathLike] | RowsFn,
-  splits: Mapping[str, str] | Sequence[str] | None,
-  columns: Sequence[str],
-  renamed: Mapping[str, str],
-  labels: Sequence[str] | None,
-) -> RecordsSource:
-  """Makes a source of files or of a function.
-
-  Args:
-    source: a path with `{split}` in it, {split: path}, one path (which is
-      then the split `train`), or a function from the name of a split to its
-      rows. A path ends in .jsonl, .tsv or .csv.
-    splits: our split -> split of the data or a slice of it, or just names;
-      None is what the source says, or train, validation and test.
-    columns: names that every row must have.
-    renamed: name in the templates -> column.
-    labels: words in the order of the class ids.
-
-  Returns:
-    The source; nothing is read yet.
-
-  Raises:
-    InputError: for a file of another kind.
-  """
-  rows: Mapping[str, str] | RowsFn
-  known: tuple[str, ...]
-  if callable(source):
-    rows, known = source, SPLITS
-  elif isinstance(source, Mapping):
-    rows = {name: local_path(path) for name, path in source.items()}
-    known = tuple(rows)
-  else:
-    path = local_path(source)
-    if '{split}' in path:
-      named = splits.values() if isinstance(splits, Mapping) else splits
-      known = tuple(
-        dict.fromkeys(Slice.parse(text).split for text in named or SPLITS)
-      )
-      rows = {name: path.replace('{split}', name) for name in known}
-    else:
-      rows, known = {'train': path}, ('train',)
-  for path in () if callable(rows) else rows.values():
-    if not path.endswith(SUFFIXES):
-      raise InputError(
-        f'{path!r} is no data file: expected {", ".join(SUFFIXES)}, or a TFDS'
-        " name with its version, as in 'glue/mnli:2.0.0'"
-      )
-  if not isinstance(splits, Mapping):
-    splits = {name: name for name in (splits or known)}
-  return RecordsSource(rows, splits, columns, renamed, labels)

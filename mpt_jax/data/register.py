@@ -6,13 +6,13 @@ import os
 import re
 from typing import Any
 
-import seqio
-import tensorflow as tf
-
-from mpt_jax.checkpoints.texts import LABEL, TaskText
-from mpt_jax.data import records, rows, templates
-from mpt_jax.data.sources import TfdsSource
-from mpt_jax.data.vocabulary import get_vocabulary
+from mpt_jax.data import rows, templates
+from mpt_jax.data.labels import class_id
+from mpt_jax.data.libraries import seqio, tf
+from mpt_jax.data.records import RowsFn
+from mpt_jax.data.seqio_vocabulary import get_vocabulary
+from mpt_jax.data.sources import TfdsSource, make_source
+from mpt_jax.data.wording import Wording
 from mpt_jax.types import InputError
 
 Preprocessor = Callable[..., tf.data.Dataset]
@@ -37,7 +37,7 @@ def register_task(
   | str
   | os.PathLike
   | Mapping[str, str | os.PathLike]
-  | records.RowsFn,
+  | RowsFn,
   *,
   inputs: str | None = None,
   targets: str | None = None,
@@ -94,10 +94,7 @@ def register_task(
       same identity, if a label word is empty or occurs twice, or if a
       template or the source is not understood.
   """
-  if not re.fullmatch(r'\w+', name, re.ASCII):
-    raise InputError(
-      f'{name!r} is no task name: letters, digits and underscores only'
-    )
+  rows.check_name(name)
   if name in seqio.TaskRegistry.names():
     raise InputError(f'a task named {name!r} is registered already')
   identity = rows.task_identity(name)
@@ -108,31 +105,15 @@ def register_task(
         f'{identity}: choose another name'
       )
   steps = list(preprocessors)
-  fields: tuple[str, ...] = ()
-  wording: templates.Wording | None = None
+  wording: Wording | None = None
   if inputs is not None:
-    if targets is None and labels is None:
-      raise InputError(f'task {name!r}: give targets or label words')
-    targets = '{label}' if targets is None else targets
-    fields = tuple(
-      dict.fromkeys(
-        templates.Template(inputs).fields + templates.Template(targets).fields
-      )
-    )
     try:
-      wording = templates.Wording(inputs, targets, labels)
+      wording = Wording.create(inputs, targets, labels)
+      classes = None if postprocess_fn else wording.classes()
     except InputError as e:
       raise InputError(f'task {name!r}: {e}') from e
-    labels = wording.labels
-    if labels is not None and postprocess_fn is None:
-      if not wording.is_label:
-        raise InputError(
-          f'task {name!r}: the class of {targets!r} is not told by its label'
-          " alone: give targets='{label}', or a postprocess_fn"
-        )
-      postprocess_fn = functools.partial(
-        templates.class_id, labels=tuple(wording.answers.values())
-      )
+    if classes is not None:
+      postprocess_fn = functools.partial(class_id, labels=classes)
   elif targets is not None or labels is not None or columns:
     raise InputError(
       f'task {name!r}: targets, labels and columns go with an inputs template'
@@ -143,17 +124,18 @@ def register_task(
     if isinstance(source, str) and _TFDS_NAME.fullmatch(source):
       source = TfdsSource(source, splits)
     else:
+      fields = wording.fields if wording is not None else ()
       wanted = [*fields, *(k for k in keep if k not in ('idx', 'id'))]
-      source = records.make_source(source, splits, wanted, renamed, labels)
+      words = wording.labels if wording is not None else None
+      source = make_source(source, splits, wanted, renamed, words)
       renamed = {}
-  if inputs is not None:
-    assert targets is not None
+  if wording is not None:
     steps.append(
       functools.partial(
         templates.text_to_text,
-        inputs=inputs,
-        targets=targets,
-        labels=labels,
+        inputs=wording.inputs,
+        targets=wording.targets,
+        labels=wording.labels,
         columns=renamed,
         keep=keep,
       )
@@ -182,83 +164,3 @@ def register_task(
   if wording is not None:
     templates.keep_wording(task, wording)
   return task
-
-
-def task_texts(task_names: Sequence[str], split: str) -> dict[str, TaskText]:
-  """Returns how the texts of tasks are written.
-
-  Args:
-    task_names: the tasks; those not registered, or without data, are left
-      out.
-    split: a split that is read.
-
-  Returns:
-    Task name -> its templates and label words, as far as they alone make the
-    text of the data's columns: what other code writes is None.
-  """
-  found = {}
-  for name in task_names:
-    if name not in seqio.TaskRegistry.names():
-      continue
-    text = _text_of(seqio.TaskRegistry.get(name), split)
-    if text is not None:
-      found[name] = text
-  return found
-
-
-def _text_of(task: seqio.Task, split: str) -> TaskText | None:
-  steps: list[Any] = []
-  for step in task.preprocessors:
-    steps += step.steps if isinstance(step, templates.Chain) else [step]
-  written = [
-    number
-    for number, step in enumerate(steps)
-    if isinstance(step, functools.partial)
-    and step.func is templates.text_to_text
-  ]
-  if not written or steps[written[0] + 1] is not seqio.preprocessors.tokenize:
-    return TaskText()
-  [number] = written
-  given = steps[number].keywords
-  inputs, targets, labels = (given[k] for k in ('inputs', 'targets', 'labels'))
-  columns = dict(given.get('columns') or {})
-  if isinstance(task.source, records.RecordsSource):
-    columns |= task.source.renamed
-  answer = templates.Template(targets).fields
-  # A step before the templates makes other features of the columns.
-  raw = number == 0 and _fill_alike(task, split, inputs, columns)
-  if raw is None:
-    return None
-  known = raw or (labels is not None and set(answer) <= {LABEL})
-  names = {*templates.Template(inputs).fields, *answer}
-  return TaskText(
-    inputs if raw else None,
-    targets if known else None,
-    labels if labels is None else tuple(labels),
-    {k: v for k, v in columns.items() if raw and k in names and k != v},
-  )
-
-
-def _fill_alike(
-  task: seqio.Task, split: str, inputs: str, columns: Mapping[str, str]
-) -> bool | None:
-  """Whether plain values make the same text as the data's own features.
-
-  TensorFlow writes 3.5 as '3.500000' and True as 'true'. None if there are
-  no data that could tell.
-  """
-  if isinstance(task.source, records.RecordsSource):
-    return True  # Its features are text.
-  try:
-    if split not in task.splits:
-      return None
-    spec = task.source.get_dataset(split, shuffle=False).element_spec
-  except InputError:
-    return None
-  features = [
-    templates.lookup(spec, columns.get(name, name))
-    for name in templates.Template(inputs).fields
-  ]
-  return not any(
-    f.dtype.is_bool or f.dtype.is_floating or f.shape.rank for f in features
-  )

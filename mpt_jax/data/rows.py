@@ -6,14 +6,22 @@ neither a mixture's order nor its size can renumber a row.
 """
 
 from collections.abc import Sequence
+import re
 import zlib
 
-import seqio
-
+from mpt_jax.data.providers import Provider
 from mpt_jax.types import InputError, nearest
 
 # The output feature that carries a task's identity.
 TASK_ID = 'task_id'
+
+
+def check_name(name: str) -> None:
+  """Raises InputError if a task cannot be called so."""
+  if not isinstance(name, str) or not re.fullmatch(r'\w+', name, re.ASCII):
+    raise InputError(
+      f'{name!r} is no task name: letters, digits and underscores only'
+    )
 
 
 def task_identity(name: str) -> int:
@@ -32,47 +40,21 @@ def task_identity(name: str) -> int:
   return zlib.crc32(name.encode()) & 0x7FFFFFFF
 
 
-def get_provider(mixture_or_task_name: str) -> seqio.Task | seqio.Mixture:
-  """Returns a registered SeqIO mixture or task.
-
-  Args:
-    mixture_or_task_name: its name.
-
-  Returns:
-    The mixture, or else the task, of that name.
-
-  Raises:
-    InputError: if there is none; names the nearest ones.
-  """
-  known = [*seqio.MixtureRegistry.names(), *seqio.TaskRegistry.names()]
-  if mixture_or_task_name not in known:
-    raise InputError(
-      f'MIXTURE_OR_TASK_NAME={mixture_or_task_name!r} is not a registered '
-      f'task or mixture{nearest(mixture_or_task_name, known)} (is the '
-      'module that registers it given as MIXTURE_OR_TASK_MODULE?)'
-    )
-  return seqio.get_mixture_or_task(mixture_or_task_name)
-
-
-def task_rows(
-  task_names: Sequence[str], mixture_or_task_name: str
-) -> dict[str, int]:
-  """Maps each task of a mixture to its row of the model's prompt table.
+def rows_of(task_names: Sequence[str], provider: Provider) -> dict[str, int]:
+  """Maps each task that is read to its row of the model's prompt table.
 
   Args:
     task_names: the model's tasks in row order (PROMPT_TASKS). Empty for a
       model with one prompt, or none, for whatever it reads: all get row 0.
-    mixture_or_task_name: what the run reads.
+    provider: what the run reads.
 
   Returns:
-    Task name -> row, for the tasks of the mixture.
+    Task name -> row.
 
   Raises:
-    InputError: if the mixture has tasks that the model lacks, if the model
-      lists a task twice, or if a task's examples do not say whose they are
-      while there are several rows to choose from.
+    InputError: see `lookup.task_rows`.
   """
-  tasks = seqio.get_subtasks(get_provider(mixture_or_task_name))
+  tasks = provider.tasks
   if not task_names:
     return {task.name: 0 for task in tasks}
   row_of = {name: row for row, name in enumerate(task_names)}
@@ -80,10 +62,10 @@ def task_rows(
     raise InputError(
       f'PROMPT_TASKS={list(task_names)} names a task more than once'
     )
-  anonymous = [t.name for t in tasks if TASK_ID not in t.output_features]
+  anonymous = [task.name for task in tasks if not task.knows_itself]
   if anonymous and len(task_names) > 1:
     raise InputError(
-      f'task(s) {anonymous} of {mixture_or_task_name!r} carry no task '
+      f'task(s) {anonymous} of {provider.name!r} carry no task '
       'identity, so they work with one prompt only, but PROMPT_TASKS has '
       f'{len(task_names)}: register them with mpt_jax.data.register_task'
     )
@@ -95,7 +77,7 @@ def task_rows(
   if lacking:
     hints = ''.join(dict.fromkeys(nearest(n, task_names) for n in lacking))
     raise InputError(
-      f'task(s) {lacking} of {mixture_or_task_name!r} have no prompt: '
+      f'task(s) {lacking} of {provider.name!r} have no prompt: '
       f'PROMPT_TASKS is {list(task_names)}{hints}'
     )
   return {task.name: row_of.get(task.name, 0) for task in tasks}

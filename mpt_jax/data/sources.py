@@ -1,6 +1,7 @@
-"""TFDS data as it lies on disk: never downloaded, checked before it is read.
+"""Sources of SeqIO's tasks: TFDS data on disk, a user's own files and rows.
 
-SeqIO's own source starts a download when data are missing and, without a
+TFDS data are never downloaded, and checked before they are read. SeqIO's own
+source starts a download when data are missing and, without a
 network, retries for minutes; it also keeps the first data directory it sees
 for as long as the process lives. Both are wrong for a run that should start
 or fail at once.
@@ -8,15 +9,31 @@ or fail at once.
 
 from collections.abc import Mapping, Sequence
 import os
+from typing import Any
 
-import seqio
-import tensorflow as tf
-import tensorflow_datasets as tfds
+import numpy as np
 
-from mpt_jax.types import (
-  InputError,
-  local_path,
+from mpt_jax.data.libraries import seqio, tf, tfds
+from mpt_jax.data.lines import SUFFIXES
+from mpt_jax.data.records import (
+  INDEX,
+  NAME,
+  SPLITS,
+  Columns,
+  Records,
+  Rows,
+  RowsFn,
+  Slice,
 )
+from mpt_jax.types import InputError, local_path
+
+# How the description of a synthetic data set begins.
+SYNTHETIC = 'SYNTHETIC DATA'
+
+
+def info_is_synthetic(info: tfds.core.DatasetInfo) -> bool:
+  """Whether a DatasetInfo declares its data made up."""
+  return (info.description or '').startswith(SYNTHETIC)
 
 
 def set_data_dir(data_dir: str | os.PathLike | None) -> None:
@@ -159,3 +176,124 @@ class TfdsSource(seqio.TfdsDataSource):
       )
     if not info.splits[slices[split]].num_examples:
       raise InputError(f'split {split!r} of {self.tfds_name!r} is empty')
+
+
+class RecordsSource(Records, seqio.DataSource):
+  """Rows of files or of a function, as a SeqIO data source."""
+
+  def __init__(
+    self,
+    rows: Rows,
+    splits: Mapping[str, str],
+    columns: Sequence[str],
+    renamed: Mapping[str, str],
+    labels: Sequence[str] | None,
+  ):
+    """Names the data, as `Records` does; reads nothing."""
+    Records.__init__(self, rows, splits, columns, renamed, labels)
+    seqio.DataSource.__init__(self, splits=tuple(splits))
+
+  @property
+  def supports_arbitrary_sharding(self) -> bool:
+    """Rows are in memory: any host can take any of them."""
+    return True
+
+  def list_shards(self, split: str) -> Sequence[str]:
+    """Returns one name: a split is one shard, and is divided by rows."""
+    return [split]
+
+  def pack(self, columns: Columns) -> dict[str, Any]:
+    """Returns the features of a split as tensors."""
+    count = columns.count
+
+    def texts(cells: list[Any]) -> tf.Tensor:
+      return tf.constant(cells, tf.string, shape=[count])
+
+    return {
+      INDEX: np.arange(count, dtype=np.int64),
+      **({} if columns.names is None else {NAME: texts(columns.names)}),
+      **{
+        name: tf.ragged.constant(cells, dtype=tf.string)
+        if name in columns.lists
+        else np.array(cells, np.int64)
+        if self.holds_ids(name)
+        else texts(cells)
+        for name, cells in columns.cells.items()
+      },
+    }
+
+  def get_dataset(
+    self,
+    split: str,
+    shuffle: bool = True,
+    seed: int | None = None,
+    shard_info: seqio.ShardInfo | None = None,
+  ) -> tf.data.Dataset:
+    """Returns the rows of a split: one feature per column, and `idx`."""
+    self.check(split)
+    columns, bounds = self.part(split)
+    dataset = tf.data.Dataset.from_tensor_slices(
+      {
+        name: cells[bounds.start : bounds.stop]
+        for name, cells in columns.items()
+      }
+    )
+    if shard_info and shard_info.num_shards > 1:
+      dataset = dataset.shard(shard_info.num_shards, shard_info.index)
+    if shuffle:
+      size = bounds.stop - bounds.start
+      dataset = dataset.shuffle(size, seed=seed)
+    return dataset
+
+
+def make_source(
+  source: str | os.PathLike | Mapping[str, str | os.PathLike] | RowsFn,
+  splits: Mapping[str, str] | Sequence[str] | None,
+  columns: Sequence[str],
+  renamed: Mapping[str, str],
+  labels: Sequence[str] | None,
+) -> RecordsSource:
+  """Makes a source of files or of a function.
+
+  Args:
+    source: a path with `{split}` in it, {split: path}, one path (which is
+      then the split `train`), or a function from the name of a split to its
+      rows. A path ends in .jsonl, .tsv or .csv.
+    splits: our split -> split of the data or a slice of it, or just names;
+      None is what the source says, or train, validation and test.
+    columns: names that every row must have.
+    renamed: name in the templates -> column.
+    labels: words in the order of the class ids.
+
+  Returns:
+    The source; nothing is read yet.
+
+  Raises:
+    InputError: for a file of another kind.
+  """
+  rows: Mapping[str, str] | RowsFn
+  known: tuple[str, ...]
+  if callable(source):
+    rows, known = source, SPLITS
+  elif isinstance(source, Mapping):
+    rows = {name: local_path(path) for name, path in source.items()}
+    known = tuple(rows)
+  else:
+    path = local_path(source)
+    if '{split}' in path:
+      named = splits.values() if isinstance(splits, Mapping) else splits
+      known = tuple(
+        dict.fromkeys(Slice.parse(text).split for text in named or SPLITS)
+      )
+      rows = {name: path.replace('{split}', name) for name in known}
+    else:
+      rows, known = {'train': path}, ('train',)
+  for path in () if callable(rows) else rows.values():
+    if not path.endswith(SUFFIXES):
+      raise InputError(
+        f'{path!r} is no data file: expected {", ".join(SUFFIXES)}, or a TFDS'
+        " name with its version, as in 'glue/mnli:2.0.0'"
+      )
+  if not isinstance(splits, Mapping):
+    splits = {name: name for name in (splits or known)}
+  return RecordsSource(rows, splits, columns, renamed, labels)

@@ -5,17 +5,15 @@ import dataclasses
 from typing import Any
 import weakref
 
-import tensorflow as tf
-
 from mpt_jax.checkpoints import texts
 from mpt_jax.checkpoints.texts import LABEL, has, lookup
-from mpt_jax.data.labels import NO_LABEL, check_words
+from mpt_jax.data.labels import NO_LABEL
+from mpt_jax.data.libraries import tf
+from mpt_jax.data.wording import Wording
 from mpt_jax.types import InputError
 
 # How the complaint about a class id without a word begins.
 OUTSIDE = 'a label is outside the label words'
-# What stands for an output that is no valid answer.
-INVALID = -1
 
 
 class Template(texts.Template):
@@ -28,63 +26,6 @@ class Template(texts.Template):
 
 def _string(value: tf.Tensor) -> tf.Tensor:
   return value if value.dtype == tf.string else tf.strings.as_string(value)
-
-
-@dataclasses.dataclass(frozen=True)
-class Wording:
-  """How the examples of a task are written.
-
-  Attributes:
-    inputs: template of the inputs.
-    targets: template of the targets.
-    labels: label words in the order of the class ids; None if the answer is
-      no class.
-  """
-
-  inputs: str
-  targets: str
-  labels: Sequence[str] | None = None
-
-  def __post_init__(self):
-    if self.labels is not None:
-      object.__setattr__(self, 'labels', check_words(self.labels))
-      if LABEL not in Template(self.targets).fields:
-        raise InputError(
-          f'label words are given, but the targets {self.targets!r} do not'
-          f' hold {{{LABEL}}}'
-        )
-
-  @property
-  def answers(self) -> dict[str, str]:
-    """Label word -> the target text that holds it.
-
-    The whole text if the template has no other field, else the word.
-    """
-    whole = self.is_label
-    template = Template(self.targets)
-    return {
-      word: template.write({LABEL: word}) if whole else word
-      for word in self.labels or ()
-    }
-
-  @property
-  def is_label(self) -> bool:
-    """Whether a target is told by its label alone."""
-    return set(Template(self.targets).fields) == {LABEL}
-
-  @property
-  def hidden(self) -> str:
-    """The target text of an example whose label is hidden."""
-    return (
-      Template(self.targets).write({LABEL: NO_LABEL})
-      if self.labels is not None and self.is_label
-      else NO_LABEL
-    )
-
-  @property
-  def blank(self) -> str:
-    """The input text of an example whose fields are all empty."""
-    return Template(self.inputs).write({})
 
 
 # On the task, not its name: a name may be registered anew.
@@ -191,23 +132,3 @@ class Chain:
     for step in self.steps:
       dataset = step(dataset)
     return dataset
-
-
-def class_id(
-  text: str,
-  labels: Sequence[str],
-  example: Mapping[str, Any] | None = None,
-  is_target: bool = False,
-) -> int:
-  """Returns the id of a label word; -1 for anything else.
-
-  The text must be the word exactly: "Entailment" and " True" are wrong.
-
-  Args:
-    text: a target or an output.
-    labels: the words in the order of their ids.
-    example: not used.
-    is_target: not used.
-  """
-  del example, is_target
-  return labels.index(text) if text in labels else INVALID

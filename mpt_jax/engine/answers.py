@@ -17,9 +17,9 @@ import jax
 import numpy as np
 import tqdm
 
-from mpt_jax import lines as lines_lib
 from mpt_jax import pretrained
 from mpt_jax.checkpoints.bundle import PromptBundle, load_prompts
+from mpt_jax.data import lines as lines_lib
 from mpt_jax.engine import multihost
 from mpt_jax.engine.predictor import Predictor
 from mpt_jax.engine.settings import BackboneSource, Decoding, Examples

@@ -372,7 +372,7 @@ def _warm_up(backbone: str, data_dir: str, module: str | None) -> None:
   if not _shared:
     cli.use_data_dir(data_dir)
     if module:
-      from mpt_jax.data.dataset import import_module
+      from mpt_jax.data.seqio_tasks import import_module
 
       import_module(module)
     from mpt_jax.engine import predictor as runs

@@ -13,11 +13,11 @@ from flax import core
 from flax.linen import partitioning
 import jax
 import jax.numpy as jnp
-import seqio
 from t5x import metrics as t5x_metrics
 from t5x import models as t5x_models
 
 from mpt_jax import data, models
+from mpt_jax.data.libraries import seqio
 from mpt_jax.engine.settings import Decoding
 from mpt_jax.types import Array, Batch, PyTree
 

@@ -6,10 +6,9 @@ A bundle that lies remotely is copied to a temporary folder first.
 import os
 import tempfile
 
-import tensorflow as tf
-
 from mpt_jax.checkpoints import t5x_format
 from mpt_jax.checkpoints.bundle import CONFIG, PromptBundle
+from mpt_jax.data.libraries import tf
 from mpt_jax.types import (
   InputError,
   local_path,

@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 from t5x import utils as t5x_utils
-import tensorflow as tf
 
 import mpt_jax
 from mpt_jax import data, methods, models, t5
@@ -21,8 +20,10 @@ from mpt_jax.checkpoints import files, huggingface, t5x_format
 from mpt_jax.checkpoints import run as run_lib
 from mpt_jax.checkpoints import vocabulary as vocabulary_lib
 from mpt_jax.checkpoints.backbone import DEMO, find_backbone
-from mpt_jax.data.dataset import check_labels, import_module
-from mpt_jax.data.feature_converter import check_lengths
+from mpt_jax.data.dataset import check_lengths
+from mpt_jax.data.libraries import tf
+from mpt_jax.data.lookup import check_labels
+from mpt_jax.data.seqio_tasks import import_module
 from mpt_jax.engine import optimizers, starts
 from mpt_jax.engine.optimizers import Optimizer
 from mpt_jax.engine.settings import BackboneSource, Decoding, Loss

@@ -6,7 +6,7 @@ import pytest
 import seqio
 
 from mpt_jax import data
-from mpt_jax.data import counts
+from mpt_jax.data import counts, seqio_tasks, survey
 from mpt_jax.types import InputError
 from tests.data.toys import percent_right
 
@@ -181,9 +181,9 @@ def test_a_task_that_makes_examples_of_a_length_gets_it():
     preprocessors = (seqio.preprocessors.append_eos_after_trim,)
 
   limits = {'inputs': 9, 'targets': 4}
-  assert counts.whole_lengths(Task, limits) is None
+  assert seqio_tasks.whole_lengths(Task, limits) is None
   Task.preprocessors = (spans, *Task.preprocessors)
-  assert counts.whole_lengths(Task, limits) is limits
+  assert seqio_tasks.whole_lengths(Task, limits) is limits
 
 
 def test_survey(make):
@@ -197,18 +197,18 @@ def test_survey(make):
     ('kate', None),
   ]
   task = make(train=train, test=[('bob', 1), ('hat', 0), ('bob', None)])
-  found = counts.survey(task, 'train', None)
+  found = survey.survey(task, 'train', None)
   assert (found.examples, found.unlabelled, found.empty) == (7, 1, 2)
   assert (found.double, found.conflicting) == (1, 3)
   assert found.classes == {'no': 2, 'yes': 4}
-  test = counts.survey(task, 'test', None)
+  test = survey.survey(task, 'test', None)
   assert test.within(found) == 2
-  assert counts.survey(task, 'train', 2).examples == 2
+  assert survey.survey(task, 'train', 2).examples == 2
 
 
 def test_survey_of_a_plain_task(make_task):
   task = make_task('toy_plain', plain=True)
-  found = counts.survey(task, 'train', None)
+  found = survey.survey(task, 'train', None)
   assert (found.examples, found.empty, found.double) == (53, 0, 0)
   assert found.conflicting is None
   assert found.within(found) == 53

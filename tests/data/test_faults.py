@@ -9,7 +9,7 @@ import seqio
 import tensorflow as tf
 
 from mpt_jax import data
-from mpt_jax.data import dataset
+from mpt_jax.data import lookup, seqio_tasks
 from mpt_jax.types import InputError
 
 _NUMBERS = itertools.count()
@@ -140,10 +140,10 @@ def test_a_bug_of_ours_keeps_its_traceback(monkeypatch):
     raise ZeroDivisionError('ours')
 
   # As if a line of the package had raised it.
-  code = bug.__code__.replace(co_filename=dataset.__file__)
+  code = bug.__code__.replace(co_filename=seqio_tasks.__file__)
   bug.__code__ = code
-  monkeypatch.setattr(dataset, '_check_task', bug)
-  monkeypatch.setattr(dataset.faults, '_is_users', lambda file: False)
+  monkeypatch.setattr(seqio_tasks, '_check', bug)
+  monkeypatch.setattr(seqio_tasks.faults, '_is_users', lambda file: False)
   with pytest.raises(ZeroDivisionError):
     data.check_data(_register(), 'train')
 
@@ -199,8 +199,7 @@ def test_rates_of_mixtures_in_mixtures():
   inner, outer = (f'mixture_{next(_NUMBERS)}' for _ in range(2))
   seqio.MixtureRegistry.add(inner, [(tasks[0], 1.0), (tasks[1], lambda t: 3)])
   seqio.MixtureRegistry.add(outer, [(inner, 8.0), (tasks[2], 5.0)])
-  provider = seqio.MixtureRegistry.get(outer)
-  assert dataset.mixing_rates(provider) == dict(
+  assert lookup.get_provider(outer).rates() == dict(
     zip(tasks, (2.0, 6.0, 5.0), strict=True)
   )
 
@@ -226,4 +225,4 @@ def test_a_module_that_cannot_be_imported(tmp_path, monkeypatch, text, message):
   with pytest.raises(
     InputError, match=message.format(file=re.escape(str(file)))
   ):
-    dataset.import_module(name)
+    seqio_tasks.import_module(name)

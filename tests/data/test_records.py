@@ -7,7 +7,7 @@ import pytest
 import seqio
 
 from mpt_jax import data
-from mpt_jax.data import records
+from mpt_jax.data import records, sources
 from mpt_jax.data.templates import Template
 from mpt_jax.types import InputError
 
@@ -352,7 +352,7 @@ def _tensor(text):
 )
 def test_values_that_are_no_text(tmp_path, premise, message):
   (tmp_path / 'a.jsonl').write_text(f'{{"premise": {premise}}}\n')
-  source = records.make_source(
+  source = sources.make_source(
     tmp_path / 'a.jsonl', None, ['premise'], {}, None
   )
   with pytest.raises(InputError, match=rf'a\.jsonl:1: .*{message}'):
@@ -362,14 +362,14 @@ def test_values_that_are_no_text(tmp_path, premise, message):
 def test_a_header_of_very_many_columns(tmp_path):
   names = [f'c{i}' for i in range(200_000)]
   (tmp_path / 'a.tsv').write_text('\t'.join([*names, 'c7']))
-  source = records.make_source(tmp_path / 'a.tsv', None, ['c1'], {}, None)
+  source = sources.make_source(tmp_path / 'a.tsv', None, ['c1'], {}, None)
   with pytest.raises(InputError, match="column 'c7' occurs twice"):
     source.check('train')
 
 
 def test_a_device_is_no_data_file(tmp_path):
   (tmp_path / 'a.jsonl').symlink_to('/dev/zero')
-  source = records.make_source(tmp_path / 'a.jsonl', None, ['a'], {}, None)
+  source = sources.make_source(tmp_path / 'a.jsonl', None, ['a'], {}, None)
   with pytest.raises(InputError, match='not a regular file'):
     source.check('train')
 
@@ -377,7 +377,7 @@ def test_a_device_is_no_data_file(tmp_path):
 def test_a_label_of_very_many_digits(tmp_path):
   # Found by the fuzzer: Python refuses to make a number of it.
   (tmp_path / 'a.tsv').write_text(f'label\n{"9" * 5000}\n')
-  source = records.make_source(
+  source = sources.make_source(
     tmp_path / 'a.tsv', None, ['label'], {}, ['no', 'yes']
   )
   with pytest.raises(InputError, match=r'a\.tsv:2: label .* is outside'):

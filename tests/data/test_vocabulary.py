@@ -11,6 +11,7 @@ import tensorflow as tf
 from mpt_jax import data
 from mpt_jax.checkpoints.bundle import PromptBundle, load_prompts
 from mpt_jax.checkpoints.vocabulary import Vocabulary
+from mpt_jax.data import lookup
 from mpt_jax.engine import predictor as predictor_lib
 from mpt_jax.engine.settings import BackboneSource
 from mpt_jax.pretrained import PromptedT5
@@ -179,7 +180,7 @@ class TestTaskOfAnotherVocabulary:
     if backbone:
       (tmp_path / 'tokenizer_config.json').write_text(json.dumps(backbone))
       data.use_vocabulary(tmp_path)
-    data.vocabulary.check_vocabulary(seqio.get_mixture_or_task('toy_own'))
+    data.check_vocabulary(lookup.get_provider('toy_own'))
 
   def test_special_ids_count(self, make_task, tmp_path):
     self._add(_same_pieces(tmp_path), make_task)

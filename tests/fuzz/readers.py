@@ -367,14 +367,14 @@ _COLUMNS = ('premise', 'hypothesis', 'label')
 
 
 def _read_records(folder: str, seed: int) -> None:
-  from mpt_jax.data import records
+  from mpt_jax.data import sources
 
   name = ('rows.jsonl', 'rows.tsv', 'rows.csv')[seed]
   columns, renamed = _COLUMNS, {}
   if seed == 0:
     columns = (*_COLUMNS, 'choices', 'answer')
     renamed = {'answer': 'answers/text'}
-  source = records.make_source(
+  source = sources.make_source(
     os.path.join(folder, name), None, columns, renamed, ('no', 'yes')
   )
   source.check('train')

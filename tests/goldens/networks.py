@@ -101,7 +101,7 @@ def decode(data, tokens, length, search, **kwargs):
       {'params': params}, tokens, enable_dropout=False, method='encode'
     )
     cache, step = decoding.make_decode_step(
-      data.module, params, encoded, tokens, length
+      data.module, {'params': params}, encoded, tokens, length
     )
     return search(
       step, cache, batch_size=len(tokens), max_decode_length=length, **kwargs

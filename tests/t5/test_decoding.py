@@ -35,7 +35,7 @@ def test_steps_equal_teacher_forcing(testdata):
       {'params': params}, tokens, enable_dropout=False, method='encode'
     )
     cache, step = decoding.make_decode_step(
-      data.module, params, encoded, tokens, 9
+      data.module, {'params': params}, encoded, tokens, 9
     )
     cache = jax.tree.map(lambda x: jnp.repeat(x, 2, 0) if x.ndim else x, cache)
     _, logits = jax.lax.scan(
@@ -54,7 +54,7 @@ def test_a_step_takes_one_token(testdata):
   tokens = data.io['encoder_input_tokens']
   encoded = np.zeros((*tokens.shape, data.config.emb_dim), np.float32)
   cache, step = decoding.make_decode_step(
-    data.module, data.params, encoded, tokens, 5
+    data.module, {'params': data.params}, encoded, tokens, 5
   )
   with pytest.raises(ValueError, match=r'\(4, 3\), expected \(\?, 1\)'):
     step(np.ones((4, 3), np.int32), cache)

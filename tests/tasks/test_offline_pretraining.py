@@ -9,10 +9,9 @@ import pytest
 
 seqio = pytest.importorskip('seqio')
 
-from mpt_jax import t5  # noqa: E402
+from mpt_jax import data, t5  # noqa: E402
 from mpt_jax.checkpoints import backbone as backbone_lib  # noqa: E402
 from mpt_jax.checkpoints import huggingface  # noqa: E402
-from mpt_jax.data import vocabulary  # noqa: E402
 from mpt_jax.types import InputError  # noqa: E402
 from tasks import offline  # noqa: E402
 from tasks.offline import corpus, datasets, pretraining, ship  # noqa: E402
@@ -23,9 +22,9 @@ pytestmark = pytest.mark.data
 @pytest.fixture(autouse=True)
 def _demo_vocabulary():
   folder = os.path.join(os.path.dirname(offline.__file__), 'demo_backbone')
-  vocabulary.use_vocabulary(os.path.join(folder, 'spiece.model'))
+  data.use_vocabulary(os.path.join(folder, 'spiece.model'))
   yield
-  vocabulary.use_vocabulary(None)
+  data.use_vocabulary(None)
 
 
 def take(name, split, count):
@@ -65,7 +64,7 @@ def test_curriculum_starts_without_style_words():
 
 
 def test_sentinels_are_the_last_ids_of_the_vocabulary():
-  size = vocabulary.get_vocabulary().vocab_size
+  size = data.get_vocabulary().vocab_size
   for example in take('offline_pretrain', 'train', 300):
     targets = example['targets_pretokenized'].decode()
     if targets.startswith('<extra_id_0>'):
@@ -114,7 +113,7 @@ def test_shipped_skills_are_what_is_measured():
 def pretrained(tmp_path):
   """A run's folder: a tiny random backbone with the demo's vocabulary."""
   config = t5.T5Config(
-    vocab_size=vocabulary.get_vocabulary().vocab_size,
+    vocab_size=data.get_vocabulary().vocab_size,
     emb_dim=6,
     num_heads=2,
     head_dim=3,

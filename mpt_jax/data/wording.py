@@ -1,0 +1,103 @@
+"""How the examples of a task are written, whoever fills the templates in."""
+
+from collections.abc import Sequence
+import dataclasses
+
+from mpt_jax.checkpoints.texts import LABEL, Template
+from mpt_jax.data.labels import NO_LABEL, check_words
+from mpt_jax.types import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Wording:
+  """How the examples of a task are written.
+
+  Attributes:
+    inputs: template of the inputs.
+    targets: template of the targets.
+    labels: label words in the order of the class ids; None if the answer is
+      no class.
+  """
+
+  inputs: str
+  targets: str
+  labels: Sequence[str] | None = None
+
+  def __post_init__(self):
+    if self.labels is not None:
+      object.__setattr__(self, 'labels', check_words(self.labels))
+      if LABEL not in Template(self.targets).fields:
+        raise InputError(
+          f'label words are given, but the targets {self.targets!r} do not'
+          f' hold {{{LABEL}}}'
+        )
+
+  @classmethod
+  def create(
+    cls, inputs: str, targets: str | None, labels: Sequence[str] | None
+  ) -> 'Wording':
+    """As above, but targets that are not given are the label word.
+
+    Raises:
+      InputError: if there is neither; for a broken template, or label words
+        that are none.
+    """
+    if targets is None and labels is None:
+      raise InputError('give targets or label words')
+    return cls(inputs, f'{{{LABEL}}}' if targets is None else targets, labels)
+
+  @property
+  def fields(self) -> tuple[str, ...]:
+    """What the data must have: the names in the templates."""
+    both = Template(self.inputs).fields + Template(self.targets).fields
+    return tuple(dict.fromkeys(both))
+
+  @property
+  def answers(self) -> dict[str, str]:
+    """Label word -> the target text that holds it.
+
+    The whole text if the template has no other field, else the word.
+    """
+    whole = self.is_label
+    template = Template(self.targets)
+    return {
+      word: template.write({LABEL: word}) if whole else word
+      for word in self.labels or ()
+    }
+
+  @property
+  def is_label(self) -> bool:
+    """Whether a target is told by its label alone."""
+    return set(Template(self.targets).fields) == {LABEL}
+
+  @property
+  def hidden(self) -> str:
+    """The target text of an example whose label is hidden."""
+    return (
+      Template(self.targets).write({LABEL: NO_LABEL})
+      if self.labels is not None and self.is_label
+      else NO_LABEL
+    )
+
+  @property
+  def blank(self) -> str:
+    """The input text of an example whose fields are all empty."""
+    return Template(self.inputs).write({})
+
+  def classes(self) -> tuple[str, ...] | None:
+    """The target text of each class id, by which `class_id` knows it.
+
+    None without label words.
+
+    Raises:
+      InputError: if a target holds more than its label, which alone cannot
+        tell the class then.
+    """
+    if self.labels is None:
+      return None
+    if not self.is_label:
+      raise InputError(
+        f'the class of {self.targets!r} is not told by its label alone: give'
+        " targets='{label}', or a postprocess_fn"
+      )
+    return tuple(self.answers.values())
