@@ -16,6 +16,7 @@ from typing import Any
 
 from gin import config_parser
 
+import mpt_jax
 from mpt_jax.types import (
   ANYTHING,
   InputError,
@@ -159,6 +160,7 @@ def read(
   for binding in bindings:
     text.add(_parse_binding(binding, text.used))
   _check_names(text, whole)
+  _check_parameters(text)
   _check_types(text)
   return text
 
@@ -234,6 +236,7 @@ def parameters(module: str, name: str) -> Mapping[str, Parameter]:
 @functools.lru_cache(maxsize=64)
 def source(module: str) -> ast.Module:
   """The source of a module of this package; empty of another."""
+  module = mpt_jax.MOVED.get(module, module)
   top, _, rest = module.partition('.')
   path = installed(top, *rest.split('.'))
   for file in (f'{path}.py', os.path.join(path, '__init__.py')):
@@ -521,6 +524,50 @@ def _check_names(text: Text, whole: bool) -> None:
       f'required macro {missing[0]} is not set: give'
       f' --gin.{missing[0]}=…{others}'
     )
+
+
+# Parameters of version 0.1 whose names changed when they moved.
+_RENAMED = {
+  'backbone_config': 'config',
+  'checkpoint_path': 'path',
+  'initial_checkpoint_path': 'path',
+}
+# What version 0.1 had and nothing has become -> what does its work.
+_GONE = {
+  'mpt_jax.prompts.PromptConfig': (
+    'methods.prompt_method has its sizes, train.Source its SOURCE_PROMPTS, as'
+    ' in gin_configs/runs/target.gin'
+  ),
+}
+
+
+def _check_parameters(text: Text) -> None:
+  """What is set must be there; a file may be of version 0.1."""
+  for setting in text.settings:
+    module, name = text.home(setting)
+    where = f'{setting.where}: ' if setting.where else ''
+    if f'{module}.{name}' in _GONE:
+      raise InputError(
+        f'{where}there is no {setting.target} any more:'
+        f' {_GONE[f"{module}.{name}"]}'
+      )
+    known = parameters(module, name)
+    if known and setting.name not in known:
+      raise InputError(
+        f'{where}{setting.target} has no parameter {setting.name}'
+        f'{_now(setting, module) or nearest(setting.name, known)}'
+      )
+
+
+def _now(setting: Setting, module: str) -> str:
+  """Where a parameter is that a function had in version 0.1."""
+  home = setting.target.rpartition('.')[0]
+  name = _RENAMED.get(setting.name, setting.name)
+  for node in source(module).body:
+    for alias in node.names if isinstance(node, ast.ImportFrom) else ():
+      if alias.name[:1].isupper() and name in parameters(module, alias.name):
+        return f': it is {home}.{alias.name}.{name} now'
+  return ''
 
 
 def _check_types(text: Text) -> None:
