@@ -7,10 +7,20 @@ r"""Trains prompts: one run of one stage, in its own MODEL_DIR.
 The stages are `teacher` (vanilla prompt tuning of one task), `source` (MPT's
 first stage: distil teachers into one shared prompt), `target` (its second
 stage) and `finetune` (the whole backbone). The same command resumes a run
-that was stopped.
+that was stopped. A list of tasks, or a mixture with EACH_TASK=True, is a run
+for each in MODEL_DIR/<task>.
+
+From Python, `mpt_jax.train(...)` is the same: the module is called.
 """
 
+import functools
+import inspect
+import sys
+import types
+from typing import Any
+
 from mpt_jax.engine.optimizers import Optimizer
+from mpt_jax.engine.outcome import Run
 from mpt_jax.engine.run import train
 from mpt_jax.engine.settings import (
   BackboneSource,
@@ -29,9 +39,26 @@ __all__ = [
   'Logging',
   'Loss',
   'Optimizer',
+  'Run',
   'Source',
   'train',
 ]
+
+
+class _Callable(types.ModuleType):
+  """A module that is called as its function: `mpt_jax.train(...)`.
+
+  It stands under that name in the package as soon as it is imported.
+  """
+
+  __signature__ = inspect.signature(train)
+
+  @functools.wraps(train)
+  def __call__(self, **settings: Any) -> Run | dict[str, Run]:
+    return train(**settings)
+
+
+sys.modules[__name__].__class__ = _Callable
 
 if __name__ == '__main__':
   from mpt_jax import cli

@@ -155,7 +155,7 @@ def test_every_initialiser_file_works_with_a_run(monkeypatch, init):
   }
   assert type(config.init).__name__ == names[init]
   assert config.length == 100
-  assert captured['prompt_tasks'] == 'rte'
+  assert captured['prompt_tasks'].scoped_configurable_fn() == 'rte'
 
 
 @pytest.mark.parametrize('name', sorted(t5.CONFIGS))
@@ -276,6 +276,7 @@ def test_help_tells_how_to_use_it(capsys, module, function):
   several = {
     *('--multiprocess_gpu', '--coordinator_address', '--process_count'),
     *('--process_index', '--initialization_timeout'),
+    '--heartbeat_timeout',
   }
   if module not in ('mpt_jax.export', 'mpt_jax.convert'):
     flags |= data

@@ -56,9 +56,10 @@ _PARAMETERS = {
   'dtype': 'dtype',
   'dropout_rate': 'dropout_rate',
   'precision': 'precision',
-  'total_steps': 'train_steps',
+  'total_steps': 'steps',
+  'train_steps': 'steps',
   'name': 'Optimizer.name',
-  'num_tasks': 'prompt_tasks',
+  **dict.fromkeys(('num_tasks', 'prompt_tasks'), 'tasks'),
 }
 CHECKPOINTS = 'checkpoints'
 # Where damaged checkpoints are put.

@@ -237,6 +237,8 @@ def end_at_once() -> Callable[[str], None] | None:
 class _CommandFace(Face):
   """What a command configured by gin adds to the engine."""
 
+  interactive = False
+
   def keep_log(self, folder: str) -> None:
     keep_log(folder)
 

@@ -9,7 +9,12 @@ class Face:
   """What whoever runs the engine has beside it; from Python that is nothing.
 
   A command has more (`cli`), and shows it while it runs (`showing`).
+
+  Attributes:
+    interactive: whether its caller goes on with what a run leaves.
   """
+
+  interactive = True
 
   def keep_log(self, folder: str) -> None:
     """Keeps what is said from now on in a run's folder, too."""

@@ -1,11 +1,11 @@
 """One run of one stage, from its folder to its product.
 
-`train` takes a run's settings; below, it is opened or resumed, its backbone
-and its data are read, its start values made; it is fitted, scored, and leaves
-its product.
+`train` takes a run's settings, or those of several runs that share a backbone.
+Below, one is opened or resumed, its backbone and its data are read, its start
+values made; it is fitted, scored, and leaves its product.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import functools
@@ -15,6 +15,7 @@ import re
 import time
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 
 import mpt_jax
@@ -42,6 +43,7 @@ from mpt_jax.engine.evaluator import (
 )
 from mpt_jax.engine.face import face
 from mpt_jax.engine.metrics import Metric, from_json
+from mpt_jax.engine.outcome import BACKBONE, PROMPTS, Run
 from mpt_jax.engine.predictor import load_backbone, vocabulary_digest
 from mpt_jax.engine.scores import finite_scores, judgements, mean_score
 from mpt_jax.engine.settings import (
@@ -67,8 +69,36 @@ log = logging.getLogger(__name__)
 
 STAGES = ('teacher', 'source', 'target', 'finetune')
 PADDINGS = ('auto', 'max', 'bucket', 'pack')
-PROMPTS = 'prompts'
-BACKBONE = 'backbone'
+_READING = 'reading the tasks (TensorFlow takes a few seconds) …'
+# S and T where a user gives none; the whole backbone has no prompt in S.
+_LENGTHS = {'inputs': 356, 'targets': 128}
+_LENGTHS_WITHOUT_PROMPT = {'inputs': 256, 'targets': 128}
+
+
+@dataclasses.dataclass
+class _Backbone:
+  """The backbone of one or more runs.
+
+  Attributes:
+    source: where it is read, or a loaded one.
+    keep: whether it is needed again, and stays in the host's memory.
+    fresh: whether it may be drawn.
+    seed: of what is drawn.
+  """
+
+  source: BackboneSource | Backbone
+  keep: bool
+  fresh: bool
+  seed: int
+  _kept: Backbone | None = None
+
+  def load(self) -> Backbone:
+    """Returns it; its vocabulary is that of the tasks from then on."""
+    source = self._kept or self.source
+    loaded = load_backbone(source, self.seed, fresh=self.fresh)
+    if self.keep:
+      self._kept = loaded
+    return loaded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,12 +107,13 @@ class _Settings:
 
   model_dir: str
   stage: str
-  backbone: BackboneSource | Backbone
+  backbone: _Backbone
   method: methods.Method
-  prompt_tasks: tuple[str, ...]
+  # In row order; None until the data say it.
+  tasks: tuple[str, ...] | None
   start: Source
   dataset: Any
-  train_steps: int
+  steps: int
   distillation: Distillation | None
   optimizer: optimizers.Optimizer
   evaluation: Evaluation | None
@@ -90,6 +121,8 @@ class _Settings:
   loss: Loss
   logging: Logging
   seed: int
+  # The task whose run this is, if it is one of several.
+  one_of: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +160,8 @@ class _Job:
   @property
   def task_names(self) -> tuple[str, ...]:
     """The tasks whose losses are told apart, in row order."""
-    return self.settings.prompt_tasks
+    assert self.settings.tasks is not None
+    return self.settings.tasks
 
   @property
   def rows(self) -> tuple[str, ...]:
@@ -179,107 +213,227 @@ class _Beside:
 def train(
   *,
   model_dir: str,
-  backbone: str | Backbone | BackboneSource | None,
+  backbone: str | BackboneSource | Backbone | None,
   method: methods.Method,
-  dataset: Any,
-  train_steps: Natural,
-  prompt_tasks: Names | None = None,
+  tasks: Names | Mapping[str, Any] | None = None,
+  dataset: Any = None,
+  steps: Natural = 30000,
   stage: str | None = None,
   start: str | Source | None = None,
+  each_task: bool = False,
   distillation: Distillation | None = None,
   optimizer: optimizers.Optimizer = optimizers.Optimizer(),
-  evaluation: Evaluation | None = None,
+  evaluation: Evaluation | None = Evaluation(),
   devices: Devices = Devices(),
   loss: Loss = Loss(),
   logging: Logging = Logging(),
   seed: Natural = 0,
-) -> dict[str, dict[str, float]]:
-  """Runs one stage up to `train_steps`, resuming what `model_dir` holds.
+) -> Run | dict[str, Run]:
+  """Trains up to a step, resuming what `model_dir` holds.
+
+  Several tasks are one run on all of them, or with `each_task` a run each, in
+  `model_dir/<task>`: those that are finished are skipped, and what goes wrong
+  in one does not stop the others. A teacher's stage always has a run each.
 
   Args:
     model_dir: the run's folder: checkpoints, metrics, the chosen examples of
       a few-shot run, and at the end the prompt bundle `prompts/` (or
       `backbone/`) and `results.json`.
-    backbone: where it is read from, or its path alone, or a loaded one; None
-      draws a fresh one (`finetune` only).
+    backbone: where it is read, or its path alone, or a loaded one; None draws
+      a fresh one (`finetune` only).
     method: what is learned, and where it enters; see `mpt_jax.methods`.
-    dataset: `mpt_jax.data.DatasetConfig` of the training data.
-    train_steps: steps of training, counted from 0.
-    prompt_tasks: the run's tasks in row order; None is what `dataset` names.
+    tasks: what to train on: a registered task or mixture, several tasks, which
+      are drawn evenly, or {name: `mpt_jax.Task`}. Where `dataset` says it, the
+      run's tasks in row order; None is what it names.
+    dataset: `mpt_jax.data.DatasetConfig` of the training data, or those of its
+      fields that differ from the gin files' ({'batch_size': 16}).
+    steps: the last step.
     stage: 'teacher', 'source', 'target' or 'finetune'; None is what method,
       start and teachers make of it.
     start: what another run learned, to start from, or its path; None is the
       method's own start.
+    each_task: whether each task, also of a mixture, has a run of its own.
     distillation: teachers of a source run; None trains without.
     optimizer: rates, schedule, groups; what it leaves open is the stage's own.
     evaluation: how to evaluate; None never does.
     devices: devices, memory and speed.
     loss: what a step makes small.
     logging: what is kept while it trains.
-    seed: seeds start values and dropout.
+    seed: seeds start values and dropout, and the data where `dataset` does not.
 
   Returns:
-    {task: {metric: value}} of the final evaluation (empty without one).
+    What it made; of a run for each task {task: what it made}.
 
   Raises:
-    InputError: if something given is wrong; nothing is trained.
+    InputError: if something given is wrong, or of several runs some failed.
     trainer.NonFiniteLossError: if the loss explodes.
   """
   if not isinstance(start, Source):
     start = Source(start)
-  if backbone is None or isinstance(backbone, str):
+  stage = stage or _stage(method, distillation, start)
+  _check(stage, method, evaluation)
+  if dataset is None or isinstance(dataset, Mapping):
+    lengths = _LENGTHS if method.branch else _LENGTHS_WITHOUT_PROMPT
+    dataset = _dataset(tasks, stage, lengths, seed, dataset or {})
+    tasks = None
+  names = dataset.mixture_or_task_name
+  each = each_task or (
+    stage == 'teacher' and not method.per_task and not isinstance(names, str)
+  )
+  if not isinstance(backbone, BackboneSource | Backbone):
     backbone = BackboneSource(backbone)
-  return _one_run(
-    _Settings(
-      model_dir=require_local(model_dir),
-      stage=stage or _stage(method, distillation, start),
-      backbone=backbone,
-      method=method,
-      prompt_tasks=_task_names(method, prompt_tasks, dataset),
-      start=start,
-      dataset=dataset,
-      train_steps=train_steps,
-      distillation=distillation,
-      optimizer=optimizer,
-      evaluation=evaluation,
-      devices=devices,
-      loss=loss,
-      logging=logging,
-      seed=seed,
-    )
+  settings = _Settings(
+    model_dir=require_local(model_dir),
+    stage=stage,
+    backbone=_Backbone(
+      backbone, each or face().interactive, method.branch is None, seed
+    ),
+    method=method,
+    tasks=_task_names(method, tasks),
+    start=start,
+    dataset=dataset,
+    steps=steps,
+    distillation=distillation,
+    optimizer=optimizer,
+    evaluation=evaluation,
+    devices=devices,
+    loss=loss,
+    logging=logging,
+    seed=seed,
+  )
+  return _each(settings) if each else _one(settings)
+
+
+def _dataset(
+  tasks: Any,
+  stage: str,
+  lengths: Mapping[str, int],
+  seed: int,
+  changed: Mapping[str, Any],
+) -> Any:
+  """The data of a run as the gin files have them, but for what is given."""
+  from mpt_jax import data
+  from mpt_jax.data import memory
+
+  if tasks is None and 'mixture_or_task_name' not in changed:
+    raise InputError("no tasks are given: tasks='rte', for example")
+  fields = [f.name for f in dataclasses.fields(data.DatasetConfig)]
+  for name in changed:
+    if name not in fields:
+      raise InputError(
+        f'dataset has {name!r}, which is no field of DatasetConfig'
+        f'{nearest(name, fields)}'
+      )
+  module: str | None = 'tasks'
+  if isinstance(tasks, Mapping):
+    memory.register(tasks)
+    # The registry is not needed, nor SeqIO.
+    module, tasks = None, list(tasks)
+    tasks = tasks if len(tasks) > 1 else tasks[0]
+  return data.DatasetConfig(
+    **{
+      'mixture_or_task_name': tasks,
+      'task_feature_lengths': lengths,
+      'batch_size': 32,
+      'module': module,
+      'seed': seed,
+      'task_sampling': 'stochastic' if stage == 'source' else 'proportional',
+      **changed,
+    }
   )
 
 
-def _one_run(settings: _Settings) -> dict[str, dict[str, float]]:
+def _one(settings: _Settings) -> Run:
   """Opens or resumes a run, and carries it to its end."""
   model_dir = settings.model_dir
   request = preemption.StopRequest(
-    lambda: preemption.resumption(run_lib.latest_step(model_dir)),
-    face().end_at_once(),
+    lambda: _resumption(settings), face().end_at_once()
   )
   face().at_interrupt(request.say)
-  _check(settings)
   job = _read(settings)
   record = _record(job)
   with contextlib.ExitStack() as held:
-    finished = multihost.on_first(lambda: _open_run(held, job, record))
+    scores = multihost.on_first(lambda: _open_run(held, job, record))
     face().keep_log(model_dir)
-    if finished is not None:
+    if scores is not None:
       log.info('%s is finished; nothing to do', model_dir)
-      _tell_results(model_dir, job.following)
-      return finished
+      if not settings.one_of:
+        _tell_results(model_dir, job.following)
+      return Run(model_dir, scores, settings.backbone.load)
     run_lib.check_shared(model_dir)
     begin = _begin(job)
     # The host's copies are not needed any more, if nobody else has them.
     job = job.without_backbone()
     hostmemory.keep()
     beside = _beside(job, begin, request)
+    held.callback(beside.writer.close)
     held.enter_context(request.listening())
     state = _fit(job, begin, beside)
     begin.checkpointer.close()
     scores = _finish(job, state, beside)
   _tell_results(model_dir, job.following)
-  return scores
+  return Run(model_dir, scores, settings.backbone.load)
+
+
+def _each(settings: _Settings) -> dict[str, Run]:
+  """Runs each task by itself; one that fails does not stop the others.
+
+  Raises:
+    InputError: at the end, if some failed.
+  """
+  dataset = settings.dataset
+  names = dataset.mixture_or_task_name
+  log.info(_READING)
+  from mpt_jax import data
+
+  tasks: dict[str, None] = {}
+  for name in [names] if isinstance(names, str) else names:
+    provider = data.check_data(
+      name, dataset.split, dataset.module, dataset.use_cached
+    )
+    tasks |= dict.fromkeys(task.name for task in provider.tasks)
+  face().keep_log(settings.model_dir)
+  runs: dict[str, Run] = {}
+  failed: dict[str, str] = {}
+  for number, task in enumerate(tasks, 1):
+    log.info('run %d of %d: %s', number, len(tasks), task)
+    try:
+      runs[task] = _one(_of_task(settings, task))
+    except InputError as e:
+      # Of several processes all must fail together.
+      alike = isinstance(e, trainer.NonFiniteLossError)
+      if jax.process_count() > 1 and not alike:
+        raise
+      failed[task] = str(e).splitlines()[0]
+      log.error('%s failed: %s', task, failed[task])
+  _tell_table(tasks, runs, failed)
+  if failed:
+    raise InputError(
+      f'{len(failed)} of {len(tasks)} runs failed',
+      [f'{task}: {reason}' for task, reason in failed.items()],
+    )
+  return runs
+
+
+def _of_task(settings: _Settings, task: str) -> _Settings:
+  """The settings of one of several runs."""
+  return dataclasses.replace(
+    settings,
+    model_dir=os.path.join(settings.model_dir, task),
+    tasks=_task_names(settings.method, task),
+    dataset=dataclasses.replace(settings.dataset, mixture_or_task_name=task),
+    one_of=task,
+  )
+
+
+def _resumption(settings: _Settings) -> str:
+  """What a repetition of the command would do now."""
+  step = run_lib.latest_step(settings.model_dir)
+  if settings.one_of:
+    return (
+      f'the same command goes on at {settings.one_of!r}, from step {step or 0}'
+    )
+  return preemption.resumption(step)
 
 
 # ---------------------------------------------------------------------------
@@ -297,15 +451,11 @@ def _stage(
   return next(iter(method.rates))
 
 
-def _task_names(
-  method: methods.Method, names: Sequence[str] | str | None, dataset: Any
-) -> tuple[str, ...]:
-  """The run's tasks in row order."""
+def _task_names(method: methods.Method, names: Any) -> tuple[str, ...] | None:
+  """The run's tasks in row order; None if the data say them."""
   if method.branch is None:
     return ('all',)
-  return starts.check_tasks(
-    dataset.mixture_or_task_name if names is None else names
-  )
+  return None if names is None else starts.check_tasks(names)
 
 
 def _make_model(settings: _Settings, loaded: Backbone) -> models.PromptedT5:
@@ -316,7 +466,7 @@ def _make_model(settings: _Settings, loaded: Backbone) -> models.PromptedT5:
   return starts.make_model(
     config,
     settings.method,
-    len(settings.prompt_tasks),
+    len(settings.tasks or ()),
     settings.distillation,
     **settings.loss.of_model(),
     **loaded.special_ids.of_model(),
@@ -370,9 +520,10 @@ def _make_bundle(
 # What a run reads.
 
 
-def _check(settings: _Settings) -> None:
+def _check(
+  stage: str, method: methods.Method, evaluation: Evaluation | None
+) -> None:
   """Refuses settings that do not belong together."""
-  stage, method = settings.stage, settings.method
   if stage not in STAGES:
     raise InputError(
       f'stage is {stage!r}, expected one of {", ".join(STAGES)}'
@@ -383,27 +534,23 @@ def _check(settings: _Settings) -> None:
       f'stage {stage!r} is none of method {method.name!r}, which has'
       f' {", ".join(method.rates)}'
     )
-  evaluation = settings.evaluation
   if method.branch is None and evaluation is not None and evaluation.keep_best:
     raise InputError('KEEP_BEST keeps prompts, and stage finetune has none')
 
 
 def _read(settings: _Settings) -> _Job:
   """Reads what a run needs before its folder is touched."""
-  dataset, devices = settings.dataset, settings.devices
+  dataset, devices, method = settings.dataset, settings.devices, settings.method
   mesh = partitioning.make_mesh(devices.num_partitions)
   partitioning.check_batch_size(
     dataset.batch_size, mesh, devices.microbatches or 1
   )
   padding = _choose_padding(devices.padding, dataset, mesh)
   dataset = dataclasses.replace(dataset, pack=padding == 'pack')
-  settings.method.check_can(
-    pack=dataset.pack,
-    scan=devices.scan_layers,
-    mix=len(settings.prompt_tasks) > 1,
-  )
+  method.check_can(pack=dataset.pack, scan=devices.scan_layers)
   # The data layer is the first to need TensorFlow.
-  log.info('reading the tasks (TensorFlow takes a few seconds) …')
+  if not settings.one_of:  # They have been looked at.
+    log.info(_READING)
   from mpt_jax import data
 
   # Before a large backbone is read in vain.
@@ -413,36 +560,26 @@ def _read(settings: _Settings) -> _Job:
     dataset.module,
     dataset.use_cached,
   )
+  if settings.tasks is None:
+    names = tuple(task.name for task in provider.tasks)
+    settings = dataclasses.replace(settings, tasks=names)
+  method.check_can(mix=len(settings.tasks or ()) > 1)
   loaded = _read_backbone(settings)
   model = _make_model(settings, loaded)
   optimizer = settings.optimizer.of_run(
-    optimizers.method_groups(settings.method, *_rates(settings)),
-    settings.train_steps,
+    optimizers.method_groups(method, *_rates(settings)), settings.steps
   )
-  rows = settings.prompt_tasks if settings.method.branch else ()
-  part, parts = partitioning.data_part(mesh)
-  batches = data.get_train_iterator(
-    dataset,
-    prompt_length=model.prompt_length,
-    task_names=rows,
-    shard_index=part,
-    num_shards=parts,
-    part_sizes=partitioning.part_sizes(
+  parts = None
+  if padding == 'bucket':
+    parts = partitioning.part_sizes(
       dataset.batch_size, mesh, devices.microbatches
     )
-    if padding == 'bucket'
-    else None,
-  )
-  texts = data.task_texts(settings.prompt_tasks, dataset.split)
-  examples: dict[str, dict[str, Any]] = {}
-  if settings.evaluation is not None:
-    examples = _examine(dataset, settings.evaluation, model.prompt_length, rows)
-  examples[dataset.split] = examples.get(dataset.split, {}) | batches.counts
+  batches, examples = _read_examples(settings, dataset, model, mesh, parts)
   synthetic = data.is_synthetic(dataset.mixture_or_task_name)
   if synthetic:
     log.info(
       'SYNTHETIC DATA: scores of this run say nothing about the real %s',
-      dataset.mixture_or_task_name,
+      provider.name,
     )
   return _Job(
     settings=settings,
@@ -452,7 +589,7 @@ def _read(settings: _Settings) -> _Job:
     model=model,
     optimizer=optimizer,
     batches=batches,
-    texts=texts,
+    texts=data.task_texts(settings.tasks or (), dataset.split),
     examples=examples,
     said=_check_selection(dataset, settings.evaluation),
     synthetic=synthetic,
@@ -461,10 +598,7 @@ def _read(settings: _Settings) -> _Job:
 
 
 def _read_backbone(settings: _Settings) -> Backbone:
-  source, devices = settings.backbone, settings.devices
-  loaded = load_backbone(
-    source, settings.seed, fresh=settings.method.branch is None
-  )
+  loaded, devices = settings.backbone.load(), settings.devices
   if devices.scan_layers:
     _check_no_layer_trains(loaded.params, settings.method.trainable)
   if devices.precision == 'bfloat16' and products.widens():
@@ -473,6 +607,33 @@ def _read_backbone(settings: _Settings) -> Backbone:
       ' this processor does faster'
     )
   return loaded
+
+
+def _read_examples(
+  settings: _Settings,
+  dataset: Any,
+  model: models.PromptedT5,
+  mesh: Mesh,
+  part_sizes: tuple[int, ...] | None,
+) -> tuple[Any, dict[str, dict[str, Any]]]:
+  """The batches of a run, and what is known of all splits that it reads."""
+  from mpt_jax import data
+
+  rows = settings.tasks or () if settings.method.branch else ()
+  part, parts = partitioning.data_part(mesh)
+  batches = data.get_train_iterator(
+    dataset,
+    prompt_length=model.prompt_length,
+    task_names=rows,
+    shard_index=part,
+    num_shards=parts,
+    part_sizes=part_sizes,
+  )
+  examples: dict[str, dict[str, Any]] = {}
+  if settings.evaluation is not None:
+    examples = _examine(dataset, settings.evaluation, model.prompt_length, rows)
+  examples[dataset.split] = examples.get(dataset.split, {}) | batches.counts
+  return batches, examples
 
 
 def _record(job: _Job) -> dict[str, Any]:
@@ -485,11 +646,11 @@ def _record(job: _Job) -> dict[str, Any]:
     'model': repr(job.model),
     'optimizer': repr(job.optimizer),
     'method': repr(method),
-    'prompt_tasks': list(settings.prompt_tasks),
+    'prompt_tasks': list(job.task_names),
     'start': repr(settings.start),
     'distillation': repr(distillation),
     'dataset': repr(job.dataset),
-    'train_steps': settings.train_steps,
+    'train_steps': settings.steps,
     'seed': settings.seed,
     'synthetic_data': job.synthetic,
     'package_version': mpt_jax.__version__,
@@ -593,7 +754,7 @@ def _fit(job: _Job, begin: _Begin, beside: _Beside) -> trainer.TrainState:
   """Trains up to the last step, or until nothing gets better."""
   settings, evaluation = job.settings, job.settings.evaluation
   started = time.monotonic()
-  step, steps = int(begin.state.step), settings.train_steps
+  step, steps = int(begin.state.step), settings.steps
   period = evaluation.period if evaluation else 0
   if beside.evaluate is not None and period and 0 < step < steps:
     # Its checkpoint came before it was stopped, or killed.
@@ -657,7 +818,6 @@ def _finish(
       beside.writer.write_scalars(step, evaluate(step, state.params))
     scores = dict(evaluate.latest_scores)
     results |= judgements(evaluate.latest_judged)
-  beside.writer.close()
   product = partitioning.to_host(state.params)
   bundle = None
   branch = settings.method.branch
@@ -777,9 +937,24 @@ def _tell_results(model_dir: str, following: str) -> None:
     log.info('next: %s', following)
 
 
+def _tell_table(
+  tasks: Collection[str], runs: Mapping[str, Run], failed: Mapping[str, str]
+) -> None:
+  """Says what became of several runs, a line each."""
+  width = max(map(len, tasks))
+  for task in tasks:
+    if task in failed:
+      told = f'FAILED: {failed[task]}'
+    else:
+      run = runs[task]
+      score = mean_score(run.scores, {}) if run.scores else 'not evaluated'
+      told = f'{score}  {run.model_dir}'
+    log.info('%s  %s', task.ljust(width), told)
+
+
 def _next_command(settings: _Settings, dataset: Any, testable: bool) -> str:
   """The command that scores the run's product, or exports what is scored."""
-  source, evaluation = settings.backbone, settings.evaluation
+  source, evaluation = settings.backbone.source, settings.evaluation
   if isinstance(source, Backbone):
     return ''  # Steps of a pipeline share a loaded one.
   if source.path is None:
@@ -828,6 +1003,8 @@ def _advising(settings: _Settings) -> Iterator[None]:
       'learning_rate': _lower(rate),
       'clip_norm': 1.0,
     }
+    if settings.one_of:
+      changed |= {'mixture_or_task_name': settings.one_of, 'each_task': False}
     if task_rate is not None:
       changed['task_learning_rate'] = _lower(task_rate)
     command = face().again(changed)

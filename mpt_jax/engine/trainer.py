@@ -19,9 +19,17 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 import numpy as np
+import tqdm
 
-from mpt_jax.engine import hostmemory, optimizers, partitioning, preemption
+from mpt_jax.engine import (
+  hostmemory,
+  multihost,
+  optimizers,
+  partitioning,
+  preemption,
+)
 from mpt_jax.engine import params as params_lib
+from mpt_jax.engine.face import face
 from mpt_jax.models import Metrics, PromptedT5
 from mpt_jax.types import (
   Array,
@@ -713,9 +721,10 @@ def fit(
   loop = _Loop(training, state, frozen, batches, train_steps, periods, hooks)
   if window is not None:
     loop.resume(window)
-  while loop.step < train_steps and not hooks.finished():
-    loop.train()
-    loop.look()
+  with loop.bar:
+    while loop.step < train_steps and not hooks.finished():
+      loop.train()
+      loop.look()
   return loop.state
 
 
@@ -725,6 +734,7 @@ class _Loop:
   Attributes:
     step: finished steps.
     state: the train state after them.
+    bar: shows them to whoever sees no log.
   """
 
   def __init__(
@@ -749,6 +759,13 @@ class _Loop:
     self._totals = self._start_totals()
     self._progress: Progress | None = None
     self._note = ''
+    told = log.isEnabledFor(logging.INFO) and log.hasHandlers()
+    self.bar = tqdm.tqdm(
+      initial=self.step,
+      total=train_steps,
+      unit='step',
+      disable=told or not face().interactive or not multihost.is_first(),
+    )
 
   def _start_totals(self) -> Metrics:
     return jax.tree.map(
@@ -776,6 +793,7 @@ class _Loop:
         _compile('the first step', self._train_step, self.state, *args)
       self.state, self._totals = self._train_step(self.state, *args)
     self.step += 1
+    self.bar.update()
     if self._progress is not None:
       self._progress.count(batch)
       return
@@ -853,6 +871,7 @@ class _Loop:
     taken: Mapping[str, int] = getattr(self._batches, 'taken', {})
     scalars.update({f'examples/{name}': n for name, n in taken.items()})
     self._note = f'loss {scalars["loss"]:.4f}'
+    self.bar.set_postfix_str(self._note, refresh=False)
     if self._hooks.writer is not None:
       named = {f'train/{name}': value for name, value in scalars.items()}
       self._hooks.writer.write_scalars(step, named)

@@ -52,14 +52,14 @@ def folder(tmp_path):
 @pytest.mark.parametrize(
   ('changed', 'details'),
   [
-    ({'steps': 8}, ['train_steps: 4 there, 8 here']),
+    ({'steps': 8}, ['steps: 4 there, 8 here']),
     ({'rate': 0.5}, ['learning_rate: 0.3 there, 0.5 here']),
     ({'task_rate': 0.5}, ['task_learning_rate: 0.1 there, 0.5 here']),
     ({'length': 8}, ['length: 7 there, 8 here']),
     ({'dropout': 0.1}, ['dropout_rate: 0.0 there, 0.1 here']),
     (
       {'seed': 3, 'steps': 5, 'digest': 'c'},
-      ['seed: 0 there, 3 here', 'train_steps: 4 there, 5 here'],
+      ['seed: 0 there, 3 here', 'steps: 4 there, 5 here'],
     ),
     (
       {'digest': 'c'},
@@ -78,7 +78,7 @@ def test_what_differs_is_named_with_both_values(folder, changed, details):
 def test_names_are_those_of_the_user(folder):
   with pytest.raises(InputError) as error:
     run_lib.check_run_config(str(folder), record(steps=8), str.upper)
-  assert error.value.details == ('TRAIN_STEPS: 4 there, 8 here',)
+  assert error.value.details == ('STEPS: 4 there, 8 here',)
 
 
 @pytest.mark.parametrize('leftover', [(), ('checkpoints',), ('tensorboard',)])
@@ -102,7 +102,7 @@ def test_an_evaluation_in_the_folder_is_no_run(tmp_path):
 def test_a_run_that_saved_anything_keeps_its_folder(tmp_path, saved):
   run_lib.check_run_config(str(tmp_path), record())
   (tmp_path / saved).mkdir(parents=True)
-  with pytest.raises(InputError, match='train_steps: 4 there, 8 here'):
+  with pytest.raises(InputError, match='steps: 4 there, 8 here'):
     run_lib.check_run_config(str(tmp_path), record(steps=8))
 
 
