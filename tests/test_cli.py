@@ -155,7 +155,7 @@ def test_every_initialiser_file_works_with_a_run(monkeypatch, init):
   }
   assert type(config.init).__name__ == names[init]
   assert config.length == 100
-  assert captured['prompt_tasks'].scoped_configurable_fn() == 'rte'
+  assert captured['tasks'].scoped_configurable_fn() == 'rte'
 
 
 @pytest.mark.parametrize('name', sorted(t5.CONFIGS))
