@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
   from mpt_jax.checkpoints.backbone import load_backbone
   from mpt_jax.checkpoints.bundle import load_prompts
+  from mpt_jax.data.memory import Task
   from mpt_jax.pretrained import PromptedT5, evaluate
 
 __version__ = '0.1.0'
 
 __all__ = [
   'PromptedT5',
+  'Task',
   '__version__',
   'evaluate',
   'load_backbone',
@@ -28,6 +30,7 @@ __all__ = [
 
 _HOMES = {
   'PromptedT5': 'mpt_jax.pretrained',
+  'Task': 'mpt_jax.data.memory',
   'evaluate': 'mpt_jax.pretrained',
   'load_backbone': 'mpt_jax.checkpoints.backbone',
   'load_prompts': 'mpt_jax.checkpoints.bundle',

@@ -6,6 +6,7 @@ TensorFlow, and a package that installs without what it needs.
 
 import ast
 from collections.abc import Iterator
+import functools
 import pathlib
 import re
 import runpy
@@ -71,6 +72,14 @@ ENTRY_POINTS = {
 }
 # An entry point of the demo: it evaluates what it ships.
 COMMANDS = {'tasks.offline.ship'}
+# The rooms of the data layer that import TensorFlow and SeqIO.
+SEQIO_ROOMS = {
+  f'mpt_jax.data.{name}'
+  for name in (
+    *('libraries', 'seqio_tasks', 'seqio_vocabulary', 'sources', 'survey'),
+    *('feature_converter', 'register', 'templates'),
+  )
+}
 # What the core must do without.
 HEAVY = {'tensorflow', 'tensorflow_datasets', 'seqio', 'gin', 't5x'}
 
@@ -101,10 +110,11 @@ def _modules() -> dict[str, pathlib.Path]:
 MODULES = _modules()
 
 
-def _imports(name: str, top_only: bool = False) -> Iterator[str]:
+@functools.cache
+def _imports(name: str, top_only: bool = False) -> tuple[str, ...]:
   """The modules that a module imports, lazily too, but not for types only."""
 
-  def visit(node):
+  def visit(node) -> Iterator[str]:
     if isinstance(node, ast.If) and 'TYPE_CHECKING' in ast.unparse(node.test):
       return
     if top_only and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -119,7 +129,7 @@ def _imports(name: str, top_only: bool = False) -> Iterator[str]:
     for child in ast.iter_child_nodes(node):
       yield from visit(child)
 
-  yield from visit(ast.parse(MODULES[name].read_text()))
+  return tuple(visit(ast.parse(MODULES[name].read_text())))
 
 
 def _top(name: str) -> str:
@@ -131,12 +141,13 @@ def _is_entry_point(name: str) -> bool:
 
 
 def _core() -> list[str]:
-  free = ('mpt_jax.data', 'mpt_jax.t5x')
   return [
     name
     for name in MODULES
     if _top(name) == 'mpt_jax'
-    and not name.startswith(free)
+    and not name.startswith('mpt_jax.t5x')
+    # It is `tasks.show`.
+    and name not in SEQIO_ROOMS | {'mpt_jax.data.__main__'}
     and not _is_entry_point(name)
   ]
 
@@ -159,6 +170,18 @@ class TestLayers:
       used = {_top(i) for i in _imports(name, top_only=True)}
       # Its metric writers import tensorflow.
       assert 'clu' not in used, f'{name} imports clu when it is loaded'
+
+  def test_one_room_imports_the_data_stack(self):
+    """Quietly and away from the accelerators; the others take it there."""
+    for name in MODULES:
+      if name.startswith('mpt_jax') and name != 'mpt_jax.data.libraries':
+        used = {_top(i) for i in _imports(name)}
+        wanted = HEAVY - {'gin', 't5x'} | {'tensorflow_text'}
+        assert not used & wanted, f'{name} imports {used & wanted}'
+      # Whatever else is loaded, no room of the core brings it by itself.
+      if name in _core():
+        used = set(_imports(name, top_only=True))
+        assert not used & SEQIO_ROOMS, f'{name} imports {used & SEQIO_ROOMS}'
 
   def test_only_entry_points_import_gin(self):
     for name in MODULES:
@@ -248,6 +271,45 @@ class TestImport:
       ' ("PromptedT5", "load_backbone", "load_prompts")])\n'
     )
     assert out == "['PromptedT5', 'load_backbone', 'load_prompts']\n"
+
+  def test_rows_in_memory_need_no_data_stack(self):
+    """What the engine asks of a task, of that of docs/tasks.md."""
+    text = (
+      (ROOT / 'docs/tasks.md').read_text().split('### A task from lists')[1]
+    )
+    example = re.search(r'```python\n(.*?)```', text, re.DOTALL)[1]
+    folder = ROOT / 'tasks/offline/demo_backbone'
+    out = _run(
+      'import sys\n'
+      f'sys.modules.update(dict.fromkeys({sorted(HEAVY | {"clu"})}))\n'
+      f'{example}\n'
+      'from mpt_jax import data\n'
+      'from mpt_jax.data import memory\n'
+      'memory.register({"reviews": reviews})\n'
+      f'data.use_vocabulary({str(folder / "spiece.model")!r})\n'
+      'name, lengths = ["reviews"], {"inputs": 32, "targets": 8}\n'
+      'given = (lengths, 3, ("reviews",))\n'
+      'config = data.DatasetConfig(mixture_or_task_name=name, batch_size=2,\n'
+      '  task_feature_lengths=lengths)\n'
+      'assert next(data.get_train_iterator(config, *given[1:]))\n'
+      'assert data.task_rows(given[2], name) == {"reviews": 0}\n'
+      'assert data.task_texts(("no", "reviews"), "train").keys() == {*name}\n'
+      'assert not data.is_synthetic(name)\n'
+      'assert data.metrics_of(name, "validation")["reviews"][1]\n'
+      'assert "validation" in data.check_data(name, "train").splits\n'
+      'print(data.examine(name, "train", *given)["reviews"].examples)\n'
+      'right = lambda batch: batch["decoder_target_tokens"]\n'
+      'print(data.evaluate(name, "validation", *given, right, 2))\n'
+      'print([*data.predict(name, "validation", *given, right, 2)])\n'
+    )
+    assert out.splitlines() == [
+      "Task(train=2 rows, validation=1 rows, inputs='review: {text}',"
+      " targets='{label}', labels=('bad', 'good'))",
+      '2',
+      "{'reviews': {'accuracy': 100.0}}",
+      "[{'task': 'reviews', 'index': 0, 'inputs': 'review: the music was"
+      " lovely', 'targets': 'good', 'prediction': 'good'}]",
+    ]
 
   @pytest.mark.slow
   def test_core_trains_a_step_without_the_data_stack(self):

@@ -56,7 +56,7 @@ def _one(name: str) -> Provider:
     from mpt_jax.data import seqio_tasks
 
     return seqio_tasks.get_provider(name, memory.names())
-  if 'seqio' in sys.modules:
+  if _has_seqio():
     from mpt_jax.data import seqio_tasks
 
     if name in seqio_tasks.known():
@@ -65,6 +65,11 @@ def _one(name: str) -> Provider:
         ' call yours otherwise'
       )
   return Provider(name, (task,))
+
+
+def _has_seqio() -> bool:
+  """Whether SeqIO is loaded; if not, none of its tasks is registered."""
+  return sys.modules.get('seqio') is not None
 
 
 def check_data(
@@ -171,8 +176,7 @@ def task_texts(task_names: Sequence[str], split: str) -> dict[str, TaskText]:
   found = {}
   for name in task_names:
     task: TaskReader | None = memory.find(name)
-    # Without SeqIO no task of its own has been registered.
-    if task is None and 'seqio' in sys.modules:
+    if task is None and _has_seqio():
       from mpt_jax.data import seqio_tasks
 
       task = seqio_tasks.find(name)

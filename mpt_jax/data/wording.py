@@ -24,6 +24,7 @@ class Wording:
   labels: Sequence[str] | None = None
 
   def __post_init__(self):
+    Template(self.inputs)  # So that a broken one is refused here.
     if self.labels is not None:
       object.__setattr__(self, 'labels', check_words(self.labels))
       if LABEL not in Template(self.targets).fields:

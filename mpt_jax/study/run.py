@@ -217,13 +217,11 @@ def _examine_data(data_dir: str, plan: Plan) -> dict[str, dict[str, Any]]:
     InputError: if data are missing, or the mixture has other tasks.
   """
   cli.use_data_dir(data_dir)
-  import seqio
-
   from mpt_jax import data
 
   tasks = plan.tasks
   mixture = data.check_data(tasks.source_mixture, 'train', tasks.module)
-  mixed = sorted(task.name for task in seqio.get_subtasks(mixture))
+  mixed = sorted(task.name for task in mixture.tasks)
   if mixed != sorted(tasks.source_tasks):
     raise InputError(
       f'mixture {tasks.source_mixture!r} has the tasks {", ".join(mixed)},'
