@@ -45,7 +45,6 @@ _RUNS = [
   'clu>=0.0.12',
   'gin-config>=0.5',
   'matplotlib>=3.11',
-  # clu's TensorBoard writer imports it.
   'tensorboard>=2.20',
 ]
 

@@ -72,9 +72,7 @@ class _Moved(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     sys.modules[name] = importlib.import_module(MOVED[name])
 
 
-# Behind all others: a module that exists is never another one.
-if not any(type(finder).__name__ == '_Moved' for finder in sys.meta_path):
-  sys.meta_path.append(_Moved())
+sys.meta_path.insert(0, _Moved())
 
 
 def lazily(package: str, homes: Mapping[str, str], name: str) -> Any:

@@ -66,7 +66,6 @@ def evaluate(
       devices=devices,
     ),
     model_dir,
-    begin=cli.keep_log,
   )
 
 

@@ -89,7 +89,7 @@ class PromptedT5:
     self._score = jax.jit(self.model.score_batch)
 
   def __repr__(self) -> str:
-    return f'<PromptedT5 {self.backbone!r} with {self.bundle or "no prompts"}>'
+    return f'PromptedT5({self.backbone!r}, {self.bundle or "no prompts"})'
 
   @classmethod
   def from_pretrained(
@@ -291,7 +291,7 @@ class PromptedT5:
 
   def evaluate(
     self,
-    tasks: str | Sequence[str],
+    tasks: str | Sequence[str] | Mapping[str, Any],
     split: str = 'test',
     *,
     prompt_task: str | None = None,
@@ -303,7 +303,7 @@ class PromptedT5:
     """Scores this model on tasks, as `mpt_jax.evaluate` does.
 
     Args:
-      tasks: a registered task or mixture, or several.
+      tasks: a registered task or mixture, or several; or {name: `Task`}.
       split: the split to score.
       prompt_task: score with this task's prompt whatever the example's task;
         None takes each example's own.
@@ -460,7 +460,7 @@ class PromptedT5:
 
 def evaluate(
   model: PromptedT5 | BackboneSource | Backbone | str,
-  tasks: str | Sequence[str],
+  tasks: str | Sequence[str] | Mapping[str, Any],
   split: str = 'test',
   *,
   prompts: str | None = None,
@@ -478,7 +478,7 @@ def evaluate(
   Args:
     model: a `PromptedT5`, which is on its device already; or a backbone, where
       it is read, or no more than its path.
-    tasks: a registered task or mixture, or several.
+    tasks: a registered task or mixture, or several; or {name: `Task`}.
     split: the split to score.
     prompts: path of a prompt bundle, PEFT folder or `.npy`, for a backbone;
       None is the backbone alone.
@@ -526,7 +526,9 @@ def evaluate(
 
 
 def _examples(
-  tasks: str | Sequence[str], split: str, more: Mapping[str, Any]
+  tasks: str | Sequence[str] | Mapping[str, Any],
+  split: str,
+  more: Mapping[str, Any],
 ) -> Examples:
   """Examples by the names of their settings."""
   known = [field.name for field in dataclasses.fields(Examples)][2:]
@@ -536,6 +538,15 @@ def _examples(
         f'evaluate knows no setting {name!r}: it is one of'
         f' {", ".join(known)}{nearest(name, known)}'
       )
+  from mpt_jax.data import memory
+
+  if isinstance(tasks, Mapping):
+    memory.register(tasks)
+    tasks = list(tasks)
+  names = [tasks] if isinstance(tasks, str) else tasks
+  if all(map(memory.find, names)):
+    # The registry is not needed, nor SeqIO.
+    more = {'module': None, **more}
   return Examples(tasks, split, **more)
 
 

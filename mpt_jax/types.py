@@ -10,13 +10,15 @@ import math
 import os
 import select
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
+if TYPE_CHECKING:
+  import jax
 
-Array = jax.Array
+  Array = jax.Array
+  Batch = Mapping[str, Array]
+
 PyTree = Any
-Batch = Mapping[str, Array]
 
 # What a signature says of a value beyond its type. A command checks it before
 # it loads anything (`expected_by`).
@@ -26,6 +28,15 @@ Rate = float  # 0 or more, finite.
 Share = float  # From 0 to below 1.
 Names = tuple[str, ...]  # One name, or several.
 Lengths = Mapping[str, int]  # S as `inputs`, T as `targets`.
+
+
+def __getattr__(name: str) -> Any:
+  """`Array` and `Batch`: JAX is loaded by those that have arrays."""
+  if name not in ('Array', 'Batch'):
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+  import jax
+
+  return jax.Array if name == 'Array' else Mapping[str, jax.Array]
 
 
 # What a terminal shows without drowning the rest.

@@ -9,6 +9,7 @@ import jax
 import pytest
 
 from mpt_jax import cli, t5
+from mpt_jax.cli import help, reader
 from mpt_jax.types import InputError
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -154,7 +155,7 @@ def test_every_initialiser_file_works_with_a_run(monkeypatch, init):
   }
   assert type(config.init).__name__ == names[init]
   assert config.length == 100
-  assert config.task_names == ('rte',)
+  assert captured['tasks'].scoped_configurable_fn() == 'rte'
 
 
 @pytest.mark.parametrize('name', sorted(t5.CONFIGS))
@@ -257,14 +258,103 @@ def test_no_gin_file(capsys):
   assert 'no --gin_file' in _error(capsys, 'mpt_jax.eval', 'evaluate', [])
 
 
-def test_help_tells_how_to_use_it(capsys):
-  for module, function in sorted(set(RUNS.values())):
-    with pytest.raises(SystemExit) as e:
-      cli.main(module, function, ['--help'])
-    assert e.value.code == 0
-    out = capsys.readouterr().out
-    for word in ('--gin_file', '--tfds_data_dir', f'python -m {module}'):
-      assert word in out
+def _help(capsys, module, function, *argv):
+  with pytest.raises(SystemExit) as e:
+    cli.main(module, function, ['--help', *argv])
+  assert e.value.code == 0
+  return capsys.readouterr().out
+
+
+COMMANDS = {**RUNS, 'demo': ('mpt_jax.pipeline', 'pipeline')}
+
+
+@pytest.mark.parametrize(('module', 'function'), sorted(set(COMMANDS.values())))
+def test_help_tells_how_to_use_it(capsys, module, function):
+  out = _help(capsys, module, function)
+  flags = {'--gin_file', '--gin_search_paths', '--debug'}
+  data = {'--tfds_data_dir'}
+  several = {
+    *('--multiprocess_gpu', '--coordinator_address', '--process_count'),
+    *('--process_index', '--initialization_timeout'),
+    '--heartbeat_timeout',
+  }
+  if module not in ('mpt_jax.export', 'mpt_jax.convert'):
+    flags |= data
+  if module in ('mpt_jax.train', 'mpt_jax.eval', 'mpt_jax.infer'):
+    flags |= several
+  options = out.partition('\noptions:')[2]
+  assert set(re.findall(r'--[a-z_]\w+', options)) - {'--multiprocess'} == flags
+  fitting = {n for n, place in COMMANDS.items() if place == (module, function)}
+  told = set(re.findall(r'(?m)^  gin_configs/runs/(\w+)\.gin', out))
+  assert fitting <= told <= fitting | {*INCLUDED} - {'common'}
+
+
+def test_help_with_a_gin_file_lists_its_macros(capsys, tmp_path):
+  own = tmp_path / 'own.gin'
+  own.write_text(
+    "include 'gin_configs/runs/target.gin'\n"
+    "EVAL_SPLIT = 'test'  # mine\n"
+    'PATIENCE = 3         # a long\n'
+    '                     # comment\n'
+    '# no comment of a macro\n'
+    'BATCH_SIZE = 7\n'
+  )
+  out = _help(
+    capsys,
+    'mpt_jax.train',
+    'train',
+    f'--gin_file={own}',
+    "--gin.MODEL_DIR='run'",
+    '--gin.TRAIN_STEPS=11',
+  )
+  required, _, others = out.partition('Macros and their values')
+  names = re.findall(r'(?m)^  ([A-Z_]+)\b', required)
+  assert names == [
+    *('INITIAL_CHECKPOINT_PATH', 'MIXTURE_OR_TASK_NAME', 'SOURCE_PROMPTS'),
+  ]
+  told = {}
+  for name, value, rest in re.findall(
+    r'(?m)^  ([A-Z_]+) = (.*?)(?:  +|\n +)(.*(?:\n {30}.*)*)', others
+  ):
+    told[name] = (value, ' '.join(rest.split()))
+  assert told['MODEL_DIR'][0] == "'run'"
+  assert told['TRAIN_STEPS'][0] == '11'
+  assert told['EVAL_SPLIT'] == ("'test'", 'a text; mine')
+  assert told['PATIENCE'] == (
+    '3',
+    'a whole number, 1 or more, or None; a long comment',
+  )
+  # Without a comment, the docstring speaks.
+  assert told['BATCH_SIZE'][0] == '7'
+  assert told['BATCH_SIZE'][1].startswith('a whole number, 1 or more; B, the')
+  assert told['PROMPT_TASKS'][0] == '%MIXTURE_OR_TASK_NAME'
+  assert told['SHARD_BACKBONE'][1].startswith('True or False; split the')
+
+
+def test_help_of_a_missing_gin_file(capsys):
+  with pytest.raises(SystemExit) as e:
+    cli.main('mpt_jax.train', 'train', ['--help', '--gin_file=teachr.gin'])
+  assert e.value.code == 2
+  assert capsys.readouterr().err.startswith("error: gin file 'teachr.gin' does")
+
+
+@pytest.mark.parametrize(
+  'path',
+  sorted(
+    str(p.relative_to(ROOT)) for p in (ROOT / 'gin_configs').rglob('*.gin')
+  ),
+)
+def test_every_macro_of_a_shipped_file_is_explained(path):
+  if path.startswith('gin_configs/prompts') or path.endswith('common.gin'):
+    pytest.skip('not run by itself')
+  files = [path]
+  if 'models' in path:
+    files.insert(0, 'gin_configs/runs/teacher.gin')
+  told = {m.name: m for m in help.describe_macros(files, [])}
+  text = reader.read(files)
+  assert told.keys() == text.macros.keys() | text.used_macros
+  bare = {n for n, m in told.items() if not m.comment}
+  assert not bare, bare
 
 
 def test_export_names_what_is_wrong(tmp_path):

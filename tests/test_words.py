@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from mpt_jax import cli, types
+from mpt_jax.cli import flags, reader
 from mpt_jax.types import InputError
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -152,7 +153,7 @@ def test_a_wrong_value_loads_nothing():
 def test_a_value_that_the_shell_cut():
   argv = [f'--gin_file={TEACHER}', '--gin.PROMPT_TASKS=[a,', 'b]']
   with pytest.raises(InputError, match='blanks needs quotes.*PROMPT_TASKS'):
-    cli._parse_flags('mpt_jax.export', cli.main, argv)
+    flags.parse('mpt_jax.export', argv)
 
 
 @pytest.mark.parametrize(
@@ -310,7 +311,7 @@ def test_a_gin_file_with_a_dot_in_front_is_the_users(
   own = tmp_path / TEACHER
   own.parent.mkdir(parents=True)
   own.write_text('# mine\n' + (ROOT / TEACHER).read_text())
-  cli._tell_of_namesake.cache_clear()
+  reader._tell_of_namesake.cache_clear()
   assert cli.check_macros([TEACHER], REQUIRED) == [str(ROOT / TEACHER)]
   assert f'yours is ./{TEACHER}' in caplog.text
   assert cli.check_macros([f'./{TEACHER}'], REQUIRED) == [TEACHER]

@@ -72,9 +72,9 @@ class Backbone:
     c = self.config
     leaves = traverse_util.flatten_dict(self.params).values()
     return (
-      f'<Backbone {self.name}: {c.num_encoder_layers} +'
+      f'Backbone({self.name}, {c.num_encoder_layers} +'
       f' {c.num_decoder_layers} layers, width {c.emb_dim}, {c.vocab_size} ids,'
-      f' {sum(leaf.size for leaf in leaves):,} parameters>'
+      f' {sum(leaf.size for leaf in leaves):,} parameters)'
     )
 
   def with_vocabulary(self, file: str | None = None) -> 'Backbone':

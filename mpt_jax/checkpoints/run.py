@@ -381,6 +381,15 @@ def refuse_differences(
     )
 
 
+def differences(there: Mapping[str, str], here: Mapping[str, str]) -> list[str]:
+  """Says 'NAME: value there, value here' of each setting that differs."""
+  return [
+    f'{name}: {there.get(name, "none")} there, {here.get(name, "none")} here'
+    for name in sorted(there.keys() | here.keys())
+    if there.get(name) != here.get(name)
+  ]
+
+
 def _settings_that_differ(
   before: Mapping[str, Any],
   now: Mapping[str, Any],
@@ -408,7 +417,7 @@ def _settings_that_differ(
     )
     if ours != theirs and not same:
       name = name_of(_parameter(place[1]))
-      lines.setdefault(name, f'{name}: {theirs} there, {ours} here')
+      lines.setdefault(name, *differences({name: theirs}, {name: ours}))
   return list(lines.values())
 
 

@@ -4,8 +4,6 @@ from collections.abc import Callable, Iterator, Mapping
 import contextlib
 from typing import Any
 
-from mpt_jax.engine import preemption
-
 
 class Face:
   """What whoever runs the engine has beside it; from Python that is nothing.
@@ -27,7 +25,7 @@ class Face:
   def at_interrupt(self, resumes: Callable[[], str]) -> None:
     """Takes what an interrupted run says of its repetition."""
 
-  def end_at_once(self) -> preemption.End | None:
+  def end_at_once(self) -> Callable[[str], None] | None:
     """What ends the process whatever it is doing; None if there is none."""
     return None
 

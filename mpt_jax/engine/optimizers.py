@@ -72,8 +72,9 @@ class Optimizer:
   warmup_steps: Natural = 0
   weight_decay: Rate = 1e-5
   clip_norm: Rate | None = None
-  learning_rate: Rate | None = None
-  task_learning_rate: Rate | None = None
+  # A run's record has them in its groups.
+  learning_rate: Rate | None = dataclasses.field(default=None, repr=False)
+  task_learning_rate: Rate | None = dataclasses.field(default=None, repr=False)
 
   def __post_init__(self):
     object.__setattr__(self, 'groups', tuple(self.groups or ()))
@@ -90,12 +91,23 @@ class Optimizer:
         f' {", ".join(SCHEDULES)}{nearest(self.schedule, SCHEDULES)}'
       )
 
-  def of_run(self, groups: Sequence[Group], total_steps: int) -> 'Optimizer':
+  def rates(self, method: Method, stage: str) -> tuple[float, float | None]:
+    """The peak rates of a stage; of u and v None where they have none apart."""
+    rate, task_rate = method.rates[stage]
+    if self.learning_rate is not None:
+      rate, task_rate = self.learning_rate, None
+    if self.task_learning_rate is not None:
+      task_rate = self.task_learning_rate
+    return rate, task_rate
+
+  def of_run(
+    self, groups: Sequence[Group], total_steps: int | None
+  ) -> 'Optimizer':
     """Returns these settings as a run carries them out.
 
     Args:
       groups: the run's own, with their rates; not used if there are others.
-      total_steps: steps of the run.
+      total_steps: steps of the run; a constant rate needs none.
     """
     return dataclasses.replace(
       self,

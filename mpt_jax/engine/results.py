@@ -9,6 +9,7 @@ from typing import Any
 from mpt_jax.checkpoints import files
 from mpt_jax.checkpoints.run import RESULTS
 from mpt_jax.engine import multihost
+from mpt_jax.engine.face import face
 from mpt_jax.engine.metrics import Judgement
 from mpt_jax.engine.predictor import Predictor
 from mpt_jax.engine.scores import (
@@ -123,7 +124,6 @@ def score(
   examples: Examples,
   make_predictor: Callable[[], Predictor],
   model_dir: str | None = None,
-  begin: Callable[[str], None] = lambda folder: None,
 ) -> Results:
   """Scores examples by their tasks' own metrics.
 
@@ -131,7 +131,6 @@ def score(
     examples: what to score.
     make_predictor: loads what answers; called once the tasks are known.
     model_dir: folder for `Results.save`; None writes nothing.
-    begin: called with the folder once nothing that was given is wrong.
 
   Returns:
     The scores.
@@ -161,7 +160,7 @@ def score(
       allow_cut_targets=examples.allow_cut_targets,
     )
   if model_dir is not None:
-    begin(model_dir)
+    face().keep_log(model_dir)
   scores = data.Scores()
   for name in names:
     scores.add(

@@ -54,7 +54,7 @@ from mpt_jax.engine.settings import (
   Loss,
 )
 from mpt_jax.engine.starts import Distillation, Source
-from mpt_jax.engine.writers import METRICS, Writers, make_writer
+from mpt_jax.engine.writers import METRICS, Writers, make_writer, tags
 from mpt_jax.t5 import products
 from mpt_jax.types import (
   InputError,
@@ -492,14 +492,7 @@ def _start_values(job: _Job) -> dict[str, Any]:
 
 
 def _rates(settings: _Settings) -> tuple[float, float | None]:
-  """The peak rates of a run; of u and v None where they have none apart."""
-  given = settings.optimizer
-  rate, task_rate = settings.method.rates[settings.stage]
-  if given.learning_rate is not None:
-    rate, task_rate = given.learning_rate, None
-  if given.task_learning_rate is not None:
-    task_rate = given.task_learning_rate
-  return rate, task_rate
+  return settings.optimizer.rates(settings.method, settings.stage)
 
 
 def _make_bundle(
@@ -729,8 +722,9 @@ def _beside(
       job.task_names,
     )
     evaluate.check_at_each_batch(request)
+  group = functools.partial(_tags, job.optimizer, evaluate)
   writer = make_writer(
-    settings.model_dir, settings.logging.tensorboard, resume_step=step
+    settings.model_dir, step, group if settings.logging.tensorboard else None
   )
   if evaluate is not None and evaluation is not None and evaluation.selects:
     best = BestPrompts.create(
@@ -742,6 +736,18 @@ def _beside(
     )
     evaluate.follow(best.update)
   return _Beside(writer, evaluate, best, request)
+
+
+def _tags(
+  optimizer: optimizers.Optimizer,
+  evaluate: Evaluator | None,
+  scalars: Mapping[str, float],
+) -> dict[str, float]:
+  """Groups metrics for TensorBoard, by what this run knows of them."""
+  judged = evaluate.latest_judged if evaluate else {}
+  said = {task: found.metrics for task, found in judged.items()}
+  fixed = optimizer.schedule == 'constant' and not optimizer.warmup_steps
+  return tags(scalars, said, fixed)
 
 
 def _fit(job: _Job, begin: _Begin, beside: _Beside) -> trainer.TrainState:

@@ -79,7 +79,7 @@ class Checkpointer(Protocol):
 
 
 class Writer(Protocol):
-  """Takes scalars, as clu's metric writers do."""
+  """Takes scalars by name."""
 
   def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
     """Writes {name: value} for a step."""

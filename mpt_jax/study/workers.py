@@ -23,6 +23,7 @@ from typing import Any
 
 from mpt_jax import cli
 from mpt_jax.checkpoints import files
+from mpt_jax.checkpoints import run as run_lib
 from mpt_jax.checkpoints.run import RESULTS
 from mpt_jax.engine import hostmemory, preemption, trainer
 from mpt_jax.study.progress import Progress
@@ -82,7 +83,7 @@ def is_done(step: Step, folder: str, shared: Mapping[str, str]) -> bool:
   for settings in (before, now):
     # Its fingerprint counts, not how its path is spelt.
     settings.pop('INITIAL_CHECKPOINT_PATH', None)
-  if differences := cli.differences(before, now):
+  if differences := run_lib.differences(before, now):
     raise InputError(
       f'{os.path.join(folder, step.name)} was made with other settings; use'
       ' another MODEL_DIR, or those',

@@ -3,7 +3,8 @@ r"""T5X with a check before it starts, and errors in one line.
   python -m mpt_jax.t5x                       checks what is installed
   python -m mpt_jax.t5x train|eval|infer …    runs t5x.train|eval|infer
 
-The second form takes T5X's own flags. Wrong input ends with one line on
+The second form takes T5X's own flags; with --gin_file=FILE --help it says what
+can be set in a gin file. Wrong input ends with one line on
 stderr and exit code 2 (`--debug` shows the traceback), a macro that no gin
 file uses is refused. `python -m t5x.train` with the same flags does the same
 work.
@@ -34,7 +35,8 @@ def main(argv: Sequence[str]) -> None:
         print(__doc__)
       return
     prefer_own_packages()
-    require_t5x()
+    if '--help' not in argv:
+      require_t5x()
     if not argv:
       print('T5X is installed and fits')
       return
@@ -44,11 +46,16 @@ def main(argv: Sequence[str]) -> None:
         f'unknown program {program!r}, expected one of'
         f' {", ".join(PROGRAMS)}{nearest(program, PROGRAMS)}'
       )
-    cli.check_macros(
+    given = (
       _values(rest, '--gin_file'),
       [a.removeprefix('--gin.') for a in rest if a.startswith('--gin.')],
       ','.join(_values(rest, '--gin_search_paths')),
     )
+    if given[0] and '--help' in rest:
+      with quiet_pipe():
+        print('\n'.join(cli.tell_macros(*given)))
+      return
+    cli.check_macros(*given)
     sys.argv = [f't5x.{program}', *rest]
     runpy.run_module(f't5x.{program}', run_name='__main__', alter_sys=True)
   except InputError as e:

@@ -18,6 +18,7 @@ from t5x import models as t5x_models
 
 from mpt_jax import data, models
 from mpt_jax.data.libraries import seqio
+from mpt_jax.engine.settings import Decoding
 from mpt_jax.types import Array, Batch, PyTree
 
 # Logical axes of what is ours, by the parameter's last name.
@@ -51,11 +52,7 @@ class PromptedModel(t5x_models.BaseTransformerModel):
     task_names: Sequence[str],
     vocabulary: seqio.Vocabulary | None = None,
     optimizer_def: Any = None,
-    num_beams: int = 1,
-    beam_alpha: float = 0.6,
-    temperature: float = 0.0,
-    topk: int = 0,
-    topp: float = 0.0,
+    decoding: Decoding = Decoding(),
   ):
     """Wraps a model.
 
@@ -64,11 +61,7 @@ class PromptedModel(t5x_models.BaseTransformerModel):
       task_names: the tasks in row order.
       vocabulary: of inputs and targets; None is the one our tasks share.
       optimizer_def: a T5X optimizer; None for evaluation.
-      num_beams: see `PromptedT5.decode_batch`.
-      beam_alpha: likewise.
-      temperature: likewise.
-      topk: likewise.
-      topp: likewise.
+      decoding: how answers are found; their longest length is the batch's.
     """
     vocabulary = vocabulary or data.get_vocabulary()
     super().__init__(
@@ -82,13 +75,7 @@ class PromptedModel(t5x_models.BaseTransformerModel):
     )
     self.core = model
     self.task_names = tuple(task_names)
-    self._decoding: dict[str, Any] = {
-      'num_beams': num_beams,
-      'beam_alpha': beam_alpha,
-      'temperature': temperature,
-      'topk': topk,
-      'topp': topp,
-    }
+    self._decoding = decoding.search
     self.FEATURE_CONVERTER_CLS: Callable[..., seqio.FeatureConverter] = (
       functools.partial(
         data.PromptFeatureConverter,

@@ -25,6 +25,8 @@ from mpt_jax.data.libraries import tf
 from mpt_jax.data.lookup import check_labels
 from mpt_jax.data.seqio_tasks import import_module
 from mpt_jax.engine import optimizers, starts
+from mpt_jax.engine.optimizers import Optimizer
+from mpt_jax.engine.settings import BackboneSource, Decoding, Loss
 from mpt_jax.engine.starts import NO_SOURCE, Distillation, Source
 from mpt_jax.t5x import optimizers as t5x_optimizers
 from mpt_jax.t5x import remote, saving
@@ -37,14 +39,16 @@ from mpt_jax.types import (
   Names,
   Natural,
   Positive,
-  Rate,
-  Share,
   local_path,
   nearest,
 )
 
 __all__ = [
+  'BackboneSource',
+  'Decoding',
   'Distillation',
+  'Loss',
+  'Optimizer',
   'PromptStateInitializer',
   'Source',
   'checkpoint_config',
@@ -64,58 +68,34 @@ STAGES = ('teacher', 'source', 'target')
 def train_model(
   *,
   stage: str,
-  initial_checkpoint_path: str,
+  backbone: BackboneSource,
   method: methods.PromptMethod,
   prompt_tasks: Names,
+  total_steps: Natural,
   source: Source = NO_SOURCE,
-  train_steps: Natural | None = None,
-  train_steps_relative: Natural | None = None,
-  learning_rate: Rate,
-  task_learning_rate: Rate | None = None,
   distillation: Distillation | None = None,
-  optimizer: str = 'adamw',
-  schedule: str = 'linear',
-  warmup_steps: Natural = 0,
-  weight_decay: Rate = 1e-5,
-  clip_norm: Rate | None = None,
-  backbone_config: t5.T5Config | str | None = None,
-  vocabulary: str | None = None,
-  dropout_rate: Share = 0.0,
+  optimizer: Optimizer = Optimizer(),
+  loss: Loss = Loss(),
+  decoding: Decoding = Decoding(),
   dtype: str = 'float32',
-  loss_normalizing_factor: float | str | None = 'NUM_REAL_TARGET_TOKENS',
-  label_smoothing: Share = 0.0,
-  z_loss: Rate = 0.0,
-  num_beams: Positive = 1,
   seed: Natural = 0,
 ) -> TrainModel:
   """Makes the model of a training run.
 
   Args:
     stage: 'teacher', 'source' or 'target'.
-    initial_checkpoint_path: the backbone: a T5X checkpoint (gs:// too), an HF
-      folder, or 'demo'.
+    backbone: a T5X checkpoint (gs:// too), an HF folder, or 'demo'; its sizes
+      where it does not say them; a vocabulary where none lies beside it and
+      it is not T5's public one.
     method: what is learned, a method of prompts.
     prompt_tasks: the run's tasks in row order.
+    total_steps: the T5X step at which the run ends, see `total_steps`.
     source: what the prompts start from.
-    train_steps: see `total_steps`.
-    train_steps_relative: see `total_steps`.
-    learning_rate: peak rate of P* (or of the plain prompt).
-    task_learning_rate: peak rate of u and v; None is `learning_rate`.
     distillation: teachers of a source run; None trains without.
-    optimizer: 'adamw' or 'adafactor'.
-    schedule: 'linear' (to 0) or 'constant', after the warm-up.
-    warmup_steps: steps of the linear rise.
-    weight_decay: decoupled weight decay.
-    clip_norm: largest global norm of the prompts' gradient; None is none.
-    backbone_config: sizes or their name; None takes what the checkpoint says.
-    vocabulary: SentencePiece file or its folder; None is the one beside the
-      backbone, else T5's public one.
-    dropout_rate: dropout of the frozen backbone during training.
+    optimizer: rates and schedule; rates that it leaves open are the method's.
+    loss: what a step makes small; also dropout of the frozen backbone.
+    decoding: of inference evaluation.
     dtype: of activations; prompts, logits and loss are float32.
-    loss_normalizing_factor: see `models.PromptedT5`.
-    label_smoothing: see `models.PromptedT5`.
-    z_loss: see `models.PromptedT5`.
-    num_beams: of inference evaluation; 1 is greedy.
     seed: seeds the prompts' start values.
 
   Returns:
@@ -130,49 +110,36 @@ def train_model(
       f'stage is {stage!r}, expected one of {", ".join(STAGES)}'
       f'{nearest(stage, STAGES)}'
     )
-  path = find_backbone(initial_checkpoint_path)
-  config = _config(path, backbone_config).replace(
-    dropout_rate=dropout_rate, dtype=dtype
+  path = _path(backbone)
+  config = _config(path, backbone.config).replace(
+    dropout_rate=loss.dropout_rate, dtype=dtype
   )
-  known = _use_vocabulary(path, vocabulary, config)
+  known = _use_vocabulary(path, backbone.vocabulary, config)
   method.check_can(t5x=True, mix=len(prompt_tasks) > 1)
   task_names = starts.check_tasks(prompt_tasks)
-  source = _localize(source)
   teachers = None
   if distillation is not None:
     teachers = _localize_teachers(distillation.teacher_prompts, task_names)
-  last = total_steps(train_steps, train_steps_relative, initial_checkpoint_path)
-  settings = optimizers.Optimizer(
-    groups=optimizers.method_groups(method, learning_rate, task_learning_rate),
-    name=optimizer,
-    schedule=schedule,
+  settings = optimizer.of_run(
+    optimizers.method_groups(method, *optimizer.rates(method, stage)),
     # A constant rate needs no end: such a run can be prolonged.
-    total_steps=last - remote.initial_step(path)
-    if schedule == 'linear'
+    total_steps - remote.initial_step(path)
+    if optimizer.schedule == 'linear'
     else None,
-    warmup_steps=warmup_steps,
-    weight_decay=weight_decay,
-    clip_norm=clip_norm,
   )
   return TrainModel(
     starts.make_model(
-      config,
-      method,
-      len(task_names),
-      distillation,
-      loss_normalizing_factor=loss_normalizing_factor,
-      label_smoothing=label_smoothing,
-      z_loss=z_loss,
+      config, method, len(task_names), distillation, **loss.of_model()
     ),
     task_names,
     optimizer_def=t5x_optimizers.PromptOptimizer(
       settings, t5x_optimizers.trainable_names(method)
     ),
-    num_beams=num_beams,
+    decoding=decoding,
     start=Start(
       backbone=path,
       stage=stage,
-      source=source,
+      source=_localize(source),
       teacher_prompts=teachers,
       vocabulary=known,
       seed=seed,
@@ -182,31 +149,20 @@ def train_model(
 
 def inference_model(
   *,
-  checkpoint_path: str,
+  checkpoint: BackboneSource,
   prompts: str | None = None,
-  backbone_config: t5.T5Config | str | None = None,
-  vocabulary: str | None = None,
   dtype: str = 'float32',
-  num_beams: int = 1,
-  beam_alpha: float = 0.6,
-  temperature: float = 0.0,
-  topk: int = 0,
-  topp: float = 0.0,
+  decoding: Decoding = Decoding(),
 ) -> PromptedModel:
   """Makes the model for `t5x.eval` and `t5x.infer`.
 
   Args:
-    checkpoint_path: a checkpoint that our T5X run wrote.
+    checkpoint: one that our T5X run wrote, with its sizes where it does not
+      say them; the vocabulary is T5's public one unless it is given.
     prompts: a bundle that says what prompts the checkpoint holds (not their
       values); None is the one that the run wrote beside it.
-    backbone_config: sizes or their name; None is what the checkpoint says.
-    vocabulary: SentencePiece file; None is T5's public one.
     dtype: of activations.
-    num_beams: see `models.PromptedT5.decode_batch`.
-    beam_alpha: likewise.
-    temperature: likewise.
-    topk: likewise.
-    topp: likewise.
+    decoding: how answers are found.
 
   Returns:
     A T5X model.
@@ -215,20 +171,16 @@ def inference_model(
     InputError: if there is no such checkpoint, or no bundle beside it.
   """
   require_t5x()
-  folder = _checkpoint(checkpoint_path)
+  folder = _checkpoint(checkpoint.path)
   if prompts is None:
     prompts = f'{os.path.dirname(folder)}/{saving.LATEST}'
   bundle = bundle_lib.load_prompts(remote.localize(prompts))
-  config = _config(folder, backbone_config).replace(dtype=dtype)
-  _use_vocabulary(folder, vocabulary, config)
+  config = _config(folder, checkpoint.config).replace(dtype=dtype)
+  _use_vocabulary(folder, checkpoint.vocabulary, config)
   return PromptedModel(
     models.PromptedT5(config, bundle.learner, len(bundle.task_names)),
     bundle.task_names,
-    num_beams=num_beams,
-    beam_alpha=beam_alpha,
-    temperature=temperature,
-    topk=topk,
-    topp=topp,
+    decoding=decoding,
   )
 
 
@@ -411,8 +363,16 @@ def restore_config(
 # ---------------------------------------------------------------------------
 
 
-def _checkpoint(path: str) -> str:
-  folder = remote.checkpoint_folder(path)
+def _path(backbone: BackboneSource) -> str:
+  if backbone.path is None:
+    raise InputError(
+      'no INITIAL_CHECKPOINT_PATH given: prompts need a trained backbone'
+    )
+  return find_backbone(backbone.path)
+
+
+def _checkpoint(path: str | None) -> str:
+  folder = None if path is None else remote.checkpoint_folder(path)
   if folder is None:
     raise InputError(
       f'CHECKPOINT_PATH = {path!r} holds no T5X checkpoint (checkpoint_<step>)'

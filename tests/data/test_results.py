@@ -98,7 +98,7 @@ def test_what_is_refused_before_anything_is_loaded(said, settings, message):
 
 def test_a_model_is_shown_in_a_line(prompts):
   model = mpt_jax.PromptedT5.from_pretrained('demo', prompts)
-  assert repr(model.backbone).startswith('<Backbone mpt_jax demo backbone: ')
+  assert repr(model.backbone).startswith('Backbone(mpt_jax demo backbone, ')
   assert 'width 64, 458 ids' in repr(model.backbone)
   shown = repr(model)
   assert repr(model.backbone) in shown

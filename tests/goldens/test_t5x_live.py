@@ -8,6 +8,7 @@ pytest.importorskip('t5x', reason='T5X is not on PYTHONPATH')
 
 from mpt_jax import checkpoints
 from mpt_jax.engine import params as params_lib
+from mpt_jax.engine.settings import Decoding
 from mpt_jax.models import PromptedT5
 from mpt_jax.t5x.models import PromptedModel
 from tests import goldens
@@ -79,7 +80,7 @@ def test_what_t5x_restored_computes_what_t5x_computes(golden, layout):
   np.testing.assert_array_equal(tokens, io['greedy_tokens'])
   np.testing.assert_allclose(aux['scores'], io['greedy_log_probs'], rtol=1e-4)
   widest = max(map(int, goldens.matches(r'beam(\d+)_tokens')(golden)))
-  beams = _wrapped(data, num_beams=widest)
+  beams = _wrapped(data, decoding=Decoding(num_beams=widest))
   tokens, aux = beams.predict_batch_with_aux(params, batch)
   np.testing.assert_array_equal(tokens, io[f'beam{widest}_tokens'][:, -1])
   np.testing.assert_allclose(

@@ -10,7 +10,8 @@ pytest.importorskip('t5x', reason='T5X is not on PYTHONPATH')
 
 from mpt_jax import checkpoints, methods, t5
 from mpt_jax.checkpoints.bundle import PromptBundle
-from mpt_jax.engine import starts
+from mpt_jax.engine import optimizers, starts
+from mpt_jax.engine.settings import BackboneSource
 from mpt_jax.t5x import remote, runs
 from mpt_jax.types import InputError
 from tests.t5x.helpers import LENGTH, first_state, start_model
@@ -79,12 +80,12 @@ def test_steps_count_from_the_backbone(testdata):
 def train_model(**kwargs):
   arguments = {
     'stage': 'target',
-    'initial_checkpoint_path': 'demo',
+    'backbone': BackboneSource('demo'),
     'method': methods.MultitaskPrompts(LENGTH),
     'prompt_tasks': ('rte',),
     'source': starts.Source('x'),
-    'train_steps_relative': 7,
-    'learning_rate': 0.3,
+    'total_steps': 7,
+    'optimizer': optimizers.Optimizer(learning_rate=0.3),
   }
   return runs.train_model(**{**arguments, **kwargs})
 
@@ -92,14 +93,15 @@ def train_model(**kwargs):
 def test_wrong_settings_say_so(tmp_path):
   with pytest.raises(InputError, match="did you mean 'target'"):
     train_model(stage='taget')
-  with pytest.raises(InputError, match='no such folder'):
-    train_model(initial_checkpoint_path=str(tmp_path / 'no'))
-  with pytest.raises(InputError, match='there is no backbone in'):
-    train_model(initial_checkpoint_path=str(tmp_path))
-  with pytest.raises(InputError, match='gin_configs/models'):
-    train_model(initial_checkpoint_path='gs://b/checkpoint_5')
-  with pytest.raises(InputError, match="VOCABULARY = 'no' does not exist"):
-    train_model(vocabulary='no')
+  for source, message in (
+    (BackboneSource(str(tmp_path / 'no')), 'no such folder'),
+    (BackboneSource(str(tmp_path)), 'there is no backbone in'),
+    (BackboneSource('gs://b/checkpoint_5'), 'gin_configs/models'),
+    (BackboneSource('demo', vocabulary='no'), "'no' does not exist"),
+    (BackboneSource(None), 'no INITIAL_CHECKPOINT_PATH'),
+  ):
+    with pytest.raises(InputError, match=message):
+      train_model(backbone=source)
   with pytest.raises(InputError, match='PROMPT_TASKS'):
     runs.dataset_config(
       model=train_model(),
@@ -115,18 +117,15 @@ def test_wrong_settings_say_so(tmp_path):
 def test_model_dir_of_another_run_is_refused(tmp_path):
   model_dir = str(tmp_path / 'run')
   # Nothing was saved yet: the folder is free.
-  runs.checkpoint_config(
-    model=train_model(learning_rate=0.2), model_dir=model_dir
-  )
+  slow = {'optimizer': optimizers.Optimizer(learning_rate=0.2)}
+  runs.checkpoint_config(model=train_model(**slow), model_dir=model_dir)
   runs.checkpoint_config(model=train_model(), model_dir=model_dir)
   (tmp_path / 'run' / 'checkpoint_7').mkdir()
   runs.checkpoint_config(model=train_model(), model_dir=model_dir)
   with pytest.raises(
-    InputError, match='learning_rate: .* there, 0.1 here'
+    InputError, match='learning_rate: .* there, 0.2 here'
   ) as e:
-    runs.checkpoint_config(
-      model=train_model(learning_rate=0.1), model_dir=model_dir
-    )
+    runs.checkpoint_config(model=train_model(**slow), model_dir=model_dir)
   assert repr(model_dir) in str(e.value)
   foreign = tmp_path / 'foreign'
   (foreign / 'checkpoint_7').mkdir(parents=True)

@@ -1,0 +1,164 @@
+"""The flags of the gin-driven commands."""
+
+import argparse
+from collections.abc import Sequence
+
+from mpt_jax.cli import reader
+from mpt_jax.types import InputError, nearest
+
+# The entry points that several processes run as one, and those that read data.
+MULTIPROCESS = ('mpt_jax.train', 'mpt_jax.eval', 'mpt_jax.infer')
+READ_DATA = (*MULTIPROCESS, 'mpt_jax.pipeline')
+PROCESS_FLAGS = (
+  'coordinator_address',
+  'process_count',
+  'process_index',
+  'initialization_timeout',
+  'heartbeat_timeout',
+)
+
+
+def several(flags: argparse.Namespace) -> bool:
+  """Whether the command line says that there are other processes."""
+  given = {
+    name: getattr(flags, name)
+    for name in PROCESS_FLAGS
+    if getattr(flags, name) is not None
+  }
+  if given and not flags.multiprocess_gpu:
+    raise InputError(
+      f'--{next(iter(given))} is given without --multiprocess_gpu; with it'
+      ' several processes run as one'
+    )
+  return flags.multiprocess_gpu
+
+
+def parser(module: str) -> argparse.ArgumentParser:
+  """Returns the flags that a command takes; those of others are hidden."""
+  parser = argparse.ArgumentParser(
+    usage=f'python -m {module} --gin_file=FILE [--gin.NAME=VALUE …] [flags]',
+    add_help=False,
+    allow_abbrev=False,
+  )
+  parser.add_argument(
+    '--gin_file',
+    action='append',
+    default=[],
+    metavar='FILE',
+    help='gin file; may be repeated, later ones win. Looked for as given, in'
+    ' --gin_search_paths, then among the installed gin_configs;'
+    ' gin_configs/… is the installed one, ./gin_configs/… yours',
+  )
+  parser.add_argument(
+    '--gin_search_paths',
+    default='',
+    metavar='FOLDERS',
+    help='where to look for gin files, comma-separated',
+  )
+  parser.add_argument(
+    '--tfds_data_dir',
+    metavar='FOLDER',
+    help='folder of prepared TFDS data'
+    if module in READ_DATA
+    else argparse.SUPPRESS,
+  )
+  parser.add_argument(
+    '--debug', action='store_true', help='show the traceback of wrong input'
+  )
+  if module not in MULTIPROCESS:
+    # Known, so that it can be said that they are not for this command.
+    parser.add_argument(
+      '--multiprocess_gpu',
+      '--multiprocess',
+      action='store_true',
+      help=argparse.SUPPRESS,
+    )
+    for name in PROCESS_FLAGS:
+      parser.add_argument(f'--{name}', help=argparse.SUPPRESS)
+    return parser
+  processes = parser.add_argument_group(
+    'several processes',
+    'the same command in each, but for --process_index; see docs/gpu.md and'
+    ' docs/tpu.md',
+  )
+  processes.add_argument(
+    '--multiprocess_gpu',
+    '--multiprocess',
+    action='store_true',
+    help='run as one of several processes, on GPUs, TPUs or CPUs; without the'
+    ' next three flags JAX finds the others (TPU pods, Slurm, Open MPI)',
+  )
+  processes.add_argument(
+    '--coordinator_address',
+    metavar='HOST:PORT',
+    help='of process 0, the port a free one',
+  )
+  processes.add_argument(
+    '--process_count', type=int, metavar='N', help='how many'
+  )
+  processes.add_argument(
+    '--process_index', type=int, metavar='N', help='this one, from 0'
+  )
+  processes.add_argument(
+    '--initialization_timeout',
+    type=int,
+    metavar='SECONDS',
+    help='to wait for the others at the start (300)',
+  )
+  processes.add_argument(
+    '--heartbeat_timeout',
+    type=int,
+    metavar='SECONDS',
+    help='within which the loss of one ends the others (30)',
+  )
+  return parser
+
+
+def parse(
+  module: str, argv: Sequence[str]
+) -> tuple[argparse.Namespace, list[str]]:
+  """Reads a command line.
+
+  Args:
+    module: 'mpt_jax.train'.
+    argv: the words behind it.
+
+  Returns:
+    (flags, the bindings 'NAME=VALUE' of --gin.NAME=VALUE).
+
+  Raises:
+    InputError: if a word is no flag, or no gin file is given.
+  """
+  flags, bindings = read(module, argv)
+  if not flags.gin_file:
+    raise InputError('no --gin_file given; see --help')
+  return flags, bindings
+
+
+def read(
+  module: str, argv: Sequence[str]
+) -> tuple[argparse.Namespace, list[str]]:
+  """As `parse`, but no gin file need be given."""
+  flags, rest = parser(module).parse_known_args(argv)
+  bindings: list[str] = []
+  for argument in rest:
+    if not argument.startswith('--gin.') or '=' not in argument:
+      known = [
+        '--gin_file',
+        '--gin_search_paths',
+        '--tfds_data_dir',
+        '--debug',
+        '--multiprocess_gpu',
+        *(f'--{name}' for name in PROCESS_FLAGS),
+      ]
+      hint = nearest(argument.split('=')[0], known)
+      if argument.startswith('--gin.'):
+        hint = f'; a value follows behind =: {argument}=…'
+      elif bindings and not argument.startswith('-'):
+        hint = (
+          f'; a value with blanks needs quotes around it, as in'
+          f' {reader.quoted(f"--gin.{bindings[-1]} …")}'
+        )
+      raise InputError(f'unknown argument {argument!r}{hint or "; see --help"}')
+    bindings.append(argument.removeprefix('--gin.'))
+  return flags, bindings

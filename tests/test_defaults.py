@@ -1,0 +1,113 @@
+"""One default for gin files and Python, or a reason why there are two."""
+
+import importlib
+import inspect
+import pathlib
+
+import pytest
+
+from mpt_jax.cli import reader
+from mpt_jax.types import ANYTHING
+
+ROOT = pathlib.Path(__file__).parents[1]
+RUNS = ROOT / 'gin_configs/runs'
+# What each stage trains with; code that is no stage has no such number.
+_PAPER = "the paper's, of a run; Python's caller says it"
+# What tasks the shipped registry has is no business of the package.
+_REGISTRY = 'tasks/ is the registry that the commands come with'
+# (file, or '*' for all; macro) -> why Python's default is another one.
+REASONS = {
+  ('*', 'TRAIN_STEPS'): _PAPER,
+  ('*', 'BATCH_SIZE'): _PAPER,
+  ('*', 'TASK_FEATURE_LENGTHS'): _PAPER,
+  ('*', 'PROMPT_LENGTH'): _PAPER,
+  ('*', 'SHARED_LEARNING_RATE'): _PAPER,
+  ('*', 'TASK_LEARNING_RATE'): 'of the stage; None is the shared one',
+  ('finetune', 'LEARNING_RATE'): 'the one of fine-tuning',
+  ('*', 'MIXTURE_OR_TASK_MODULE'): _REGISTRY,
+  ('source', 'MIXTURE_OR_TASK_NAME'): _REGISTRY,
+  ('source', 'PROMPT_TASKS'): _REGISTRY,
+  ('*', 'PROMPT_TASKS'): 'those of the data, which the parameter cannot see',
+  ('*', 'TRAIN_DATASET'): 'made of the macros above',
+  ('*', 'PROMPT_INIT'): 'a file of gin_configs/prompts says it',
+  ('source', 'DISTILLATION'): 'what makes the stage; others have none',
+  ('source', 'TASK_SAMPLING'): "the source stage's, of six large tasks",
+  ('target', 'SOURCE_PROMPTS'): 'the stage cannot start without them',
+  ('eval', 'PROMPTS'): 'to score a bare backbone is said, not forgotten',
+  ('infer', 'PROMPTS'): 'as in eval',
+  ('answer', 'PROMPTS'): 'as in eval',
+  ('infer', 'MIXTURE_OR_TASK_NAME'): 'what makes it this file',
+  ('answer', 'INPUT'): 'what makes it this file',
+  ('answer', 'BATCH_SIZE'): 'smaller: lines are answered as they come',
+}
+# Recipes: each of their numbers is there to differ.
+RECIPES = {'demo', 'demo_full', 'pretrain_demo'}
+FILES = sorted(
+  path.stem
+  for path in RUNS.glob('*.gin')
+  if path.stem not in RECIPES and not path.stem.endswith('common')
+)
+_REQUIRED = 'required'
+
+
+def _plain(value):
+  """A value as gin writes it: there are no tuples in a file."""
+  return list(value) if isinstance(value, tuple) else value
+
+
+def _differing(name):
+  """The macros of a file whose parameter has another default, with both."""
+  text = reader.read([str(RUNS / f'{name}.gin')])
+  missing = text.missing()
+  bindings = [
+    s for s in text.settings if s.target and isinstance(s.value, reader.Macro)
+  ]
+  assert bindings
+  found = {}
+  for setting in bindings:
+    module, target = text.home(setting)
+    bound = getattr(importlib.import_module(module), target)
+    default = inspect.signature(bound).parameters[setting.name].default
+    macro, given = setting.value.name, text.resolve(setting).value
+    if text.resolve(setting).name in missing:
+      given = _REQUIRED
+    if default is inspect.Parameter.empty:
+      default = _REQUIRED
+    if given is ANYTHING or _plain(given) != _plain(default):
+      found[macro] = (given, default)
+  return found
+
+
+@pytest.mark.parametrize('name', FILES)
+def test_a_gin_file_repeats_pythons_default(name):
+  for macro, (given, default) in _differing(name).items():
+    assert {(name, macro), ('*', macro)} & REASONS.keys(), (
+      f'{name}.gin: {macro} is {given!r}, and {default!r} in Python'
+    )
+
+
+def test_no_reason_is_left_over():
+  needed = {(n, macro) for n in FILES for macro in _differing(n)}
+  macros = {macro for _, macro in needed}
+  left = {
+    (name, macro)
+    for name, macro in REASONS
+    if macro not in macros or (name != '*' and (name, macro) not in needed)
+  }
+  assert not left
+
+
+def test_what_is_explained_by_the_source_is_what_is_imported():
+  """Help and checks read the source, which must say what Python does."""
+  for module, name in (
+    ('mpt_jax.train', 'train'),
+    ('mpt_jax.train', 'Evaluation'),
+    ('mpt_jax.data.dataset', 'DatasetConfig'),
+    ('mpt_jax.pipeline', 'pipeline'),
+  ):
+    bound = getattr(importlib.import_module(module), name)
+    told = reader.parameters(module, name)
+    assert list(told) == list(inspect.signature(bound).parameters)
+    for parameter, known in told.items():
+      assert known.annotation is not None
+      assert known.text, f'{module}.{name} says nothing of {parameter}'
