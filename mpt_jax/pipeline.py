@@ -9,6 +9,12 @@ where it was stopped; finished steps are skipped. Without --tfds_data_dir (or
 TFDS_DATA_DIR) synthetic data are written to MODEL_DIR/data and used.
 """
 
+from mpt_jax import cli
+
+if __name__ == '__main__':
+  # Before the imports: neither --help nor a wrong macro waits for them.
+  cli.main('mpt_jax.pipeline', 'pipeline')
+
 from collections.abc import Mapping, Sequence
 import dataclasses
 import logging
@@ -17,7 +23,6 @@ import sys
 import time
 from typing import Any
 
-from mpt_jax import cli
 from mpt_jax.checkpoints import files, lock
 from mpt_jax.checkpoints import run as run_lib
 from mpt_jax.checkpoints.backbone import DEMO
@@ -973,7 +978,3 @@ def _examine_backbone(path: str) -> dict[str, Any]:
     'fingerprint': loaded.fingerprint,
     'parameters': params.count(loaded.params),
   }
-
-
-if __name__ == '__main__':
-  cli.main('mpt_jax.pipeline', 'pipeline')
