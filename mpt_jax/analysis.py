@@ -19,6 +19,7 @@ from mpt_jax.checkpoints.bundle import (
   check_backbone,
   load_prompts,
 )
+from mpt_jax.engine import metrics
 from mpt_jax.types import InputError, nearest
 
 if TYPE_CHECKING:
@@ -373,15 +374,19 @@ def plot_history(history: Any) -> 'Figure':
   """Draws what a run wrote as it went: its losses, and its scores.
 
   Args:
-    history: `run.history`, a run that has one, or columns by name: 'step',
-      'loss', 'eval/rte/accuracy'. A value that is None or NaN is none.
+    history: `run.history`, a run that has one, or columns by the names of
+      `metrics.jsonl`, with 'step'. A value that is None or NaN is none.
 
   Raises:
     InputError: if there is nothing to draw.
   """
   history = getattr(history, 'history', history)
-  names = [n for n in history if n == 'loss' or n.endswith('/loss')]
-  scores = [n for n in history if n.startswith('eval/')]
+  names = [n for n in history if n in ('train/loss', 'eval_loss/loss')]
+  scores = [
+    name
+    for name in history
+    if name.startswith('eval/') and metrics.is_score(name.rpartition('/')[2])
+  ]
   panels = [
     (some, label)
     for some, label in ((names, 'loss'), (scores, 'score'))

@@ -1,19 +1,24 @@
 r"""Writes a backbone in another program's format.
 
   python -m mpt_jax.convert --gin_file=gin_configs/runs/convert.gin \
-    --gin.INITIAL_CHECKPOINT_PATH="'t5-base'" \
-    --gin.OUTPUT="'t5x/t5_base'" --gin.FORMAT="'t5x'"
+    --gin.INITIAL_CHECKPOINT_PATH="'demo'" \
+    --gin.OUTPUT="'t5x/demo'" --gin.FORMAT="'t5x'"
 
 Formats: `t5x` (a checkpoint that T5X restores) and `huggingface` (a folder
 that transformers loads). Neither T5X, torch nor transformers is needed.
 """
+
+from mpt_jax import cli
+
+if __name__ == '__main__':
+  # Before the imports: neither --help nor a wrong macro waits for them.
+  cli.main('mpt_jax.convert', 'convert')
 
 import logging
 
 import jax
 import numpy as np
 
-from mpt_jax import cli
 from mpt_jax.checkpoints import huggingface, t5x_format
 from mpt_jax.checkpoints.vocabulary import require_ordinary
 from mpt_jax.engine.predictor import load_backbone
@@ -73,7 +78,3 @@ def convert(
       special_ids=loaded.special_ids,
     )
   log.info('wrote %s to %s', loaded.name, output)
-
-
-if __name__ == '__main__':
-  cli.main('mpt_jax.convert', 'convert')

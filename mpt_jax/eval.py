@@ -1,9 +1,9 @@
 r"""Scores prompts on a task, a mixture, or several of them.
 
   python -m mpt_jax.eval --gin_file=gin_configs/runs/eval.gin \
-    --tfds_data_dir=DATA --gin.INITIAL_CHECKPOINT_PATH="'t5-base'" \
-    --gin.PROMPTS="'runs/target/rte/prompts'" \
-    --gin.MIXTURE_OR_TASK_NAME="'rte'" --gin.MODEL_DIR="'runs/eval/rte'"
+    --tfds_data_dir=data --gin.INITIAL_CHECKPOINT_PATH="'demo'" \
+    --gin.PROMPTS="'runs/rte/prompts'" --gin.MIXTURE_OR_TASK_NAME="'rte'" \
+    --gin.MODEL_DIR="'runs/rte/test'"
 
 Decodes with the trained prompts, applies the tasks' own postprocessing and
 metrics, and writes `results.json`, every answer to `predictions.jsonl`, and
@@ -11,6 +11,11 @@ for classes who was taken for whom to `confusion.txt`.
 """
 
 from mpt_jax import cli
+
+if __name__ == '__main__':
+  # Before the imports: neither --help nor a wrong macro waits for them.
+  cli.main('mpt_jax.eval', 'evaluate')
+
 from mpt_jax.checkpoints.backbone import Backbone
 from mpt_jax.engine import results
 from mpt_jax.engine.predictor import make_predictor
@@ -67,7 +72,3 @@ def evaluate(
     ),
     model_dir,
   )
-
-
-if __name__ == '__main__':
-  cli.main('mpt_jax.eval', 'evaluate')

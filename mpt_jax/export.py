@@ -1,8 +1,8 @@
 r"""Turns prompts into the form another program reads.
 
   python -m mpt_jax.export --gin_file=gin_configs/runs/export.gin \
-    --gin.PROMPTS="'runs/target/rte/prompts'" \
-    --gin.OUTPUT="'exported'" --gin.FORMAT="'npy'"
+    --gin.PROMPTS="'runs/rte/prompts'" --gin.OUTPUT="'exported'" \
+    --gin.FORMAT="'npy'"
 
 Formats: `npy` (one composed [P, D] matrix per task, the layout of Google's
 prompt-tuning), `peft` (a Hugging Face PEFT adapter folder with all tasks),
@@ -11,11 +11,16 @@ with other tasks). PROMPTS may itself be a bundle, a PEFT adapter folder, a
 .npy file, or a list of them, whose tasks are put together.
 """
 
+from mpt_jax import cli
+
+if __name__ == '__main__':
+  # Before the imports: neither --help nor a wrong macro waits for them.
+  cli.main('mpt_jax.export', 'export')
+
 from collections.abc import Mapping, Sequence
 import logging
 import os
 
-from mpt_jax import cli
 from mpt_jax.checkpoints import bundle as bundle_lib
 from mpt_jax.types import InputError, nearest
 
@@ -79,7 +84,3 @@ def _load(path: str) -> bundle_lib.PromptBundle:
     return bundle_lib.load_prompts(path)
   name = os.path.basename(path).removesuffix('.npy')
   return bundle_lib.load_prompts(path, task_names=[name])
-
-
-if __name__ == '__main__':
-  cli.main('mpt_jax.export', 'export')

@@ -1,14 +1,14 @@
 r"""Answers a task, or lines of text, one JSON line per answer.
 
   python -m mpt_jax.infer --gin_file=gin_configs/runs/infer.gin \
-    --tfds_data_dir=DATA --gin.INITIAL_CHECKPOINT_PATH="'t5-base'" \
-    --gin.PROMPTS="'runs/target/rte/prompts'" \
-    --gin.MIXTURE_OR_TASK_NAME="'rte'" --gin.OUTPUT="'rte.jsonl'"
+    --tfds_data_dir=data --gin.INITIAL_CHECKPOINT_PATH="'demo'" \
+    --gin.PROMPTS="'runs/rte/prompts'" --gin.MIXTURE_OR_TASK_NAME="'rte'" \
+    --gin.OUTPUT="'rte.jsonl'"
 
   cat texts.txt | python -m mpt_jax.infer \
     --gin_file=gin_configs/runs/answer.gin \
-    --gin.INITIAL_CHECKPOINT_PATH="'t5-base'" \
-    --gin.PROMPTS="'runs/target/rte/prompts'" --gin.OUTPUT="'-'"
+    --gin.INITIAL_CHECKPOINT_PATH="'demo'" \
+    --gin.PROMPTS="'runs/rte/prompts'" --gin.OUTPUT="'-'"
 
 The first form writes task, index, inputs, targets and prediction. The second
 needs neither tasks nor TensorFlow. It reads plain lines or JSON lines as they
@@ -18,6 +18,11 @@ in order: `index` counts from 0, and the prediction for an empty line is null.
 """
 
 from mpt_jax import cli
+
+if __name__ == '__main__':
+  # Before the imports: neither --help nor a wrong macro waits for them.
+  cli.main('mpt_jax.infer', 'infer')
+
 from mpt_jax.checkpoints.backbone import Backbone
 from mpt_jax.engine import answers
 from mpt_jax.engine.predictor import make_predictor
@@ -92,7 +97,3 @@ def infer(
     devices=devices,
   )
   return answers.answer_examples(examples, output, predictor, rank_labels)
-
-
-if __name__ == '__main__':
-  cli.main('mpt_jax.infer', 'infer')

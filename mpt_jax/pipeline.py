@@ -9,11 +9,16 @@ where it was stopped; finished steps are skipped. Without --tfds_data_dir (or
 TFDS_DATA_DIR) synthetic data are written to MODEL_DIR/data and used.
 """
 
+from mpt_jax import cli
+
+if __name__ == '__main__':
+  # Before the imports: neither --help nor a wrong macro waits for them.
+  cli.main('mpt_jax.pipeline', 'pipeline')
+
 import os
 import sys
 from typing import Any
 
-from mpt_jax import cli
 from mpt_jax.study import report, screen
 from mpt_jax.study.plan import (
   Plan,
@@ -64,7 +69,3 @@ def pipeline(plan: Plan, workers: Positive | None = None) -> dict[str, Any]:
   print(screen.summary(written))
   print(f'report: {os.path.join(local_path(plan.folder), report.MARKDOWN)}')
   return written
-
-
-if __name__ == '__main__':
-  cli.main('mpt_jax.pipeline', 'pipeline')

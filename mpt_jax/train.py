@@ -1,8 +1,13 @@
 r"""Trains prompts: one run of one stage, in its own MODEL_DIR.
 
+  python -m tasks.offline --data_dir=data
   python -m mpt_jax.train --gin_file=gin_configs/runs/teacher.gin \
-    --gin_file=gin_configs/models/t5_base.gin --tfds_data_dir=DIR \
-    --gin.MODEL_DIR="'runs/mnli'" --gin.MIXTURE_OR_TASK_NAME="'mnli'"
+    --tfds_data_dir=data --gin.INITIAL_CHECKPOINT_PATH="'demo'" \
+    --gin.MIXTURE_OR_TASK_NAME="'rte'" --gin.MODEL_DIR="'runs/rte'" \
+    --gin.TRAIN_STEPS=200
+
+The first line writes synthetic data, and `demo` is the backbone that comes with
+the package: any Hugging Face folder or T5X checkpoint stands in its place.
 
 The stages are `teacher` (vanilla prompt tuning of one task), `source` (MPT's
 first stage: distil teachers into one shared prompt), `target` (its second
@@ -12,6 +17,12 @@ for each in MODEL_DIR/<task>.
 
 From Python, `mpt_jax.train(...)` is the same: the module is called.
 """
+
+from mpt_jax import cli
+
+if __name__ == '__main__':
+  # Before the imports: neither --help nor a wrong macro waits for them.
+  cli.main('mpt_jax.train', 'train')
 
 import functools
 import inspect
@@ -59,8 +70,3 @@ class _Callable(types.ModuleType):
 
 
 sys.modules[__name__].__class__ = _Callable
-
-if __name__ == '__main__':
-  from mpt_jax import cli
-
-  cli.main('mpt_jax.train', 'train')

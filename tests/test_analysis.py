@@ -192,9 +192,11 @@ def test_plots(bundle, demo):
 
   history = {
     'step': [10, 20, 30],
-    'loss': [3.0, 2.0, 1.5],
+    'train/loss': [3.0, 2.0, 1.5],
+    'train/loss/rte': [3.0, 2.0, 1.5],
     'eval/rte/accuracy': [None, 50.0, float('nan')],
-    'learning_rate/prompt': [1, 2, 3],
+    'eval/rte/invalid': [None, 0.0, 0.0],
+    'train/learning_rate/prompt': [1, 2, 3],
   }
 
   class _Run:
@@ -213,7 +215,7 @@ def test_plots(bundle, demo):
     assert isinstance(figure, Figure)
     assert figure._repr_png_()[:4] == b'\x89PNG'
   losses, scores = figures[-1].axes
-  assert [line.get_label() for line in losses.lines] == ['loss']
+  assert [line.get_label() for line in losses.lines] == ['train/loss']
   [line] = scores.lines
   assert line.get_label() == 'rte/accuracy'
   assert line.get_xydata().tolist() == [[20.0, 50.0]]

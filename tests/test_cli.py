@@ -3,13 +3,14 @@
 import importlib
 import pathlib
 import re
+import shlex
 
 import gin
 import jax
 import pytest
 
 from mpt_jax import cli, t5
-from mpt_jax.cli import help, reader
+from mpt_jax.cli import flags, help, reader
 from mpt_jax.types import InputError
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -287,6 +288,19 @@ def test_help_tells_how_to_use_it(capsys, module, function):
   fitting = {n for n, place in COMMANDS.items() if place == (module, function)}
   told = set(re.findall(r'(?m)^  gin_configs/runs/(\w+)\.gin', out))
   assert fitting <= told <= fitting | {*INCLUDED} - {'common'}
+
+
+@pytest.mark.parametrize(('module', 'function'), sorted(set(COMMANDS.values())))
+def test_the_examples_of_a_command_have_all_that_it_needs(module, function):
+  text = importlib.import_module(module).__doc__.replace('\\\n', ' ')
+  lines = [shlex.split(line) for line in text.splitlines() if '-m mpt' in line]
+  assert lines
+  for words in lines:
+    flags_of, bindings = flags.parse(module, words[words.index(module) + 1 :])
+    cli.check_macros(flags_of.gin_file, bindings)
+    assert "INITIAL_CHECKPOINT_PATH='demo'" in bindings or not any(
+      'INITIAL' in binding for binding in bindings
+    )
 
 
 def test_help_with_a_gin_file_lists_its_macros(capsys, tmp_path):

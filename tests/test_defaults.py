@@ -1,11 +1,13 @@
 """One default for gin files and Python, or a reason why there are two."""
 
+import dataclasses
 import importlib
 import inspect
 import pathlib
 
 import pytest
 
+from mpt_jax import methods
 from mpt_jax.cli import reader
 from mpt_jax.types import ANYTHING
 
@@ -20,10 +22,7 @@ REASONS = {
   ('*', 'TRAIN_STEPS'): _PAPER,
   ('*', 'BATCH_SIZE'): _PAPER,
   ('*', 'TASK_FEATURE_LENGTHS'): _PAPER,
-  ('*', 'PROMPT_LENGTH'): _PAPER,
-  ('*', 'SHARED_LEARNING_RATE'): _PAPER,
-  ('*', 'TASK_LEARNING_RATE'): 'of the stage; None is the shared one',
-  ('finetune', 'LEARNING_RATE'): 'the one of fine-tuning',
+  ('*', 'METHOD'): 'what makes the stage',
   ('*', 'MIXTURE_OR_TASK_MODULE'): _REGISTRY,
   ('source', 'MIXTURE_OR_TASK_NAME'): _REGISTRY,
   ('source', 'PROMPT_TASKS'): _REGISTRY,
@@ -36,7 +35,6 @@ REASONS = {
   ('eval', 'PROMPTS'): 'to score a bare backbone is said, not forgotten',
   ('infer', 'PROMPTS'): 'as in eval',
   ('answer', 'PROMPTS'): 'as in eval',
-  ('infer', 'MIXTURE_OR_TASK_NAME'): 'what makes it this file',
   ('answer', 'INPUT'): 'what makes it this file',
   ('answer', 'BATCH_SIZE'): 'smaller: lines are answered as they come',
 }
@@ -55,6 +53,26 @@ def _plain(value):
   return list(value) if isinstance(value, tuple) else value
 
 
+def _default(module, target, name):
+  """What Python takes for a parameter that nobody gives."""
+  bound = getattr(importlib.import_module(module), target)
+  if dataclasses.is_dataclass(bound):
+    field = bound.__dataclass_fields__[name]
+    if field.default_factory is not dataclasses.MISSING:
+      return field.default_factory()
+  default = inspect.signature(bound).parameters[name].default
+  return _REQUIRED if default is inspect.Parameter.empty else default
+
+
+def _rates(text):
+  """The rates that a run has where its optimizer leaves them open."""
+  values = {(s.target, s.name): text.resolve(s).value for s in text.settings}
+  stage = values.get(('train.train', 'stage'))
+  method = values.get(('methods.prompt_method', 'name'), 'full')
+  rates = methods.get(method).rates[stage] if stage else (None, None)
+  return dict(zip(('learning_rate', 'task_learning_rate'), rates, strict=True))
+
+
 def _differing(name):
   """The macros of a file whose parameter has another default, with both."""
   text = reader.read([str(RUNS / f'{name}.gin')])
@@ -66,13 +84,12 @@ def _differing(name):
   found = {}
   for setting in bindings:
     module, target = text.home(setting)
-    bound = getattr(importlib.import_module(module), target)
-    default = inspect.signature(bound).parameters[setting.name].default
+    default = _default(module, target, setting.name)
+    if target == 'Optimizer' and default is None:
+      default = _rates(text).get(setting.name)
     macro, given = setting.value.name, text.resolve(setting).value
     if text.resolve(setting).name in missing:
       given = _REQUIRED
-    if default is inspect.Parameter.empty:
-      default = _REQUIRED
     if given is ANYTHING or _plain(given) != _plain(default):
       found[macro] = (given, default)
   return found

@@ -132,21 +132,26 @@ def test_a_wrong_line_of_a_file(tmp_path, text, message):
   assert re.search(message, error), error
 
 
-def test_a_wrong_value_loads_nothing():
+@pytest.mark.parametrize(
+  ('arguments', 'code'), [('--gin.MODEL_DIR=runs/x', 2), ('--help', 0)]
+)
+def test_what_is_said_before_anything_is_loaded(arguments, code):
   done = subprocess.run(
     [
       *(sys.executable, '-X', 'importtime', '-m', 'mpt_jax.train'),
-      f'--gin_file={TEACHER}',
-      '--gin.MODEL_DIR=runs/x',
+      *(f'--gin_file={TEACHER}', arguments),
     ],
     capture_output=True,
     text=True,
     check=False,
     cwd=ROOT,
   )
-  assert done.returncode == 2
-  assert 'a string needs quotes' in done.stderr.splitlines()[-1]
-  for heavy in ('tensorflow', 'seqio', 'orbax'):
+  assert done.returncode == code
+  if code:
+    assert 'a string needs quotes' in done.stderr.splitlines()[-1]
+  else:
+    assert 'Required macros' in done.stdout
+  for heavy in ('tensorflow', 'seqio', 'orbax', 'jax', 'numpy'):
     assert f' {heavy}\n' not in done.stderr
 
 

@@ -29,6 +29,7 @@ from mpt_jax.cli.reader import (
   read_macros,
   search_paths,
 )
+from mpt_jax.engine import preemption
 from mpt_jax.engine.face import Face, showing
 from mpt_jax.types import (
   InputError,
@@ -112,8 +113,6 @@ def main(module: str, function: str, argv: Sequence[str] | None = None) -> None:
   argv = sys.argv[1:] if argv is None else list(argv)
   if HELP & set(argv):
     show_help(module, function, argv)
-  from mpt_jax.engine import preemption
-
   debug = '--debug' in argv
   _command = command = _Command(
     shell_command(module.removeprefix('mpt_jax.'), argv), argv

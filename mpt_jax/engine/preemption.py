@@ -12,8 +12,6 @@ import sys
 import threading
 from types import FrameType
 
-from mpt_jax.engine import multihost
-
 # What Ctrl-C asks for, and what ends a process whose main thread is busy.
 End = Callable[[str], None]
 NOTE = 'stopping at the next step; press Ctrl-C again to end at once'
@@ -132,6 +130,9 @@ class StopRequest:
 
   def on_any_process(self) -> bool:
     """Whether any of several processes was asked; all must ask together."""
+    # Here: it loads JAX, and `--help` does not wait for that.
+    from mpt_jax.engine import multihost
+
     if not multihost.any_process(bool(self)):
       return False
     # All end with one exit code.
