@@ -713,14 +713,7 @@ def _shapes(
 ) -> dict[str, tuple[int, ...]]:
   """The arrays of a method of prompts and their shapes."""
   assert _has_prompts(kind)
-  return kind.sized(length, rank).shapes(_Width(width), tasks)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Width:
-  """All that prompts must know of a backbone."""
-
-  emb_dim: int
+  return kind.sized(length, rank).shapes(methods.Width(width), tasks)
 
 
 def _check_choice(name: str, value: Any, known: Sequence[str]) -> None:

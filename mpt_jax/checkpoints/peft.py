@@ -1,9 +1,7 @@
-"""PEFT adapter folders: `MULTITASK_PROMPT_TUNING` and `PROMPT_TUNING`.
+"""PEFT adapter folders, of the methods that PEFT has under a name of its own.
 
-PEFT composes a task's prompt exactly as we do, `P* o (u_k v_k)` with a plain
-sum over the ranks, under other names: `prompt_embeddings` [P, D],
-`prefix_task_cols` [K, P, R], `prefix_task_rows` [K, R, D]. Only prompts of the
-encoder are exchanged; a decoder prompt has no counterpart here.
+Only prompts of the encoder are exchanged; a decoder prompt has no counterpart
+here.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,19 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from mpt_jax import methods
 from mpt_jax.checkpoints import files
 from mpt_jax.types import InputError
 
 CONFIG = 'adapter_config.json'
 TENSORS = 'adapter_model.safetensors'
 
-_MULTITASK = 'MULTITASK_PROMPT_TUNING'
-_SOFT = 'PROMPT_TUNING'
-_NAMES = {
-  'shared_prompt': 'prompt_embeddings',
-  'task_u': 'prefix_task_cols',
-  'task_v': 'prefix_task_rows',
-}
 # Where our task names stand in the metadata of the tensor file; PEFT numbers
 # its tasks and ignores the entry.
 _TASK_NAMES = 'mpt_jax.task_names'
@@ -51,12 +43,18 @@ def read_adapter(
   """
   config_path = os.path.join(path, CONFIG)
   config = files.read_json(config_path, follow_links=True)
+  known = {
+    method.peft_type: method
+    for method in map(methods.get, methods.names())
+    if issubclass(method, methods.PromptMethod) and method.peft_type
+  }
   kind = config.get('peft_type')
-  if kind not in (_MULTITASK, _SOFT):
+  if kind not in known:
     raise InputError(
       f'{config_path}: peft_type {kind!r} is not a prompt of ours; expected'
-      f' {_MULTITASK} or {_SOFT}'
+      f' {" or ".join(known)}'
     )
+  method = known[kind]
   if config.get('task_type') != 'SEQ_2_SEQ_LM':
     # PEFT itself ignores the prompt without a word when this is missing.
     raise InputError(
@@ -67,7 +65,8 @@ def read_adapter(
   parts = _size(config, 'num_transformer_submodules', config_path, default=2)
   length = _size(config, 'num_virtual_tokens', config_path)
   width = _size(config, 'token_dim', config_path)
-  if kind == _MULTITASK:
+  tasks, rank = 1, 0
+  if method.per_task:
     if parts != 1:
       raise InputError(
         f'{config_path}: num_transformer_submodules is {parts}: this adapter'
@@ -75,13 +74,8 @@ def read_adapter(
       )
     tasks = _size(config, 'num_tasks', config_path, default=1)
     rank = _size(config, 'num_ranks', config_path, default=1)
-    shapes: dict[str, tuple[int, ...]] = {
-      'prompt_embeddings': (length, width),
-      'prefix_task_cols': (tasks, length, rank),
-      'prefix_task_rows': (tasks, rank, width),
-    }
-  else:
-    shapes = {'prompt_embeddings': (parts * length, width)}
+  sizes = method.sized(parts * length, rank).shapes(methods.Width(width), tasks)
+  shapes = {method.peft_names[ours]: shape for ours, shape in sizes.items()}
 
   pickled = os.path.join(path, 'adapter_model.bin')
   tensor_path = os.path.join(path, TENSORS)
@@ -93,12 +87,11 @@ def read_adapter(
   tensors, metadata = files.read_tensors(
     tensor_path, shapes, ('F32', 'F16', 'BF16'), follow_links=True
   )
-  if kind == _MULTITASK:
-    arrays = {ours: tensors[theirs] for ours, theirs in _NAMES.items()}
-  else:
+  arrays = {n: tensors[theirs] for n, theirs in method.peft_names.items()}
+  if not method.per_task:
     # Plain prompt tuning allocates a part for the decoder, by default, that it
     # never uses.
-    arrays = {'prompt': tensors['prompt_embeddings'][:length]}
+    arrays = {name: array[:length] for name, array in arrays.items()}
   base = config.get('base_model_name_or_path')
   return arrays, _task_names(metadata), base if isinstance(base, str) else ''
 
@@ -110,18 +103,15 @@ def write_adapter(
 
   Args:
     path: the folder.
-    arrays: `shared_prompt` [P, D], `task_u` [K, P, R], `task_v` [K, R, D], or
-      `prompt` [P, D].
+    arrays: those of a method of prompts, by our names.
     task_names: the names of the K tasks; PEFT's `task_ids` count in this
       order.
 
   Raises:
     InputError: if the folder cannot be written.
   """
-  if 'prompt' in arrays:
-    tensors = {'prompt_embeddings': arrays['prompt']}
-  else:
-    tensors = {theirs: arrays[ours] for ours, theirs in _NAMES.items()}
+  method = methods.holding(set(arrays))
+  tensors = {theirs: arrays[n] for n, theirs in method.peft_names.items()}
   length, width = tensors['prompt_embeddings'].shape
   config: dict[str, Any] = {
     'auto_mapping': None,
@@ -132,7 +122,7 @@ def write_adapter(
     'num_layers': None,
     'num_transformer_submodules': 1,
     'num_virtual_tokens': length,
-    'peft_type': _SOFT,
+    'peft_type': method.peft_type,
     'prompt_tuning_init': 'RANDOM',
     'prompt_tuning_init_text': None,
     'revision': None,
@@ -141,12 +131,10 @@ def write_adapter(
     'tokenizer_kwargs': None,
     'tokenizer_name_or_path': None,
   }
-  if 'prompt' not in arrays:
-    tasks, _, rank = arrays['task_u'].shape
+  if method.per_task:
     config |= {
-      'num_ranks': rank,
-      'num_tasks': tasks,
-      'peft_type': _MULTITASK,
+      'num_ranks': method.rank_of(arrays),
+      'num_tasks': method.num_tasks(arrays),
       'prompt_tuning_init_state_dict_path': None,
       'prompt_tuning_init_task': 0,
     }

@@ -14,6 +14,7 @@ from mpt_jax.methods.base import (
   Method,
   PromptMethod,
   Start,
+  Width,
   learned,
 )
 from mpt_jax.methods.full import FullFinetuning
@@ -52,6 +53,7 @@ __all__ = [
   'SoftPrompts',
   'Start',
   'Uniform',
+  'Width',
   'compose_task_prompts',
   'get',
   'holding',

@@ -59,6 +59,13 @@ class Start:
 
 
 @dataclasses.dataclass(frozen=True)
+class Width:
+  """Of a backbone's sizes, all that prompts must know."""
+
+  emb_dim: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Method:
   """What all methods say of themselves; `PromptMethod` and `Delta` say how.
 
@@ -175,6 +182,9 @@ class PromptMethod(Method):
   branch: ClassVar[str | None] = PROMPTS
   # Their names; the first is [P, D].
   arrays: ClassVar[tuple[str, ...]]
+  # PEFT's word for it, and our names -> PEFT's.
+  peft_type: ClassVar[str] = ''
+  peft_names: ClassVar[Mapping[str, str]] = {}
 
   length: Positive = 100
   init: PromptInit = dataclasses.field(

@@ -84,6 +84,13 @@ class MultitaskPrompts(PromptMethod):
   }
   formats: ClassVar[tuple[str, ...]] = ('npy', 'peft', 'peft_composed', BUNDLE)
   arrays: ClassVar[tuple[str, ...]] = ('shared_prompt', 'task_u', 'task_v')
+  peft_type: ClassVar[str] = 'MULTITASK_PROMPT_TUNING'
+  # PEFT composes exactly so, with a plain sum over the ranks.
+  peft_names: ClassVar[Mapping[str, str]] = {
+    'shared_prompt': 'prompt_embeddings',
+    'task_u': 'prefix_task_cols',
+    'task_v': 'prefix_task_rows',
+  }
 
   rank: Positive = 1
   start: str = dataclasses.field(default=AVERAGE, kw_only=True, compare=False)

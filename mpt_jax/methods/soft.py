@@ -32,6 +32,8 @@ class SoftPrompts(PromptMethod):
   }
   formats: ClassVar[tuple[str, ...]] = ('npy', 'peft', 'peft_composed', BUNDLE)
   arrays: ClassVar[tuple[str, ...]] = ('prompt',)
+  peft_type: ClassVar[str] = 'PROMPT_TUNING'
+  peft_names: ClassVar[Mapping[str, str]] = {'prompt': 'prompt_embeddings'}
 
   def shapes(self, config: Any, num_tasks: int) -> dict[str, tuple[int, ...]]:
     """See `Method.shapes`."""

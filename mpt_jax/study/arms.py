@@ -8,6 +8,8 @@ METHODS say, and the name of a folder.
 import dataclasses
 import itertools
 
+from mpt_jax import methods
+
 _FRESH = ('gin_configs/runs/teacher.gin',)
 _SOURCE = ('gin_configs/runs/source.gin',)
 _TARGET = ('gin_configs/runs/target.gin',)
@@ -42,8 +44,12 @@ class Arm:
   line: str = '-'
 
 
+def _title(method: str) -> str:
+  return methods.get(method).title
+
+
 SOURCES = {
-  'mpt': Arm('MPT', 'multitask', _SOURCE, 'C0', distilled=True),
+  'mpt': Arm(_title('multitask'), 'multitask', _SOURCE, 'C0', distilled=True),
   'no_distillation': Arm(
     'no distillation', 'multitask', _SOURCE, 'C0', line='--'
   ),
@@ -57,7 +63,7 @@ SOURCES = {
   'neither': Arm('neither', 'soft', _SOURCE, 'C1', line='--'),
 }
 TARGETS = {
-  'mpt': Arm('MPT', 'multitask', _TARGET, 'C0', start='mpt'),
+  'mpt': Arm(_title('multitask'), 'multitask', _TARGET, 'C0', start='mpt'),
   'mpt_no_distillation': Arm(
     'MPT, source run without distillation',
     'multitask',
@@ -65,7 +71,7 @@ TARGETS = {
     'C3',
     start='no_distillation',
   ),
-  'pt': Arm('vanilla prompt tuning (PT)', 'soft', _FRESH, 'C1'),
+  'pt': Arm(_title('soft'), 'soft', _FRESH, 'C1'),
   'single_source': Arm(
     'single-source transfer', 'soft', _FRESH, 'C2', start=TEACHER
   ),

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from mpt_jax import methods
 from mpt_jax.checkpoints import bundle as bundle_lib
 from mpt_jax.checkpoints import files
 from mpt_jax.checkpoints.backbone import find_backbone
@@ -291,17 +292,19 @@ def _parameters(
   rank, tasks = plan['prompt_rank'], len(plan['targets'])
   plain = length * width
   factors = (length + width) * rank
+
+  def learned(arm: str) -> int:
+    kind = methods.get(arms.TARGETS[arm].method)
+    assert issubclass(kind, methods.PromptMethod)
+    method = kind.sized(length, rank if kind.per_task else 0)
+    return method.num_parameters(methods.Width(width), 1)
+
   return {
     'prompt_length': length,
     'emb_dim': width,
     'rank': rank,
     'targets': tasks,
-    'methods': {
-      method: plain + factors
-      if arms.TARGETS[method].method == 'multitask'
-      else plain
-      for method in plan['methods']
-    },
+    'methods': {arm: learned(arm) for arm in plan['methods']},
     'group': plain / tasks + factors,
   }
 

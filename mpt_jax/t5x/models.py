@@ -21,20 +21,13 @@ from mpt_jax.data.libraries import seqio
 from mpt_jax.engine.settings import Decoding
 from mpt_jax.types import Array, Batch, PyTree
 
-# Logical axes of what is ours, by the parameter's last name.
-PROMPT_AXES: Mapping[str, tuple[str, ...]] = {
-  'prompt': ('prompt', 'prompt_embed'),
-  'shared_prompt': ('prompt', 'prompt_embed'),
-  'task_u': ('task', 'prompt', 'rank'),
-  'task_v': ('task', 'rank', 'prompt_embed'),
-  'prompt_table': ('task', 'prompt', 'prompt_embed'),
-}
+# Logical axes of what is ours, one for each of its dimensions.
+_AXES = tuple(f'learned_{i}' for i in range(3))
 
 
 def prompt_axis_rules() -> list[tuple[str, str | None]]:
   """The `additional_rules` of T5X's partitioning: prompts are everywhere."""
-  names = {name: None for axes in PROMPT_AXES.values() for name in axes}
-  return list(names.items())
+  return [(name, None) for name in _AXES]
 
 
 class PromptedModel(t5x_models.BaseTransformerModel):
@@ -132,8 +125,8 @@ class PromptedModel(t5x_models.BaseTransformerModel):
     for branch in ('prompts', 'teacher_prompts'):
       if branch in params:
         axes[branch] = {
-          f'{name}_axes': _axis_metadata(PROMPT_AXES[name])
-          for name in params[branch]
+          f'{name}_axes': partitioning.AxisMetadata(_AXES[: array.ndim])
+          for name, array in params[branch].items()
         }
     return axes
 
@@ -245,7 +238,3 @@ class PromptedModel(t5x_models.BaseTransformerModel):
             total=total, count=count
           )
     return metrics
-
-
-def _axis_metadata(names: tuple[str, ...]) -> Any:
-  return partitioning.AxisMetadata(names)

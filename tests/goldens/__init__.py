@@ -107,6 +107,7 @@ KINDS: dict[str, tuple[str, Callable[[pathlib.Path], bool]]] = {
     _said('peft_type', 'MULTITASK_PROMPT_TUNING'),
   ),
   'peft_soft': ('adapter_config.json', _said('peft_type', 'PROMPT_TUNING')),
+  'peft_start': ('start.npz', _holds('average__task_u')),
   'distill': ('io.npz', _holds('teacher_prompts')),
   'vocabulary': ('expected.json', lambda file: True),
   'task': ('*.jsonl', _of_a_task),
