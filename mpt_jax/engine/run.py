@@ -68,7 +68,7 @@ log = logging.getLogger(__name__)
 
 # S and T where a user gives none; the whole backbone has no prompt in S.
 _LENGTHS = {'inputs': 356, 'targets': 128}
-_LENGTHS_WITHOUT_PROMPT = {'inputs': 256, 'targets': 128}
+_LENGTHS_OF_ALL = {'inputs': 256, 'targets': 128}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,8 +171,7 @@ def train(
   stage = stage or _stage(method, distillation, start)
   check(stage, method, evaluation)
   if dataset is None or isinstance(dataset, Mapping):
-    lengths = _LENGTHS if method.branch else _LENGTHS_WITHOUT_PROMPT
-    dataset = _dataset(tasks, stage, lengths, seed, dataset or {})
+    dataset = _dataset(tasks, method, stage, seed, dataset or {})
     if isinstance(tasks, Mapping):
       evaluation = _evaluation_of(tasks, evaluation)
     tasks = None
@@ -206,8 +205,8 @@ def train(
 
 def _dataset(
   tasks: Any,
+  method: methods.Method,
   stage: str,
-  lengths: Mapping[str, int],
   seed: int,
   changed: Mapping[str, Any],
 ) -> Any:
@@ -233,7 +232,7 @@ def _dataset(
   return data.DatasetConfig(
     **{
       'mixture_or_task_name': tasks,
-      'task_feature_lengths': lengths,
+      'task_feature_lengths': _LENGTHS if method.branch else _LENGTHS_OF_ALL,
       'batch_size': 32,
       'module': module,
       'seed': seed,
