@@ -12,9 +12,9 @@ from mpt_jax import methods, models
 from mpt_jax.engine import (
   batching,
   buckets,
+  job,
   optimizers,
   partitioning,
-  run,
   trainer,
 )
 from mpt_jax.engine import params as params_lib
@@ -405,10 +405,10 @@ def test_rows_of_a_part(devices, batch_size, microbatches, sizes):
 def test_choice_of_padding(padding, pack, chosen):
   mesh = partitioning.make_mesh(1, jax.devices()[:1])
   dataset = types.SimpleNamespace(pack=pack)
-  assert run._choose_padding(padding, dataset, mesh) == chosen
+  assert job._choose_padding(padding, dataset, mesh) == chosen
 
 
 def test_unknown_padding():
   mesh = partitioning.make_mesh(1, jax.devices()[:1])
   with pytest.raises(InputError, match="PADDING = 'buckets', .*'bucket'"):
-    run._choose_padding('buckets', types.SimpleNamespace(pack=False), mesh)
+    job._choose_padding('buckets', types.SimpleNamespace(pack=False), mesh)

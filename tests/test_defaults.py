@@ -9,28 +9,22 @@ import pytest
 
 from mpt_jax import methods
 from mpt_jax.cli import reader
+from mpt_jax.engine import run
 from mpt_jax.types import ANYTHING
 
 ROOT = pathlib.Path(__file__).parents[1]
 RUNS = ROOT / 'gin_configs/runs'
-# What each stage trains with; code that is no stage has no such number.
-_PAPER = "the paper's, of a run; Python's caller says it"
 # What tasks the shipped registry has is no business of the package.
 _REGISTRY = 'tasks/ is the registry that the commands come with'
 # (file, or '*' for all; macro) -> why Python's default is another one.
 REASONS = {
-  ('*', 'TRAIN_STEPS'): _PAPER,
-  ('*', 'BATCH_SIZE'): _PAPER,
-  ('*', 'TASK_FEATURE_LENGTHS'): _PAPER,
   ('*', 'METHOD'): 'what makes the stage',
-  ('*', 'MIXTURE_OR_TASK_MODULE'): _REGISTRY,
   ('source', 'MIXTURE_OR_TASK_NAME'): _REGISTRY,
   ('source', 'PROMPT_TASKS'): _REGISTRY,
   ('*', 'PROMPT_TASKS'): 'those of the data, which the parameter cannot see',
   ('*', 'TRAIN_DATASET'): 'made of the macros above',
   ('*', 'PROMPT_INIT'): 'a file of gin_configs/prompts says it',
   ('source', 'DISTILLATION'): 'what makes the stage; others have none',
-  ('source', 'TASK_SAMPLING'): "the source stage's, of six large tasks",
   ('target', 'SOURCE_PROMPTS'): 'the stage cannot start without them',
   ('eval', 'PROMPTS'): 'to score a bare backbone is said, not forgotten',
   ('infer', 'PROMPTS'): 'as in eval',
@@ -64,13 +58,20 @@ def _default(module, target, name):
   return _REQUIRED if default is inspect.Parameter.empty else default
 
 
-def _rates(text):
-  """The rates that a run has where its optimizer leaves them open."""
+def _of_stage(text, target):
+  """What a stage has where its user leaves a parameter open."""
   values = {(s.target, s.name): text.resolve(s).value for s in text.settings}
   stage = values.get(('train.train', 'stage'))
-  method = values.get(('methods.prompt_method', 'name'), 'full')
-  rates = methods.get(method).rates[stage] if stage else (None, None)
-  return dict(zip(('learning_rate', 'task_learning_rate'), rates, strict=True))
+  method = methods.get(values.get(('methods.prompt_method', 'name'), 'full'))
+  if not stage:
+    return {}
+  if target == 'Optimizer':
+    names = 'learning_rate', 'task_learning_rate'
+    return dict(zip(names, method.rates[stage], strict=True))
+  found = run._dataset('x', method(), stage, 0, {})
+  found = {f.name: getattr(found, f.name) for f in dataclasses.fields(found)}
+  del found['mixture_or_task_name']
+  return found if target == 'DatasetConfig' else {}
 
 
 def _differing(name):
@@ -85,8 +86,7 @@ def _differing(name):
   for setting in bindings:
     module, target = text.home(setting)
     default = _default(module, target, setting.name)
-    if target == 'Optimizer' and default is None:
-      default = _rates(text).get(setting.name)
+    default = _of_stage(text, target).get(setting.name, default)
     macro, given = setting.value.name, text.resolve(setting).value
     if text.resolve(setting).name in missing:
       given = _REQUIRED

@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 
 from mpt_jax import models, t5
+from mpt_jax.engine import job, partitioning
 from mpt_jax.engine import params as params_lib
-from mpt_jax.engine import partitioning, run
 from mpt_jax.types import InputError
 from tests.helpers import mesh_check, tiny
 
@@ -193,8 +193,8 @@ def test_a_layer_that_trains_is_not_stacked():
   kernel = np.zeros((2, 2))
   tree = {'encoder': {'layers_0': {'mlp': {'wo': {'kernel': kernel}}}}}
   with pytest.raises(InputError, match="SCAN_LAYERS .*'encoder/layers_0/mlp"):
-    run._check_no_layer_trains(tree, ['encoder/.*'])
-  run._check_no_layer_trains(tree, ['encoder/encoder_norm/.*'])
+    job._check_no_layer_trains(tree, ['encoder/.*'])
+  job._check_no_layer_trains(tree, ['encoder/encoder_norm/.*'])
 
 
 # ---------------------------------------------------------------------------

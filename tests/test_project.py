@@ -46,7 +46,7 @@ LAYERS = (
     *('mpt_jax.pretrained', 'mpt_jax.analysis', 'mpt_jax.engine.predictor'),
     *('mpt_jax.engine.starts', 'mpt_jax.engine.evaluator'),
     *('mpt_jax.engine.answers', 'mpt_jax.engine.results'),
-    *('mpt_jax.engine.outcome', 'mpt_jax.engine.run'),
+    *('mpt_jax.engine.outcome', 'mpt_jax.engine.job', 'mpt_jax.engine.run'),
     'mpt_jax.study',
   },
   # Beside the entry points, of which it may use `cli` alone.

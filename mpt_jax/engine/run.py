@@ -5,18 +5,16 @@ Below, one is opened or resumed, its backbone and its data are read, its start
 values made; it is fitted, scored, and leaves its product.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 import contextlib
 import dataclasses
 import functools
 import logging
 import os
-import re
 import time
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
 
 import mpt_jax
 from mpt_jax import checkpoints, methods, models
@@ -30,10 +28,10 @@ from mpt_jax.engine import (
   optimizers,
   partitioning,
   preemption,
-  selection,
   starts,
   trainer,
 )
+from mpt_jax.engine import job as job_lib
 from mpt_jax.engine import params as params_lib
 from mpt_jax.engine.evaluator import (
   BestPrompts,
@@ -42,9 +40,10 @@ from mpt_jax.engine.evaluator import (
   was_evaluated,
 )
 from mpt_jax.engine.face import face
-from mpt_jax.engine.metrics import Metric, from_json
+from mpt_jax.engine.job import Job, Settings, SharedBackbone, check, rates, read
+from mpt_jax.engine.metrics import from_json
 from mpt_jax.engine.outcome import BACKBONE, PROMPTS, Run
-from mpt_jax.engine.predictor import load_backbone, vocabulary_digest
+from mpt_jax.engine.predictor import vocabulary_digest
 from mpt_jax.engine.scores import finite_scores, judgements, mean_score
 from mpt_jax.engine.settings import (
   BackboneSource,
@@ -55,7 +54,7 @@ from mpt_jax.engine.settings import (
 )
 from mpt_jax.engine.starts import Distillation, Source
 from mpt_jax.engine.writers import METRICS, Writers, make_writer, tags
-from mpt_jax.t5 import products
+from mpt_jax.t5 import native
 from mpt_jax.types import (
   InputError,
   Names,
@@ -67,113 +66,9 @@ from mpt_jax.types import (
 
 log = logging.getLogger(__name__)
 
-STAGES = ('teacher', 'source', 'target', 'finetune')
-PADDINGS = ('auto', 'max', 'bucket', 'pack')
-_READING = 'reading the tasks (TensorFlow takes a few seconds) …'
 # S and T where a user gives none; the whole backbone has no prompt in S.
 _LENGTHS = {'inputs': 356, 'targets': 128}
-_LENGTHS_WITHOUT_PROMPT = {'inputs': 256, 'targets': 128}
-
-
-@dataclasses.dataclass
-class _Backbone:
-  """The backbone of one or more runs.
-
-  Attributes:
-    source: where it is read, or a loaded one.
-    keep: whether it is needed again, and stays in the host's memory.
-    fresh: whether it may be drawn.
-    seed: of what is drawn.
-  """
-
-  source: BackboneSource | Backbone
-  keep: bool
-  fresh: bool
-  seed: int
-  _kept: Backbone | None = None
-
-  def load(self) -> Backbone:
-    """Returns it; its vocabulary is that of the tasks from then on."""
-    source = self._kept or self.source
-    loaded = load_backbone(source, self.seed, fresh=self.fresh)
-    if self.keep:
-      self._kept = loaded
-    return loaded
-
-
-@dataclasses.dataclass(frozen=True)
-class _Settings:
-  """What `train` is given; see there."""
-
-  model_dir: str
-  stage: str
-  backbone: _Backbone
-  method: methods.Method
-  # In row order; None until the data say it.
-  tasks: tuple[str, ...] | None
-  start: Source
-  dataset: Any
-  steps: int
-  distillation: Distillation | None
-  optimizer: optimizers.Optimizer
-  evaluation: Evaluation | None
-  devices: Devices
-  loss: Loss
-  logging: Logging
-  seed: int
-  # The task whose run this is, if it is one of several.
-  one_of: str = ''
-
-
-@dataclasses.dataclass(frozen=True)
-class _Job:
-  """A run whose settings are checked and whose data are known.
-
-  Attributes:
-    settings: what `train` was given.
-    mesh: its devices.
-    dataset: that of the settings, packed or not as the padding wants it.
-    loaded: the backbone.
-    model: what trains.
-    optimizer: that of the settings, as the run carries it out.
-    batches: `mpt_jax.data.BatchIterator`.
-    texts: how each task's text is written, for the bundle.
-    examples: split -> task -> its `data.Counts`.
-    said: what the tasks' metrics say of themselves, where one selects.
-    synthetic: whether the data are.
-    following: the command to go on with, or ''.
-  """
-
-  settings: _Settings
-  mesh: Mesh
-  dataset: Any
-  loaded: Backbone
-  model: models.PromptedT5
-  optimizer: optimizers.Optimizer
-  batches: Any
-  texts: Mapping[str, Any]
-  examples: Mapping[str, Mapping[str, Any]]
-  said: Mapping[str, Mapping[str, Metric]]
-  synthetic: bool
-  following: str
-
-  @property
-  def task_names(self) -> tuple[str, ...]:
-    """The tasks whose losses are told apart, in row order."""
-    assert self.settings.tasks is not None
-    return self.settings.tasks
-
-  @property
-  def rows(self) -> tuple[str, ...]:
-    """The tasks whose examples are told apart in a batch."""
-    return self.task_names if self.settings.method.branch else ()
-
-  def without_backbone(self) -> '_Job':
-    """Forgets the host's copy of a frozen backbone."""
-    if self.settings.method.branch is None:
-      return self  # Its product is the backbone.
-    light = dataclasses.replace(self.loaded, params={})
-    return dataclasses.replace(self, loaded=light)
+_LENGTHS_OF_ALL = {'inputs': 256, 'targets': 128}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -268,13 +163,17 @@ def train(
     InputError: if something given is wrong, or of several runs some failed.
     trainer.NonFiniteLossError: if the loss explodes.
   """
+  if face().interactive:  # Commands have done so.
+    hostmemory.prepare()
+    native.use_compilation_cache()
   if not isinstance(start, Source):
     start = Source(start)
   stage = stage or _stage(method, distillation, start)
-  _check(stage, method, evaluation)
+  check(stage, method, evaluation)
   if dataset is None or isinstance(dataset, Mapping):
-    lengths = _LENGTHS if method.branch else _LENGTHS_WITHOUT_PROMPT
-    dataset = _dataset(tasks, stage, lengths, seed, dataset or {})
+    dataset = _dataset(tasks, method, stage, seed, dataset or {})
+    if isinstance(tasks, Mapping):
+      evaluation = _evaluation_of(tasks, evaluation)
     tasks = None
   names = dataset.mixture_or_task_name
   each = each_task or (
@@ -282,10 +181,10 @@ def train(
   )
   if not isinstance(backbone, BackboneSource | Backbone):
     backbone = BackboneSource(backbone)
-  settings = _Settings(
+  settings = Settings(
     model_dir=require_local(model_dir),
     stage=stage,
-    backbone=_Backbone(
+    backbone=SharedBackbone(
       backbone, each or face().interactive, method.branch is None, seed
     ),
     method=method,
@@ -306,8 +205,8 @@ def train(
 
 def _dataset(
   tasks: Any,
+  method: methods.Method,
   stage: str,
-  lengths: Mapping[str, int],
   seed: int,
   changed: Mapping[str, Any],
 ) -> Any:
@@ -333,7 +232,7 @@ def _dataset(
   return data.DatasetConfig(
     **{
       'mixture_or_task_name': tasks,
-      'task_feature_lengths': lengths,
+      'task_feature_lengths': _LENGTHS if method.branch else _LENGTHS_OF_ALL,
       'batch_size': 32,
       'module': module,
       'seed': seed,
@@ -343,15 +242,31 @@ def _dataset(
   )
 
 
-def _one(settings: _Settings) -> Run:
+def _evaluation_of(
+  tasks: Mapping[str, Any], evaluation: Evaluation | None
+) -> Evaluation | None:
+  """No evaluation of rows that have no split for it, which is said."""
+  if evaluation is not None and not any(
+    evaluation.split in task.splits for task in tasks.values()
+  ):
+    log.warning(
+      'no %s rows in %s: the run is not scored',
+      evaluation.split,
+      ', '.join(tasks),
+    )
+    return None
+  return evaluation
+
+
+def _one(settings: Settings) -> Run:
   """Opens or resumes a run, and carries it to its end."""
   model_dir = settings.model_dir
   request = preemption.StopRequest(
     lambda: _resumption(settings), face().end_at_once()
   )
   face().at_interrupt(request.say)
-  job = _read(settings)
-  record = _record(job)
+  job = read(settings)
+  record = job_lib.record_of(job)
   with contextlib.ExitStack() as held:
     scores = multihost.on_first(lambda: _open_run(held, job, record))
     face().keep_log(model_dir)
@@ -375,7 +290,7 @@ def _one(settings: _Settings) -> Run:
   return Run(model_dir, scores, settings.backbone.load)
 
 
-def _each(settings: _Settings) -> dict[str, Run]:
+def _each(settings: Settings) -> dict[str, Run]:
   """Runs each task by itself; one that fails does not stop the others.
 
   Raises:
@@ -383,7 +298,7 @@ def _each(settings: _Settings) -> dict[str, Run]:
   """
   dataset = settings.dataset
   names = dataset.mixture_or_task_name
-  log.info(_READING)
+  log.info(job_lib.READING)
   from mpt_jax import data
 
   tasks: dict[str, None] = {}
@@ -415,7 +330,7 @@ def _each(settings: _Settings) -> dict[str, Run]:
   return runs
 
 
-def _of_task(settings: _Settings, task: str) -> _Settings:
+def _of_task(settings: Settings, task: str) -> Settings:
   """The settings of one of several runs."""
   return dataclasses.replace(
     settings,
@@ -426,7 +341,7 @@ def _of_task(settings: _Settings, task: str) -> _Settings:
   )
 
 
-def _resumption(settings: _Settings) -> str:
+def _resumption(settings: Settings) -> str:
   """What a repetition of the command would do now."""
   step = run_lib.latest_step(settings.model_dir)
   if settings.one_of:
@@ -458,22 +373,7 @@ def _task_names(method: methods.Method, names: Any) -> tuple[str, ...] | None:
   return None if names is None else starts.check_tasks(names)
 
 
-def _make_model(settings: _Settings, loaded: Backbone) -> models.PromptedT5:
-  config = dataclasses.replace(
-    settings.devices.configure(loaded.config),
-    dropout_rate=settings.loss.dropout_rate,
-  )
-  return starts.make_model(
-    config,
-    settings.method,
-    len(settings.tasks or ()),
-    settings.distillation,
-    **settings.loss.of_model(),
-    **loaded.special_ids.of_model(),
-  )
-
-
-def _start_values(job: _Job) -> dict[str, Any]:
+def _start_values(job: Job) -> dict[str, Any]:
   """What is beside the backbone, at its start: given prompts, or drawn ones."""
   settings, distillation = job.settings, job.settings.distillation
   params = starts.start_values(
@@ -491,12 +391,8 @@ def _start_values(job: _Job) -> dict[str, Any]:
   return params
 
 
-def _rates(settings: _Settings) -> tuple[float, float | None]:
-  return settings.optimizer.rates(settings.method, settings.stage)
-
-
 def _make_bundle(
-  job: _Job, step: int, arrays: Mapping[str, Any], scores: Mapping[str, Any]
+  job: Job, step: int, arrays: Mapping[str, Any], scores: Mapping[str, Any]
 ) -> bundle_lib.PromptBundle:
   """The product of a run that learns no backbone."""
   method = job.settings.method
@@ -517,159 +413,10 @@ def _make_bundle(
 
 
 # ---------------------------------------------------------------------------
-# What a run reads.
-
-
-def _check(
-  stage: str, method: methods.Method, evaluation: Evaluation | None
-) -> None:
-  """Refuses settings that do not belong together."""
-  if stage not in STAGES:
-    raise InputError(
-      f'stage is {stage!r}, expected one of {", ".join(STAGES)}'
-      f'{nearest(stage, STAGES)}'
-    )
-  if stage not in method.rates:
-    raise InputError(
-      f'stage {stage!r} is none of method {method.name!r}, which has'
-      f' {", ".join(method.rates)}'
-    )
-  if method.branch is None and evaluation is not None and evaluation.keep_best:
-    raise InputError('KEEP_BEST keeps prompts, and stage finetune has none')
-
-
-def _read(settings: _Settings) -> _Job:
-  """Reads what a run needs before its folder is touched."""
-  dataset, devices, method = settings.dataset, settings.devices, settings.method
-  mesh = partitioning.make_mesh(devices.num_partitions)
-  partitioning.check_batch_size(
-    dataset.batch_size, mesh, devices.microbatches or 1
-  )
-  padding = _choose_padding(devices.padding, dataset, mesh)
-  dataset = dataclasses.replace(dataset, pack=padding == 'pack')
-  method.check_can(pack=dataset.pack, scan=devices.scan_layers)
-  # The data layer is the first to need TensorFlow.
-  if not settings.one_of:  # They have been looked at.
-    log.info(_READING)
-  from mpt_jax import data
-
-  # Before a large backbone is read in vain.
-  provider = data.check_data(
-    dataset.mixture_or_task_name,
-    dataset.split,
-    dataset.module,
-    dataset.use_cached,
-  )
-  if settings.tasks is None:
-    names = tuple(task.name for task in provider.tasks)
-    settings = dataclasses.replace(settings, tasks=names)
-  method.check_can(mix=len(settings.tasks or ()) > 1)
-  loaded = _read_backbone(settings)
-  model = _make_model(settings, loaded)
-  optimizer = settings.optimizer.of_run(
-    optimizers.method_groups(method, *_rates(settings)), settings.steps
-  )
-  parts = None
-  if padding == 'bucket':
-    parts = partitioning.part_sizes(
-      dataset.batch_size, mesh, devices.microbatches
-    )
-  batches, examples = _read_examples(settings, dataset, model, mesh, parts)
-  synthetic = data.is_synthetic(dataset.mixture_or_task_name)
-  if synthetic:
-    log.info(
-      'SYNTHETIC DATA: scores of this run say nothing about the real %s',
-      provider.name,
-    )
-  return _Job(
-    settings=settings,
-    mesh=mesh,
-    dataset=dataset,
-    loaded=loaded,
-    model=model,
-    optimizer=optimizer,
-    batches=batches,
-    texts=data.task_texts(settings.tasks or (), dataset.split),
-    examples=examples,
-    said=_check_selection(dataset, settings.evaluation),
-    synthetic=synthetic,
-    following=_next_command(settings, dataset, 'test' in provider.splits),
-  )
-
-
-def _read_backbone(settings: _Settings) -> Backbone:
-  loaded, devices = settings.backbone.load(), settings.devices
-  if devices.scan_layers:
-    _check_no_layer_trains(loaded.params, settings.method.trainable)
-  if devices.precision == 'bfloat16' and products.widens():
-    log.info(
-      'PRECISION: operands rounded to bfloat16 are multiplied as float32, which'
-      ' this processor does faster'
-    )
-  return loaded
-
-
-def _read_examples(
-  settings: _Settings,
-  dataset: Any,
-  model: models.PromptedT5,
-  mesh: Mesh,
-  part_sizes: tuple[int, ...] | None,
-) -> tuple[Any, dict[str, dict[str, Any]]]:
-  """The batches of a run, and what is known of all splits that it reads."""
-  from mpt_jax import data
-
-  rows = settings.tasks or () if settings.method.branch else ()
-  part, parts = partitioning.data_part(mesh)
-  batches = data.get_train_iterator(
-    dataset,
-    prompt_length=model.prompt_length,
-    task_names=rows,
-    shard_index=part,
-    num_shards=parts,
-    part_sizes=part_sizes,
-  )
-  examples: dict[str, dict[str, Any]] = {}
-  if settings.evaluation is not None:
-    examples = _examine(dataset, settings.evaluation, model.prompt_length, rows)
-  examples[dataset.split] = examples.get(dataset.split, {}) | batches.counts
-  return batches, examples
-
-
-def _record(job: _Job) -> dict[str, Any]:
-  """What the run is, for its folder: settings, backbone and data."""
-  settings = job.settings
-  method, distillation = settings.method, settings.distillation
-  record = {
-    'stage': settings.stage,
-    'backbone_fingerprint': job.loaded.fingerprint,
-    'model': repr(job.model),
-    'optimizer': repr(job.optimizer),
-    'method': repr(method),
-    'prompt_tasks': list(job.task_names),
-    'start': repr(settings.start),
-    'distillation': repr(distillation),
-    'dataset': repr(job.dataset),
-    'train_steps': settings.steps,
-    'seed': settings.seed,
-    'synthetic_data': job.synthetic,
-    'package_version': mpt_jax.__version__,
-    run_lib.DATA: _digests(job),
-  }
-  multihost.check_same('run', record)
-  record[run_lib.PATHS] = run_lib.real_paths(
-    settings.start.prompts,
-    getattr(getattr(method, 'init', None), 'path', None),
-    distillation and distillation.teacher_prompts,
-  )
-  return record
-
-
-# ---------------------------------------------------------------------------
 # Its course.
 
 
-def _begin(job: _Job) -> _Begin:
+def _begin(job: Job) -> _Begin:
   """Resumes MODEL_DIR, or starts from what `_start_values` gives."""
   settings, devices = job.settings, job.settings.devices
   params = {**job.loaded.params, **_start_values(job)}
@@ -706,7 +453,7 @@ def _begin(job: _Job) -> _Begin:
 
 
 def _beside(
-  job: _Job, begin: _Begin, request: preemption.StopRequest
+  job: Job, begin: _Begin, request: preemption.StopRequest
 ) -> _Beside:
   """Makes the evaluator and the writers of a run at some step."""
   settings, step = job.settings, int(begin.state.step)
@@ -750,7 +497,7 @@ def _tags(
   return tags(scalars, said, fixed)
 
 
-def _fit(job: _Job, begin: _Begin, beside: _Beside) -> trainer.TrainState:
+def _fit(job: Job, begin: _Begin, beside: _Beside) -> trainer.TrainState:
   """Trains up to the last step, or until nothing gets better."""
   settings, evaluation = job.settings, job.settings.evaluation
   started = time.monotonic()
@@ -806,7 +553,7 @@ def _fit(job: _Job, begin: _Begin, beside: _Beside) -> trainer.TrainState:
 
 
 def _finish(
-  job: _Job, state: trainer.TrainState, beside: _Beside
+  job: Job, state: trainer.TrainState, beside: _Beside
 ) -> dict[str, dict[str, float]]:
   """Scores what was trained and writes the run's product and its results."""
   settings, evaluation = job.settings, job.settings.evaluation
@@ -854,7 +601,7 @@ def _finish(
 
 
 def _write_product(
-  job: _Job,
+  job: Job,
   bundle: bundle_lib.PromptBundle | None,
   product: PyTree,
   results: Mapping[str, Any],
@@ -867,53 +614,6 @@ def _write_product(
     bundle.save(os.path.join(model_dir, PROMPTS))
   content = files.json_bytes(results)
   files.write_file(os.path.join(model_dir, run_lib.RESULTS), content)
-
-
-# ---------------------------------------------------------------------------
-
-
-def _examine(
-  dataset: Any,
-  evaluation: Evaluation,
-  prompt_length: int,
-  task_names: Sequence[str],
-) -> dict[str, dict[str, Any]]:
-  """Reads the splits that the run will score: what is wrong ends it here.
-
-  Returns:
-    Split -> task -> its `data.Counts`.
-  """
-  from mpt_jax import data
-
-  found: dict[str, dict[str, Any]] = {}
-  for split in dict.fromkeys((evaluation.split, evaluation.test_split)):
-    if split is None:
-      continue
-    found[split] = {}
-    for name in evaluation.names(dataset):
-      found[split] |= data.examine(
-        name,
-        split,
-        dataset.task_feature_lengths,
-        prompt_length,
-        task_names,
-        evaluation.num_examples,
-        allow_cut_targets=dataset.allow_cut_targets,
-      )
-  bare = [n for n, c in found[evaluation.split].items() if not c.labelled]
-  macros = {
-    'KEEP_BEST': evaluation.keep_best,
-    'PATIENCE': evaluation.patience is not None,
-    'EVAL_STEPS': evaluation.loss_steps > 0,
-  }
-  wanted = [name for name, given in macros.items() if given]
-  if bare and wanted:
-    raise InputError(
-      f'{wanted[0]} needs a score of every task, and in EVAL_SPLIT='
-      f'{evaluation.split!r} no example of {" and ".join(map(repr, bare))} has'
-      ' a label: give another EVAL_SPLIT'
-    )
-  return found
 
 
 def _tell_results(model_dir: str, following: str) -> None:
@@ -952,44 +652,8 @@ def _tell_table(
     log.info('%s  %s', task.ljust(width), told)
 
 
-def _next_command(settings: _Settings, dataset: Any, testable: bool) -> str:
-  """The command that scores the run's product, or exports what is scored."""
-  source, evaluation = settings.backbone.source, settings.evaluation
-  if isinstance(source, Backbone):
-    return ''  # Steps of a pipeline share a loaded one.
-  if source.path is None:
-    return ''
-  product = os.path.join(settings.model_dir, PROMPTS)
-  finetuned = settings.method.branch is None
-  if evaluation is not None and evaluation.test_split and not finetuned:
-    output = os.path.join(settings.model_dir, 'exported')
-    return face().following('export', {'PROMPTS': product, 'OUTPUT': output})
-  precision = settings.devices.precision
-  macros: dict[str, Any] = {
-    'INITIAL_CHECKPOINT_PATH': source.path,
-    'MODEL': source.config,
-    'VOCABULARY': source.vocabulary,
-    'PRECISION': None if precision == 'float32' else precision,
-    'DTYPE': settings.devices.dtype,
-  }
-  macros = {
-    **{n: v for n, v in macros.items() if isinstance(v, str)},
-    'PROMPTS': product,
-    'MIXTURE_OR_TASK_NAME': dataset.mixture_or_task_name,
-    'MIXTURE_OR_TASK_MODULE': dataset.module,
-    'TASK_FEATURE_LENGTHS': dict(dataset.task_feature_lengths),
-    'MODEL_DIR': os.path.join(settings.model_dir, 'test'),
-  }
-  if finetuned:
-    product = os.path.join(settings.model_dir, BACKBONE)
-    macros |= {'INITIAL_CHECKPOINT_PATH': product, 'PROMPTS': None}
-  if not testable:
-    macros['EVAL_SPLIT'] = evaluation.split if evaluation else dataset.split
-  return face().following('eval', macros)
-
-
 @contextlib.contextmanager
-def _advising(settings: _Settings) -> Iterator[None]:
+def _advising(settings: Settings) -> Iterator[None]:
   """Says, of a loss that is not finite, with which command it will be."""
   try:
     yield
@@ -997,7 +661,7 @@ def _advising(settings: _Settings) -> Iterator[None]:
     number = 2
     while os.path.lexists(f'{settings.model_dir}-{number}'):
       number += 1
-    rate, task_rate = _rates(settings)
+    rate, task_rate = rates(settings)
     changed: dict[str, Any] = {
       'model_dir': f'{settings.model_dir}-{number}',
       'learning_rate': _lower(rate),
@@ -1019,7 +683,7 @@ def _lower(rate: float) -> float:
 
 
 def _open_run(
-  held: contextlib.ExitStack, job: _Job, record: Mapping[str, Any]
+  held: contextlib.ExitStack, job: Job, record: Mapping[str, Any]
 ) -> dict[str, dict[str, float]] | None:
   """Takes the run's folder; returns the scores of a finished run."""
   model_dir = job.settings.model_dir
@@ -1034,63 +698,6 @@ def _open_run(
   return None
 
 
-def _digests(job: _Job) -> dict[str, dict[str, Any]]:
-  """What the run reads: 'task/split' -> how many examples, and their digest."""
-  train_split, evaluation = job.dataset.split, job.settings.evaluation
-  found = {
-    f'{task}/{train_split}': facts
-    for task, facts in job.batches.digests().items()
-  }
-  limit = evaluation.num_examples if evaluation else None
-  part = '' if limit is None else f'[:{limit}]'
-  for split, tasks in job.examples.items():
-    if split != train_split:
-      for task, counts in tasks.items():
-        found[f'{task}/{split}{part}'] = {
-          'examples': counts.examples,
-          'digest': counts.digest,
-        }
-  return found
-
-
-def _choose_padding(padding: str, dataset: Any, mesh: Mesh) -> str:
-  if padding not in PADDINGS:
-    raise InputError(
-      f'PADDING = {padding!r}, expected one of {", ".join(PADDINGS)}'
-      f'{nearest(str(padding), PADDINGS)}'
-    )
-  if padding != 'auto':
-    return padding
-  platform = mesh.devices.flat[0].platform
-  if dataset.pack:
-    chosen = 'pack'
-  else:
-    # A TPU compiles for long, and likes few shapes.
-    chosen = 'max' if platform == 'tpu' else 'bucket'
-  log.info('PADDING: %s (platform %s)', chosen, platform)
-  return chosen
-
-
-def _check_selection(
-  dataset: Any, evaluation: Evaluation | None
-) -> dict[str, dict[str, Metric]]:
-  """Refuses a selection by a metric that the tasks don't have.
-
-  Returns:
-    Task -> what its metric functions say of what they give; empty where
-    nothing is selected.
-  """
-  if evaluation is None or not evaluation.selects:
-    return {}
-  from mpt_jax import data
-
-  declared: dict[str, tuple[dict[str, Metric], bool]] = {}
-  for name in evaluation.names(dataset):
-    declared |= data.metrics_of(name, evaluation.split, dataset.module)
-  selection.check_declared(declared, evaluation.best_metric)
-  return {task: said for task, (said, _) in declared.items()}
-
-
 def _check_count(trained: PyTree, model: models.PromptedT5) -> None:
   """The printed count must be the closed formula P*D + K*(P+D)*R."""
   method = model.method
@@ -1100,16 +707,6 @@ def _check_count(trained: PyTree, model: models.PromptedT5) -> None:
   got = params_lib.count(trained)
   if got != expected:
     raise ValueError(f'{got} parameters train, the formula says {expected}')
-
-
-def _check_no_layer_trains(backbone: PyTree, trainable: Sequence[str]) -> None:
-  for name in params_lib.flatten(backbone):
-    in_layer = re.match(r'(encoder|decoder)/layers_', name)
-    if in_layer and any(re.fullmatch(pattern, name) for pattern in trainable):
-      raise InputError(
-        'SCAN_LAYERS = True stacks the layers of a frozen backbone, and this'
-        f' run trains {name!r}: set SCAN_LAYERS = False'
-      )
 
 
 def _save_backbone(model_dir: str, backbone: Backbone, trained: PyTree) -> None:

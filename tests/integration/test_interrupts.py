@@ -28,7 +28,7 @@ PRESSER = """
 import os, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from mpt_jax import cli
-from mpt_jax.engine import preemption, run, trainer
+from mpt_jax.engine import job, preemption, trainer
 where, limit, number = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 count = 0
 def at(place):
@@ -38,7 +38,7 @@ def at(place):
     if count == limit:
       os.kill(os.getpid(), number)
 put_batch, compile_ = trainer.put_batch, trainer._compile
-load = run.load_backbone
+load = job.load_backbone
 def put(batch, mesh, **kwargs):
   at('evaluation' if kwargs.get('whole') else 'step')
   return put_batch(batch, mesh, **kwargs)
@@ -49,7 +49,7 @@ def load_now(*args, **kwargs):
   at('load')
   return load(*args, **kwargs)
 trainer.put_batch, trainer._compile = put, compile_now
-run.load_backbone = load_now
+job.load_backbone = load_now
 cli.main('mpt_jax.train', 'train', sys.argv[4:])
 """
 # Presses Ctrl-C, and again while a step is in compiled code for ever.

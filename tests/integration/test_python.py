@@ -18,7 +18,7 @@ from mpt_jax import cli, methods
 from mpt_jax.engine import trainer
 from mpt_jax.engine.settings import Devices, Evaluation, Logging
 from mpt_jax.types import InputError
-from tests.integration.test_runs import ROOT, P, arguments
+from tests.integration.test_runs import ROOT, P, arguments, run_code
 
 MACROS = {
   'MIXTURE_OR_TASK_NAME': 'two_sources',
@@ -73,6 +73,7 @@ def folder(world, tmp_path_factory):
   return folder
 
 
+@pytest.mark.slow
 def test_one_that_fails_does_not_stop_the_others(world, folder, capsys):
   log = (folder / 'log.txt').read_text()
   assert 'mnli failed: the loss was not finite at step 4' in log
@@ -110,6 +111,7 @@ def test_one_that_fails_does_not_stop_the_others(world, folder, capsys):
   assert runs['mnli'].model.backbone is runs['sst2'].model.backbone
 
 
+@pytest.mark.slow
 def test_a_run_in_python_is_that_of_the_command(
   world, folder, tmp_path, caplog, capsys
 ):
@@ -144,7 +146,7 @@ def test_a_run_in_python_is_that_of_the_command(
 
 
 @pytest.mark.parametrize(
-  'first', ['import mpt_jax', 'import mpt_jax.train', 'from mpt_jax import cli']
+  'first', ['import mpt_jax', 'from mpt_jax import cli, train']
 )
 def test_the_module_is_called_whatever_was_imported_before(first):
   code = (
@@ -178,14 +180,37 @@ def test_the_module_is_called_whatever_was_imported_before(first):
   ],
 )
 def test_mistakes_are_named_before_anything_is_written(
-  world, tmp_path, settings, message
+  tmp_path, settings, message
 ):
   given = {'tasks': 'rte', **settings}
   with pytest.raises(InputError, match=message):
     mpt_jax.train(
-      backbone=str(world / 'backbone'),
+      backbone='demo',
       method=methods.SoftPrompts(P),
       model_dir=str(tmp_path / 'run'),
       **given,
     )
   assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.slow
+def test_rows_train_without_seqio(tmp_path):
+  """From a list of rows to an answer; that nothing is scored is said."""
+  code = f"""
+import sys, mpt_jax
+rows = [{{'text': 'bad', 'label': 0}}, {{'text': 'good', 'label': 1}}] * 8
+run = mpt_jax.train(
+  backbone='demo', method=mpt_jax.methods.SoftPrompts({P}),
+  tasks={{'reviews': mpt_jax.Task(
+    train=rows, inputs='review: {{text}}', labels=('negative', 'positive'))}},
+  dataset={{'task_feature_lengths': {{'inputs': 32, 'targets': 4}},
+            'batch_size': 4}},
+  steps=2, model_dir={str(tmp_path / 'run')!r})
+print(run, run.model.generate([{{'text': 'good'}}], max_decode_length=2))
+print({{'seqio', 'tensorflow', 'gin'}} & set(sys.modules))
+"""
+  done = run_code(code)
+  assert done.returncode == 0, done.stderr
+  assert 'no validation rows in reviews: the run is not scored' in done.stderr
+  assert 'no scores) [' in done.stdout
+  assert done.stdout.endswith('set()\n')
