@@ -9,10 +9,12 @@ import json
 import math
 import os
 import statistics
+import types
 from typing import Any
 
 import numpy as np
 
+from mpt_jax import methods
 from mpt_jax.checkpoints import bundle as bundle_lib
 from mpt_jax.checkpoints import files
 from mpt_jax.checkpoints.backbone import find_backbone
@@ -67,8 +69,8 @@ def collect(folder: str) -> dict[str, Any]:
     'pairs': stats.pairs('source', source, arms.source_pairs())
     + [
       pair
-      for name, methods in targets.items()
-      for pair in stats.pairs(name, methods, arms.target_pairs())
+      for name, found in targets.items()
+      for pair in stats.pairs(name, found, arms.target_pairs())
     ],
     'parameters': _parameters(plan, folder, runs),
     'similarity': _similarity(folder, plan, runs),
@@ -289,20 +291,22 @@ def _parameters(
   )
   length, width = prompts.prompt_length, prompts.emb_dim
   rank, tasks = plan['prompt_rank'], len(plan['targets'])
-  plain = length * width
-  factors = (length + width) * rank
+  # Of a backbone, the size of a prompt asks for the width alone.
+  sizes = types.SimpleNamespace(emb_dim=width)
+
+  def count(method: str, tasks: int) -> int:
+    sized = methods.prompt_method(method, length, rank)
+    return sized.num_parameters(sizes, tasks)
+
   return {
     'prompt_length': length,
     'emb_dim': width,
     'rank': rank,
     'targets': tasks,
     'methods': {
-      method: plain + factors
-      if arms.TARGETS[method].method == 'multitask'
-      else plain
-      for method in plan['methods']
+      name: count(arms.TARGETS[name].method, 1) for name in plan['methods']
     },
-    'group': plain / tasks + factors,
+    'group': count(arms.TARGETS[arms.OURS].method, tasks) / tasks,
   }
 
 
