@@ -67,5 +67,5 @@ def pipeline(plan: Plan, workers: Positive | None = None) -> dict[str, Any]:
     print(f'error: {e}. The same command resumes: {command()}', file=sys.stderr)
     sys.exit(1)
   print(screen.summary(written))
-  print(f'report: {os.path.join(local_path(plan.folder), report.MARKDOWN)}')
+  print(f'report: {os.path.join(local_path(plan.model_dir), report.MARKDOWN)}')
   return written

@@ -33,13 +33,13 @@ ROOT = pathlib.Path(__file__).parent.parent
 VOCABULARY = ROOT / 'tasks/offline/demo_backbone/spiece.model'
 
 PLAN = Plan(
-  folder='F',
+  model_dir='F',
   backbone='B',
   tasks=Tasks(
     source_mixture='two_sources',
     source_tasks=('mnli', 'sst2'),
     targets={'rte': 'mnli', 'cola': 'sst2'},
-    lengths={'inputs': 58, 'targets': 4},
+    task_feature_lengths={'inputs': 58, 'targets': 4},
   ),
   prompts=Prompts(prompt_length=10),
   source_stage=SourceStage(
@@ -288,7 +288,7 @@ def test_tuning_searches_on_a_seed_of_its_own():
 
 
 def test_best_mean_over_targets_wins(tmp_path):
-  plan = changed(TUNED, folder=str(tmp_path))
+  plan = changed(TUNED, model_dir=str(tmp_path))
   scores = {
     'mpt/0.1-0.1': (60.0, 50.0),
     'mpt/0.3-0.1': (50.0, 70.0),
@@ -351,7 +351,7 @@ def write_search(folder, scores, name='accuracy', **beside):
 def test_the_search_takes_the_least_where_less_is_better(
   tmp_path, name, beside
 ):
-  plan = changed(TUNED, folder=str(tmp_path))
+  plan = changed(TUNED, model_dir=str(tmp_path))
   scores = {
     'mpt/0.1-0.1': (20.0, 40.0),
     'mpt/0.3-0.1': (30.0, 20.0),
@@ -367,7 +367,7 @@ def test_the_search_takes_the_least_where_less_is_better(
 
 
 def test_a_search_without_a_common_direction_is_refused(tmp_path):
-  plan = changed(TUNED, folder=str(tmp_path))
+  plan = changed(TUNED, model_dir=str(tmp_path))
   write_search(tmp_path, {'mpt/0.1-0.1': (1.0, 2.0)}, 'my_metric')
   write_search(tmp_path, {'mpt/0.3-0.1': (1.0, 2.0)}, 'my_metric')
   with pytest.raises(InputError, match="task 'rte': .* metric 'my_metric'"):
@@ -476,36 +476,36 @@ def test_command_can_be_typed():
 
 
 def test_finished_step_with_other_settings_is_refused(tmp_path):
-  plan = changed(folder=str(tmp_path))
+  plan = changed(model_dir=str(tmp_path))
   step = steps_of(plan)['seed0/teacher/mnli']
   shared = {'backbone': 'sha256:1', 'tfds_data_dir': 'data'}
-  assert not workers.is_done(step, plan.folder, shared)
+  assert not workers.is_done(step, plan.model_dir, shared)
   (tmp_path / step.name).mkdir(parents=True)
   (tmp_path / step.name / workers.STEP).write_text(
-    json.dumps({'settings': workers._settings(step, plan.folder, shared)})
+    json.dumps({'settings': workers._settings(step, plan.model_dir, shared)})
   )
-  assert workers.is_done(step, plan.folder, shared)
+  assert workers.is_done(step, plan.model_dir, shared)
   other = dataclasses.replace(step, macros={**step.macros, 'TRAIN_STEPS': 8})
   with pytest.raises(InputError, match='TRAIN_STEPS: 7 there, 8 here'):
-    workers.is_done(other, plan.folder, shared)
+    workers.is_done(other, plan.model_dir, shared)
   # Results of another backbone, or of other data, are no results.
   for name in shared:
     with pytest.raises(InputError, match=f'{name}: .* there, other here'):
-      workers.is_done(step, plan.folder, {**shared, name: 'other'})
+      workers.is_done(step, plan.model_dir, {**shared, name: 'other'})
 
 
 def test_moved_folder_is_still_finished(tmp_path):
-  here = changed(folder='somewhere/F')
-  there = changed(folder=str(tmp_path))
+  here = changed(model_dir='somewhere/F')
+  there = changed(model_dir=str(tmp_path))
   for name, step in steps_of(here).items():
     other = steps_of(there)[name]
-    assert workers._settings(step, here.folder, {}) == workers._settings(
-      other, there.folder, {}
+    assert workers._settings(step, here.model_dir, {}) == workers._settings(
+      other, there.model_dir, {}
     )
 
 
 def test_diverged_run_counts_as_zero(tmp_path):
-  plan = changed(TUNED, folder=str(tmp_path))
+  plan = changed(TUNED, model_dir=str(tmp_path))
   for step in steps.search(plan):
     if step.labels['stage'] == 'tuning':
       assert step.may_diverge

@@ -8,8 +8,9 @@ METHODS say, and the name of a folder.
 import dataclasses
 import itertools
 
-from mpt_jax import methods
+from mpt_jax.methods import MultitaskPrompts, SoftPrompts
 
+_MPT, _SOFT = MultitaskPrompts, SoftPrompts
 _FRESH = ('gin_configs/runs/teacher.gin',)
 _SOURCE = ('gin_configs/runs/source.gin',)
 _TARGET = ('gin_configs/runs/target.gin',)
@@ -26,7 +27,7 @@ class Arm:
 
   Attributes:
     title: how tables and plots call it.
-    method: name of its method, as bundles have it.
+    method: name of its method, see `mpt_jax.methods`.
     gin_files: what its runs read, before the study's macros.
     colour: of its curve or bars, as matplotlib writes it.
     start: the source arm whose prompts of the same seed it starts from, or
@@ -44,36 +45,32 @@ class Arm:
   line: str = '-'
 
 
-def _title(method: str) -> str:
-  return methods.get(method).title
-
-
 SOURCES = {
-  'mpt': Arm(_title('multitask'), 'multitask', _SOURCE, 'C0', distilled=True),
+  'mpt': Arm(_MPT.title, _MPT.name, _SOURCE, 'C0', distilled=True),
   'no_distillation': Arm(
-    'no distillation', 'multitask', _SOURCE, 'C0', line='--'
+    'no distillation', _MPT.name, _SOURCE, 'C0', line='--'
   ),
   'shared_only': Arm(
     'no decomposition (shared prompt only)',
-    'soft',
+    _SOFT.name,
     _SOURCE,
     'C1',
     distilled=True,
   ),
-  'neither': Arm('neither', 'soft', _SOURCE, 'C1', line='--'),
+  'neither': Arm('neither', _SOFT.name, _SOURCE, 'C1', line='--'),
 }
 TARGETS = {
-  'mpt': Arm(_title('multitask'), 'multitask', _TARGET, 'C0', start='mpt'),
+  'mpt': Arm(_MPT.title, _MPT.name, _TARGET, 'C0', start='mpt'),
   'mpt_no_distillation': Arm(
     'MPT, source run without distillation',
-    'multitask',
+    _MPT.name,
     _TARGET,
     'C3',
     start='no_distillation',
   ),
-  'pt': Arm(_title('soft'), 'soft', _FRESH, 'C1'),
+  'pt': Arm(_SOFT.title, _SOFT.name, _FRESH, 'C1'),
   'single_source': Arm(
-    'single-source transfer', 'soft', _FRESH, 'C2', start=TEACHER
+    'single-source transfer', _SOFT.name, _FRESH, 'C2', start=TEACHER
   ),
 }
 

@@ -82,7 +82,7 @@ class Tasks:
     source_tasks: its tasks, in row order.
     targets: target task -> the source task whose teacher `single_source`
       starts from, picked by hand.
-    lengths: {'inputs': S with prompt slots, 'targets': T}.
+    task_feature_lengths: {'inputs': S with prompt slots, 'targets': T}.
     module: module that registers the tasks.
     eval_examples: validation examples per task, for curves and tuning.
   """
@@ -90,7 +90,7 @@ class Tasks:
   source_mixture: str
   source_tasks: Sequence[str]
   targets: Mapping[str, str]
-  lengths: Lengths
+  task_feature_lengths: Lengths
   module: str = 'tasks'
   eval_examples: Positive = 256
 
@@ -151,7 +151,7 @@ class Plan:
   """All that decides which runs there are.
 
   Attributes:
-    folder: the study's folder (MODEL_DIR).
+    model_dir: the study's folder.
     backbone: path of an HF folder or a T5X checkpoint; a relative path that
       does not exist is looked for beside the installed packages.
     tasks: source and target tasks.
@@ -164,7 +164,7 @@ class Plan:
       embedded benchmark; they are shown for its own synthetic data only.
   """
 
-  folder: str
+  model_dir: str
   backbone: str
   tasks: Tasks
   prompts: Prompts
@@ -193,8 +193,10 @@ class Plan:
   def record(self) -> dict[str, Any]:
     """The plan in one level, as `pipeline.json` and reports have it."""
     flat = dataclasses.asdict(self)
+    flat['folder'] = flat.pop('model_dir')
     for part in ('tasks', 'prompts', 'source_stage', 'target_stage'):
       flat |= flat.pop(part)
+    flat['lengths'] = flat.pop('task_feature_lengths')
     for name in ('distillation', 'macros'):
       flat[name] = flat[name] or {}
     return {**flat, 'ablation_seeds': list(self.ablation_seeds)}

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from mpt_jax import analysis
 from mpt_jax.checkpoints import files
 from mpt_jax.study import arms, cells, stats
 from mpt_jax.study import results as results_lib
@@ -30,32 +31,20 @@ def figures(report: Mapping[str, Any]) -> dict[str, Any]:
       name = TARGETS.format(setting=setting)
       figures[name] = _plot_targets(report, setting, results)
   if len(report['similarity']['tasks']) > 1:
-    figures[SIMILARITY] = _plot_similarity(report)
+    similarity = report['similarity']
+    figures[SIMILARITY] = analysis.plot_matrix(
+      similarity['cosine'], similarity['tasks']
+    )
   return figures
 
 
-def _figure(width: float, height: float) -> tuple[Any, Any]:
-  # Without pyplot: no global state, no display.
-  from matplotlib.backends.backend_agg import FigureCanvasAgg
-  from matplotlib.figure import Figure
-
-  figure = Figure(figsize=(width, height), layout='constrained')
-  FigureCanvasAgg(figure)
-  return figure, figure.add_subplot()
-
-
 def save(figure: Any, path: str) -> None:
-  """Writes a figure as a PNG file; the same numbers give the same file."""
-  import io
-
-  buffer = io.BytesIO()
-  # No version and no date.
-  figure.savefig(buffer, format='png', dpi=110, metadata={'Software': None})
-  files.write_file(path, buffer.getvalue())
+  """Writes a figure as a PNG file."""
+  files.write_file(path, analysis.png(figure))
 
 
 def _plot_curves(report: Mapping[str, Any]) -> Any:
-  figure, axes = _figure(7, 4.2)
+  figure, axes = analysis.figure(7, 4.2)
   last = 0.0
   for variant, curve in report['curves'].items():
     if not curve['steps']:
@@ -100,7 +89,7 @@ def _plot_targets(
   baselines = results_lib.baselines(report, tasks)
   majority = baselines.pop(results_lib.MAJORITY, None)
   shown |= baselines
-  figure, axes = _figure(1.6 + 1.2 * (len(tasks) + 1), 4.2)
+  figure, axes = analysis.figure(1.6 + 1.2 * (len(tasks) + 1), 4.2)
   width = 0.8 / len(shown)
   places = np.arange(len(tasks) + 1)
   for i, (name, result) in enumerate(shown.items()):
@@ -175,28 +164,3 @@ def _unit_title(report: Mapping[str, Any], tasks: Sequence[str]) -> str:
   unit = units.pop() if len(units) == 1 else ''
   marks = f'; {stats.COLLAPSED} collapsed, {stats.UNDEFINED} not defined'
   return f'test score{f" ({unit})" if unit else ""}{marks}'
-
-
-def _plot_similarity(report: Mapping[str, Any]) -> Any:
-  tasks = report['similarity']['tasks']
-  cosine = np.array(report['similarity']['cosine'])
-  size = 2.2 + 0.5 * len(tasks)
-  figure, axes = _figure(size + 0.8, size)
-  image = axes.imshow(cosine, vmin=min(0.0, cosine.min()), vmax=1.0)
-  axes.set_xticks(range(len(tasks)), tasks, rotation=45, ha='right')
-  axes.set_yticks(range(len(tasks)), tasks)
-  for row in range(len(tasks)):
-    for column in range(len(tasks)):
-      value = cosine[row, column]
-      axes.text(
-        column,
-        row,
-        f'{value:.2f}',
-        ha='center',
-        va='center',
-        fontsize=7,
-        color='black' if value > 0.6 else 'white',
-      )
-  figure.colorbar(image, shrink=0.8, label='cosine')
-  axes.set_title('Composed task prompts', fontsize=10)
-  return figure

@@ -121,7 +121,7 @@ def _row(
   meanings = {}
   for task in plan.tasks.targets:
     name = search_name(setting, method, rates, task)
-    results = files.read_json(os.path.join(plan.folder, name, RESULTS))
+    results = files.read_json(os.path.join(plan.model_dir, name, RESULTS))
     values = results['scores'].get(task)
     scores[task] = None
     if values:

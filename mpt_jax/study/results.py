@@ -68,8 +68,8 @@ def collect(folder: str) -> dict[str, Any]:
     'pairs': stats.pairs('source', source, arms.source_pairs())
     + [
       pair
-      for name, methods in targets.items()
-      for pair in stats.pairs(name, methods, arms.target_pairs())
+      for name, found in targets.items()
+      for pair in stats.pairs(name, found, arms.target_pairs())
     ],
     'parameters': _parameters(plan, folder, runs),
     'similarity': _similarity(folder, plan, runs),
@@ -290,62 +290,54 @@ def _parameters(
   )
   length, width = prompts.prompt_length, prompts.emb_dim
   rank, tasks = plan['prompt_rank'], len(plan['targets'])
-  plain = length * width
-  factors = (length + width) * rank
+  sizes = methods.Width(width)
 
-  def learned(arm: str) -> int:
-    kind = methods.get(arms.TARGETS[arm].method)
-    assert issubclass(kind, methods.PromptMethod)
-    method = kind.sized(length, rank if kind.per_task else 0)
-    return method.num_parameters(methods.Width(width), 1)
+  def count(method: str, tasks: int) -> int:
+    sized = methods.prompt_method(method, length, rank)
+    return sized.num_parameters(sizes, tasks)
 
   return {
     'prompt_length': length,
     'emb_dim': width,
     'rank': rank,
     'targets': tasks,
-    'methods': {arm: learned(arm) for arm in plan['methods']},
-    'group': plain / tasks + factors,
+    'methods': {
+      name: count(arms.TARGETS[name].method, 1) for name in plan['methods']
+    },
+    'group': count(arms.TARGETS[arms.OURS].method, tasks) / tasks,
   }
 
 
 def _similarity(
   folder: str, plan: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
-  """Cosine between the composed prompts of the first seed's MPT runs."""
-  seed = plan['seeds'][0]
+  """Cosine between the composed prompts of the first seed's MPT runs.
+
+  Of the source run, and of the target runs with the most data.
+  """
+  shots = {s['name']: s['num_shots'] or math.inf for s in plan['settings']}
+  most = max(shots, key=lambda name: shots[name], default=None)
+  ours = [
+    run
+    for run in runs
+    if run.get('method') == arms.OURS and run['seed'] == plan['seeds'][0]
+  ]
+  shown = [run for run in ours if run['stage'] == 'source']
+  shown += [
+    run for run in ours if run['stage'] == 'target' and run['setting'] == most
+  ]
   names: list[str] = []
   rows: list[np.ndarray] = []
-
-  def add(run: Mapping[str, Any]) -> None:
+  for run in shown:
     path = os.path.join(folder, run['name'], 'prompts')
     bundle = bundle_lib.load_prompts(path)
-    for task in bundle.task_names:
-      names.append(task)
-      rows.append(bundle.compose(task).ravel())
-
-  for run in runs:
-    if (run['stage'], run['seed'] if 'seed' in run else None) == (
-      'source',
-      seed,
-    ) and run['method'] == arms.OURS:
-      add(run)
-  shots = {s['name']: s['num_shots'] or math.inf for s in plan['settings']}
-  if not shots:
-    return {'tasks': names, 'cosine': _cosine(rows), 'setting': None}
-  most = max(shots, key=lambda name: shots[name])
-  for run in runs:
-    if (
-      run['stage'] == 'target'
-      and run['seed'] == seed
-      and run['method'] == arms.OURS
-      and run['setting'] == most
-    ):
-      add(run)
+    names += bundle.task_names
+    rows += [bundle.compose(task).ravel() for task in bundle.task_names]
   return {'tasks': names, 'cosine': _cosine(rows), 'setting': most}
 
 
 def _cosine(rows: Sequence[np.ndarray]) -> list[list[float]]:
+  """As `analysis.similarity`, in float32: the digits of older reports."""
   if not rows:
     return []
   units = np.stack([row / max(np.linalg.norm(row), 1e-12) for row in rows])

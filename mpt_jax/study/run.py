@@ -46,22 +46,22 @@ def run(plan: Plan, workers: int | None = None) -> dict[str, Any]:
   """
   plan = dataclasses.replace(
     plan,
-    folder=require_local(plan.folder),
+    model_dir=require_local(plan.model_dir),
     backbone=_find_backbone(plan.backbone),
   )
   cli.at_interrupt(lambda: _standing(plan))
-  with lock.hold(plan.folder), preemption.interrupting(_STOPPING):
-    cli.keep_log(plan.folder)
-    changed = cli.changed_macros(plan.folder)
-    if not os.path.exists(os.path.join(plan.folder, cli.CONFIG)):
-      cli.write_config(plan.folder)
+  with lock.hold(plan.model_dir), preemption.interrupting(_STOPPING):
+    cli.keep_log(plan.model_dir)
+    changed = cli.changed_macros(plan.model_dir)
+    if not os.path.exists(os.path.join(plan.model_dir, cli.CONFIG)):
+      cli.write_config(plan.model_dir)
     try:
       written = _Study(plan).run(workers)
     except InputError as e:
       # A step names its own macros; the user set the study's.
       raise InputError(e.summary, [*changed, *e.details]) from e
     if changed:  # Others that every step took.
-      cli.write_config(plan.folder)
+      cli.write_config(plan.model_dir)
   return written
 
 
@@ -76,7 +76,7 @@ def _standing(plan: Plan) -> str:
   begun = []
   finished = 0
   for step in planned:
-    folder = os.path.join(plan.folder, step.name)
+    folder = os.path.join(plan.model_dir, step.name)
     saved = run_lib.latest_step(folder)
     if os.path.exists(os.path.join(folder, STEP)):
       finished += 1
@@ -117,13 +117,13 @@ class _Study:
     """Runs what is not finished; returns the report."""
     plan = self._plan
     given = cli.data_dir() or os.environ.get('TFDS_DATA_DIR')
-    data_dir = given or os.path.join(plan.folder, 'data')
+    data_dir = given or os.path.join(plan.model_dir, 'data')
     searched = self._searched
     total = len(searched) + len(self._reported)
-    log.info('%d runs in %s', total, plan.folder)
+    log.info('%d runs in %s', total, plan.model_dir)
     log.info('reading the tasks (TensorFlow takes a few seconds) …')
     with Pool(
-      plan.folder, workers, plan.backbone, data_dir, plan.tasks.module
+      plan.model_dir, workers, plan.backbone, data_dir, plan.tasks.module
     ) as pool:
       if given is None:
         log.info('no --tfds_data_dir: SYNTHETIC DATA in %s', data_dir)
@@ -132,11 +132,11 @@ class _Study:
       backbone = pool.call(_examine_backbone, plan.backbone)
       pool.shared = {
         'backbone': backbone['fingerprint'],
-        'tfds_data_dir': _inside(data_dir, plan.folder),
+        'tfds_data_dir': _inside(data_dir, plan.model_dir),
       }
       if all(map(pool.is_done, searched)) and searched:
         self._read_search()
-      path = os.path.join(plan.folder, report.JSON)
+      path = os.path.join(plan.model_dir, report.JSON)
       everything = searched + self._reported
       if os.path.exists(path) and all(map(pool.is_done, everything)):
         log.info('every run is finished; nothing to do')
@@ -153,7 +153,7 @@ class _Study:
         self._read_search()
       pool.run(self._reported, others=searched)
     self._write_record(facts, backbone, pool.device)
-    return report.write(plan.folder)
+    return report.write(plan.model_dir)
 
   def _write_record(
     self, facts: dict[str, Any], backbone: dict[str, Any], device: str
@@ -174,7 +174,7 @@ class _Study:
         for step in self._searched + self._reported
       ],
     }
-    path = os.path.join(self._plan.folder, results.RECORD)
+    path = os.path.join(self._plan.model_dir, results.RECORD)
     files.write_file(path, files.json_bytes(record))
 
 
@@ -269,7 +269,7 @@ def _examine_texts(plan: Plan) -> None:
       data.examine(
         name,
         split,
-        tasks.lengths,
+        tasks.task_feature_lengths,
         plan.prompts.prompt_length,
         (),
         examples,
@@ -278,7 +278,7 @@ def _examine_texts(plan: Plan) -> None:
     if source or all_examples:
       config = data.DatasetConfig(
         mixture_or_task_name=name,
-        task_feature_lengths=tasks.lengths,
+        task_feature_lengths=tasks.task_feature_lengths,
         batch_size=1,
         allow_cut_targets=allowed,
       )

@@ -247,7 +247,7 @@ def _training(
       'INITIAL_CHECKPOINT_PATH': plan.backbone,
       'MODEL_DIR': _path(plan, name),
       'MIXTURE_OR_TASK_MODULE': plan.tasks.module,
-      'TASK_FEATURE_LENGTHS': dict(plan.tasks.lengths),
+      'TASK_FEATURE_LENGTHS': dict(plan.tasks.task_feature_lengths),
       'PROMPT_LENGTH': plan.prompts.prompt_length,
       'TRAIN_STEPS': training.steps,
       'BATCH_SIZE': training.batch_size,
@@ -309,7 +309,7 @@ def _evaluation(
     'PROMPTS': prompts,
     'MIXTURE_OR_TASK_NAME': tasks,
     'MIXTURE_OR_TASK_MODULE': plan.tasks.module,
-    'TASK_FEATURE_LENGTHS': dict(plan.tasks.lengths),
+    'TASK_FEATURE_LENGTHS': dict(plan.tasks.task_feature_lengths),
     'EVAL_SPLIT': 'test',
   }
   given = plan.macros or {}
@@ -363,4 +363,4 @@ def _exports(plan: Plan, steps: Sequence[Step]) -> list[Step]:
 
 
 def _path(plan: Plan, name: str) -> str:
-  return os.path.join(plan.folder, name)
+  return os.path.join(plan.model_dir, name)
