@@ -11,6 +11,7 @@ import pytest
 
 from mpt_jax import cli, t5
 from mpt_jax.cli import flags, help, reader
+from mpt_jax.t5 import native
 from mpt_jax.types import InputError
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -480,7 +481,7 @@ class TestCompilationCache:
 
   def test_is_in_the_users_cache_folder(self, monkeypatch, tmp_path):
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
-    cli.use_compilation_cache()
+    native.keep_compiled()
     folder = tmp_path / 'mpt_jax/xla'
     assert jax.config.jax_compilation_cache_dir == str(folder)
     assert folder.stat().st_mode & 0o777 == 0o700
@@ -488,7 +489,7 @@ class TestCompilationCache:
   def test_leaves_the_users_choice(self, monkeypatch, tmp_path):
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
     jax.config.update('jax_compilation_cache_dir', '/elsewhere')
-    cli.use_compilation_cache()
+    native.keep_compiled()
     assert jax.config.jax_compilation_cache_dir == '/elsewhere'
     assert not list(tmp_path.iterdir())
 
@@ -497,5 +498,5 @@ class TestCompilationCache:
   ):
     (tmp_path / 'file').write_text('')
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'file'))
-    cli.use_compilation_cache()
+    native.keep_compiled()
     assert jax.config.jax_compilation_cache_dir is None

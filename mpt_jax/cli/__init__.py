@@ -60,7 +60,6 @@ __all__ = [
   'search_paths',
   'shell_command',
   'tell_macros',
-  'use_compilation_cache',
   'use_data_dir',
   'write_config',
 ]
@@ -192,9 +191,10 @@ def _run(
     logging.getLogger().setLevel(logging.INFO)
   if module in flags_lib.MULTIPROCESS:
     from mpt_jax.engine import hostmemory
+    from mpt_jax.t5 import native
 
     hostmemory.prepare()
-    use_compilation_cache()
+    native.keep_compiled()
   command.resumes = lambda: 'the same command starts from the start'
   gin.get_configurable(target)()
   if processes:
@@ -347,24 +347,6 @@ def _told(error: InputError, line: str) -> str:
     return f'error: {line}'
   last = f'error: {error.summary}: {details[0]}; all {len(details)} above'
   return '\n'.join([*(f'  {detail}' for detail in details), last])
-
-
-def use_compilation_cache() -> None:
-  """Keeps what JAX compiles for later processes, in the user's cache folder.
-
-  JAX's own environment variables decide otherwise: JAX_COMPILATION_CACHE_DIR
-  is another folder, JAX_ENABLE_COMPILATION_CACHE=false is none.
-  """
-  import jax
-
-  from mpt_jax.t5 import native
-
-  config: Any = jax.config
-  if config.jax_compilation_cache_dir:
-    return
-  folder = native.cache_folder('xla')
-  if folder is not None:
-    config.update('jax_compilation_cache_dir', folder)
 
 
 # What --tfds_data_dir said.

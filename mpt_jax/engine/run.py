@@ -55,7 +55,7 @@ from mpt_jax.engine.settings import (
 )
 from mpt_jax.engine.starts import Distillation, Source
 from mpt_jax.engine.writers import METRICS, Writers, make_writer, tags
-from mpt_jax.t5 import products
+from mpt_jax.t5 import native, products
 from mpt_jax.types import (
   InputError,
   Names,
@@ -271,6 +271,7 @@ def train(
     start = Source(start)
   stage = stage or _stage(method, distillation, start)
   _check(stage, method, evaluation)
+  native.keep_compiled()
   if dataset is None or isinstance(dataset, Mapping):
     lengths = _LENGTHS if method.branch else _LENGTHS_WITHOUT_PROMPT
     dataset = _dataset(tasks, stage, lengths, seed, dataset or {})

@@ -18,6 +18,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+from typing import Any
 
 import jax
 
@@ -41,6 +42,20 @@ def cache_folder(name: str) -> str | None:
     return None
   theirs = found.st_uid != os.getuid() or found.st_mode & 0o022
   return None if theirs or not os.access(folder, os.W_OK) else folder
+
+
+def keep_compiled() -> None:
+  """Keeps what JAX compiles for later processes, in the user's cache folder.
+
+  JAX's own environment variables decide otherwise: JAX_COMPILATION_CACHE_DIR
+  is another folder, JAX_ENABLE_COMPILATION_CACHE=false is none.
+  """
+  config: Any = jax.config
+  if config.jax_compilation_cache_dir:
+    return
+  folder = cache_folder('xla')
+  if folder is not None:
+    config.update('jax_compilation_cache_dir', folder)
 
 
 def is_wanted() -> bool:
