@@ -288,24 +288,25 @@ class TestImport:
       'memory.register({"reviews": reviews})\n'
       f'data.use_vocabulary({str(folder / "spiece.model")!r})\n'
       'name, lengths = ["reviews"], {"inputs": 32, "targets": 8}\n'
-      'given = (lengths, 3, ("reviews",))\n'
+      'given = (3, ("reviews",))\n'
       'config = data.DatasetConfig(mixture_or_task_name=name, batch_size=2,\n'
       '  task_feature_lengths=lengths)\n'
-      'assert next(data.get_train_iterator(config, *given[1:]))\n'
-      'assert data.task_rows(given[2], name) == {"reviews": 0}\n'
+      'assert next(data.get_train_iterator(config, *given))\n'
+      'assert data.task_rows(given[1], name) == {"reviews": 0}\n'
       'assert data.task_texts(("no", "reviews"), "train").keys() == {*name}\n'
       'assert not data.is_synthetic(name)\n'
       'assert data.metrics_of(name, "validation")["reviews"][1]\n'
       'assert "validation" in data.check_data(name, "train").splits\n'
-      'print(data.examine(name, "train", *given)["reviews"].examples)\n'
+      'read = data.Examples(name, "validation", lengths)\n'
+      'print(data.examine(read, *given)["reviews"].examples)\n'
       'right = lambda batch: batch["decoder_target_tokens"]\n'
-      'print(data.evaluate(name, "validation", *given, right, 2))\n'
-      'print([*data.predict(name, "validation", *given, right, 2)])\n'
+      'print(data.evaluate(read, *given, right, 2))\n'
+      'print([*data.predict(read, *given, right, 2)])\n'
     )
     assert out.splitlines() == [
       "Task(train=2 rows, validation=1 rows, inputs='review: {text}',"
       " targets='{label}', labels=('bad', 'good'))",
-      '2',
+      '1',
       "{'reviews': {'accuracy': 100.0}}",
       "[{'task': 'reviews', 'index': 0, 'inputs': 'review: the music was"
       " lovely', 'targets': 'good', 'prediction': 'good'}]",

@@ -38,12 +38,14 @@ if TYPE_CHECKING:
   from mpt_jax.data.sources import TfdsSource, get_data_dir, set_data_dir
   from mpt_jax.data.vocabulary import use_vocabulary
   from mpt_jax.engine.metrics import metric
+  from mpt_jax.engine.settings import Examples
 
 prefer_own_packages()
 
 _HOMES = {
   'BatchIterator': 'mpt_jax.data.dataset',
   'DatasetConfig': 'mpt_jax.data.dataset',
+  'Examples': 'mpt_jax.engine.settings',
   'PromptFeatureConverter': 'mpt_jax.data.feature_converter',
   'Scores': 'mpt_jax.data.evaluation',
   'Task': 'mpt_jax.data.memory',
@@ -70,6 +72,7 @@ _HOMES = {
 __all__ = [
   'BatchIterator',
   'DatasetConfig',
+  'Examples',
   'PromptFeatureConverter',
   'Scores',
   'Task',

@@ -26,6 +26,7 @@ from mpt_jax.data.providers import (
 )
 from mpt_jax.data.vocabulary import CHOSEN
 from mpt_jax.engine import batching, buckets, metrics, selection
+from mpt_jax.engine.settings import Examples
 from mpt_jax.types import InputError
 
 # [B, ...] features -> one output per row: [B, T] tokens or [B] scores.
@@ -146,7 +147,6 @@ def _load(
   split: str,
   limits: tuple[int, int],
   num_examples: int | None,
-  use_cached: bool,
   vocabulary: str,
   state: Any,
 ) -> _Split:
@@ -158,7 +158,7 @@ def _load(
   bar = loading_bar(task, split)
   with task.naming(split):
     ends = task.end_ids()
-    for example in task.examples(split, lengths, use_cached, num_examples):
+    for example in task.examples(split, lengths, False, num_examples):
       watch.see(example)
       for key, limit, end in zip(KEYS, limits, ends, strict=True):
         example[key] = batching.cut(example[key], limit, end)
@@ -233,51 +233,48 @@ def _run(
 
 @dataclasses.dataclass(frozen=True)
 class _Reader:
-  """The arguments that `evaluate` and `predict` share, checked."""
+  """What is read of one task or mixture, and how it is laid out; checked."""
 
   tasks: Sequence[TaskReader]
   split: str
+  num_examples: int | None
   row_of: Mapping[str, int]
   shape: tuple[int, int, int]
   prompt_length: int
-  num_examples: int | None
-  use_cached: bool
   progress: bool
 
   @classmethod
-  def create(
+  def of_each(
     cls,
-    mixture_or_task_name: str,
-    split: str,
-    task_feature_lengths: Mapping[str, int],
+    examples: Examples,
     prompt_length: int,
     task_names: Sequence[str],
     batch_size: int,
-    num_examples: int | None,
-    module: str | None,
-    use_cached: bool,
     progress: bool,
-  ) -> '_Reader':
-    source, target = check_lengths(task_feature_lengths, prompt_length)
+  ) -> list['_Reader']:
+    source, target = check_lengths(examples.task_feature_lengths, prompt_length)
     if batch_size < 1:
       raise InputError(f'BATCH_SIZE={batch_size} must be positive')
-    if num_examples is not None and num_examples < 1:
-      raise InputError(f'{num_examples} examples are too few to evaluate')
-    provider = lookup.check_data(
-      mixture_or_task_name, split, module, use_cached
-    )
-    lookup.check_vocabulary(provider)
-    lookup.check_labels(provider, target)
-    return cls(
-      provider.tasks,
-      split,
-      rows.rows_of(task_names, provider),
-      (batch_size, source, target),
-      prompt_length,
-      num_examples,
-      use_cached,
-      progress,
-    )
+    number = examples.num_examples
+    if number is not None and number < 1:
+      raise InputError(f'{number} examples are too few to evaluate')
+    found = []
+    for name in examples.names:
+      provider = lookup.check_data(name, examples.split, examples.module)
+      lookup.check_vocabulary(provider)
+      lookup.check_labels(provider, target)
+      found.append(
+        cls(
+          provider.tasks,
+          examples.split,
+          number,
+          rows.rows_of(task_names, provider),
+          (batch_size, source, target),
+          prompt_length,
+          progress,
+        )
+      )
+    return found
 
   def load(self, task: TaskReader) -> _Split:
     return _load(
@@ -285,7 +282,6 @@ class _Reader:
       self.split,
       (self.shape[1] - self.prompt_length, self.shape[2]),
       self.num_examples,
-      self.use_cached,
       CHOSEN.key,
       task.state(self.split),
     )
@@ -305,37 +301,26 @@ class _Reader:
 
 
 def evaluate(
-  mixture_or_task_name: str,
-  split: str,
-  task_feature_lengths: Mapping[str, int],
+  examples: Examples,
   prompt_length: int,
   task_names: Sequence[str],
   predict_fn: ModelFn,
   batch_size: int,
-  num_examples: int | None = None,
   *,
   score_fn: ModelFn | None = None,
-  module: str | None = None,
-  use_cached: bool = False,
   progress: bool = True,
 ) -> Scores:
-  """Evaluates a model on every task of a mixture that has metrics.
+  """Evaluates a model on every task of some mixtures that has metrics.
 
   Args:
-    mixture_or_task_name: a registered mixture or task.
-    split: the split.
-    task_feature_lengths: S (prompt slots included) as `inputs`, T as
-      `targets`.
+    examples: which ones, of which tasks.
     prompt_length: P; 0 for no prompt slots.
     task_names: the model's tasks in row order (PROMPT_TASKS).
     predict_fn: makes [B, T] tokens of a batch of [B, ...] NumPy features,
       always `batch_size` rows.
     batch_size: B.
-    num_examples: how many examples of each task to use; None for all.
     score_fn: makes [B] log likelihoods of a batch; only for tasks whose
       metrics ask for them.
-    module: a module to import first (MIXTURE_OR_TASK_MODULE).
-    use_cached: whether to read SeqIO's offline cache.
     progress: whether to show a progress bar with the time left.
 
   Returns:
@@ -345,21 +330,18 @@ def evaluate(
     InputError: as `get_train_iterator`; also if a metric asks for a kind of
       output that is not offered.
   """
-  reader = _Reader.create(
-    mixture_or_task_name,
-    split,
-    task_feature_lengths,
-    prompt_length,
-    task_names,
-    batch_size,
-    num_examples,
-    module,
-    use_cached,
-    progress,
-  )
   model_fns = {PREDICTION: predict_fn}
   if score_fn is not None:
     model_fns[SCORE] = score_fn
+  results = Scores()
+  for reader in _Reader.of_each(
+    examples, prompt_length, task_names, batch_size, progress
+  ):
+    results.add(_evaluate(reader, model_fns))
+  return results
+
+
+def _evaluate(reader: _Reader, model_fns: Mapping[str, ModelFn]) -> Scores:
   results = Scores()
   unlabelled: list[str] = []
   for task in reader.tasks:
@@ -375,14 +357,15 @@ def evaluate(
       logging.warning(
         'task %r, split %r: no example has a label, so it has no score',
         task.name,
-        split,
+        reader.split,
       )
       continue
     outputs = {
       kind: np.array(reader.run(task, scored, model_fns[kind]))
-      for kind in task.wants
+      # Processes that share the work do it in one order.
+      for kind in sorted(task.wants)
     }
-    with task.naming(split):
+    with task.naming(reader.split):
       computed = task.score(scored.examples, outputs, scored.targets)
     scored.targets = computed.targets
     _take(results, task, computed)
@@ -397,7 +380,7 @@ def evaluate(
     if warning is not None:
       logging.warning(warning)
   if unlabelled and not results:
-    raise _nothing_to_score(unlabelled, split)
+    raise _nothing_to_score(unlabelled, reader.split)
   return results
 
 
@@ -410,29 +393,14 @@ def _nothing_to_score(tasks: Sequence[str], split: str) -> InputError:
 
 
 def examine(
-  mixture_or_task_name: str,
-  split: str,
-  task_feature_lengths: Mapping[str, int],
-  prompt_length: int,
-  task_names: Sequence[str],
-  num_examples: int | None = None,
-  *,
-  module: str | None = None,
-  use_cached: bool = False,
-  allow_cut_targets: bool = False,
+  examples: Examples, prompt_length: int, task_names: Sequence[str]
 ) -> dict[str, counts.Counts]:
   """Reads what `evaluate` will score, so that it does not fail after hours.
 
   Args:
-    mixture_or_task_name: as in `evaluate`, like the next ones.
-    split: the split.
-    task_feature_lengths: S and T.
+    examples: as in `evaluate`, like the next ones.
     prompt_length: P.
     task_names: the model's tasks in row order.
-    num_examples: how many examples of each task; None for all.
-    module: a module to import first.
-    use_cached: whether to read SeqIO's offline cache.
-    allow_cut_targets: whether targets may be longer than any answer can be.
 
   Returns:
     Task name -> what of its split is cut, hidden or empty; of tasks that have
@@ -442,18 +410,13 @@ def examine(
     InputError: as `evaluate`; if there is no label at all; if a target is
       longer than T and that is not allowed.
   """
-  reader = _Reader.create(
-    mixture_or_task_name,
-    split,
-    task_feature_lengths,
-    prompt_length,
-    task_names,
-    1,
-    num_examples,
-    module,
-    use_cached,
-    progress=True,
-  )
+  found: dict[str, counts.Counts] = {}
+  for reader in _Reader.of_each(examples, prompt_length, task_names, 1, True):
+    found |= _examine(reader, examples.allow_cut_targets)
+  return found
+
+
+def _examine(reader: _Reader, allow_cut: bool) -> dict[str, counts.Counts]:
   found: dict[str, counts.Counts] = {}
   for task in reader.tasks:
     if not task.wants:
@@ -464,10 +427,10 @@ def examine(
         loaded.found, digest=loaded.digest()
       )
   if found and not any(c.labelled for c in found.values()):
-    raise _nothing_to_score(list(found), split)
+    raise _nothing_to_score(list(found), reader.split)
   for name, numbers in found.items():
-    cut = 0 if allow_cut_targets else numbers.cut_targets
-    counts.refuse_cut_targets(name, split, cut, numbers, reader.shape[2])
+    cut = 0 if allow_cut else numbers.cut_targets
+    counts.refuse_cut_targets(name, reader.split, cut, numbers, reader.shape[2])
   return found
 
 
@@ -529,35 +492,25 @@ def _check_range(
 
 
 def predict(
-  mixture_or_task_name: str,
-  split: str,
-  task_feature_lengths: Mapping[str, int],
+  examples: Examples,
   prompt_length: int,
   task_names: Sequence[str],
   predict_fn: ModelFn,
   batch_size: int,
-  num_examples: int | None = None,
   *,
   score_fn: ModelFn | None = None,
-  module: str | None = None,
-  use_cached: bool = False,
   progress: bool = True,
 ) -> Iterator[dict[str, Any]]:
   """Yields the model's answer to every example, in the data's order.
 
   Args:
-    mixture_or_task_name: as in `evaluate`, like all other arguments.
-    split: the split.
-    task_feature_lengths: S and T.
+    examples: as in `evaluate`, like all other arguments.
     prompt_length: P.
     task_names: the model's tasks in row order.
     predict_fn: makes tokens of a batch.
     batch_size: B.
-    num_examples: how many examples of each task to use; None for all.
     score_fn: makes [B] log likelihoods of a batch; given, the label words of
       each task are scored in place of a prediction.
-    module: a module to import first.
-    use_cached: whether to read SeqIO's offline cache.
     progress: whether to show a progress bar with the time left.
 
   Yields:
@@ -567,38 +520,42 @@ def predict(
   Raises:
     InputError: as `evaluate`.
   """
-  reader = _Reader.create(
-    mixture_or_task_name,
-    split,
-    task_feature_lengths,
-    prompt_length,
-    task_names,
-    batch_size,
-    num_examples,
-    module,
-    use_cached,
-    progress,
-  )
-  for task in reader.tasks:
-    loaded = reader.load(task)
-    if score_fn is not None:
-      scores = _label_scores(reader, task, loaded, score_fn)
-      answers: list[dict[str, Any]] = [{'scores': found} for found in scores]
-    else:
-      vocabulary = task.vocabulary('targets')
-      answers = [
-        {'prediction': vocabulary.decode(tokens.tolist())}
-        for tokens in reader.run(task, loaded, predict_fn)
-      ]
-    pairs = zip(loaded.examples, answers, strict=True)
-    for index, (example, answer) in enumerate(pairs):
-      yield {
-        'task': task.name,
-        'index': index,
-        'inputs': _text(task, example, 'inputs'),
-        'targets': _text(task, example, 'targets'),
-        **answer,
-      }
+  for reader in _Reader.of_each(
+    examples, prompt_length, task_names, batch_size, progress
+  ):
+    for task in reader.tasks:
+      split = reader.load(task)
+      pairs = zip(
+        split.examples,
+        _answers(reader, task, split, predict_fn, score_fn),
+        strict=True,
+      )
+      for index, (example, answer) in enumerate(pairs):
+        yield {
+          'task': task.name,
+          'index': index,
+          'inputs': _text(task, example, 'inputs'),
+          'targets': _text(task, example, 'targets'),
+          **answer,
+        }
+
+
+def _answers(
+  reader: _Reader,
+  task: TaskReader,
+  split: _Split,
+  predict_fn: ModelFn,
+  score_fn: ModelFn | None,
+) -> list[dict[str, Any]]:
+  """The answer to each example of a task: a text, or its words' scores."""
+  if score_fn is not None:
+    scores = _label_scores(reader, task, split, score_fn)
+    return [{'scores': found} for found in scores]
+  vocabulary = task.vocabulary('targets')
+  return [
+    {'prediction': vocabulary.decode(tokens.tolist())}
+    for tokens in reader.run(task, split, predict_fn)
+  ]
 
 
 def _label_scores(

@@ -5,12 +5,15 @@ it TensorFlow, is imported when a name asks for it.
 """
 
 from collections.abc import Sequence
+import logging
 import sys
 
 from mpt_jax.checkpoints.texts import TaskText
 from mpt_jax.data import labels, memory, rows
 from mpt_jax.data.providers import Provider, TaskReader
 from mpt_jax.types import InputError
+
+log = logging.getLogger(__name__)
 
 
 def get_provider(mixture_or_task_name: str | Sequence[str]) -> Provider:
@@ -53,6 +56,7 @@ def get_provider(mixture_or_task_name: str | Sequence[str]) -> Provider:
 def _one(name: str) -> Provider:
   task = memory.find(name)
   if task is None:
+    _announce()
     from mpt_jax.data import seqio_tasks
 
     return seqio_tasks.get_provider(name, memory.names())
@@ -72,6 +76,16 @@ def _has_seqio() -> bool:
   return sys.modules.get('seqio') is not None
 
 
+def _announce() -> None:
+  if not _has_seqio():
+    log.info('reading the tasks (TensorFlow takes a few seconds) …')
+
+
+def _all_in_memory(names: str | Sequence[str]) -> bool:
+  names = [names] if isinstance(names, str) else names
+  return all(memory.find(name) is not None for name in names)
+
+
 def check_data(
   mixture_or_task_name: str | Sequence[str],
   split: str,
@@ -83,7 +97,8 @@ def check_data(
   Args:
     mixture_or_task_name: as in `get_provider`.
     split: the split that will be read.
-    module: a module to import first (MIXTURE_OR_TASK_MODULE).
+    module: a module to import first (MIXTURE_OR_TASK_MODULE), unless all tasks
+      are in memory.
     use_cached: whether SeqIO's offline cache will be read instead.
 
   Returns:
@@ -93,7 +108,8 @@ def check_data(
     InputError: one line that names what is missing, where it was looked for
       and what to do.
   """
-  if module:
+  if module and not _all_in_memory(mixture_or_task_name):
+    _announce()
     from mpt_jax.data import seqio_tasks
 
     seqio_tasks.import_module(module)

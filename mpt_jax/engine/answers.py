@@ -55,23 +55,15 @@ def answer_examples(
   Raises:
     InputError: if something given is wrong.
   """
-  log.info('reading the tasks (TensorFlow takes a few seconds) …')
   from mpt_jax import data
 
-  answers: Iterator[dict[str, Any]] = itertools.chain.from_iterable(
-    data.predict(
-      name,
-      examples.split,
-      examples.task_feature_lengths,
-      prompt_length=predictor.prompt_length,
-      task_names=predictor.task_names,
-      predict_fn=predictor.predict_fn,
-      batch_size=predictor.batch_size,
-      num_examples=examples.num_examples,
-      module=examples.module,
-      score_fn=predictor.score_fn if rank_labels else None,
-    )
-    for name in examples.names
+  answers: Iterator[dict[str, Any]] = data.predict(
+    examples,
+    predictor.prompt_length,
+    predictor.task_names,
+    predictor.predict_fn,
+    predictor.batch_size,
+    score_fn=predictor.score_fn if rank_labels else None,
   )
   if rank_labels:
     answers = (line | _best(line.pop('scores')) for line in answers)

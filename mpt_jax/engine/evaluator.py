@@ -170,20 +170,13 @@ class Evaluator:
       return partitioning.to_host(predict(params, placed))
 
     evaluation = self._evaluation
-    scores = data.Scores()
-    for name in evaluation.names(self._dataset):
-      scores.add(
-        data.evaluate(
-          name,
-          split,
-          self._dataset.task_feature_lengths,
-          prompt_length=self._model.prompt_length,
-          task_names=self._rows,
-          predict_fn=predict_fn,
-          batch_size=evaluation.batch_size,
-          num_examples=evaluation.num_examples,
-        )
-      )
+    scores = data.evaluate(
+      evaluation.examples(self._dataset, split),
+      self._model.prompt_length,
+      self._rows,
+      predict_fn,
+      evaluation.batch_size,
+    )
     judged = {task: scores.judge(task) for task in scores}
     for task, values in scores.items():
       log.info('%s %s: %s', task, split, format_scores(values, judged[task]))

@@ -40,7 +40,6 @@ log = logging.getLogger(__name__)
 
 STAGES = ('teacher', 'source', 'target', 'finetune')
 PADDINGS = ('auto', 'max', 'bucket', 'pack')
-READING = 'reading the tasks (TensorFlow takes a few seconds) …'
 
 
 @dataclasses.dataclass
@@ -172,9 +171,6 @@ def read(settings: Settings) -> Job:
   padding = _choose_padding(devices.padding, dataset, mesh)
   dataset = dataclasses.replace(dataset, pack=padding == 'pack')
   method.check_can(pack=dataset.pack, scan=devices.scan_layers)
-  # The data layer is the first to need TensorFlow.
-  if not settings.one_of:  # They have been looked at.
-    log.info(READING)
   from mpt_jax import data
 
   # Before a large backbone is read in vain.
@@ -292,17 +288,8 @@ def _examine(
   for split in dict.fromkeys((evaluation.split, evaluation.test_split)):
     if split is None:
       continue
-    found[split] = {}
-    for name in evaluation.names(dataset):
-      found[split] |= data.examine(
-        name,
-        split,
-        dataset.task_feature_lengths,
-        prompt_length,
-        task_names,
-        evaluation.num_examples,
-        allow_cut_targets=dataset.allow_cut_targets,
-      )
+    examples = evaluation.examples(dataset, split)
+    found[split] = data.examine(examples, prompt_length, task_names)
   bare = [n for n, c in found[evaluation.split].items() if not c.labelled]
   macros = {
     'KEEP_BEST': evaluation.keep_best,
@@ -333,7 +320,7 @@ def _check_selection(
   from mpt_jax import data
 
   declared: dict[str, tuple[dict[str, Metric], bool]] = {}
-  for name in evaluation.names(dataset):
+  for name in evaluation.examples(dataset).names:
     declared |= data.metrics_of(name, evaluation.split, dataset.module)
   selection.check_declared(declared, evaluation.best_metric)
   return {task: said for task, (said, _) in declared.items()}

@@ -17,6 +17,7 @@ from mpt_jax.checkpoints.bundle import PromptBundle
 from mpt_jax.checkpoints.vocabulary import Vocabulary
 from mpt_jax.engine import hostmemory, partitioning, trainer
 from mpt_jax.engine.settings import BackboneSource, Decoding, Devices
+from mpt_jax.t5 import native
 from mpt_jax.types import (
   InputError,
   local_path,
@@ -217,6 +218,7 @@ def make_predictor(
     InputError: if something is missing or does not fit.
   """
   check_serving(decoding, prompt_task, prompts is not None)
+  native.use_compilation_cache()
   loaded = load_backbone(backbone)
   config = devices.configure(loaded.config)
   loaded = dataclasses.replace(loaded, config=config)

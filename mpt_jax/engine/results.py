@@ -140,42 +140,19 @@ def score(
   """
   if model_dir is not None:
     model_dir = require_local(model_dir)
-  log.info('reading the tasks (TensorFlow takes a few seconds) …')
   from mpt_jax import data
 
   split, names = examples.split, examples.names
   for name in names:
     data.check_data(name, split, examples.module)
   predictor = make_predictor()
-  found: dict[str, Any] = {}
-  for name in names:
-    found |= data.examine(
-      name,
-      split,
-      examples.task_feature_lengths,
-      predictor.prompt_length,
-      predictor.task_names,
-      examples.num_examples,
-      module=examples.module,
-      allow_cut_targets=examples.allow_cut_targets,
-    )
+  prompts = predictor.prompt_length, predictor.task_names
+  found = data.examine(examples, *prompts)
   if model_dir is not None:
     face().keep_log(model_dir)
-  scores = data.Scores()
-  for name in names:
-    scores.add(
-      data.evaluate(
-        name,
-        split,
-        examples.task_feature_lengths,
-        prompt_length=predictor.prompt_length,
-        task_names=predictor.task_names,
-        predict_fn=predictor.predict_fn,
-        batch_size=predictor.batch_size,
-        num_examples=examples.num_examples,
-        module=examples.module,
-      )
-    )
+  scores = data.evaluate(
+    examples, *prompts, predictor.predict_fn, predictor.batch_size
+  )
   synthetic = any(data.is_synthetic(name) for name in names)
   if synthetic:
     log.info('SYNTHETIC DATA: these scores say nothing about the real data')

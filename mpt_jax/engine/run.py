@@ -298,7 +298,6 @@ def _each(settings: Settings) -> dict[str, Run]:
   """
   dataset = settings.dataset
   names = dataset.mixture_or_task_name
-  log.info(job_lib.READING)
   from mpt_jax import data
 
   tasks: dict[str, None] = {}

@@ -248,7 +248,13 @@ class Evaluation:
     """Whether evaluations are compared with each other."""
     return self.keep_best or self.patience is not None
 
-  def names(self, dataset: Any) -> Sequence[str]:
-    """The mixtures and tasks to score in a run on a data set."""
-    names = self.tasks or dataset.mixture_or_task_name
-    return [names] if isinstance(names, str) else list(names)
+  def examples(self, dataset: Any, split: str | None = None) -> Examples:
+    """What is scored in a run on a data set, in a split; None is ours."""
+    return Examples(
+      self.tasks or dataset.mixture_or_task_name,
+      split or self.split,
+      dataset.task_feature_lengths,
+      self.num_examples,
+      module=None,  # The run has imported it.
+      allow_cut_targets=dataset.allow_cut_targets,
+    )

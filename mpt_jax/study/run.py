@@ -17,6 +17,7 @@ from mpt_jax.checkpoints import files, lock
 from mpt_jax.checkpoints import run as run_lib
 from mpt_jax.checkpoints.backbone import DEMO
 from mpt_jax.engine import preemption
+from mpt_jax.engine.settings import Examples
 from mpt_jax.study import rates, report, results, steps
 from mpt_jax.study.plan import Plan
 from mpt_jax.study.workers import STEP, Pool
@@ -265,16 +266,11 @@ def _examine_texts(plan: Plan) -> None:
     scored: dict[str, int | None] = {'test': None}
     if source or targets.tuning is not None:
       scored['validation'] = tasks.eval_examples
-    for split, examples in scored.items():
-      data.examine(
-        name,
-        split,
-        tasks.task_feature_lengths,
-        plan.prompts.prompt_length,
-        (),
-        examples,
-        allow_cut_targets=allowed,
+    for split, number in scored.items():
+      examples = Examples(
+        name, split, tasks.task_feature_lengths, number, None, allowed
       )
+      data.examine(examples, plan.prompts.prompt_length, ())
     if source or all_examples:
       config = data.DatasetConfig(
         mixture_or_task_name=name,

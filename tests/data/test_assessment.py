@@ -16,6 +16,7 @@ from mpt_jax.data import assessment  # noqa: E402
 from mpt_jax.engine import metrics as meanings  # noqa: E402
 from mpt_jax.engine import scores as scores_lib  # noqa: E402
 from tasks import metrics  # noqa: E402
+from tests.data import toys
 
 pytestmark = pytest.mark.data
 
@@ -304,9 +305,7 @@ def test_every_answer_can_be_read(make_task):
     return tokens
 
   scores = data.evaluate(
-    'toy_labels',
-    'validation',
-    lengths,
+    toys.examples('toy_labels', 'validation', lengths),
     3,
     ['toy_labels'],
     predict,
@@ -341,9 +340,7 @@ def test_a_metric_outside_its_range_is_told(make_task, caplog):
 
   make_task('toy_range', metric_fns=[wrong])
   data.evaluate(
-    'toy_range',
-    'validation',
-    {'inputs': 41, 'targets': 11},
+    toys.examples('toy_range', 'validation', {'inputs': 41, 'targets': 11}),
     3,
     ['toy_range'],
     lambda batch: batch['decoder_target_tokens'],

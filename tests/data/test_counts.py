@@ -8,6 +8,7 @@ import seqio
 from mpt_jax import data
 from mpt_jax.data import counts, seqio_tasks, survey
 from mpt_jax.types import InputError
+from tests.data import toys
 from tests.data.toys import percent_right
 
 pytestmark = pytest.mark.data
@@ -68,7 +69,9 @@ def test_cut_inputs(make, caplog, length, cut, said):
   assert (found.examples, found.cut_inputs, found.cut_targets) == (3, cut, 0)
   assert (found.longest_input, found.longest_target) == (8, 2)
   lengths = {'inputs': length, 'targets': 4}
-  scored = data.examine('own', 'test', lengths, 3, ['own'])['own']
+  scored = data.examine(toys.examples('own', 'test', lengths), 3, ['own'])[
+    'own'
+  ]
   assert scored.as_json() == found.as_json()
   assert [r.getMessage() for r in caplog.records] == [
     f'own/{split}: {line} and were cut (the longest has 8:'
@@ -111,12 +114,14 @@ def test_cut_targets_are_refused_unless_allowed(register, read, caplog):
       batches = _read(9, targets, 'own_free', allow_cut_targets=allow)
       return batches.counts['own_free']
     return data.examine(
-      'own_free',
-      'test',
-      {'inputs': 9, 'targets': targets},
+      toys.examples(
+        'own_free',
+        'test',
+        {'inputs': 9, 'targets': targets},
+        allow_cut_targets=allow,
+      ),
       3,
       ['own_free'],
-      allow_cut_targets=allow,
     )['own_free']
 
   assert call(4).cut_targets == 0
@@ -163,13 +168,13 @@ def test_room_for_the_text(make, length, fits):
   make(train=ROWS, test=ROWS)
   lengths = {'inputs': length, 'targets': 4}
   if fits:
-    assert data.examine('own', 'test', lengths, 3, ['own'])
+    assert data.examine(toys.examples('own', 'test', lengths), 3, ['own'])
     return
   message = r'leaves no room beside the prompt .*PROMPT_LENGTH=3.*at least 5'
   with pytest.raises(InputError, match=message):
     _read(length, 4)
   with pytest.raises(InputError, match=message):
-    data.examine('own', 'test', lengths, 3, ['own'])
+    data.examine(toys.examples('own', 'test', lengths), 3, ['own'])
 
 
 def test_a_task_that_makes_examples_of_a_length_gets_it():

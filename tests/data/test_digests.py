@@ -9,6 +9,7 @@ import pytest
 import seqio
 
 from mpt_jax import data
+from tests.data import toys
 
 pytestmark = pytest.mark.data
 
@@ -50,7 +51,9 @@ def read(tmp_path):
       prompt_length=3,
       task_names=(name,),
     )
-    scored = data.examine(name, 'train', LENGTHS, 3, (name,))[name]
+    scored = data.examine(toys.examples(name, 'train', LENGTHS), 3, (name,))[
+      name
+    ]
     return iterator.digests()[name], {
       'examples': scored.examples,
       'digest': scored.digest,

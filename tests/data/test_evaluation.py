@@ -9,6 +9,7 @@ import seqio
 from mpt_jax import data
 from mpt_jax.data import evaluation
 from mpt_jax.types import InputError
+from tests.data import toys
 from tests.data.toys import LABELS, LENGTHS, make_text
 
 pytestmark = pytest.mark.data
@@ -22,9 +23,9 @@ def _echo(batch):
 
 def _evaluate(name, predict_fn=_echo, batch_size=7, **kwargs):
   return data.evaluate(
-    name,
-    'validation',
-    LENGTHS,
+    toys.examples(
+      name, 'validation', num_examples=kwargs.pop('num_examples', None)
+    ),
     3,
     kwargs.pop('task_names', NAMES),
     predict_fn,
@@ -69,7 +70,12 @@ def test_a_long_example_keeps_its_end_mark(make_task):
 
   lengths = {'inputs': 9, 'targets': 11}
   data.evaluate(
-    'toy_plain', 'validation', lengths, 3, (), predict, 23, progress=False
+    toys.examples('toy_plain', 'validation', lengths),
+    3,
+    (),
+    predict,
+    23,
+    progress=False,
   )
   assert set(ends) == {0, 1}
 
@@ -143,14 +149,11 @@ def test_postprocessing_sees_the_example(make_task):
 def test_predictions_come_in_the_datas_order(mixture):
   answers = list(
     data.predict(
-      'toy_mix',
-      'validation',
-      LENGTHS,
+      toys.examples('toy_mix', 'validation', LENGTHS, num_examples=6),
       3,
       NAMES,
       _echo,
       4,
-      num_examples=6,
       progress=False,
     )
   )

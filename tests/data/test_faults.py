@@ -11,6 +11,7 @@ import tensorflow as tf
 from mpt_jax import data
 from mpt_jax.data import lookup, seqio_tasks
 from mpt_jax.types import InputError
+from tests.data import toys
 
 _NUMBERS = itertools.count()
 ROWS = [{'text': f'a text {i}', 'label': i % 2} for i in range(4)]
@@ -123,7 +124,7 @@ def test_scoring(kwargs, message):
   name = _register(**{**given, **kwargs})
   with pytest.raises(InputError) as error:
     data.evaluate(
-      *(name, 'train', LENGTHS),
+      toys.examples(name, 'train', LENGTHS),
       prompt_length=2,
       task_names=(name,),
       predict_fn=lambda batch: np.ones((2, 4), np.int32),

@@ -12,6 +12,7 @@ import tensorflow as tf
 from mpt_jax import data
 from mpt_jax.engine import batching
 from mpt_jax.types import InputError
+from tests.data import toys
 from tests.data.toys import LENGTHS, read_segments
 
 pytestmark = pytest.mark.data
@@ -262,7 +263,12 @@ def test_in_seqios_evaluator(mixture):
   metrics, _ = evaluator.evaluate(compute_metrics=True, predict_fn=predict_fn)
   expected = metrics.result()
   ours = data.evaluate(
-    'toy_mix', 'validation', LENGTHS, 3, names, predict, 7, progress=False
+    toys.examples('toy_mix', 'validation', LENGTHS),
+    3,
+    names,
+    predict,
+    7,
+    progress=False,
   )
   assert ours == expected
   assert 0 < ours['toy_a']['right'] < 100

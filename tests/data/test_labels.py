@@ -11,6 +11,7 @@ import seqio
 from mpt_jax import data
 from mpt_jax.data import labels, templates
 from mpt_jax.types import InputError
+from tests.data import toys
 from tests.data.toys import percent_right
 
 pytestmark = pytest.mark.data
@@ -266,14 +267,24 @@ def _say(text):
 
 def _evaluate(name, split='test', said='yes'):
   return data.evaluate(
-    name, split, LENGTHS, 3, [name], _say(said), 4, progress=False
+    toys.examples(name, split, LENGTHS),
+    3,
+    [name],
+    _say(said),
+    4,
+    progress=False,
   )
 
 
 def _predict(name, split='test'):
   return list(
     data.predict(
-      name, split, LENGTHS, 3, [name], _say('yes'), 4, progress=False
+      toys.examples(name, split, LENGTHS),
+      3,
+      [name],
+      _say('yes'),
+      4,
+      progress=False,
     )
   )
 
@@ -368,7 +379,7 @@ def test_none_has_a_label(register, tmp_path, column):
   with pytest.raises(InputError, match="'test' of 'own' has no labels"):
     _evaluate('own')
   with pytest.raises(InputError, match="'test' of 'own' has no labels"):
-    data.examine('own', 'test', LENGTHS, 3, ['own'])
+    data.examine(toys.examples('own', 'test', LENGTHS), 3, ['own'])
   assert [a['prediction'] for a in _predict('own')] == ['yes'] * 3
 
 
@@ -391,9 +402,14 @@ def test_a_task_without_labels_is_left_out_of_a_mixture(
   seqio.MixtureRegistry.add('own_mix', ['toy_known', 'own'], 1.0)
   try:
     scores = data.evaluate(
-      'own_mix', 'validation', LENGTHS, 3, (), _say('red'), 4, progress=False
+      toys.examples('own_mix', 'validation', LENGTHS),
+      3,
+      (),
+      _say('red'),
+      4,
+      progress=False,
     )
-    found = data.examine('own_mix', 'validation', LENGTHS, 3, ())
+    found = data.examine(toys.examples('own_mix', 'validation', LENGTHS), 3, ())
   finally:
     seqio.MixtureRegistry.remove('own_mix')
   assert set(scores) == {'toy_known'}

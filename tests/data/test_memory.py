@@ -73,13 +73,16 @@ def _everything(names, task_names, **config):
   batches = [next(iterator) for _ in range(5)]
   chosen = {k: c.examples() for k, c in iterator.chosen.items()}
   found = [iterator.digests(), iterator.counts, chosen, iterator.get_state()]
-  read = (LENGTHS, P, task_names)
-  found.append(data.examine(names, 'test', *read))
-  scores = data.evaluate(names, 'validation', *read, _answers, 4)
+  test, validation = (
+    toys.examples(names, split, LENGTHS) for split in ('test', 'validation')
+  )
+  read = (P, task_names)
+  found.append(data.examine(test, *read))
+  scores = data.evaluate(validation, *read, _answers, 4)
   found.append(dict(scores))
   for name in scores:
     found += [scores.judge(name, again=True), scores.predictions(name)]
-  found.append(list(data.predict(names, 'test', *read, _answers, 4)))
+  found.append(list(data.predict(test, *read, _answers, 4)))
   found.append(data.task_texts(task_names, 'train'))
   found.append(data.metrics_of(names, 'test'))
   return batches, found
@@ -235,12 +238,12 @@ def test_metrics_that_fail(metric, message):
   task = data.Task(test=WORDS, metrics=metric, **SENTIMENT)
   memory.register({'mine': task})
   with pytest.raises(InputError, match=f"^task 'mine'.*{message}"):
-    data.evaluate('mine', 'test', LENGTHS, P, (), _answers, 4)
+    data.evaluate(toys.examples('mine', 'test'), P, (), _answers, 4)
 
 
 def _first_digest():
-  read = ('mine', 'train', LENGTHS, P, ('mine',))
-  return data.examine(*read)['mine'].digest
+  read = toys.examples('mine', 'train', LENGTHS)
+  return data.examine(read, P, ('mine',))['mine'].digest
 
 
 def test_the_rows_are_those_of_the_last_cell_that_was_run():
@@ -267,7 +270,7 @@ class _Frame:
 
 def test_a_data_frame():
   memory.register({'mine': data.Task(train=_Frame(), **SENTIMENT)})
-  found = data.examine('mine', 'train', LENGTHS, P, ('mine',))['mine']
+  found = data.examine(toys.examples('mine', 'train'), P, ('mine',))['mine']
   assert (found.examples, found.unlabelled) == (9, 1)
 
 

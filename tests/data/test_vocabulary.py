@@ -210,9 +210,7 @@ class TestTaskOfAnotherVocabulary:
     else:
       next(
         data.predict(
-          'toy_own',
-          split,
-          {'inputs': 200, 'targets': 20},
+          toys.examples('toy_own', split, {'inputs': 200, 'targets': 20}),
           0,
           (),
           lambda batch: batch['decoder_target_tokens'],
@@ -237,7 +235,13 @@ def test_a_task_is_read_as_text_is(make_task, testdata, name):
   served = PromptedT5.from_pretrained(folder)
   predictor = predictor_lib.make_predictor(folder, None, batch_size=8)
   answers = list(
-    data.predict('toy_a', 'validation', lengths, 0, (), predictor.predict_fn, 8)
+    data.predict(
+      toys.examples('toy_a', 'validation', lengths),
+      0,
+      (),
+      predictor.predict_fn,
+      8,
+    )
   )
   inputs = [a['inputs'] for a in answers]
   assert [a['prediction'] for a in answers] == served.generate(

@@ -164,7 +164,12 @@ def _scores(name, outputs):
     return tokens
 
   return data.evaluate(
-    name, 'test', LENGTHS, P, [name], predict_fn, 64, progress=False
+    data.Examples(name, 'test', LENGTHS),
+    P,
+    [name],
+    predict_fn,
+    64,
+    progress=False,
   )[name]
 
 

@@ -329,7 +329,12 @@ def test_a_task_from_folder_to_batch_and_score(write_tfds):
     return np.tile(ids, (len(batch['encoder_task_ids']), 1))
 
   scores = data.evaluate(
-    'cb', 'test', lengths, 3, ['rte', 'cb'], always_neutral, 4, progress=False
+    data.Examples('cb', 'test', lengths),
+    3,
+    ['rte', 'cb'],
+    always_neutral,
+    4,
+    progress=False,
   )
   # A third is right: recall 1, precision 1/3, F1 1/2, and 0 for the others.
   assert scores == {
