@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 import mpt_jax
-from mpt_jax import t5
 from mpt_jax.checkpoints import backbone as backbone_lib
 from mpt_jax.checkpoints import huggingface
 from mpt_jax.checkpoints.bundle import PromptBundle
 from mpt_jax.checkpoints.texts import TaskText
 from mpt_jax.pretrained import PromptedT5, Tokenizer
 from mpt_jax.types import InputError
+from tests.goldens.networks import apply
 from tests.helpers import tiny
 
 VOCABULARY = (
@@ -189,12 +189,12 @@ class TestScore:
     """Log probability of one pair alone, in float64."""
     ids = [*model.tokenizer.encode(text), 1]
     wanted = [*model.tokenizer.encode(target), 1]
-    logits = t5.Transformer(model.backbone.config).apply(
-      {'params': model.backbone.params},
+    logits = apply(
+      model.backbone.config,
+      model.backbone.params,
       np.array([[7] * P + ids]),
       np.array([[0, *wanted[:-1]]]),
       np.array([wanted]),
-      enable_dropout=False,
       prompt_table=model.bundle.table,
       encoder_prompt_slots=np.array([[1, 2, 3] + [0] * len(ids)]),
       encoder_task_ids=np.full((1, P + len(ids)), TASKS.index(task)),
