@@ -7,7 +7,7 @@ import gin
 import pytest
 
 import mpt_jax
-from mpt_jax import cli
+from mpt_jax import cli, methods
 from mpt_jax.engine import optimizers
 from mpt_jax.types import InputError
 
@@ -85,10 +85,10 @@ optimizers.Group:
   learning_rate = 0.1
 """
   cli.configure(_gin(tmp_path, lines), SET)
-  with gin.config_scope(None):
-    optimizer = gin.get_configurable('train.Optimizer')()
+  optimizer = gin.get_configurable(optimizers.Optimizer)()
   assert optimizer.groups == (optimizers.Group('.*', 0.1),)
-  assert gin.query_parameter('prompts.Uniform.scale') == 0.25
+  init = gin.query_parameter('%PROMPT_INIT').scoped_configurable_fn()
+  assert init == methods.Uniform(0.25)
 
 
 @pytest.mark.parametrize(
