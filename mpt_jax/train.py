@@ -18,10 +18,10 @@ for each in MODEL_DIR/<task>.
 From Python, `mpt_jax.train(...)` is the same: the module is called.
 """
 
-from mpt_jax import cli
-
 if __name__ == '__main__':
   # Before the imports: neither --help nor a wrong macro waits for them.
+  from mpt_jax import cli
+
   cli.main('mpt_jax.train', 'train')
 
 import functools
