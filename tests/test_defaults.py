@@ -14,12 +14,11 @@ from mpt_jax.types import ANYTHING
 ROOT = pathlib.Path(__file__).parents[1]
 RUNS = ROOT / 'gin_configs/runs'
 # What each stage trains with; code that is no stage has no such number.
-_PAPER = "the paper's, of a run; Python's caller says it"
+_PAPER = "the paper's, of a run; `mpt_jax.train` has them too (below)"
 # What tasks the shipped registry has is no business of the package.
 _REGISTRY = 'tasks/ is the registry that the commands come with'
 # (file, or '*' for all; macro) -> why Python's default is another one.
 REASONS = {
-  ('*', 'TRAIN_STEPS'): _PAPER,
   ('*', 'BATCH_SIZE'): _PAPER,
   ('*', 'TASK_FEATURE_LENGTHS'): _PAPER,
   ('*', 'METHOD'): 'what makes the stage',
@@ -64,12 +63,17 @@ def _default(module, target, name):
   return _REQUIRED if default is inspect.Parameter.empty else default
 
 
+def _stage(text):
+  """(Stage, method) of a training run's file; (None, 'full') of another."""
+  values = {(s.target, s.name): text.resolve(s).value for s in text.settings}
+  method = values.get(('methods.prompt_method', 'name'), 'full')
+  return values.get(('train.train', 'stage')), methods.get(method)
+
+
 def _rates(text):
   """The rates that a run has where its optimizer leaves them open."""
-  values = {(s.target, s.name): text.resolve(s).value for s in text.settings}
-  stage = values.get(('train.train', 'stage'))
-  method = values.get(('methods.prompt_method', 'name'), 'full')
-  rates = methods.get(method).rates[stage] if stage else (None, None)
+  stage, method = _stage(text)
+  rates = method.rates[stage] if stage else (None, None)
   return dict(zip(('learning_rate', 'task_learning_rate'), rates, strict=True))
 
 
@@ -112,6 +116,24 @@ def test_no_reason_is_left_over():
     if macro not in macros or (name != '*' and (name, macro) not in needed)
   }
   assert not left
+
+
+@pytest.mark.parametrize('name', ['teacher', 'source', 'target', 'finetune'])
+def test_a_run_from_python_has_the_data_of_its_gin_file(name):
+  from mpt_jax.engine import run
+
+  text = reader.read([str(RUNS / f'{name}.gin')])
+  stage, method = _stage(text)
+  assert stage == name
+  lengths = run._LENGTHS if method.branch else run._LENGTHS_WITHOUT_PROMPT
+  dataset = run._dataset('rte', stage, lengths, 0, {})
+  given = {
+    s.name: text.resolve(s).value
+    for s in text.settings
+    if s.target == 'dataset.DatasetConfig'
+  }
+  del given['mixture_or_task_name']
+  assert {n: getattr(dataset, n) for n in given} == given
 
 
 def test_what_is_explained_by_the_source_is_what_is_imported():
