@@ -8,10 +8,10 @@ Formats: `t5x` (a checkpoint that T5X restores) and `huggingface` (a folder
 that transformers loads). Neither T5X, torch nor transformers is needed.
 """
 
-from mpt_jax import cli
-
 if __name__ == '__main__':
   # Before the imports: neither --help nor a wrong macro waits for them.
+  from mpt_jax import cli
+
   cli.main('mpt_jax.convert', 'convert')
 
 import logging

@@ -10,10 +10,10 @@ metrics, and writes `results.json`, every answer to `predictions.jsonl`, and
 for classes who was taken for whom to `confusion.txt`.
 """
 
-from mpt_jax import cli
-
 if __name__ == '__main__':
   # Before the imports: neither --help nor a wrong macro waits for them.
+  from mpt_jax import cli
+
   cli.main('mpt_jax.eval', 'evaluate')
 
 from mpt_jax.checkpoints.backbone import Backbone

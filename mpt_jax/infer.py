@@ -17,10 +17,10 @@ which the bundle writes them, and perhaps a `task`. Every line has its answer,
 in order: `index` counts from 0, and the prediction for an empty line is null.
 """
 
-from mpt_jax import cli
-
 if __name__ == '__main__':
   # Before the imports: neither --help nor a wrong macro waits for them.
+  from mpt_jax import cli
+
   cli.main('mpt_jax.infer', 'infer')
 
 from mpt_jax.checkpoints.backbone import Backbone

@@ -9,10 +9,10 @@ where it was stopped; finished steps are skipped. Without --tfds_data_dir (or
 TFDS_DATA_DIR) synthetic data are written to MODEL_DIR/data and used.
 """
 
-from mpt_jax import cli
-
 if __name__ == '__main__':
   # Before the imports: neither --help nor a wrong macro waits for them.
+  from mpt_jax import cli
+
   cli.main('mpt_jax.pipeline', 'pipeline')
 
 import os
