@@ -306,6 +306,7 @@ def _each(settings: Settings) -> dict[str, Run]:
       name, dataset.split, dataset.module, dataset.use_cached
     )
     tasks |= dict.fromkeys(task.name for task in provider.tasks)
+  settings.backbone.load()  # What is wrong with it is wrong for all.
   face().keep_log(settings.model_dir)
   runs: dict[str, Run] = {}
   failed: dict[str, str] = {}
