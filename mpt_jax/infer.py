@@ -32,7 +32,7 @@ from mpt_jax.engine.settings import (
   Devices,
   Examples,
 )
-from mpt_jax.types import InputError, Positive, require_local
+from mpt_jax.types import InputError, require_local
 
 
 def infer(
@@ -43,7 +43,7 @@ def infer(
   input: str | None = None,
   prompts: str | None = None,
   prompt_task: str | None = None,
-  batch_size: Positive = 128,
+  batch_size: int = 128,
   decoding: Decoding = Decoding(),
   devices: Devices = Devices(),
   rank_labels: bool = False,
