@@ -364,6 +364,7 @@ def plot_norms(prompts: Prompts, backbone: Any = None) -> 'Figure':
     axes.axhspan(least, most, color='0.92', label='words: 5 to 95 %')
     axes.axhspan(low, high, color='0.82', label='words: 25 to 75 %')
     axes.axhline(middle, color='0.6', linewidth=1)
+  axes.set_yscale('log')
   axes.set_xlabel('prompt vector')
   axes.set_ylabel('length')
   axes.legend(fontsize=7)

@@ -1,5 +1,7 @@
 """docs/python.md and docs/tour.ipynb run as they stand."""
 
+import base64
+import json
 import pathlib
 import re
 
@@ -25,3 +27,45 @@ def test_the_page_runs():
   for number, want in stored.items():
     found = outputs[number]['text/plain']
     assert pages.same(want, found), (cells[number], want, found)
+
+
+def _tour():
+  cells = json.loads((DOCS / 'tour.ipynb').read_text())['cells']
+  return [cell for cell in cells if cell['cell_type'] == 'code']
+
+
+def test_the_tour_is_whole():
+  """Run from top to bottom, with small pictures, and the page's lines."""
+  cells = _tour()
+  assert [c['execution_count'] for c in cells] == [*range(1, len(cells) + 1)]
+  pictures = [
+    base64.b64decode(output['data']['image/png'])
+    for cell in cells
+    for output in cell['outputs']
+    if 'image/png' in output.get('data', {})
+  ]
+  assert len(pictures) >= 2
+  assert sum(map(len, pictures)) < 100_000
+  assert all(picture[:4] == b'\x89PNG' for picture in pictures)
+  source = '\n'.join(''.join(cell['source']) for cell in cells)
+  [stages] = re.findall(
+    r'```py\n(.*?)```', (DOCS / 'python.md').read_text(), re.DOTALL
+  )
+  for line in stages.splitlines():
+    assert line in source
+
+
+@pytest.mark.slow
+def test_the_tour_runs_and_its_outputs_come_out():
+  cells = _tour()
+  outputs = pages.run([''.join(cell['source']) for cell in cells])
+  for cell, found in zip(cells, outputs, strict=True):
+    stored = {'stdout': ''}
+    for output in cell['outputs']:
+      if output['output_type'] == 'stream':
+        stored['stdout'] = ''.join(output['text'])
+      else:
+        stored |= output['data']
+    assert stored.keys() == found.keys(), cell['source']
+    for kind in stored.keys() - {'image/png'}:
+      assert pages.same(stored[kind], found[kind]), (stored, found)
