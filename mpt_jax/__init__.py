@@ -15,6 +15,7 @@ if TYPE_CHECKING:
   from mpt_jax.checkpoints.backbone import load_backbone
   from mpt_jax.checkpoints.bundle import load_prompts
   from mpt_jax.data.memory import Task
+  from mpt_jax.engine.run import train
   from mpt_jax.pretrained import PromptedT5, evaluate
 
 __version__ = '0.1.0'
@@ -26,6 +27,7 @@ __all__ = [
   'evaluate',
   'load_backbone',
   'load_prompts',
+  'train',
 ]
 
 _HOMES = {
@@ -105,4 +107,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-  return sorted({*globals(), *_HOMES})
+  # `train` is a module that is called.
+  return sorted({*globals(), *_HOMES, 'train'})
