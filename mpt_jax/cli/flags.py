@@ -1,7 +1,7 @@
 """The flags of the gin-driven commands."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from mpt_jax.cli import reader
 from mpt_jax.types import InputError, nearest
@@ -9,13 +9,23 @@ from mpt_jax.types import InputError, nearest
 # The entry points that several processes run as one, and those that read data.
 MULTIPROCESS = ('mpt_jax.train', 'mpt_jax.eval', 'mpt_jax.infer')
 READ_DATA = (*MULTIPROCESS, 'mpt_jax.pipeline')
-PROCESS_FLAGS = (
-  'coordinator_address',
-  'process_count',
-  'process_index',
-  'initialization_timeout',
-  'heartbeat_timeout',
-)
+# Name -> (type, what stands for its value, help).
+PROCESS_FLAGS: Mapping[str, tuple[type, str, str]] = {
+  'coordinator_address': (
+    *(str, 'HOST:PORT'),
+    'of process 0, the port a free one',
+  ),
+  'process_count': (int, 'N', 'how many'),
+  'process_index': (int, 'N', 'this one, from 0'),
+  'initialization_timeout': (
+    *(int, 'SECONDS'),
+    'to wait for the others at the start (300)',
+  ),
+  'heartbeat_timeout': (
+    *(int, 'SECONDS'),
+    'within which the loss of one ends the others (30)',
+  ),
+}
 
 
 def several(flags: argparse.Namespace) -> bool:
@@ -65,52 +75,31 @@ def parser(module: str) -> argparse.ArgumentParser:
   parser.add_argument(
     '--debug', action='store_true', help='show the traceback of wrong input'
   )
-  if module not in MULTIPROCESS:
-    # Known, so that it can be said that they are not for this command.
-    parser.add_argument(
-      '--multiprocess_gpu',
-      '--multiprocess',
-      action='store_true',
-      help=argparse.SUPPRESS,
-    )
-    for name in PROCESS_FLAGS:
-      parser.add_argument(f'--{name}', help=argparse.SUPPRESS)
-    return parser
-  processes = parser.add_argument_group(
-    'several processes',
-    'the same command in each, but for --process_index; see docs/gpu.md and'
-    ' docs/tpu.md',
+  # Elsewhere they are known, so that it can be said that they are not for it.
+  among = module in MULTIPROCESS
+  group = parser.add_argument_group(
+    'several processes' if among else None,
+    description='the same command in each, but for --process_index; see'
+    ' docs/gpu.md and docs/tpu.md'
+    if among
+    else None,
   )
-  processes.add_argument(
+  group.add_argument(
     '--multiprocess_gpu',
     '--multiprocess',
     action='store_true',
     help='run as one of several processes, on GPUs, TPUs or CPUs; without the'
-    ' next three flags JAX finds the others (TPU pods, Slurm, Open MPI)',
+    ' flags below JAX finds the others (TPU pods, Slurm, Open MPI)'
+    if among
+    else argparse.SUPPRESS,
   )
-  processes.add_argument(
-    '--coordinator_address',
-    metavar='HOST:PORT',
-    help='of process 0, the port a free one',
-  )
-  processes.add_argument(
-    '--process_count', type=int, metavar='N', help='how many'
-  )
-  processes.add_argument(
-    '--process_index', type=int, metavar='N', help='this one, from 0'
-  )
-  processes.add_argument(
-    '--initialization_timeout',
-    type=int,
-    metavar='SECONDS',
-    help='to wait for the others at the start (300)',
-  )
-  processes.add_argument(
-    '--heartbeat_timeout',
-    type=int,
-    metavar='SECONDS',
-    help='within which the loss of one ends the others (30)',
-  )
+  for name, (kind, metavar, help) in PROCESS_FLAGS.items():
+    group.add_argument(
+      f'--{name}',
+      type=kind,
+      metavar=metavar,
+      help=help if among else argparse.SUPPRESS,
+    )
   return parser
 
 
