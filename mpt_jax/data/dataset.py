@@ -24,7 +24,7 @@ import numpy as np
 import tqdm
 
 from mpt_jax.data import counts, few_shot, lookup, rows, sampling
-from mpt_jax.data.providers import KEYS, TaskReader, identifies
+from mpt_jax.data.providers import KEYS, Provider, TaskReader, identifies
 from mpt_jax.data.vocabulary import CHOSEN
 from mpt_jax.engine import batching, buckets
 from mpt_jax.types import InputError, Lengths, Names, Natural, Positive
@@ -419,35 +419,8 @@ def get_train_iterator(
   lookup.check_vocabulary(provider)
   row_of = rows.rows_of(task_names, provider)
   lookup.check_labels(provider, target_length)
-  streams: dict[str, _Stream] = {}
-  chosen: dict[str, few_shot.Choice] = {}
-  known: dict[str, counts.Counts] = {}
   limits = input_length - prompt_length, target_length
-  for task in provider.tasks:
-    tokens = _load(
-      task,
-      config.split,
-      limits,
-      config.use_cached,
-      CHOSEN.key,
-      task.state(config.split),
-    )
-    mine = _choose_examples(config, task, tokens, chosen)
-    known[task.name] = tokens.watch.count(limits)
-    counts.refuse_cut_targets(
-      task.name,
-      config.split,
-      0
-      if config.allow_cut_targets
-      else sum(tokens.watch.targets[i] > target_length for i in mine),
-      known[task.name],
-      target_length,
-    )
-    identity = rows.task_identity(task.name)
-    seed = (config.seed, _EXAMPLE_ORDER, identity, 0)
-    streams[task.name] = _Stream(
-      tokens, mine, row_of[task.name], seed if config.shuffle else None
-    )
+  streams, chosen, known = _open_streams(config, provider, row_of, limits)
   rates = provider.rates()
   rows_here = max(part_sizes or (config.batch_size,)) // num_shards
   make = functools.partial(
@@ -488,6 +461,46 @@ def get_train_iterator(
       batching.Bucketer, config.batch_size, prompt_length, cutting
     ),
   )
+
+
+def _open_streams(
+  config: DatasetConfig,
+  provider: Provider,
+  row_of: Mapping[str, int],
+  limits: tuple[int, int],
+) -> tuple[
+  dict[str, _Stream], dict[str, few_shot.Choice], dict[str, counts.Counts]
+]:
+  """By task: its stream, its few-shot choice if any, and what is cut of it."""
+  streams: dict[str, _Stream] = {}
+  chosen: dict[str, few_shot.Choice] = {}
+  known: dict[str, counts.Counts] = {}
+  for task in provider.tasks:
+    tokens = _load(
+      task,
+      config.split,
+      limits,
+      config.use_cached,
+      CHOSEN.key,
+      task.state(config.split),
+    )
+    mine = _choose_examples(config, task, tokens, chosen)
+    known[task.name] = tokens.watch.count(limits)
+    counts.refuse_cut_targets(
+      task.name,
+      config.split,
+      0
+      if config.allow_cut_targets
+      else sum(tokens.watch.targets[i] > limits[1] for i in mine),
+      known[task.name],
+      limits[1],
+    )
+    identity = rows.task_identity(task.name)
+    seed = (config.seed, _EXAMPLE_ORDER, identity, 0)
+    streams[task.name] = _Stream(
+      tokens, mine, row_of[task.name], seed if config.shuffle else None
+    )
+  return streams, chosen, known
 
 
 def _choose_examples(
