@@ -49,7 +49,7 @@ def read_adapter(
     if issubclass(method, methods.PromptMethod) and method.peft_type
   }
   kind = config.get('peft_type')
-  if kind not in known:
+  if not isinstance(kind, str) or kind not in known:
     raise InputError(
       f'{config_path}: peft_type {kind!r} is not a prompt of ours; expected'
       f' {" or ".join(known)}'

@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 import gin
 
 from mpt_jax.cli import flags as flags_lib
+from mpt_jax.cli import reader
 from mpt_jax.cli.help import HELP, show_help, tell_macros
 from mpt_jax.cli.reader import (
   check_macros,
@@ -396,9 +397,12 @@ def configure(
   paths = search_paths(extra_paths)
   # Includes are looked for in this order; gin can only add to its own.
   gin.config._LOCATION_PREFIXES[:] = paths
-  gin_files = check_macros(gin_files, bindings, extra_paths)
+  text = reader.read(gin_files, bindings, extra_paths, whole=True)
+  # A binding means what it would mean in the files. What gin has registered
+  # from another file in this process under another name would not be found.
+  imports = text.imports()
   try:
-    gin.parse_config_files_and_bindings(gin_files, list(bindings))
+    gin.parse_config_files_and_bindings(text.files, [*imports, *bindings])
   except InputError:
     raise
   except Exception as e:  # Its parsers raise many unrelated types.

@@ -326,6 +326,17 @@ class Text:
       Setting(statement.scope, target, name, statement.value, where)
     )
 
+  def imports(self) -> list[str]:
+    """The files' imports, for a text of its own with the same names."""
+    lines = []
+    for name, module in self.modules.items():
+      home, _, last = module.rpartition('.')
+      if home != '__gin__':
+        renamed = '' if last == name else f' as {name}'
+        line = f'import {last}{renamed}'
+        lines.append(f'from {home} {line}' if home else line)
+    return ['from __gin__ import dynamic_registration', *lines] if lines else []
+
   @property
   def macros(self) -> dict[str, Setting]:
     """The macros by name."""

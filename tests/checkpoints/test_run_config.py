@@ -149,7 +149,8 @@ def test_every_field_of_the_optimizer_has_a_name(folder):
       'optimizer', repr(optimizers.Optimizer(groups, total_steps=3))
     )
   }
-  assert fields - {'groups'} <= shown
+  # The rates are told of each group.
+  assert fields - {'groups', 'learning_rate', 'task_learning_rate'} <= shown
 
 
 @pytest.mark.parametrize('value', ['one', 'list', 'dict'])
