@@ -19,7 +19,7 @@ from mpt_jax.methods.base import (
 )
 from mpt_jax.methods.full import FullFinetuning
 from mpt_jax.methods.initializers import (
-  UNIFORM,
+  WORDS,
   ClassLabels,
   FromArray,
   FromFile,
@@ -122,7 +122,7 @@ def prompt_method(
   name: str = MultitaskPrompts.name,
   length: Positive = 100,
   rank: Positive = 1,
-  init: PromptInit = UNIFORM,
+  init: PromptInit = WORDS,
   start: str = 'average',
 ) -> Method:
   """The prompt method that a gin file names; what it does not have is left.

@@ -25,7 +25,7 @@ from flax import linen as nn
 import jax
 import numpy as np
 
-from mpt_jax.methods.initializers import UNIFORM, PromptInit, Tokenize
+from mpt_jax.methods.initializers import WORDS, PromptInit, Tokenize, Uniform
 from mpt_jax.types import Array, InputError, Positive
 
 PROMPTS, DELTA = 'prompts', 'delta'
@@ -188,7 +188,7 @@ class PromptMethod(Method):
 
   length: Positive = 100
   init: PromptInit = dataclasses.field(
-    default=UNIFORM, kw_only=True, compare=False
+    default=WORDS, kw_only=True, compare=False
   )
 
   def __post_init__(self):
@@ -202,7 +202,7 @@ class PromptMethod(Method):
 
   def fresh(self, config: Any, num_tasks: int, key: Array) -> dict[str, Array]:
     """As `Method.fresh`: the prompt is uniform in [-0.5, 0.5]."""
-    drawn = dataclasses.replace(self, init=UNIFORM)
+    drawn = dataclasses.replace(self, init=Uniform())
     return drawn.initial(config, num_tasks, Start(key))
 
   @classmethod

@@ -44,9 +44,6 @@ class Uniform:
     return init
 
 
-UNIFORM = Uniform()
-
-
 @dataclasses.dataclass(frozen=True)
 class SampledVocabulary:
   """Embeddings of random words among the `max_id` most common ones."""
@@ -66,6 +63,9 @@ class SampledVocabulary:
       return jnp.asarray(table[np.asarray(ids)], dtype)
 
     return init
+
+
+WORDS = SampledVocabulary()
 
 
 @dataclasses.dataclass(frozen=True)
