@@ -19,6 +19,7 @@ import json
 import logging
 import os
 import pathlib
+import re
 from typing import Any
 
 from flax import serialization
@@ -370,7 +371,7 @@ def refuse_differences(
     name_of: parameter of `train.train`, of a dataclass or 'Class.field' -> what
       a user calls it.
   """
-  details = _settings_that_differ(before, now, name_of)
+  details = _settings_that_differ(_of_0_1(before, now), now, name_of)
   if not details:  # Other settings read other data: nothing new.
     details = _data_that_differ(before.get(DATA, {}), now.get(DATA, {}))
   if details:
@@ -379,6 +380,51 @@ def refuse_differences(
       ' another MODEL_DIR, or what it was made with',
       details,
     )
+
+
+# Version 0.1 had a Flax module in the model, which shows itself on many lines.
+_MODULE = re.compile(
+  r'prompts=(?:None|(\w+)\(\n *# attributes\n(.*?)\n *\))', re.DOTALL
+)
+
+
+def _of_0_1(
+  before: Mapping[str, Any], now: Mapping[str, Any]
+) -> dict[str, Any]:
+  """A record of version 0.1 in today's words; another one as it is."""
+  found = _MODULE.search(before.get('model', ''))
+  if not found:
+    return dict(before)
+  old = _keywords(before.get('prompts', ''))
+  sizes = dict(re.findall(r'(\w+) = (\d+)', found[2] or ''))
+  if old.get('source_prompts') == 'None':  # Else it was not used.
+    sizes['init'] = old['init']
+  method = ', '.join(
+    f'{name}={sizes.get(name, value)}'
+    for name, value in _keywords(_keywords(now['model'])['method']).items()
+  )
+  model = (
+    f'method={found[1] or "FullFinetuning"}({method}),'
+    f' num_tasks={sizes.get("num_tasks", 1)}'
+  )
+  known = {'model': before['model'].replace(found[0], model)}
+  if old:
+    known['start'] = (
+      f'Source(prompts={old["source_prompts"]}, task={old["source_task"]})'
+    )
+    known['prompt_tasks'] = list(ast.literal_eval(old['task_names']))
+  return {**before, **known}
+
+
+def _keywords(text: str) -> dict[str, str]:
+  """The arguments of a call in Python's words; none of what is no call."""
+  try:
+    node = ast.parse(text, mode='eval').body
+  except (SyntaxError, ValueError):
+    return {}
+  if not isinstance(node, ast.Call):
+    return {}
+  return {str(k.arg): ast.unparse(k.value) for k in node.keywords}
 
 
 def differences(there: Mapping[str, str], here: Mapping[str, str]) -> list[str]:

@@ -12,7 +12,7 @@ import pytest
 
 from mpt_jax import methods, t5
 from mpt_jax.checkpoints import run as run_lib
-from mpt_jax.engine import optimizers
+from mpt_jax.engine import optimizers, starts
 from mpt_jax.models import PromptedT5
 from mpt_jax.types import InputError
 
@@ -189,3 +189,59 @@ def test_a_path_is_the_same_however_it_is_spelt(tmp_path, monkeypatch, value):
   with pytest.raises(InputError, match='prompts: '):
     run_lib.refuse_differences('x', before, config('src'))
   run_lib.refuse_differences('x', before, config('runs/src'))
+
+
+def _of_0_1(prompts, config):
+  """What version 0.1 recorded of a run of T5 with a prompt module."""
+  return {
+    'model': f'PromptedT5(config={CONFIG!r}, prompts={prompts},'
+    " loss_normalizing_factor='NUM_REAL_TARGET_TOKENS', label_smoothing=0.0,"
+    ' z_loss=0.0, eos_id=1)',
+    'prompts': config,
+  }
+
+
+OLD = {
+  'teacher': _of_0_1(
+    'SoftPrompts(\n    # attributes\n    length = 7\n    features = 5\n'
+    '    num_tasks = 1\n)',
+    "PromptConfig(length=7, task_names=('a',), method='soft', rank=1,"
+    ' init=SampledVocabulary(max_id=11), source_prompts=None,'
+    ' source_task=None)',
+  ),
+  'target': _of_0_1(
+    'MultitaskPrompts(\n    # attributes\n    length = 7\n    features = 5\n'
+    '    num_tasks = 2\n    rank = 3\n)',
+    "PromptConfig(length=7, task_names=('a', 'b'), method='multitask', rank=3,"
+    " init=Uniform(scale=0.5), source_prompts='source', source_task=None)",
+  ),
+  'finetune': _of_0_1('None', 'None'),
+}
+
+
+def _now(stage, length=7):
+  words = methods.SampledVocabulary(11)
+  method, tasks, source = {
+    'teacher': (methods.SoftPrompts(length, init=words), ['a'], None),
+    'target': (methods.MultitaskPrompts(length, 3), ['a', 'b'], 'source'),
+    'finetune': (methods.FullFinetuning(), ['all'], None),
+  }[stage]
+  return {
+    'model': repr(PromptedT5(CONFIG, method, len(tasks))),
+    'method': repr(method),
+    'prompt_tasks': tasks,
+    'start': repr(starts.Source(source)),
+  }
+
+
+@pytest.mark.parametrize('stage', OLD)
+def test_a_run_of_version_0_1_goes_on(stage):
+  run_lib.refuse_differences('x', OLD[stage], _now(stage))
+  if stage == 'finetune':
+    return
+  with pytest.raises(InputError) as info:
+    run_lib.refuse_differences('x', OLD[stage], _now(stage, length=9))
+  assert info.value.details == ('length: 7 there, 9 here',)
+  other = {**_now(stage), 'start': repr(starts.Source('elsewhere'))}
+  with pytest.raises(InputError, match="prompts: .* there, 'elsewhere' here"):
+    run_lib.refuse_differences('x', OLD[stage], other)
