@@ -18,6 +18,8 @@ from packaging.version import Version
 import pytest
 import setuptools
 
+from mpt_jax.methods import get, names
+
 ROOT = pathlib.Path(__file__).parent.parent
 
 # A module may import its own layer and those before it; a folder's modules are
@@ -160,6 +162,41 @@ def _layer(name: str) -> int:
       if place in layer:
         return number
   raise AssertionError(f'{name} has no place in LAYERS')
+
+
+# What stands beside the folders of mpt_jax.
+FACES = {
+  *('train', 'eval', 'infer', 'export', 'convert', 'pipeline'),
+  *('__init__', 'models', 'losses', 'types', 'pretrained', 'analysis'),
+}
+# Who names a method, and why.
+NAMES_A_METHOD = {
+  'mpt_jax.study.arms': 'what a study compares, a row each',
+  'mpt_jax.checkpoints.bundle': 'factors hold the prompts of any merge exactly',
+  'mpt_jax.checkpoints.run': 'what a record of version 0.1 left out',
+}
+
+
+class TestHouse:
+  def test_rooms_are_in_folders(self):
+    assert {path.stem for path in (ROOT / 'mpt_jax').glob('*.py')} == FACES
+
+  def test_a_method_is_named_in_its_own_file(self):
+    classes = {get(name).__name__ for name in names()} - {'Scale'}
+    # 'full' and the like are everyday words.
+    words = {name for name in ('multitask', 'soft') if name in names()}
+    naming = set()
+    for name, path in MODULES.items():
+      if name.startswith('mpt_jax.methods') or _top(name) != 'mpt_jax':
+        continue
+      for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Name | ast.Attribute | ast.alias):
+          said = {getattr(node, n, '') for n in ('id', 'attr', 'name')}
+          if said & classes:
+            naming.add(name)
+        elif isinstance(node, ast.Constant) and node.value in words | classes:
+          naming.add(name)
+    assert naming == set(NAMES_A_METHOD)
 
 
 class TestLayers:
