@@ -15,8 +15,8 @@ TESTS = pathlib.Path(__file__).parent
   'files',
   [
     ('t5/test_products.py', 't5/test_attention.py'),
-    ('t5/test_native.py', 't5/test_network.py'),
-    ('integration/test_precision.py',),
+    ('t5/test_native.py', 't5/test_network.py', 'goldens/test_network.py'),
+    pytest.param(('integration/test_precision.py',), marks=pytest.mark.long),
   ],
   ids=lambda files: files[0],
 )

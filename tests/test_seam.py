@@ -3,7 +3,8 @@
 The reference is the backbone with the scales multiplied into its kernels, and
 no method at all: its losses and answers must be the same, and its gradients,
 by the chain rule, give those of the scales. Guards against a method that is
-silently left out of a scan, a cache, a part of a batch or a file.
+silently left out of a scan, a cache, a part of a batch or a file. For eight
+devices see `toy` in tests/test_mesh.py.
 """
 
 import functools
@@ -21,7 +22,7 @@ from mpt_jax.engine import batching, optimizers, partitioning, trainer
 from mpt_jax.engine import params as params_lib
 from mpt_jax.pretrained import PromptedT5
 from mpt_jax.types import InputError
-from tests.helpers import mesh_check, tiny, toy_method
+from tests.helpers import tiny, toy_method
 
 CONFIG = tiny.CONFIG.replace(
   vocab_size=40, num_encoder_layers=2, num_decoder_layers=2
@@ -134,9 +135,10 @@ def test_loss_and_gradient_are_those_of_merged_kernels(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('num_beams', [1, 3])
-@pytest.mark.parametrize('place', [None, _scanned])
-@pytest.mark.parametrize('length', [4, 40])
+@pytest.mark.parametrize(
+  ('num_beams', 'place', 'length'),
+  [(1, None, 4), (3, _scanned, 4), (1, _scanned, 40), (3, None, 40)],
+)
 def test_cached_decoding_gives_the_answers_of_merged_kernels(
   backbone, scales, merged, num_beams, place, length
 ):
@@ -334,8 +336,3 @@ def test_what_a_method_cannot_do_is_refused_at_the_start():
   with pytest.raises(InputError, match="'scale': the T5X engine trains prom"):
     METHOD.check_can(t5x=True)
   METHOD.check_can(t5x=False, pack=True, scan=True, mix=True)
-
-
-def test_mesh_check_has_it():
-  """Eight devices: tests/test_mesh.py compares these with one."""
-  assert {'toy', 'toy_4x2_all'} <= set(mesh_check.CASES)

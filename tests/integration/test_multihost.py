@@ -287,6 +287,8 @@ def assert_same_run(folder, other):
         np.testing.assert_allclose(ours[name], theirs[name], 1e-5, err_msg=name)
 
 
+# What a loss says, and that hosts change no number, is above and quicker.
+@pytest.mark.long
 def test_lost_then_resumed_by_two_processes_and_by_one(world, tmp_path):
   """Kills a worker; the rest of the run is that of one process."""
   folder = tmp_path / 'pair'
