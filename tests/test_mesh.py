@@ -108,7 +108,9 @@ def test_a_checkpoint_restores_on_fewer_devices(results, folder, case):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('packed', [False, True])
+@pytest.mark.parametrize(
+  'packed', [pytest.param(False, marks=pytest.mark.long), True]
+)
 def test_parts_add_up_for_every_normalizer(packed):
   """Uneven parts: the loss and the gradient are those of the whole batch."""
   config = tiny.CONFIG.replace(
