@@ -17,13 +17,13 @@ import os
 import re
 from typing import Any, TypeGuard
 
-from flax import traverse_util
 import numpy as np
 
 import mpt_jax
 from mpt_jax import methods
 from mpt_jax.checkpoints import files, peft
 from mpt_jax.checkpoints.texts import TaskText
+from mpt_jax.engine import params as params_lib
 from mpt_jax.types import (
   InputError,
   check_shape,
@@ -156,8 +156,7 @@ class PromptBundle:
   @property
   def params(self) -> dict[str, Any]:
     """{branch: arrays, nested}: what a model's parameters have more."""
-    tree = traverse_util.unflatten_dict(dict(self.arrays), sep='/')
-    return {str(self.learner.branch): tree}
+    return {str(self.learner.branch): params_lib.unflatten(self.arrays)}
 
   @property
   def per_task(self) -> bool:

@@ -45,7 +45,7 @@ def read_adapter(
   config = files.read_json(config_path, follow_links=True)
   known = {
     method.peft_type: method
-    for method in map(methods.get, methods.names())
+    for method in methods.known()
     if issubclass(method, methods.PromptMethod) and method.peft_type
   }
   kind = config.get('peft_type')

@@ -469,7 +469,7 @@ def _settings_that_differ(
 
 def _parameter(field: str) -> str:
   """The parameter that a recorded field is set by."""
-  for method in map(methods.get, methods.names()):
+  for method in methods.known():
     for pattern, rate in method.groups:
       if field == f'learning_rate[{method.branch}/{pattern}]':
         return rate

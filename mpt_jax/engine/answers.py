@@ -103,12 +103,8 @@ def answer_lines(
   _check_lines(input, asking)
   if not isinstance(backbone, BackboneSource):
     backbone = BackboneSource(backbone)
-  if backbone.path is None:
-    raise InputError(
-      'no INITIAL_CHECKPOINT_PATH given: prompts need a trained backbone'
-    )
   model = pretrained.PromptedT5.from_pretrained(
-    backbone.path, asking.bundle, backbone.config, backbone.vocabulary
+    backbone.trained, asking.bundle, backbone.config, backbone.vocabulary
   )
   answer = functools.partial(
     _answer, model, batch_size, None if asking.rank else decoding

@@ -56,8 +56,8 @@ class Evaluator:
     self._model, self._frozen, self._mesh = model, frozen, mesh
     self._dataset, self._evaluation = dataset, evaluation
     self._task_names = tuple(task_names)
-    method = model.method
-    self._rows = self._task_names if method and method.branch else ()
+    assert model.method is not None
+    self._rows = model.method.rows(task_names)
     # Distillation has no part in decoding.
     self._predict = trainer.make_predict_step(
       models.PromptedT5(model.config, model.method, model.num_tasks)

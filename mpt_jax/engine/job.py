@@ -130,11 +130,6 @@ class Job:
     assert self.settings.tasks is not None
     return self.settings.tasks
 
-  @property
-  def rows(self) -> tuple[str, ...]:
-    """The tasks whose examples are told apart in a batch."""
-    return self.task_names if self.settings.method.branch else ()
-
   def without_backbone(self) -> 'Job':
     """Forgets the host's copy of a frozen backbone."""
     if self.settings.method.branch is None:
@@ -254,7 +249,7 @@ def _read_examples(
   """The batches of a run, and what is known of all splits that it reads."""
   from mpt_jax import data
 
-  rows = settings.tasks or () if settings.method.branch else ()
+  rows = settings.method.rows(settings.tasks)
   part, parts = partitioning.data_part(mesh)
   batches = data.get_train_iterator(
     dataset,

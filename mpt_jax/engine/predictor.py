@@ -62,16 +62,13 @@ def _read(source: BackboneSource, seed: int, fresh: bool) -> Backbone:
   config = source.config
   if isinstance(config, str):
     config = t5.get_config(config)
-  if source.path is None:
-    if not fresh or config is None:
-      raise InputError(
-        'no INITIAL_CHECKPOINT_PATH given: prompts need a trained backbone'
-        if not fresh
-        else 'a backbone from scratch needs a model configuration'
-      )
+  if source.path is None and fresh:
+    if config is None:
+      raise InputError('a backbone from scratch needs a model configuration')
     return _fresh_backbone(config, seed)
-  log.info('loading the backbone from %s …', source.path)
-  loaded = backbone_lib.load_backbone(source.path, config)
+  path = source.trained
+  log.info('loading the backbone from %s …', path)
+  loaded = backbone_lib.load_backbone(path, config)
   report = loaded.report
   log.info(
     'backbone %s: %d tensors restored, %d new, %d ignored%s',

@@ -35,6 +35,19 @@ class BackboneSource:
   config: t5.T5Config | str | None = None
   vocabulary: str | None = None
 
+  @property
+  def trained(self) -> str:
+    """The path, where none will do but a trained one.
+
+    Raises:
+      InputError: if there is none.
+    """
+    if self.path is None:
+      raise InputError(
+        'no INITIAL_CHECKPOINT_PATH given: prompts need a trained backbone'
+      )
+    return self.path
+
 
 @dataclasses.dataclass(frozen=True)
 class Devices:

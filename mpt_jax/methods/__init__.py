@@ -58,6 +58,7 @@ __all__ = [
   'get',
   'holding',
   'join_prompts',
+  'known',
   'learned',
   'names',
   'prompt_method',
@@ -91,6 +92,11 @@ def names() -> tuple[str, ...]:
   return tuple(_REGISTRY)
 
 
+def known() -> tuple[type[Method], ...]:
+  """All methods."""
+  return tuple(_REGISTRY.values())
+
+
 def get(name: str) -> type[Method]:
   """Returns the method of a name.
 
@@ -112,7 +118,7 @@ def holding(arrays: set[str]) -> type[PromptMethod]:
   Raises:
     InputError: if there is none.
   """
-  for method in _REGISTRY.values():
+  for method in known():
     if issubclass(method, PromptMethod) and arrays == set(method.arrays):
       return method
   raise InputError(f'no method has the arrays {", ".join(sorted(arrays))}')
@@ -144,8 +150,10 @@ def prompt_method(
   if not issubclass(method, PromptMethod):
     raise InputError(f'PROMPT_METHOD = {name!r} is no method of prompts')
   given: dict[str, Any] = {
-    **{'length': length, 'rank': rank},
-    **{'init': init, 'start': start},
+    'length': length,
+    'rank': rank,
+    'init': init,
+    'start': start,
   }
   has = {field.name for field in dataclasses.fields(method)}
   return method(**{name: v for name, v in given.items() if name in has})

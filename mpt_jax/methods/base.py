@@ -31,6 +31,7 @@ from mpt_jax.types import Array, InputError, Positive
 PROMPTS, DELTA = 'prompts', 'delta'
 # Formats of `mpt_jax.export`.
 BUNDLE = 'bundle'
+NO_T5X = {'t5x': 'the T5X engine trains prompts; use mpt_jax.train'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,6 +157,10 @@ class Method:
     del rows
     return dict(arrays)
 
+  def rows(self, task_names: Sequence[str] | None) -> tuple[str, ...]:
+    """The tasks whose examples a batch tells apart, of those of a run."""
+    return tuple(task_names or ()) if self.branch else ()
+
   def check_can(self, **wanted: Any) -> None:
     """Refuses what the method cannot do.
 
@@ -242,9 +247,7 @@ class Delta(Method):
   """A method of the second seam: one set of arrays for all tasks of a run."""
 
   branch: ClassVar[str | None] = DELTA
-  cannot: ClassVar[Mapping[str, str]] = {
-    't5x': 'the T5X engine trains prompts; use mpt_jax.train'
-  }
+  cannot: ClassVar[Mapping[str, str]] = NO_T5X
 
   @property
   def settings(self) -> dict[str, Any]:

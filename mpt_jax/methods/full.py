@@ -4,7 +4,7 @@ from collections.abc import Mapping
 import dataclasses
 from typing import ClassVar
 
-from mpt_jax.methods.base import Method
+from mpt_jax.methods.base import NO_T5X, Method
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +21,4 @@ class FullFinetuning(Method):
     'finetune': (1e-3, None)
   }
   formats: ClassVar[tuple[str, ...]] = ()
-  cannot: ClassVar[Mapping[str, str]] = {
-    't5x': 'the T5X engine trains prompts; use mpt_jax.train'
-  }
+  cannot: ClassVar[Mapping[str, str]] = NO_T5X

@@ -110,7 +110,7 @@ def train_model(
       f'stage is {stage!r}, expected one of {", ".join(STAGES)}'
       f'{nearest(stage, STAGES)}'
     )
-  path = _path(backbone)
+  path = find_backbone(backbone.trained)
   config = _config(path, backbone.config).replace(
     dropout_rate=loss.dropout_rate, dtype=dtype
   )
@@ -361,14 +361,6 @@ def restore_config(
 
 
 # ---------------------------------------------------------------------------
-
-
-def _path(backbone: BackboneSource) -> str:
-  if backbone.path is None:
-    raise InputError(
-      'no INITIAL_CHECKPOINT_PATH given: prompts need a trained backbone'
-    )
-  return find_backbone(backbone.path)
 
 
 def _checkpoint(path: str | None) -> str:
