@@ -244,7 +244,7 @@ class PromptedT5:
     """
     length = max_decode_length or batch['decoder_input_tokens'].shape[1]
     table = self.prompt_table(params)
-    variables = self._variables(params)
+    variables = self._variables(params, batch)
     # The loops trace their step, too, while the method is there.
     with self._entered():
       encoded: Any = self.module.apply(
@@ -300,12 +300,15 @@ class PromptedT5:
 
   # -- parts ----------------------------------------------------------------
 
-  def _variables(self, params: PyTree) -> dict[str, Any]:
+  def _variables(self, params: PyTree, batch: Batch) -> dict[str, Any]:
     """The network's collections: the backbone, and what enters it."""
     backbone = {k: params[k] for k in _BACKBONE if k in params}
     variables = {'params': backbone}
     if methods.DELTA in params:
-      variables[methods.DELTA] = _like_layers(params[methods.DELTA], backbone)
+      delta = params[methods.DELTA]
+      if self.num_tasks > 1:
+        delta = methods.by_rows(delta, _example_rows(batch))
+      variables[methods.DELTA] = _like_layers(delta, backbone)
     return variables
 
   def _entered(self) -> contextlib.AbstractContextManager[Any]:
@@ -337,7 +340,7 @@ class PromptedT5:
     """Logits [B, T, V] and, on request, the hidden states of each side."""
     with self._entered():
       out: Any = self.module.apply(
-        self._variables(params),
+        self._variables(params, batch),
         batch['encoder_input_tokens'],
         self._decoder_inputs(batch),
         batch['decoder_target_tokens'],
@@ -404,10 +407,7 @@ class PromptedT5:
         == batch['encoder_segment_ids'][:, None, :]
       )  # [B, T, S]
       return jnp.max(jnp.where(same, rows[:, None, :], 0), axis=-1)
-    per_example = jnp.max(
-      jnp.where(batch['encoder_input_tokens'] > 0, rows, 0), axis=-1
-    )
-    return jnp.broadcast_to(per_example[:, None], targets.shape)
+    return jnp.broadcast_to(_example_rows(batch)[:, None], targets.shape)
 
   def _normalizer(self, terms: Metrics, num_targets: Array | int) -> Array:
     factor = self.loss_normalizing_factor
@@ -546,6 +546,12 @@ class DistilledPromptedT5(PromptedT5):
 
 
 _BACKBONE = ('token_embedder', 'encoder', 'decoder')
+
+
+def _example_rows(batch: Batch) -> Array:
+  """[B] int32: the task's row of each example of unpacked rows."""
+  real = batch['encoder_input_tokens'] > 0
+  return jnp.max(jnp.where(real, batch['encoder_task_ids'], 0), axis=-1)
 
 
 def _like_layers(delta: PyTree, backbone: PyTree) -> PyTree:

@@ -17,7 +17,7 @@ import pytest
 
 from mpt_jax import cli, models
 from mpt_jax.checkpoints import run as run_lib
-from mpt_jax.checkpoints.bundle import PromptBundle, load_prompts
+from mpt_jax.checkpoints.bundle import PromptBundle, load_prompts, merge
 from mpt_jax.engine import batching, optimizers, partitioning, trainer
 from mpt_jax.engine import params as params_lib
 from mpt_jax.pretrained import PromptedT5
@@ -27,7 +27,7 @@ from tests.helpers import tiny, toy_method
 CONFIG = tiny.CONFIG.replace(
   vocab_size=40, num_encoder_layers=2, num_decoder_layers=2
 )
-METHOD = toy_method.Scale(heads=True)
+METHOD = toy_method.Scale(heads=True, shared=True)
 PACKED, ORDER = {'packed': True}, {'targets': 24}
 
 
@@ -57,7 +57,7 @@ def kernel_of(name):
 def merged(backbone, scales):
   flat = params_lib.flatten(backbone)
   for name, scale in scales.items():
-    flat[kernel_of(name)] = flat[kernel_of(name)] * scale
+    flat[kernel_of(name)] = flat[kernel_of(name)] * scale[0]
   return params_lib.unflatten(flat)
 
 
@@ -126,7 +126,7 @@ def test_loss_and_gradient_are_those_of_merged_kernels(
     kernel = kernel_of(name)
     expected = (np.asarray(original[kernel]) * kernel_grads[kernel]).sum(0)
     np.testing.assert_allclose(
-      grad,
+      grad[0],
       expected,
       rtol=1e-4,
       atol=1e-5 * np.abs(expected).max(),
@@ -199,6 +199,46 @@ def test_parts_and_buckets_make_the_update_of_the_whole(backbone, scales):
       np.testing.assert_allclose(flat(other)[name], value, atol=1e-4)
 
 
+@pytest.mark.parametrize('num_beams', [1, 3])
+def test_tasks_of_a_batch_have_each_its_own(backbone, scales, num_beams):
+  """Each example's loss and answer are those of its task's set alone."""
+  batch = make_batch()
+  tasks = np.arange(8) % 3
+  full = batch['encoder_input_tokens'] > 0
+  batch['encoder_task_ids'] = np.where(full, tasks[:, None], 0)
+  own = {
+    name: np.concatenate([scale, np.ones_like(scale), 1 / scale])
+    for name, scale in scales.items()
+  }
+  many = models.PromptedT5(CONFIG, toy_method.Scale(heads=True), 3)
+  one = models.PromptedT5(CONFIG, METHOD)
+  decode = {'num_beams': num_beams, 'max_decode_length': 4}
+
+  def run(model, arrays, batch):
+    params = {**backbone, 'delta': params_lib.unflatten(arrays)}
+    value = jax.value_and_grad(
+      lambda delta: -model.score_batch({**params, 'delta': delta}, batch).sum()
+    )
+    return (
+      model.score_batch(params, batch),
+      params_lib.flatten(value(params['delta'])[1]),
+      model.decode_batch(params, batch, **decode)[0],
+    )
+
+  scores, grads, answers = jax.jit(run, static_argnums=0)(many, own, batch)
+  for task in range(3):
+    rows = tasks == task
+    part = {k: v[rows] for k, v in batch.items()} | {
+      'encoder_task_ids': np.zeros_like(full[rows], np.int32)
+    }
+    alone = METHOD.select(own, [task])
+    want = jax.jit(run, static_argnums=0)(one, alone, part)
+    np.testing.assert_allclose(scores[rows], want[0], rtol=1e-5)
+    for name, grad in want[1].items():
+      np.testing.assert_allclose(grads[name][task], grad[0], atol=1e-4)
+    np.testing.assert_array_equal(answers[rows], want[2])
+
+
 # ---------------------------------------------------------------------------
 # Files.
 
@@ -225,6 +265,20 @@ def test_a_bundle_holds_the_method_and_what_it_learned(scales, tmp_path):
     np.testing.assert_array_equal(loaded.arrays[name], value)
   only = loaded.with_tasks(['b'])
   assert (only.task_names, len(only.arrays)) == (('b',), len(scales))
+
+
+def test_bundles_of_single_tasks_are_put_together(scales, tmp_path):
+  other = {name: 2 * scale for name, scale in scales.items()}
+  shared = _bundle(scales)
+  path = str(tmp_path / 'bundle')
+  merge([shared, _bundle(other, task_names=('c',))]).save(path)
+  both = load_prompts(path)
+  assert (both.task_names, both.per_task) == (('a', 'b', 'c'), True)
+  for name, scale in scales.items():
+    got = both.with_tasks(['c', 'a']).arrays[name]
+    np.testing.assert_array_equal(got, np.concatenate([2 * scale, scale]))
+  with pytest.raises(InputError, match='different settings cannot be merged'):
+    merge([shared, _bundle(scales, settings={}, task_names=('c',))])
 
 
 def test_what_a_file_cannot_hold_is_said(scales, tmp_path):
@@ -267,6 +321,7 @@ def _arguments(folder, model_dir, data, **macros):
     'from tests.helpers import toy_method\n'
     'METHOD = @toy_method.Scale()\n'
     'toy_method.Scale.heads = True\n'
+    'toy_method.Scale.shared = True\n'
   )
   return [
     '--gin_file=gin_configs/runs/teacher.gin',
@@ -336,3 +391,7 @@ def test_what_a_method_cannot_do_is_refused_at_the_start():
   with pytest.raises(InputError, match="'scale': the T5X engine trains prom"):
     METHOD.check_can(t5x=True)
   METHOD.check_can(t5x=False, pack=True, scan=True, mix=True)
+  own = toy_method.Scale()
+  own.check_can(pack=True, mix=False)
+  with pytest.raises(InputError, match='mix examples of several tasks'):
+    own.check_can(pack=True, mix=True)

@@ -123,7 +123,7 @@ class PromptBundle:
         raise ValueError(f'{name} is empty: its shape is {array.shape}')
       if not np.isfinite(array).all():
         raise ValueError(f'{name} holds NaN or infinity')
-    put('settings', dict(self.settings))
+    put('settings', _plain_settings(self.settings))
     self.learner  # noqa: B018  (it checks the settings)
     if _has_prompts(kind):
       with np.errstate(over='ignore', invalid='ignore'):
@@ -161,7 +161,10 @@ class PromptBundle:
   @property
   def per_task(self) -> bool:
     """Whether each task has parameters of its own."""
-    return _kind(self.method).per_task
+    kind = _kind(self.method)
+    if _has_prompts(kind):
+      return kind.per_task
+    return any(array.shape[0] > 1 for array in self.arrays.values())
 
   @property
   def prompt_length(self) -> int:
@@ -435,37 +438,27 @@ def merge(bundles: Sequence[PromptBundle]) -> PromptBundle:
   first = bundles[0]
   if len(bundles) == 1:
     return first
-  for bundle in bundles:
-    if not bundle.prompt_length:
-      raise InputError(
-        f'bundles of method {bundle.method!r} cannot be merged: it has one set'
-        ' of arrays for all tasks'
-      )
+  if not _has_prompts(_kind(first.method)):
+    _check_same('method', bundles)
+    _check_same('settings', bundles)
   for field in (
     'prompt_length',
     'emb_dim',
     'backbone_fingerprint',
     'vocabulary_digest',
   ):
-    values = [getattr(bundle, field) for bundle in bundles]
-    known = sorted({str(v) for v in values if v != ''})
-    if len(known) > 1:
-      raise InputError(
-        f'prompts of different {field} cannot be merged: {", ".join(known)}'
-      )
+    _check_same(field, bundles)
   known_first = max(
     bundles, key=lambda bundle: bool(bundle.backbone_fingerprint)
   )
   try:
+    method, arrays = _join(bundles)
     return dataclasses.replace(
       known_first,
-      method=methods.MultitaskPrompts.name,
+      method=method,
       stage=first.stage,
       task_names=tuple(n for b in bundles for n in b.task_names),
-      arrays=methods.join_prompts(
-        [bundle.arrays for bundle in bundles],
-        [bundle.table for bundle in bundles],
-      ),
+      arrays=arrays,
       vocabulary_digest=max(b.vocabulary_digest for b in bundles),
       step=max(b.step for b in bundles),
       metrics={k: v for b in bundles for k, v in b.metrics.items()},
@@ -473,6 +466,32 @@ def merge(bundles: Sequence[PromptBundle]) -> PromptBundle:
     )
   except ValueError as e:
     raise InputError(str(e)) from e
+
+
+def _check_same(field: str, bundles: Sequence[PromptBundle]) -> None:
+  values = [getattr(bundle, field) for bundle in bundles]
+  known = sorted({str(v) for v in values if v != ''})
+  if len(known) > 1:
+    raise InputError(
+      f'prompts of different {field} cannot be merged: {", ".join(known)}'
+    )
+
+
+def _join(bundles: Sequence[PromptBundle]) -> tuple[str, dict[str, np.ndarray]]:
+  """The method of bundles together, and its arrays for the tasks of all."""
+  first = bundles[0]
+  if _has_prompts(_kind(first.method)):
+    arrays = [bundle.arrays for bundle in bundles]
+    tables = [bundle.table for bundle in bundles]
+    joined = methods.join_prompts(arrays, tables)
+    return methods.MultitaskPrompts.name, joined
+  sets: dict[str, list[np.ndarray]] = {}
+  for bundle in bundles:
+    tasks = len(bundle.task_names)
+    for name, array in bundle.arrays.items():
+      own = np.broadcast_to(array, (tasks, *array.shape[1:]))
+      sets.setdefault(name, []).append(own)
+  return first.method, {n: np.concatenate(own) for n, own in sets.items()}
 
 
 def load_prompts(
@@ -545,7 +564,13 @@ def check_backbone(bundle: PromptBundle, backbone: Any) -> None:
       f' another one ({backbone.fingerprint})'
     )
   found = {name: array.shape for name, array in bundle.arrays.items()}
-  wanted = bundle.learner.shapes(backbone.config, len(bundle.task_names))
+  tasks = len(bundle.task_names)
+  wanted = bundle.learner.shapes(backbone.config, tasks)
+  if not _has_prompts(_kind(bundle.method)):
+    # Shared by the tasks of a run, each has its own where runs were joined.
+    for name in wanted.keys() & found.keys():
+      if found[name][:1] in ((1,), (tasks,)):
+        wanted[name] = found[name][:1] + wanted[name][1:]
   for name in sorted(found.keys() | wanted.keys()):
     if found.get(name) != wanted.get(name):
       raise InputError(
@@ -760,6 +785,17 @@ def _check_texts(
     if not isinstance(text, TaskText):
       raise ValueError(f'texts of {task!r} is {text!r}, expected a TaskText')
   return {task: texts[task] for task in task_names if task in texts}
+
+
+def _plain_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns a method's settings as its fields hold them, not as JSON does."""
+
+  def plain(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+      return tuple(plain(v) for v in value)
+    return value
+
+  return {name: plain(value) for name, value in settings.items()}
 
 
 def _plain_metrics(metrics: Any, depth: int = 1) -> dict[str, Any]:

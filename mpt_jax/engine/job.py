@@ -165,7 +165,6 @@ def read(settings: Settings) -> Job:
   )
   padding = _choose_padding(devices.padding, dataset, mesh)
   dataset = dataclasses.replace(dataset, pack=padding == 'pack')
-  method.check_can(pack=dataset.pack, scan=devices.scan_layers)
   from mpt_jax import data
 
   # Before a large backbone is read in vain.
@@ -178,7 +177,11 @@ def read(settings: Settings) -> Job:
   if settings.tasks is None:
     names = tuple(task.name for task in provider.tasks)
     settings = dataclasses.replace(settings, tasks=names)
-  method.check_can(mix=len(settings.tasks or ()) > 1)
+  method.check_can(
+    pack=dataset.pack,
+    scan=devices.scan_layers,
+    mix=len(settings.tasks or ()) > 1,
+  )
   loaded = _read_backbone(settings)
   model = _make_model(settings, loaded)
   optimizer = settings.optimizer.of_run(

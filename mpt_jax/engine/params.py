@@ -101,8 +101,12 @@ def describe(trainable: PyTree, frozen: PyTree) -> list[str]:
   """Lines for the start of a run: what trains, and how much is frozen."""
   total = count(trainable) + count(frozen)
   lines = ['trainable parameters:']
-  for name, value in flatten(trainable).items():
+  flat = flatten(trainable)
+  for name, members in layer_groups(flat).items():
+    value, times = flat[members[0]], len(members)
     shape = ' x '.join(str(s) for s in value.shape)
+    if times > 1:
+      shape = f'{times} x ({shape})'
     lines.append(f'  {name:<40} {shape:<20} {value.dtype}')
   lines.append(
     f'  {count(trainable):,} of {total:,} parameters train'

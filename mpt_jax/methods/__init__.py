@@ -15,7 +15,10 @@ from mpt_jax.methods.base import (
   PromptMethod,
   Start,
   Width,
+  by_rows,
   learned,
+  multiply,
+  of_rows,
 )
 from mpt_jax.methods.full import FullFinetuning
 from mpt_jax.methods.initializers import (
@@ -54,13 +57,16 @@ __all__ = [
   'Start',
   'Uniform',
   'Width',
+  'by_rows',
   'compose_task_prompts',
   'get',
   'holding',
   'join_prompts',
   'known',
   'learned',
+  'multiply',
   'names',
+  'of_rows',
   'prompt_method',
   'register',
 ]

@@ -23,6 +23,7 @@ from typing import Any, ClassVar
 
 from flax import linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mpt_jax.methods.initializers import WORDS, PromptInit, Tokenize, Uniform
@@ -244,16 +245,49 @@ class PromptMethod(Method):
 
 @dataclasses.dataclass(frozen=True)
 class Delta(Method):
-  """A method of the second seam: one set of arrays for all tasks of a run."""
+  """A method of the second seam.
+
+  Every array has one axis more in front: of size K where each task has its
+  own, of size 1 where all share one. An interceptor sees 1 or, taken by the
+  examples' tasks, B there (`learned`).
+
+  Attributes:
+    shared: whether all tasks of a run share one set; else each has its own.
+  """
 
   branch: ClassVar[str | None] = DELTA
   cannot: ClassVar[Mapping[str, str]] = NO_T5X
+
+  shared: bool = dataclasses.field(default=False, kw_only=True)
 
   @property
   def settings(self) -> dict[str, Any]:
     """See `Method.settings`; what is left out of comparisons is left out."""
     fields = [f for f in dataclasses.fields(self) if f.compare]
     return {f.name: getattr(self, f.name) for f in fields}
+
+  def sets(self, num_tasks: int) -> int:
+    """K, or 1 where all tasks share one set."""
+    return 1 if self.shared else num_tasks
+
+  def select(
+    self, arrays: Mapping[str, Any], rows: Sequence[int]
+  ) -> dict[str, Any]:
+    """See `Method.select`."""
+    return {
+      name: array if array.shape[0] == 1 else array[np.asarray(rows)]
+      for name, array in arrays.items()
+    }
+
+  def check_can(self, **wanted: Any) -> None:
+    """See `Method.check_can`."""
+    super().check_can(**wanted)
+    if wanted.get('pack') and wanted.get('mix') and not self.shared:
+      raise InputError(
+        f'method {self.name!r}: a packed row would mix examples of several'
+        " tasks, of which each has its own set: give PADDING = 'bucket', or"
+        ' share one set'
+      )
 
   def intercept(
     self,
@@ -287,6 +321,9 @@ def learned(module: nn.Module, name: str) -> Array | None:
   Args:
     module: the module of the backbone that is running.
     name: the last part of the array's name.
+
+  Returns:
+    [1, ...], or [B, ...], one for each example of the batch.
   """
   if not module.has_variable(DELTA, name):
     return None
@@ -294,9 +331,50 @@ def learned(module: nn.Module, name: str) -> Array | None:
   return array
 
 
+def of_rows(array: Array, rows: int) -> Array:
+  """Returns `learned` arrays for the rows of a module's input.
+
+  Args:
+    array: [1, ...] or [B, ...].
+    rows: N, a multiple of B: the beams of an example lie side by side.
+
+  Returns:
+    [1, ...] or [N, ...].
+  """
+  if array.shape[0] in (1, rows):
+    return array
+  return jnp.repeat(array, rows // array.shape[0], axis=0)
+
+
+def multiply(x: Array, kernel: Array) -> Array:
+  """Multiplies a module's input with a learned kernel.
+
+  Args:
+    x: [N, T, I].
+    kernel: [1, I, O] or [B, I, O], float32.
+
+  Returns:
+    [N, T, O] in x's dtype.
+  """
+  kernel = of_rows(kernel, x.shape[0]).astype(x.dtype)
+  if kernel.shape[0] == 1:
+    return x @ kernel[0]
+  return jnp.einsum('bti,bio->bto', x, kernel)
+
+
+def by_rows(tree: Any, rows: Array) -> Any:
+  """Takes the arrays of each example's task: [K, ...] -> [B, ...].
+
+  Args:
+    tree: arrays [1, ...], which stay as they are, or [K, ...].
+    rows: [B] int32, the task of each example.
+  """
+  return jax.tree.map(lambda a: a if a.shape[0] == 1 else a[rows], tree)
+
+
 def start_prompt(
   method: PromptMethod, config: Any, key: Array, start: Start
 ) -> Array:
   """Returns a prompt [P, D] float32 as the method's `init` starts it."""
   init = method.init.bind(start.embedding, start.tokenize)
-  return init(key, (method.length, config.emb_dim), jax.numpy.float32)
+  return init(key, (method.length, config.emb_dim), jnp.float32)

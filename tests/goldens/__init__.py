@@ -50,6 +50,8 @@ class Golden:
   def io(self) -> dict[str, np.ndarray]:
     """Inputs and expected outputs; those of a subfolder lie beside it."""
     name = self.folder.name
+    if self.file.suffix == '.npz':
+      return arrays(self.file)
     for file in ('io.npz', f'../io_{name}.npz', '../io.npz'):
       if (self.folder / file).exists():
         return arrays(self.folder / file)
@@ -107,6 +109,13 @@ KINDS: dict[str, tuple[str, Callable[[pathlib.Path], bool]]] = {
     _said('peft_type', 'MULTITASK_PROMPT_TUNING'),
   ),
   'peft_soft': ('adapter_config.json', _said('peft_type', 'PROMPT_TUNING')),
+  'lora': ('adapter_config.json', _said('peft_type', 'LORA')),
+  'prefix': ('adapter_config.json', _said('peft_type', 'PREFIX_TUNING')),
+  'prefix_full': ('io.npz', _holds('cross_prefix')),
+  'adapter': ('adapter_config.json', _has('config')),
+  'bitfit': ('biases.safetensors', lambda file: True),
+  'attempt': ('*.npz', _holds('attn_W_down')),
+  'spot': ('*.npz', _holds('cos_average')),
   'peft_start': ('start.npz', _holds('average__task_u')),
   'distill': ('io.npz', _holds('teacher_prompts')),
   'vocabulary': ('expected.json', lambda file: True),

@@ -9,8 +9,9 @@ from flax import traverse_util
 import jax
 import numpy as np
 
-from mpt_jax import checkpoints, t5
+from mpt_jax import checkpoints, methods, models, t5
 from mpt_jax.checkpoints.vocabulary import ORDINARY
+from mpt_jax.engine import params as params_lib
 from mpt_jax.t5 import decoding
 from tests import goldens
 
@@ -131,3 +132,94 @@ def batch(tokens, targets, rows, length):
     'decoder_loss_weights': targets > 0,
   }
   return {name: value.astype(np.int32) for name, value in features.items()}
+
+
+def of_method(
+  golden: goldens.Golden,
+) -> tuple[checkpoints.Backbone, dict[str, np.ndarray]]:
+  """The backbone of a method's golden, and its arrays in our ids."""
+  io = golden.io
+  width = next(
+    io[name].shape[-1]
+    for name in (
+      'encoder_last_hidden_state',
+      'adapterhub/encoder_last_hidden_state',
+      'source_prompts',
+    )
+    if name in io
+  )
+  logits = next(name for name in io if name.endswith('logits'))
+  folder = goldens.backbone_of(golden, width, io[logits].shape[-1])
+  loaded = backbone(folder)
+  return loaded, in_our_ids(loaded, io)
+
+
+def check_method(
+  loaded: checkpoints.Backbone,
+  io: dict[str, np.ndarray],
+  method: methods.Method,
+  arrays: dict[str, np.ndarray],
+  grads: dict[str, np.ndarray],
+  case: str = '',
+) -> None:
+  """Asserts a method's numbers on a golden's batch.
+
+  These are its logits, loss, encoder output and gradients, and its greedy
+  answers where the golden has some.
+
+  Args:
+    loaded: the backbone.
+    io: the golden's arrays, in our ids.
+    method: the method.
+    arrays: what it has learned, by our names.
+    grads: the gradients that are wanted, by our names and in our shapes; no
+      others are compared.
+    case: what stands before the names of expected outputs.
+  """
+  rows = io.get('task_ids', np.zeros(len(io['input_ids']), np.int32))
+  model = models.PromptedT5(
+    loaded.config,
+    method,
+    int(rows.max()) + 1,
+    **loaded.special_ids.of_model(),
+  )
+  real, length = io['labels'] != -100, method.prompt_length
+  targets = np.where(real, io['labels'], 0)
+  features = batch(io['input_ids'], targets, rows, length)
+  features['decoder_loss_weights'] = real.astype(np.int32)
+
+  @jax.jit
+  def run(learned):
+    def loss_fn(learned):
+      params = loaded.params | {method.branch: learned}
+      return model.loss_fn(params, features, None)[0]
+
+    params = loaded.params | {method.branch: learned}
+    table = model.prompt_table(params)
+    logits, states = model._forward(params, table, features, None, True)
+    return logits, states, *jax.value_and_grad(loss_fn)(learned)
+
+  learned = params_lib.unflatten(arrays)
+  logits, states, loss, found = run(learned)
+  goldens.close(logits, io[f'{case}logits'], real, atol=5e-5)
+  np.testing.assert_allclose(loss, io[f'{case}loss'], rtol=0, atol=1e-5)
+  if f'{case}encoder_last_hidden_state' in io:
+    goldens.close(
+      states['encoder'][-1][:, length:],
+      io[f'{case}encoder_last_hidden_state'],
+      io['input_ids'] > 0,
+      atol=5e-5,
+    )
+  found = params_lib.flatten(found)
+  for name, want in grads.items():
+    np.testing.assert_allclose(
+      found[name], want, rtol=1e-4, atol=1e-5, err_msg=name
+    )
+  if f'{case}generate_ids' in io:
+    want = io[f'{case}generate_ids'][:, 1:]  # Without the start id.
+    answers = jax.jit(
+      lambda params: model.predict_batch(
+        params, features, max_decode_length=want.shape[1]
+      )
+    )(loaded.params | {method.branch: learned})
+    np.testing.assert_array_equal(answers, want)

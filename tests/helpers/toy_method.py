@@ -37,12 +37,12 @@ class Scale(methods.Delta):
 
   def shapes(self, config, num_tasks):
     """One vector for each module that is scaled."""
-    found = {}
+    found, sets = {}, (self.sets(num_tasks),)
     for name, shape in t5.param_shapes(config).items():
       if match := re.fullmatch(_OUT, name):
-        found[f'{match[1]}/gain'] = shape[1:]
+        found[f'{match[1]}/gain'] = sets + shape[1:]
       elif self.heads and (match := re.fullmatch(_HEADS, name)):
-        found[f'{match[1]}/gain'] = shape[1:]
+        found[f'{match[1]}/gain'] = sets + shape[1:]
     return found
 
   def initial(self, config, num_tasks, start):
@@ -56,9 +56,10 @@ class Scale(methods.Delta):
     if gain is None or context.method_name not in ('__call__', 'by_head'):
       return call(*args, **kwargs)
     if context.method_name == '__call__':
-      return call(*args, **kwargs) * gain[None, None]
+      y = call(*args, **kwargs)
+      return y * methods.of_rows(gain, len(y))[:, None]
     spec, x = args
-    by_head = gain.reshape(1, x.shape[1], 1, -1)
+    by_head = gain.reshape(len(gain), x.shape[1], 1, -1)
     if spec.startswith('bhtk'):  # Queries, which meet the keys' features.
       return call(spec, x * by_head, **kwargs)
     return call(spec, x, **kwargs) * by_head
