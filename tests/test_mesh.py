@@ -21,7 +21,7 @@ from mpt_jax import models, t5
 from mpt_jax.engine import job, partitioning
 from mpt_jax.engine import params as params_lib
 from mpt_jax.types import InputError
-from tests.helpers import mesh_check, tiny
+from tests.helpers import every_method, mesh_check, tiny
 
 FLOAT32 = [n for n, c in mesh_check.CASES.items() if c.dtype == 'float32']
 BFLOAT16 = [n for n, c in mesh_check.CASES.items() if c.dtype == 'bfloat16']
@@ -48,8 +48,8 @@ def results(folder, request):
 
 
 def _reference(results, name):
-  if name.startswith('toy'):
-    return results['toy']
+  if method := mesh_check.CASES[name].method:
+    return results[method]
   return results['plain_packed' if 'packed' in name else 'plain']
 
 
@@ -72,11 +72,19 @@ def test_every_way_gets_the_same(results, name):
   got, want = results[name], _reference(results, name)
   assert len(want['losses']) == mesh_check.STEPS
   assert want['gradients'].keys() == want['prompts'].keys()
-  assert len(want['prompts']) >= 3
-  assert all(np.abs(g).max() > 1e-4 for g in want['gradients'].values())
+  assert want['prompts']
   np.testing.assert_allclose(got['losses'], want['losses'], rtol=1e-5)
+  method = every_method.METHODS.get(mesh_check.CASES[name].method)
   for part in ('terms', 'gradients', 'prompts'):
+    for kept in (got, want) if method else ():
+      # An optimizer makes steps of rounding errors, too.
+      kept[part] = {
+        array: value
+        for array, value in kept[part].items()
+        if not every_method.is_idle(method, array)
+      }
     _check(got[part], want[part], 1e-5)
+  assert all(np.abs(g).max() > 1e-4 for g in want['gradients'].values())
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ from mpt_jax import models
 from mpt_jax.checkpoints.run import RunCheckpointer
 from mpt_jax.engine import optimizers, partitioning, trainer
 from mpt_jax.engine import params as params_lib
-from tests.helpers import tiny, toy_method
+from tests.helpers import every_method, tiny
 
 ROWS, STEPS = 32, 10
 # Eight partitions divide every matrix and the heads.
@@ -48,7 +48,8 @@ class Case:
   scan: bool = False
   shard_backbone: bool = False
   dtype: str = 'float32'
-  toy: bool = False
+  # One of `every_method`; '' is the source stage.
+  method: str = ''
 
 
 CASES = {
@@ -72,11 +73,23 @@ CASES = {
   '4x2_all': Case(
     4, 2, microbatches=2, remat=True, scan=True, shard_backbone=True
   ),
-  # A method in the network.
-  'toy': Case(toy=True),
-  'toy_4x2_all': Case(
-    4, 2, microbatches=2, remat=True, scan=True, shard_backbone=True, toy=True
-  ),
+  # Each method that has parameters beside the backbone's.
+  **{
+    f'{name}{way}': dataclasses.replace(case, method=name)
+    for name, method in every_method.METHODS.items()
+    if method.branch
+    for way, case in {
+      '': Case(),
+      '_4x2_all': Case(
+        4,
+        2,
+        microbatches=2,
+        remat=True,
+        scan='scan' not in method.cannot,
+        shard_backbone=True,
+      ),
+    }.items()
+  },
   '4x2_all_bfloat16': Case(
     4,
     2,
@@ -140,14 +153,13 @@ def make_batch(step: int, packed: bool) -> dict[str, np.ndarray]:
 
 
 @functools.cache
-def _model(toy):
-  if toy:
-    method = toy_method.Scale(heads=True)
-    delta = method.initial(CONFIG, 1, None)
-    backbone = tiny.backbone(config=CONFIG)
-    return models.PromptedT5(CONFIG, method), {
-      **backbone,
-      'delta': params_lib.unflatten(delta),
+def _model(name):
+  if name:
+    method = every_method.METHODS[name]
+    learned = every_method.learned(method, tiny.K, CONFIG)
+    return models.PromptedT5(CONFIG, method, tiny.K), {
+      **tiny.backbone(config=CONFIG),
+      method.branch: params_lib.unflatten(learned),
     }
   model, params = tiny.stage_model('source', CONFIG)
   return dataclasses.replace(model, hidden_layers='all', z_loss=1e-3), params
@@ -164,7 +176,7 @@ def run(
     restore: folder of one to start from; the other half is trained.
   """
   config = CONFIG.replace(remat_layers=case.remat, dtype=case.dtype)
-  model, params = _model(case.toy)
+  model, params = _model(case.method)
   model = dataclasses.replace(model, config=config)
   devices = jax.devices()[: case.data * case.model]
   mesh = partitioning.make_mesh(case.model, devices)

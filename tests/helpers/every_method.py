@@ -1,0 +1,104 @@
+"""Every method, small: what a test over all of them needs to know.
+
+A method that is registered and not here is an error, so a new one is tested
+as the others are by one line.
+"""
+
+import functools
+import re
+from typing import Any
+
+import jax
+import numpy as np
+
+from mpt_jax import methods, models
+from mpt_jax.engine import batching
+from tests.helpers import tiny
+
+P, K = tiny.P, tiny.K
+# Every layer of every kind twice, and eight heads for eight devices.
+CONFIG = tiny.CONFIG.replace(
+  vocab_size=40,
+  emb_dim=16,
+  num_heads=8,
+  head_dim=3,
+  mlp_dim=24,
+  num_encoder_layers=2,
+  num_decoder_layers=2,
+)
+METHODS: dict[str, methods.Method] = {
+  'soft': methods.SoftPrompts(P, init=methods.Uniform()),
+  'multitask': methods.MultitaskPrompts(P, 2, init=methods.Uniform()),
+  'full': methods.FullFinetuning(),
+}
+
+
+def learned(
+  method: methods.Method, tasks: int, config=CONFIG, seed: int = 0
+) -> dict[str, np.ndarray]:
+  """Random arrays of a method: none is zero, and no task's is another's."""
+  drawn = method.fresh(config, tasks, jax.random.PRNGKey(seed))
+  rng = np.random.default_rng(seed)
+  return {
+    name: np.asarray(value) + 0.3 * rng.normal(size=value.shape).astype('f')
+    for name, value in sorted(drawn.items())
+  }
+
+
+@functools.cache
+def backbone(config=CONFIG):
+  """Its random backbone, whose answers depend on what it reads."""
+  params = tiny.backbone(config=config)
+  for layer in params['decoder'].values():
+    if 'encoder_decoder_attention' in layer:
+      cross = layer['encoder_decoder_attention']['out']
+      cross['kernel'] = 3 * cross['kernel']
+  return params
+
+
+def model(method: methods.Method, tasks: int, **settings) -> models.PromptedT5:
+  """The model of a method for some tasks, with other sizes or types."""
+  return models.PromptedT5(CONFIG.replace(**settings), method, tasks)
+
+
+def batch(method: methods.Method, tasks: int, size=9, targets=4, seed=1):
+  """Examples of uneven lengths and, in turn, of all tasks."""
+  rng = np.random.default_rng(seed)
+  rows = [
+    [
+      batching.Example(
+        rng.integers(3, CONFIG.vocab_size, rng.integers(2, 9)),
+        rng.integers(3, CONFIG.vocab_size, rng.integers(1, targets + 1)),
+        i % tasks,
+      )
+    ]
+    for i in range(size)
+  ]
+  length = method.prompt_length
+  return batching.lay_out(rows, (size, length + 12, targets), length, False)
+
+
+def part_of(batch, rows, length: int | None = None, task: int | None = None):
+  """Some rows of a batch, of a shorter length and as another task's."""
+  part = {name: array[rows] for name, array in batch.items()}
+  for name in part:
+    if name.startswith('encoder_') and length:
+      part[name] = part[name][:, :length]
+  if task is not None:
+    full = part['encoder_input_tokens'] > 0
+    part['encoder_task_ids'] = np.where(full, task, 0).astype(np.int32)
+  return part
+
+
+def is_idle(method: methods.Method, name: str) -> bool:
+  """Whether an array cannot have a gradient, by its name in the branch."""
+  whole = f'{method.branch}/{name}'
+  frozen = not any(re.fullmatch(p, whole) for p in method.trainable)
+  # Softmax does not see what is added to all keys of a query.
+  return frozen or name.endswith('key/bias')
+
+
+def starts(name: str, folder) -> dict[str, Any]:
+  """What a run of a method is given beyond its settings: its sources."""
+  del name, folder
+  return {}

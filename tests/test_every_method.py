@@ -1,0 +1,196 @@
+"""What holds for every method, whatever it is.
+
+Guards against a method that is silently left out, or another one, where
+batches mix tasks, layers are scanned or computed again, batches come in parts
+of other lengths, numbers are rounded, or answers are found with caches.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mpt_jax import methods, models
+from mpt_jax.engine import params as params_lib
+from mpt_jax.engine import partitioning
+from mpt_jax.types import InputError
+from tests.helpers import every_method
+from tests.helpers.every_method import CONFIG, K, METHODS
+
+# The methods with parameters beside the backbone's.
+BESIDE = sorted(n for n, m in METHODS.items() if m.branch)
+TASKS = np.arange(9) % K
+
+
+def test_every_method_is_tested():
+  # Tests register methods of their own.
+  shipped = {
+    method.name
+    for method in methods.known()
+    if method.__module__.startswith('mpt_jax.')
+  }
+  assert shipped == set(METHODS)
+
+
+def _params(method, tasks, arrays, scan=False):
+  params = every_method.backbone()
+  if scan:
+    mesh = partitioning.make_mesh(1, jax.devices()[:1])
+    params = partitioning.place_backbone(params, mesh, scan_layers=True)
+  return {**params, method.branch: params_lib.unflatten(arrays)}
+
+
+def _loss_and_gradient(method, arrays, batch, tasks=K, **way):
+  """Of a batch, run in some way; the gradient by name."""
+  scan = way.pop('scan', False)
+  model = every_method.model(method, tasks, **way)
+  params = _params(method, tasks, arrays, scan)
+
+  @jax.jit
+  def run(learned):
+    def loss(learned):
+      return model.loss_fn(params | {method.branch: learned}, batch, None)[0]
+
+    return jax.value_and_grad(loss)(learned)
+
+  loss, grads = run(params[method.branch])
+  return float(loss), params_lib.flatten(jax.device_get(grads))
+
+
+def _close(got, want, tolerance):
+  assert got.keys() == want.keys()
+  for name, value in want.items():
+    scale = max(np.abs(value).max(), 1e-4)
+    np.testing.assert_allclose(
+      got[name], value, rtol=0, atol=tolerance * scale, err_msg=name
+    )
+
+
+@functools.cache
+def _plain(name):
+  """Loss and gradient of a mixed batch, in the plainest way."""
+  method = METHODS[name]
+  arrays = every_method.learned(method, K)
+  batch = every_method.batch(method, K)
+  return arrays, batch, *_loss_and_gradient(method, arrays, batch)
+
+
+@pytest.mark.parametrize('name', BESIDE)
+def test_every_array_acts_and_each_task_has_its_own(name):
+  """Those of a task alone, on its examples alone, are the same numbers."""
+  method = METHODS[name]
+  arrays, batch, _, grads = _plain(name)
+  unused = {n for n, g in grads.items() if not np.abs(g).max() > 1e-7}
+  assert all(every_method.is_idle(method, name) for name in unused), unused
+  model, alone = (every_method.model(method, tasks) for tasks in (K, 1))
+  together = jax.jit(model.score_batch)(_params(method, K, arrays), batch)
+  score = jax.jit(alone.score_batch)
+  for task in range(K):
+    own = every_method.part_of(batch, TASKS == task, task=0)
+    params = _params(method, 1, method.select(arrays, [task]))
+    np.testing.assert_allclose(
+      score(params, own), together[TASKS == task], rtol=1e-4
+    )
+    if name != 'soft':  # All tasks have the same.
+      other = method.select(arrays, [(task + 1) % K])
+      found = score(_params(method, 1, other), own)
+      assert np.abs(found - together[TASKS == task]).max() > 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', BESIDE)
+def test_no_way_to_run_it_changes_a_number(name):
+  method = METHODS[name]
+  arrays, batch, loss, grads = _plain(name)
+  way = {'remat_layers': True, 'scan': 'scan' not in method.cannot}
+  got = _loss_and_gradient(method, arrays, batch, **way)
+  assert got[0] == pytest.approx(loss, rel=1e-5)
+  _close(got[1], grads, 2e-5)
+  low = _loss_and_gradient(method, arrays, batch, dtype='bfloat16')
+  assert low[0] == pytest.approx(loss, rel=0.02)
+  assert low[0] != loss
+  assert all(np.isfinite(g).all() for g in low[1].values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', BESIDE)
+def test_parts_of_other_lengths_add_up(name):
+  """As length buckets run a batch: padding changes no number."""
+  method = METHODS[name]
+  arrays, batch, loss, grads = _plain(name)
+  model = every_method.model(method, K)
+  params = _params(method, K, arrays)
+  lengths = np.count_nonzero(batch['encoder_input_tokens'], axis=1)
+  order = np.argsort(lengths)
+  parts = [
+    every_method.part_of(batch, rows, int(lengths[rows].max()))
+    for rows in (order[:5], order[5:])
+  ]
+  assert parts[0]['encoder_input_tokens'].shape != parts[1][
+    'encoder_input_tokens'
+  ].shape
+  weights = model.loss_weights(batch)
+  size = batch['decoder_target_tokens'].size
+
+  @jax.jit
+  def run(learned, part):
+    def share(learned):
+      whole = params | {method.branch: learned}
+      return model.part_loss_fn(whole, part, weights, size, None)[0]
+
+    return jax.value_and_grad(share)(learned)
+
+  got = [run(params[method.branch], part) for part in parts]
+  assert float(sum(g[0] for g in got)) == pytest.approx(loss, rel=1e-5)
+  total = jax.tree.map(jnp.add, *(g[1] for g in got))
+  _close(params_lib.flatten(total), grads, 2e-5)
+
+
+def _as_targets(batch, answers):
+  """A batch with these targets, and the rows in which no token is padding's.
+
+  A random network may answer with id 0, which as a target is none.
+  """
+  ends = np.cumsum(answers == 1, axis=1) - (answers == 1)
+  rows = ((answers > 0) | (ends > 0)).all(axis=1)
+  told = {
+    'decoder_target_tokens': answers,
+    'decoder_input_tokens': np.pad(answers, ((0, 0), (1, 0)))[:, :-1],
+    'decoder_loss_weights': (answers > 0).astype(np.int32),
+  }
+  assert rows.sum() > len(rows) / 2
+  return batch | told, rows
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', BESIDE)
+def test_answers_with_caches_are_the_likeliest_of_the_whole(name):
+  """Each token is what the whole network, without a cache, finds likeliest."""
+  method = METHODS[name]
+  arrays, batch, *_ = _plain(name)
+  model = every_method.model(method, K)
+  params = _params(method, K, arrays)
+  decode = jax.jit(model.decode_batch, static_argnames=('num_beams',))
+  score = jax.jit(model.score_batch)
+
+  answers, scores = map(np.asarray, decode(params, batch))
+  told, rows = _as_targets(batch, answers)
+  table = model.prompt_table(params)
+  logits, _ = model._forward(params, table, told, None)
+  real = (answers > 0) & rows[:, None]
+  best = np.argmax(np.asarray(logits), -1)
+  np.testing.assert_array_equal(best[real], answers[real])
+  np.testing.assert_allclose(
+    score(params, told)[rows], scores[rows], rtol=1e-4, atol=1e-4
+  )
+  assert len(np.unique(answers)) > 3
+
+  # A beam's score is that of its tokens, by the penalty if it has an end.
+  answers, scores = map(np.asarray, decode(params, batch, num_beams=3))
+  told, rows = _as_targets(batch, answers)
+  length = np.count_nonzero(answers, axis=1)
+  ended = (answers == model.eos_id).any(axis=1)
+  want = score(params, told) / np.where(ended, ((5 + length) / 6) ** 0.6, 1)
+  np.testing.assert_allclose(scores[rows], want[rows], rtol=1e-3)

@@ -1,0 +1,160 @@
+"""A real run of every method: what trains, what is kept, how it goes on.
+
+Guards against a part that never trains or was not to, a run that is another
+one after a kill, and a product that does not give what was trained.
+"""
+
+import importlib.util
+import json
+import os
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+
+import mpt_jax
+from mpt_jax import methods
+from mpt_jax.checkpoints import backbone as backbone_lib
+from mpt_jax.checkpoints import run as run_lib
+from mpt_jax.checkpoints.bundle import load_prompts
+from mpt_jax.engine import params as params_lib
+from mpt_jax.engine.optimizers import Optimizer
+from mpt_jax.engine.settings import Evaluation, Logging
+from mpt_jax.pretrained import PromptedT5
+from tests.helpers import every_method, tiny
+
+VOCABULARY = (
+  pathlib.Path(importlib.util.find_spec('tasks.offline').origin).parent
+  / 'demo_backbone'
+  / 'spiece.model'
+)
+WORDS = ('the cat', 'a fern', 'it is so', 'not the town', 'what', 'the hat')
+STEPS, HALF = 20, 10
+LENGTHS = {'inputs': 40, 'targets': 10}
+# What trains beside (or instead of) what is frozen, written out.
+NAMES: dict[str, set[str]] = {
+  'soft': {'prompts/prompt'},
+  'multitask': {'prompts/shared_prompt', 'prompts/task_u', 'prompts/task_v'},
+}
+
+
+@pytest.fixture(scope='module')
+def backbone():
+  params = tiny.served_backbone()
+  return backbone_lib.Backbone(
+    config=tiny.SERVED,
+    params=params,
+    fingerprint=backbone_lib.fingerprint(tiny.SERVED, params),
+    name='tiny',
+    path='',
+    vocabulary_file=str(VOCABULARY),
+    report={},
+  )
+
+
+def letters(targets, predictions):
+  """A score that tells any two sets of answers apart."""
+  del targets
+  return {'accuracy': float(np.mean([len(p) for p in predictions]) / 10)}
+
+
+def tasks():
+  """Two tasks of the same texts, which want other answers."""
+  return {
+    name: mpt_jax.Task(
+      train=[
+        {'text': f'{first} {second}', 'answer': (second, first)[flip]}
+        for first in WORDS
+        for second in WORDS
+      ],
+      validation=[{'text': first, 'answer': first} for first in WORDS],
+      inputs=name + ' text: {text}',
+      targets='{answer}',
+      metrics=[letters],
+    )
+    for flip, name in enumerate(('same', 'other'))
+  }
+
+
+def train(backbone, folder, method, **settings):
+  """Twenty steps on both tasks in mixed batches of uneven lengths."""
+  return mpt_jax.train(
+    backbone=backbone,
+    method=method,
+    tasks=tasks(),
+    dataset={
+      'task_feature_lengths': LENGTHS,
+      'batch_size': 4,
+    },
+    stage='source' if 'source' in method.rates else None,
+    steps=STEPS,
+    model_dir=str(folder),
+    optimizer=Optimizer(learning_rate=0.01),
+    evaluation=Evaluation(period=HALF, keep_best=True),
+    logging=Logging(log_period=5, checkpoint_period=HALF, tensorboard=False),
+    **settings,
+  )
+
+
+def stored(folder, step):
+  """The trained parameters in a checkpoint, by name."""
+  import orbax.checkpoint as ocp
+
+  path = pathlib.Path(folder, run_lib.CHECKPOINTS).resolve()
+  with ocp.CheckpointManager(path) as manager:
+    args = ocp.args.Composite(state=ocp.args.StandardRestore())
+    flat = manager.restore(step, args=args)['state']
+  return {
+    name.removeprefix('params/'): value
+    for name, value in flat.items()
+    if name.startswith('params/')
+  }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', sorted(every_method.METHODS))
+def test_trains_what_it_says_and_goes_on_as_if_never_killed(
+  name, backbone, tmp_path
+):
+  method = every_method.METHODS[name]
+  before = params_lib.flatten(backbone.params)
+  kept = {n: value.copy() for n, value in before.items()}
+  whole, killed = str(tmp_path / 'whole'), str(tmp_path / 'killed')
+  run = train(backbone, whole, method, **every_method.starts(name, tmp_path))
+  for array, value in kept.items():
+    np.testing.assert_array_equal(before[array], value)
+  half, last = stored(whole, HALF), stored(whole, STEPS)
+  want = NAMES[name] if method.branch else set(before)
+  assert set(last) == want
+  for array in want:
+    idle = every_method.is_idle(method, array.partition('/')[2])
+    if not idle:
+      assert np.abs(last[array] - half[array]).max() > 1e-5, array
+
+  shutil.copytree(whole, killed)
+  shutil.rmtree(f'{killed}/{run_lib.CHECKPOINTS}/{STEPS}')
+  product = 'prompts' if method.branch else 'backbone'
+  shutil.rmtree(f'{killed}/{product}')
+  os.remove(f'{killed}/{run_lib.RESULTS}')
+  train(backbone, killed, method, **every_method.starts(name, tmp_path))
+  files = sorted(os.listdir(f'{whole}/{product}'))
+  assert files == sorted(os.listdir(f'{killed}/{product}'))
+  for file in files:
+    made = [pathlib.Path(f, product, file).read_bytes() for f in (whole, killed)]
+    assert made[0] == made[1], file
+  results = [
+    json.loads(pathlib.Path(f, run_lib.RESULTS).read_text())
+    for f in (whole, killed)
+  ]
+  assert results[0] == results[1]
+
+  # The product gives what the run was scored with.
+  if method.branch:
+    assert load_prompts(f'{whole}/prompts').method == name or name == 'soft'
+  assert isinstance(run.model, PromptedT5)
+  again = run.model.evaluate(
+    tasks(), split='validation', task_feature_lengths=LENGTHS
+  )
+  for task, scores in results[0]['scores'].items():
+    assert again[task] == pytest.approx(scores), task
