@@ -7,6 +7,7 @@ A method of your own is a subclass of `PromptMethod` or `Delta`, made known by
 import dataclasses
 from typing import Any, TypeVar
 
+from mpt_jax.methods.adapter import Adapter
 from mpt_jax.methods.base import (
   DELTA,
   PROMPTS,
@@ -20,6 +21,7 @@ from mpt_jax.methods.base import (
   multiply,
   of_rows,
 )
+from mpt_jax.methods.bitfit import BitFit
 from mpt_jax.methods.full import FullFinetuning
 from mpt_jax.methods.initializers import (
   WORDS,
@@ -42,6 +44,8 @@ from mpt_jax.types import InputError, Positive, nearest
 __all__ = [
   'DELTA',
   'PROMPTS',
+  'Adapter',
+  'BitFit',
   'ClassLabels',
   'Delta',
   'FromArray',
@@ -89,7 +93,7 @@ def register(method: _M) -> _M:
   return method
 
 
-for _method in (MultitaskPrompts, SoftPrompts, FullFinetuning):
+for _method in (MultitaskPrompts, SoftPrompts, FullFinetuning, Adapter, BitFit):
   register(_method)
 
 

@@ -1,0 +1,105 @@
+"""BitFit: biases alone."""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import re
+from typing import Any, ClassVar
+
+from flax import linen as nn
+import jax.numpy as jnp
+
+from mpt_jax import t5
+from mpt_jax.methods.base import Delta, Start, learned, of_rows
+from mpt_jax.t5 import layers
+from mpt_jax.types import Array
+
+# What gets a bias: every projection, also to the logits, and every norm but
+# the two final ones.
+_BIASED = re.compile(r'(.*)/kernel|(.*/layers_\d+/\w+_norm)/scale')
+_TIED = 'token_embedder'
+
+
+@dataclasses.dataclass(frozen=True)
+class BitFit(Delta):
+  """A bias behind every projection and norm of a block and the logits.
+
+  T5 has no biases, so they are added, as the code of the paper's table does
+  (Mahabadi et al., NeurIPS 2021; Asai et al., EMNLP 2022): y = x W + b, after a
+  norm's scale, and logits + b [V]; the two final norms have none. All are 0 at
+  the start, where the network is the backbone, bit for bit.
+
+  A bias of keys adds the same to all scores of a query, which the softmax does
+  not see: it is counted, as in the paper, and never moves.
+  """
+
+  name: ClassVar[str] = 'bitfit'
+  title: ClassVar[str] = 'BitFit'
+  paper: ClassVar[str] = (
+    'Ben Zaken et al., "BitFit: Simple Parameter-efficient Fine-tuning for'
+    ' Transformer-based Masked Language-models", ACL 2022'
+  )
+  rates: ClassVar[Mapping[str, tuple[float, float | None]]] = {
+    'target': (3e-4, None)
+  }
+
+  def shapes(self, config: Any, num_tasks: int) -> dict[str, tuple[int, ...]]:
+    """See `Method.shapes`: [K or 1, outputs] each."""
+    sets = self.sets(num_tasks)
+    found: dict[str, tuple[int, ...]] = {}
+    for name, shape in t5.param_shapes(config).items():
+      if match := _BIASED.fullmatch(name):
+        found[f'{match[1] or match[2]}/bias'] = (sets, shape[-1])
+    if config.logits_via_embedding:
+      found[f'{_TIED}/bias'] = (sets, config.vocab_size)
+    return found
+
+  def num_parameters(self, config: Any, num_tasks: int) -> int:
+    """K (E (3d + 3I + mF + d) + N (3d + 6I + 2d + mF + d) + V)."""
+    width, joined = config.emb_dim, config.num_heads * config.head_dim
+    inner = len(config.mlp_activations) * config.mlp_dim
+    encoder = 4 * width + 3 * joined + inner
+    decoder = 6 * width + 6 * joined + inner
+    return self.sets(num_tasks) * (
+      config.num_encoder_layers * encoder
+      + config.num_decoder_layers * decoder
+      + config.vocab_size
+    )
+
+  def initial(
+    self, config: Any, num_tasks: int, start: Start
+  ) -> dict[str, Array]:
+    """See `Method.initial`: zeros."""
+    del start
+    shapes = self.shapes(config, num_tasks)
+    return {name: jnp.zeros(shape) for name, shape in shapes.items()}
+
+  def intercept(
+    self,
+    call: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    context: nn.module.InterceptorContext,
+  ) -> Any:
+    """See `Delta.intercept`: adds the bias."""
+    module, method = context.module, context.method_name
+    if method == '_is_less_work' and _drops(module):
+      return False  # The weights of the values would not add up to 1.
+    y = call(*args, **kwargs)
+    bias = learned(module, 'bias')
+    # The embedding's own is that of its logits.
+    wanted = 'attend' if isinstance(module, layers.Embed) else '__call__'
+    if bias is None or method not in (wanted, 'by_head'):
+      return y
+    bias = of_rows(bias, len(y)).astype(y.dtype)
+    if method == wanted:
+      return y + bias[:, None]
+    spec, x = args
+    if spec.startswith('bhtk'):
+      return y  # Keys: the softmax would not see it.
+    # Values: (sum of weights x) W + b, where the weights add up to 1.
+    return y + bias.reshape(len(bias), x.shape[1], 1, -1)
+
+
+def _drops(module: Any) -> bool:
+  """Whether an attention has dropout on its weights now."""
+  return module.has_rng('dropout') and module.config.dropout_rate > 0
