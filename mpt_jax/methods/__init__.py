@@ -31,6 +31,7 @@ from mpt_jax.methods.initializers import (
   SampledVocabulary,
   Uniform,
 )
+from mpt_jax.methods.lora import LoRA
 from mpt_jax.methods.multitask import (
   MultitaskPrompts,
   compose_task_prompts,
@@ -48,6 +49,7 @@ __all__ = [
   'FromFile',
   'FromString',
   'FullFinetuning',
+  'LoRA',
   'Method',
   'MultitaskPrompts',
   'PromptInit',
@@ -89,7 +91,7 @@ def register(method: _M) -> _M:
   return method
 
 
-for _method in (MultitaskPrompts, SoftPrompts, FullFinetuning):
+for _method in (MultitaskPrompts, SoftPrompts, FullFinetuning, LoRA):
   register(_method)
 
 
