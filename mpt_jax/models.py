@@ -80,6 +80,12 @@ class PromptedT5:
     return 0 if self.method is None else self.method.prompt_length
 
   @property
+  def drops(self) -> bool:
+    """Whether there is any dropout in training."""
+    own = self.method is not None and self.method.drops
+    return self.config.dropout_rate > 0.0 or own
+
+  @property
   def term_names(self) -> tuple[str, ...]:
     """The names that `loss_terms` returns."""
     return 'cross_entropy', 'z_loss', 'token_accuracy'

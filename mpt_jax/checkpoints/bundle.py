@@ -362,17 +362,38 @@ class PromptBundle:
 
     Args:
       path: the folder.
-      task: write this task's composed prompt as PROMPT_TUNING. Without it, a
-        multitask bundle becomes MULTITASK_PROMPT_TUNING with all its tasks.
+      task: of a method in the network, whose set to write; else write this
+        task's composed prompt as PROMPT_TUNING. Without it, a multitask bundle
+        becomes MULTITASK_PROMPT_TUNING with all its tasks.
 
     Raises:
-      InputError: if the task is unknown or the folder cannot be written.
+      InputError: if the task is unknown or left open, or the folder cannot be
+        written.
     """
     self.check_format('peft')
-    if task is None:
-      peft.write_adapter(path, self.arrays, self.task_names)
-    else:
-      peft.write_adapter(path, {'prompt': self.compose(task)}, [task])
+    learner, arrays, tasks = self.learner, self.arrays, self.task_names
+    if not _has_prompts(_kind(self.method)):
+      arrays, tasks = self.one(task)
+    elif task is not None:
+      arrays, tasks = {'prompt': self.compose(task)}, (task,)
+      learner = methods.holding(set(arrays)).sized(self.prompt_length, 0)
+    peft.write_adapter(path, learner, arrays, tasks)
+
+  def one(
+    self, task: str | None = None
+  ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+    """Returns a task's arrays inside the network, and the tasks they are of.
+
+    Args:
+      task: its name; may be left out where there is one set.
+
+    Raises:
+      InputError: if there are several and none is named, or the task is
+        unknown.
+    """
+    row = self.row(task)
+    tasks = self.task_names if task is None else (task,)
+    return self.learner.select(self.arrays, [row]), tasks
 
   def to_npy(self, path: str, task: str | None = None) -> list[str]:
     """Writes composed prompts in the layout of Google's prompt-tuning.
@@ -521,8 +542,7 @@ def load_prompts(
         )
       return _load_bundle(path)
     if os.path.lexists(os.path.join(path, peft.CONFIG)):
-      arrays, own_names, base = peft.read_adapter(path)
-      return _imported(path, arrays, task_names or own_names, base)
+      return _imported(path, peft.read_adapter(path), task_names)
     raise InputError(
       f'{path} holds no prompts: neither {CONFIG} (a bundle) nor'
       f' {peft.CONFIG} (a PEFT adapter)'
@@ -534,7 +554,12 @@ def load_prompts(
     )
   if path.endswith('.safetensors'):
     raise InputError(f'{path} is a part of a folder; give the folder')
-  return _imported(path, {'prompt': files.read_npy(path)}, task_names, '')
+  arrays = {'prompt': files.read_npy(path)}
+  try:
+    method = methods.holding(set(arrays)).sized(len(arrays['prompt']), 0)
+  except InputError as e:
+    raise InputError(f'{path}: {e}') from e
+  return _imported(path, peft.Adapter(method, arrays), task_names)
 
 
 def check_backbone(bundle: PromptBundle, backbone: Any) -> None:
@@ -680,15 +705,15 @@ def _stored_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def _imported(
-  path: str,
-  arrays: Mapping[str, np.ndarray],
-  task_names: Sequence[str] | None,
-  backbone_name: str,
+  path: str, adapter: peft.Adapter, task_names: Sequence[str] | None
 ) -> PromptBundle:
-  """Makes a bundle of arrays that another program wrote."""
-  kind = methods.holding(set(arrays))
+  """Makes a bundle of what another program wrote."""
+  method, arrays = adapter.method, adapter.arrays
   # Only a method with something per task knows how many there are.
-  rows = kind.num_tasks(arrays) if kind.per_task else None
+  rows = None
+  if isinstance(method, methods.PromptMethod) and method.per_task:
+    rows = method.num_tasks(arrays)
+  task_names = task_names or adapter.task_names
   if task_names is None:
     task_names = [f'task_{k}' for k in range(rows or 1)]
   if rows is not None and len(task_names) != rows:
@@ -698,11 +723,12 @@ def _imported(
     )
   try:
     return PromptBundle(
-      method=kind.name,
+      method=method.name,
       stage='imported',
       task_names=tuple(task_names),
       arrays=arrays,
-      backbone_name=backbone_name,
+      backbone_name=adapter.base,
+      settings=method.settings,
     )
   except ValueError as e:
     raise InputError(f'{path}: {e}') from e

@@ -89,7 +89,7 @@ def read_json(
 
 def read_tensors(
   path: str,
-  shapes: Mapping[str, tuple[int, ...]],
+  shapes: Mapping[str, tuple[int, ...]] | None,
   dtypes: tuple[str, ...] = ('F32',),
   follow_links: bool = False,
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -97,7 +97,8 @@ def read_tensors(
 
   Args:
     path: the file.
-    shapes: name -> shape of every tensor that must be there.
+    shapes: name -> shape of every tensor that must be there; None takes
+      whatever is there.
     dtypes: accepted stored types, in the words of safetensors.
     follow_links: as in `require_file`.
 
@@ -113,6 +114,8 @@ def read_tensors(
     with safe_open(path, framework='np') as f:
       metadata = dict(f.metadata() or {})
       names = set(f.keys())
+      if shapes is None:
+        shapes = {n: tuple(f.get_slice(n).get_shape()) for n in sorted(names)}
       for name in shapes:
         if name not in names:
           raise InputError(f'{path} lacks the tensor {name!r}')

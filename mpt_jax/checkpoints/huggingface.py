@@ -9,6 +9,7 @@ than 0, these two rows of the embedding and the head are swapped.
 
 from collections.abc import Mapping, Sequence
 import os
+import re
 from typing import Any
 
 from flax import traverse_util
@@ -79,6 +80,10 @@ _SUBLAYERS = {
   },
 }
 _PROJECTIONS = {'query': 'q', 'key': 'k', 'value': 'v', 'out': 'o'}
+_IN_A_MODULE = re.compile(
+  r'(encoder|decoder)\.block\.(0|[1-9]\d*)\.layer\.(\d)'
+  r'\.(\w*Attention|DenseReluDense)\.(\w+)\.(.+)'
+)
 
 
 def is_model_folder(path: str) -> bool:
@@ -158,6 +163,32 @@ def name_of(parameter: str) -> tuple[str, bool]:
   if name == 'layer_norm':
     return f'{prefix}.weight', False
   return f'{prefix}.{_PROJECTIONS.get(rest[1], rest[1])}.weight', True
+
+
+def module_of(stored: str) -> tuple[str, str] | None:
+  """Returns our name of the projection that a name of transformers begins with.
+
+  Args:
+    stored: transformers' name of something in a block.
+
+  Returns:
+    The module and what stands behind its name; None where no module is named.
+
+  Examples:
+    >>> module_of('encoder.block.0.layer.0.SelfAttention.q.lora_A.weight')
+    ('encoder/layers_0/attention/query', 'lora_A.weight')
+  """
+  match = _IN_A_MODULE.fullmatch(stored)
+  if not match:
+    return None
+  stack, layer, index, name, projection, rest = match.groups()
+  ours = {place: part for part, place in _SUBLAYERS[stack].items()}
+  part = ours.get((int(index), name))
+  if part is None:
+    return None
+  projections = {theirs: our for our, theirs in _PROJECTIONS.items()}
+  projection = projections.get(projection, projection)
+  return f'{stack}/layers_{layer}/{part}/{projection}', rest
 
 
 def save_huggingface(

@@ -1,10 +1,12 @@
 """PEFT adapter folders, of the methods that PEFT has under a name of its own.
 
-Only prompts of the encoder are exchanged; a decoder prompt has no counterpart
-here.
+Of prompts, only those of the encoder are exchanged; a decoder prompt has no
+counterpart here. What enters the network says in its own file how PEFT has it
+(`Delta.from_peft`, `Delta.to_peft`).
 """
 
 from collections.abc import Mapping, Sequence
+import dataclasses
 import json
 import os
 from typing import Any
@@ -12,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mpt_jax import methods
-from mpt_jax.checkpoints import files
+from mpt_jax.checkpoints import files, huggingface
 from mpt_jax.types import InputError
 
 CONFIG = 'adapter_config.json'
@@ -21,11 +23,39 @@ TENSORS = 'adapter_model.safetensors'
 # Where our task names stand in the metadata of the tensor file; PEFT numbers
 # its tasks and ignores the entry.
 _TASK_NAMES = 'mpt_jax.task_names'
+# What stands in front of the names of the base model's modules.
+_MODEL = 'base_model.model.'
+# What every adapter says of itself, and what we write there of it.
+_COMMON: dict[str, Any] = {
+  'auto_mapping': None,
+  'base_model_name_or_path': None,
+  'inference_mode': True,
+  'peft_type': None,
+  'revision': None,
+  'task_type': 'SEQ_2_SEQ_LM',
+}
+# A method, its arrays by our names, and the task names.
+_Read = tuple[methods.Method, dict[str, np.ndarray], list[str] | None]
 
 
-def read_adapter(
-  path: str,
-) -> tuple[dict[str, np.ndarray], list[str] | None, str]:
+@dataclasses.dataclass(frozen=True)
+class Adapter:
+  """What an adapter of another program is here.
+
+  Attributes:
+    method: the method, with its settings.
+    arrays: by our names, float32.
+    task_names: whose they are, if we wrote the adapter.
+    base: the base model's name; '' if the adapter does not say.
+  """
+
+  method: methods.Method
+  arrays: Mapping[str, np.ndarray]
+  task_names: Sequence[str] | None = None
+  base: str = ''
+
+
+def read_adapter(path: str) -> Adapter:
   """Reads an adapter folder as PEFT's `save_pretrained` writes it.
 
   Args:
@@ -33,9 +63,7 @@ def read_adapter(
       `adapter_model.safetensors`.
 
   Returns:
-    The arrays by our names (`shared_prompt`, `task_u`, `task_v` or `prompt`;
-    float32), the task names if we wrote the adapter, and the base model's
-    name ('' if the adapter does not say).
+    The adapter.
 
   Raises:
     InputError: if a file or field is missing or damaged, or the adapter is of
@@ -43,15 +71,11 @@ def read_adapter(
   """
   config_path = os.path.join(path, CONFIG)
   config = files.read_json(config_path, follow_links=True)
-  known = {
-    method.peft_type: method
-    for method in methods.known()
-    if issubclass(method, methods.PromptMethod) and method.peft_type
-  }
+  known = {m.peft_type: m for m in methods.known() if m.peft_type}
   kind = config.get('peft_type')
   if not isinstance(kind, str) or kind not in known:
     raise InputError(
-      f'{config_path}: peft_type {kind!r} is not a prompt of ours; expected'
+      f'{config_path}: peft_type {kind!r} is not a method of ours; expected'
       f' {" or ".join(known)}'
     )
   method = known[kind]
@@ -61,6 +85,20 @@ def read_adapter(
       f'{config_path}: task_type is {config.get("task_type")!r}, expected'
       " 'SEQ_2_SEQ_LM'"
     )
+  base = config.get('base_model_name_or_path')
+  base = base if isinstance(base, str) else ''
+  if issubclass(method, methods.PromptMethod):
+    learner, arrays, names = _read_prompts(path, method, config)
+  else:
+    assert issubclass(method, methods.Delta)
+    learner, arrays, names = _read_delta(path, method, config)
+  return Adapter(learner, arrays, names, base)
+
+
+def _read_prompts(
+  path: str, method: type[methods.PromptMethod], config: Mapping[str, Any]
+) -> _Read:
+  config_path = os.path.join(path, CONFIG)
   # PEFT's default for encoder-decoder models is 2, the decoder as well.
   parts = _size(config, 'num_transformer_submodules', config_path, default=2)
   length = _size(config, 'num_virtual_tokens', config_path)
@@ -76,7 +114,40 @@ def read_adapter(
     rank = _size(config, 'num_ranks', config_path, default=1)
   sizes = method.sized(parts * length, rank).shapes(methods.Width(width), tasks)
   shapes = {method.peft_names[ours]: shape for ours, shape in sizes.items()}
+  tensors, names = _read_tensors(path, shapes)
+  arrays = {n: tensors[theirs] for n, theirs in method.peft_names.items()}
+  if not method.per_task:
+    # Plain prompt tuning allocates a part for the decoder, by default, that it
+    # never uses.
+    arrays = {name: array[:length] for name, array in arrays.items()}
+  return method.sized(length, rank), arrays, names
 
+
+def _read_delta(
+  path: str, method: type[methods.Delta], config: Mapping[str, Any]
+) -> _Read:
+  stored, names = _read_tensors(path, None)
+  tensors = {}
+  for name, tensor in stored.items():
+    found = None
+    if name.startswith(_MODEL):
+      found = huggingface.module_of(name.removeprefix(_MODEL))
+    tensors['/'.join(found) if found else name] = tensor
+  common = {*_COMMON, 'peft_version'}
+  own = {key: value for key, value in config.items() if key not in common}
+  try:
+    learner, arrays = method.from_peft(own, tensors)
+  except InputError as e:
+    raise InputError(f'{os.path.join(path, CONFIG)}: {e}') from e
+  shared = names is not None and len(names) > 1
+  learner = dataclasses.replace(learner, shared=shared)
+  return learner, {name: array[None] for name, array in arrays.items()}, names
+
+
+def _read_tensors(
+  path: str, shapes: Mapping[str, tuple[int, ...]] | None
+) -> tuple[dict[str, np.ndarray], list[str] | None]:
+  """The tensors of an adapter, and the task names that we wrote there."""
   pickled = os.path.join(path, 'adapter_model.bin')
   tensor_path = os.path.join(path, TENSORS)
   if os.path.lexists(pickled) and not os.path.lexists(tensor_path):
@@ -87,46 +158,67 @@ def read_adapter(
   tensors, metadata = files.read_tensors(
     tensor_path, shapes, ('F32', 'F16', 'BF16'), follow_links=True
   )
-  arrays = {n: tensors[theirs] for n, theirs in method.peft_names.items()}
-  if not method.per_task:
-    # Plain prompt tuning allocates a part for the decoder, by default, that it
-    # never uses.
-    arrays = {name: array[:length] for name, array in arrays.items()}
-  base = config.get('base_model_name_or_path')
-  return arrays, _task_names(metadata), base if isinstance(base, str) else ''
+  return tensors, _task_names(metadata)
 
 
 def write_adapter(
-  path: str, arrays: Mapping[str, np.ndarray], task_names: Sequence[str]
+  path: str,
+  method: methods.Method,
+  arrays: Mapping[str, np.ndarray],
+  task_names: Sequence[str],
 ) -> None:
   """Writes an adapter folder that `PeftModel.from_pretrained` loads.
 
   Args:
     path: the folder.
-    arrays: those of a method of prompts, by our names.
+    method: the method, with its settings.
+    arrays: by our names; of a method in the network one set.
     task_names: the names of the K tasks; PEFT's `task_ids` count in this
       order.
 
   Raises:
     InputError: if the folder cannot be written.
   """
-  method = methods.holding(set(arrays))
+  if isinstance(method, methods.PromptMethod):
+    own, tensors = _prompts_of(method, arrays)
+  else:
+    assert isinstance(method, methods.Delta)
+    own, found = method.to_peft({n: a[0] for n, a in arrays.items()})
+    tensors = {_stored_name(name): tensor for name, tensor in found.items()}
+  config = _COMMON | own | {'peft_type': method.peft_type}
+  metadata = {'format': 'pt', _TASK_NAMES: json.dumps(list(task_names))}
+  files.write_folder(
+    path,
+    {
+      CONFIG: files.json_bytes(config),
+      TENSORS: files.tensor_bytes(tensors, metadata),
+    },
+  )
+
+
+def _stored_name(name: str) -> str:
+  """PEFT's name of a tensor that stands at a module of ours."""
+  module, slash, part = name.rpartition('/')
+  if not slash:
+    return name
+  stored, _ = huggingface.name_of(f'{module}/kernel')
+  return f'{_MODEL}{stored.removesuffix("weight")}{part}'
+
+
+def _prompts_of(
+  method: methods.PromptMethod, arrays: Mapping[str, np.ndarray]
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+  """A method of prompts as PEFT has it: configuration and tensors."""
   tensors = {theirs: arrays[n] for n, theirs in method.peft_names.items()}
   length, width = tensors['prompt_embeddings'].shape
   config: dict[str, Any] = {
-    'auto_mapping': None,
-    'base_model_name_or_path': None,
-    'inference_mode': True,
     'modules_to_save': None,
     'num_attention_heads': None,
     'num_layers': None,
     'num_transformer_submodules': 1,
     'num_virtual_tokens': length,
-    'peft_type': method.peft_type,
     'prompt_tuning_init': 'RANDOM',
     'prompt_tuning_init_text': None,
-    'revision': None,
-    'task_type': 'SEQ_2_SEQ_LM',
     'token_dim': width,
     'tokenizer_kwargs': None,
     'tokenizer_name_or_path': None,
@@ -138,14 +230,7 @@ def write_adapter(
       'prompt_tuning_init_state_dict_path': None,
       'prompt_tuning_init_task': 0,
     }
-  metadata = {'format': 'pt', _TASK_NAMES: json.dumps(list(task_names))}
-  files.write_folder(
-    path,
-    {
-      CONFIG: files.json_bytes(config),
-      TENSORS: files.tensor_bytes(tensors, metadata),
-    },
-  )
+  return config, tensors
 
 
 def _size(

@@ -149,7 +149,7 @@ def make_train_step(
   Runs of one process that share both share the compiled step.
 
   Args:
-    model: the model; dropout is on if its config has a rate.
+    model: the model; dropout is on if it has some.
     optimizer: the optimizer's settings.
     microbatches: parts that a batch is cut into. They are run one after
       another and make the update of the whole batch; activations are held for
@@ -159,7 +159,7 @@ def make_train_step(
     (state, frozen params, batch, totals) -> (state, totals): one update, with
     this batch's metrics added to `totals`. State and totals are donated.
   """
-  dropout = model.config.dropout_rate > 0.0
+  dropout = model.drops
 
   def train_step(
     state: TrainState, frozen: PyTree, batch: Batch, totals: Metrics
@@ -267,7 +267,7 @@ class BucketedStep:
     """Compiles nothing yet.
 
     Args:
-      model: the model; dropout is on if its config has a rate.
+      model: the model; dropout is on if it has some.
       optimizer: the optimizer's settings.
       target_length: T of a batch that is not cut, which counts with the
         normalizer 'NUM_TOTAL_TARGET_TOKENS'.
@@ -276,7 +276,7 @@ class BucketedStep:
     self.shapes: set[tuple[int, ...]] = set()
     self.compile_seconds = 0.0
     self._starts: dict[Any, Callable[..., Any]] = {}
-    dropout = model.config.dropout_rate > 0.0
+    dropout = model.drops
 
     def weigh(weights: dict[str, Array], part: Batch) -> dict[str, Array]:
       return jax.tree.map(jnp.add, weights, model.loss_weights(part))

@@ -33,6 +33,7 @@ from mpt_jax.methods.initializers import (
   SampledVocabulary,
   Uniform,
 )
+from mpt_jax.methods.lora import LoRA
 from mpt_jax.methods.multitask import (
   MultitaskPrompts,
   compose_task_prompts,
@@ -52,6 +53,7 @@ __all__ = [
   'FromFile',
   'FromString',
   'FullFinetuning',
+  'LoRA',
   'Method',
   'MultitaskPrompts',
   'PromptInit',
@@ -93,7 +95,14 @@ def register(method: _M) -> _M:
   return method
 
 
-for _method in (MultitaskPrompts, SoftPrompts, FullFinetuning, Adapter, BitFit):
+for _method in (
+  MultitaskPrompts,
+  SoftPrompts,
+  FullFinetuning,
+  Adapter,
+  BitFit,
+  LoRA,
+):
   register(_method)
 
 

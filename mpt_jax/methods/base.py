@@ -82,6 +82,7 @@ class Method:
     rates: stage -> the two rates, as its paper or its code has them.
     formats: what `mpt_jax.export` can write of it.
     cannot: what it cannot do ('pack', 'scan', 'mix', 't5x') -> the reason.
+    peft_type: PEFT's word for it; '' where PEFT has none.
   """
 
   name: ClassVar[str]
@@ -93,6 +94,7 @@ class Method:
   rates: ClassVar[Mapping[str, tuple[float, float | None]]]
   formats: ClassVar[tuple[str, ...]] = (BUNDLE,)
   cannot: ClassVar[Mapping[str, str]] = {}
+  peft_type: ClassVar[str] = ''
 
   @property
   def prompt_length(self) -> int:
@@ -103,6 +105,11 @@ class Method:
   def settings(self) -> dict[str, Any]:
     """What a bundle must hold beside the arrays to make the method again."""
     return {}
+
+  @property
+  def drops(self) -> bool:
+    """Whether training draws dropout of the method's own."""
+    return False
 
   @property
   def trainable(self) -> tuple[str, ...]:
@@ -188,8 +195,7 @@ class PromptMethod(Method):
   branch: ClassVar[str | None] = PROMPTS
   # Their names; the first is [P, D].
   arrays: ClassVar[tuple[str, ...]]
-  # PEFT's word for it, and our names -> PEFT's.
-  peft_type: ClassVar[str] = ''
+  # Our names -> PEFT's.
   peft_names: ClassVar[Mapping[str, str]] = {}
 
   length: Positive = 100
@@ -314,6 +320,53 @@ class Delta(Method):
     """
     raise NotImplementedError
 
+  @classmethod
+  def from_peft(
+    cls, config: Mapping[str, Any], tensors: Mapping[str, np.ndarray]
+  ) -> tuple['Delta', dict[str, np.ndarray]]:
+    """Reads an adapter of `peft_type`.
+
+    Args:
+      config: what it says of itself, without what every adapter says.
+      tensors: by PEFT's names, but with modules called as here:
+        'encoder/layers_0/attention/query/lora_A.weight'.
+
+    Returns:
+      The method, and its arrays by our names, without the axis in front.
+
+    Raises:
+      InputError: if it is something that we do not have, or does not fit
+        together.
+    """
+    raise NotImplementedError
+
+  def to_peft(
+    self, arrays: Mapping[str, np.ndarray]
+  ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Returns what `from_peft` takes, of arrays without the axis in front."""
+    raise NotImplementedError
+
+  def merged(
+    self, params: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
+  ) -> dict[str, np.ndarray]:
+    """Puts what was learned into the backbone's own matrices.
+
+    Args:
+      params: the backbone's parameters, by whole names.
+      arrays: what one task has learned, without the axis in front.
+
+    Returns:
+      The parameters that change, float32. The backbone with these is what
+      `intercept` makes of it.
+    """
+    raise NotImplementedError
+
+  def unmerged(
+    self, params: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
+  ) -> dict[str, np.ndarray]:
+    """Takes out again what `merged` put in, but for float32's rounding."""
+    raise NotImplementedError
+
 
 def learned(module: nn.Module, name: str) -> Array | None:
   """Returns what a `Delta` has learned for a module, or None.
@@ -370,6 +423,21 @@ def by_rows(tree: Any, rows: Array) -> Any:
     rows: [B] int32, the task of each example.
   """
   return jax.tree.map(lambda a: a if a.shape[0] == 1 else a[rows], tree)
+
+
+def check_peft(config: Mapping[str, Any], known: Sequence[str]) -> None:
+  """Refuses what an adapter's configuration asks for and we do not have.
+
+  Args:
+    config: as for `Delta.from_peft`.
+    known: the keys that are read, or change nothing.
+
+  Raises:
+    InputError: if another key is there and not empty.
+  """
+  for key, value in config.items():
+    if value and value != 'none' and key not in known:
+      raise InputError(f'{key} is {value!r}, which is not read here')
 
 
 def start_prompt(
