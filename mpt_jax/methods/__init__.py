@@ -36,6 +36,7 @@ from mpt_jax.methods.multitask import (
   compose_task_prompts,
   join_prompts,
 )
+from mpt_jax.methods.prefix import Prefix
 from mpt_jax.methods.soft import SoftPrompts
 from mpt_jax.types import InputError, Positive, nearest
 
@@ -50,6 +51,7 @@ __all__ = [
   'FullFinetuning',
   'Method',
   'MultitaskPrompts',
+  'Prefix',
   'PromptInit',
   'PromptMethod',
   'SampledVocabulary',
@@ -89,7 +91,7 @@ def register(method: _M) -> _M:
   return method
 
 
-for _method in (MultitaskPrompts, SoftPrompts, FullFinetuning):
+for _method in (MultitaskPrompts, SoftPrompts, FullFinetuning, Prefix):
   register(_method)
 
 
