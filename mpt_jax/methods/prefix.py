@@ -223,10 +223,9 @@ class Prefix(Delta):
     """See `Delta.intercept`."""
     module, method = context.module, context.method_name
     if isinstance(module, layers.RelativePositionBias):
-      encodes = module.bidirectional
-      place = 'encoder' if encodes else 'decoder'
+      place = 'encoder' if module.bidirectional else 'decoder'
       if method == '__call__' and place in self.places:
-        args = self._widened(*args, encodes and len(args[0]) == 1)
+        args = self._widened(args[0], args[1], place)
       return call(*args, **kwargs)
     keys, values = (
       learned(module, 'prefix_key'),
@@ -248,10 +247,11 @@ class Prefix(Delta):
     return call(*args, **kwargs)
 
   def _widened(
-    self, queries: Array, keys: Array, by_distance: bool
+    self, queries: Array, keys: Array, place: str
   ) -> tuple[Array, Array]:
     """The positions [T] and [L + S] of a stack that counts [T] and [S]."""
-    if by_distance:  # One query for 2 S - 1 keys: as many as there are.
+    if place == 'encoder' and len(queries) == 1:
+      # By distance: one query that sees all there are, 2 S - 1 keys.
       queries = keys = jnp.arange((len(keys) + 1) // 2, dtype=keys.dtype)
     front = jnp.arange(self.length, dtype=keys.dtype)
     if self.positions == SHIFTED:
