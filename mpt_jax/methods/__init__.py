@@ -20,6 +20,7 @@ from mpt_jax.methods.base import (
   multiply,
   of_rows,
 )
+from mpt_jax.methods.deep import DeepPrompts
 from mpt_jax.methods.full import FullFinetuning
 from mpt_jax.methods.initializers import (
   WORDS,
@@ -44,6 +45,7 @@ __all__ = [
   'DELTA',
   'PROMPTS',
   'ClassLabels',
+  'DeepPrompts',
   'Delta',
   'FromArray',
   'FromFile',
@@ -91,7 +93,13 @@ def register(method: _M) -> _M:
   return method
 
 
-for _method in (MultitaskPrompts, SoftPrompts, FullFinetuning, Prefix):
+for _method in (
+  MultitaskPrompts,
+  SoftPrompts,
+  FullFinetuning,
+  Prefix,
+  DeepPrompts,
+):
   register(_method)
 
 
