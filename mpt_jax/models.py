@@ -310,8 +310,10 @@ class PromptedT5:
     """The network's collections: the backbone, and what enters it."""
     backbone = {k: params[k] for k in _BACKBONE if k in params}
     variables = {'params': backbone}
-    if methods.DELTA in params:
-      delta = params[methods.DELTA]
+    if isinstance(self.method, methods.Delta):
+      learned = params_lib.flatten(params[methods.DELTA])
+      laid_out = self.method.laid_out(learned, self.config)
+      delta = params_lib.unflatten(laid_out)
       if self.num_tasks > 1:
         delta = methods.by_rows(delta, _example_rows(batch))
       variables[methods.DELTA] = _like_layers(delta, backbone)

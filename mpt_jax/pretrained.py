@@ -335,9 +335,8 @@ class PromptedT5:
     check_least(1, batch_size=batch_size)
     data.use_vocabulary(self.tokenizer)
     names: tuple[str, ...] = ()
-    length = row = 0
+    row = 0
     if self.bundle is not None:
-      length = self.bundle.prompt_length
       if prompt_task is None:
         names = self.bundle.task_names
       else:
@@ -355,7 +354,7 @@ class PromptedT5:
       ),
       score_fn=lambda batch: np.asarray(self._score(self.params, on(batch))),
       batch_size=batch_size,
-      prompt_length=length,
+      prompt_length=self.model.prompt_length,
       task_names=names,
       backbone_name=self.backbone.name,
       prompt_task=prompt_task,
@@ -442,7 +441,7 @@ class PromptedT5:
     self, inputs: Sequence[Sequence[int]], rows: Sequence[int]
   ) -> dict[str, Array | np.ndarray]:
     """Returns the model features of unpacked examples."""
-    length = 0 if self.bundle is None else self.bundle.prompt_length
+    length = self.model.prompt_length
     longest = _round_up(max(map(len, inputs)), _SHORTEST)
     tokens = np.zeros((len(inputs), length + longest), np.int32)
     slots = np.zeros_like(tokens)

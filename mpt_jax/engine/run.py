@@ -395,12 +395,14 @@ def _make_bundle(
   job: Job, step: int, arrays: Mapping[str, Any], scores: Mapping[str, Any]
 ) -> bundle_lib.PromptBundle:
   """The product of a run that learns no backbone."""
-  method = job.settings.method
+  method, kept = job.settings.method.product(
+    params_lib.flatten(arrays), job.model.config
+  )
   return bundle_lib.PromptBundle(
     method=method.name,
     stage=job.settings.stage,
     task_names=job.task_names,
-    arrays=params_lib.flatten(arrays),
+    arrays=kept,
     backbone_name=job.loaded.name,
     backbone_fingerprint=job.loaded.fingerprint,
     vocabulary_digest=vocabulary_digest(job.loaded),

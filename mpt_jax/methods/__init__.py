@@ -22,6 +22,7 @@ from mpt_jax.methods.base import (
   of_rows,
 )
 from mpt_jax.methods.bitfit import BitFit
+from mpt_jax.methods.deep import DeepPrompts
 from mpt_jax.methods.full import FullFinetuning
 from mpt_jax.methods.initializers import (
   WORDS,
@@ -39,6 +40,7 @@ from mpt_jax.methods.multitask import (
   compose_task_prompts,
   join_prompts,
 )
+from mpt_jax.methods.prefix import Prefix
 from mpt_jax.methods.soft import SoftPrompts
 from mpt_jax.types import InputError, Positive, nearest
 
@@ -48,6 +50,7 @@ __all__ = [
   'Adapter',
   'BitFit',
   'ClassLabels',
+  'DeepPrompts',
   'Delta',
   'FromArray',
   'FromFile',
@@ -56,6 +59,7 @@ __all__ = [
   'LoRA',
   'Method',
   'MultitaskPrompts',
+  'Prefix',
   'PromptInit',
   'PromptMethod',
   'SampledVocabulary',
@@ -102,6 +106,8 @@ for _method in (
   Adapter,
   BitFit,
   LoRA,
+  Prefix,
+  DeepPrompts,
 ):
   register(_method)
 

@@ -151,6 +151,22 @@ class Method:
     """Start values that need nothing but a key."""
     return self.initial(config, num_tasks, Start(key))
 
+  def product(
+    self, arrays: Mapping[str, Any], config: Any
+  ) -> tuple['Method', dict[str, Any]]:
+    """Returns what a bundle holds of a run's arrays.
+
+    Args:
+      arrays: what was trained.
+      config: the backbone's sizes.
+
+    Returns:
+      The method that the bundle names, this one if all of it is kept, and its
+      arrays.
+    """
+    del config
+    return self, dict(arrays)
+
   def prompt_table(
     self, arrays: Mapping[str, Any], num_tasks: int
   ) -> Array | None:
@@ -294,6 +310,19 @@ class Delta(Method):
         " tasks, of which each has its own set: give PADDING = 'bucket', or"
         ' share one set'
       )
+
+  def laid_out(self, arrays: Mapping[str, Any], config: Any) -> dict[str, Any]:
+    """Returns the arrays by the names of the backbone's modules.
+
+    They are what `intercept` finds, with the axis in front; of a method that
+    trains them themselves they are those of `shapes`.
+
+    Args:
+      arrays: what is trained.
+      config: the backbone's sizes.
+    """
+    del config
+    return dict(arrays)
 
   def intercept(
     self,

@@ -112,6 +112,7 @@ KINDS: dict[str, tuple[str, Callable[[pathlib.Path], bool]]] = {
   'lora': ('adapter_config.json', _said('peft_type', 'LORA')),
   'prefix': ('adapter_config.json', _said('peft_type', 'PREFIX_TUNING')),
   'prefix_full': ('io.npz', _holds('cross_prefix')),
+  'deep': ('io.npz', _holds('layer_prompts')),
   'adapter': ('adapter_config.json', _has('config')),
   'bitfit': ('biases.safetensors', lambda file: True),
   'attempt': ('*.npz', _holds('attn_W_down')),

@@ -144,6 +144,7 @@ def of_method(
     for name in (
       'encoder_last_hidden_state',
       'adapterhub/encoder_last_hidden_state',
+      'replace/encoder_last_hidden_state',
       'source_prompts',
     )
     if name in io
