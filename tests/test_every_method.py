@@ -12,12 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mpt_jax import methods, models
+from mpt_jax import methods
 from mpt_jax.engine import params as params_lib
 from mpt_jax.engine import partitioning
-from mpt_jax.types import InputError
 from tests.helpers import every_method
-from tests.helpers.every_method import CONFIG, K, METHODS
+from tests.helpers.every_method import METHODS, K
 
 # The methods with parameters beside the backbone's.
 BESIDE = sorted(n for n, m in METHODS.items() if m.branch)
@@ -59,9 +58,11 @@ def _loss_and_gradient(method, arrays, batch, tasks=K, **way):
   return float(loss), params_lib.flatten(jax.device_get(grads))
 
 
-def _close(got, want, tolerance):
+def _close(got, want, tolerance, method):
   assert got.keys() == want.keys()
   for name, value in want.items():
+    if every_method.is_idle(method, name):
+      continue
     scale = max(np.abs(value).max(), 1e-4)
     np.testing.assert_allclose(
       got[name], value, rtol=0, atol=tolerance * scale, err_msg=name
@@ -107,7 +108,7 @@ def test_no_way_to_run_it_changes_a_number(name):
   way = {'remat_layers': True, 'scan': 'scan' not in method.cannot}
   got = _loss_and_gradient(method, arrays, batch, **way)
   assert got[0] == pytest.approx(loss, rel=1e-5)
-  _close(got[1], grads, 2e-5)
+  _close(got[1], grads, 1e-4, method)
   low = _loss_and_gradient(method, arrays, batch, dtype='bfloat16')
   assert low[0] == pytest.approx(loss, rel=0.02)
   assert low[0] != loss
@@ -128,9 +129,10 @@ def test_parts_of_other_lengths_add_up(name):
     every_method.part_of(batch, rows, int(lengths[rows].max()))
     for rows in (order[:5], order[5:])
   ]
-  assert parts[0]['encoder_input_tokens'].shape != parts[1][
-    'encoder_input_tokens'
-  ].shape
+  assert (
+    parts[0]['encoder_input_tokens'].shape
+    != parts[1]['encoder_input_tokens'].shape
+  )
   weights = model.loss_weights(batch)
   size = batch['decoder_target_tokens'].size
 
@@ -145,7 +147,7 @@ def test_parts_of_other_lengths_add_up(name):
   got = [run(params[method.branch], part) for part in parts]
   assert float(sum(g[0] for g in got)) == pytest.approx(loss, rel=1e-5)
   total = jax.tree.map(jnp.add, *(g[1] for g in got))
-  _close(params_lib.flatten(total), grads, 2e-5)
+  _close(params_lib.flatten(total), grads, 1e-4, method)
 
 
 def _as_targets(batch, answers):

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 import mpt_jax
-from mpt_jax import methods
 from mpt_jax.checkpoints import backbone as backbone_lib
 from mpt_jax.checkpoints import run as run_lib
 from mpt_jax.checkpoints.bundle import load_prompts
@@ -32,10 +31,46 @@ VOCABULARY = (
 WORDS = ('the cat', 'a fern', 'it is so', 'not the town', 'what', 'the hat')
 STEPS, HALF = 20, 10
 LENGTHS = {'inputs': 40, 'targets': 10}
-# What trains beside (or instead of) what is frozen, written out.
+_ENCODER, _DECODER = 'delta/encoder/layers_0', 'delta/decoder/layers_0'
+_SELF = (f'{_ENCODER}/attention', f'{_DECODER}/self_attention')
+_CROSS = f'{_DECODER}/encoder_decoder_attention'
+_MLPS = (f'{_ENCODER}/mlp', f'{_DECODER}/mlp')
+_NORMS = (
+  f'{_ENCODER}/pre_attention_layer_norm',
+  f'{_ENCODER}/pre_mlp_layer_norm',
+  f'{_DECODER}/pre_self_attention_layer_norm',
+  f'{_DECODER}/pre_cross_attention_layer_norm',
+  f'{_DECODER}/pre_mlp_layer_norm',
+)
+_FINAL_NORMS = ('delta/encoder/encoder_norm', 'delta/decoder/decoder_norm')
+
+
+def _in(modules, *names):
+  return {f'{module}/{name}' for module in modules for name in names}
+
+
+# What trains of a backbone of one layer a side, written out.
 NAMES: dict[str, set[str]] = {
   'soft': {'prompts/prompt'},
   'multitask': {'prompts/shared_prompt', 'prompts/task_u', 'prompts/task_v'},
+  'adapter': _in(
+    (*_SELF, *_MLPS),
+    *('adapter_down', 'adapter_down_bias', 'adapter_up', 'adapter_up_bias'),
+  )
+  | _in((*_NORMS, *_FINAL_NORMS), 'scale_change'),
+  'bitfit': _in(
+    (*_SELF, _CROSS), 'query/bias', 'key/bias', 'value/bias', 'out/bias'
+  )
+  | _in(_MLPS, 'wi/bias', 'wo/bias')
+  | _in((*_NORMS, 'delta/decoder/logits_dense'), 'bias'),
+  'lora': {
+    f'{name}/lora_{half}'
+    for half in 'ab'
+    for name in _in((*_SELF, _CROSS), 'query', 'key', 'value', 'out')
+    | _in(_MLPS, 'wo')
+  },
+  'prefix': _in((*_SELF, _CROSS), 'prefix_key', 'prefix_value'),
+  'deep': {'delta/encoder/prompt', f'{_ENCODER}/prompt'},
 }
 
 
@@ -141,8 +176,8 @@ def test_trains_what_it_says_and_goes_on_as_if_never_killed(
   files = sorted(os.listdir(f'{whole}/{product}'))
   assert files == sorted(os.listdir(f'{killed}/{product}'))
   for file in files:
-    made = [pathlib.Path(f, product, file).read_bytes() for f in (whole, killed)]
-    assert made[0] == made[1], file
+    paths = [pathlib.Path(f, product, file) for f in (whole, killed)]
+    assert paths[0].read_bytes() == paths[1].read_bytes(), file
   results = [
     json.loads(pathlib.Path(f, run_lib.RESULTS).read_text())
     for f in (whole, killed)

@@ -144,7 +144,7 @@ class LoRA(Delta):
     return found
 
   def num_parameters(self, config: Any, num_tasks: int) -> int:
-    """n r (d + I)(E + 2D) + m r (d + F)(E + D), n and m the targets of each."""
+    """N r (d + I)(E + 2D) + m r (d + F)(E + D), n and m the targets of each."""
     heads = config.num_heads * config.head_dim
     encoder, decoder = config.num_encoder_layers, config.num_decoder_layers
     mlp = sum(target.startswith('w') for target in self.targets)

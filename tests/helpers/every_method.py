@@ -30,6 +30,11 @@ METHODS: dict[str, methods.Method] = {
   'soft': methods.SoftPrompts(P, init=methods.Uniform()),
   'multitask': methods.MultitaskPrompts(P, 2, init=methods.Uniform()),
   'full': methods.FullFinetuning(),
+  'adapter': methods.Adapter(size=3),
+  'bitfit': methods.BitFit(),
+  'lora': methods.LoRA(rank=2, targets=('q', 'k', 'v', 'o', 'wo')),
+  'prefix': methods.Prefix(P),
+  'deep': methods.DeepPrompts(P, combine='add'),
 }
 
 
