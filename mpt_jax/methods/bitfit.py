@@ -28,8 +28,8 @@ class BitFit(Delta):
   norm's scale, and logits + b [V]; the two final norms have none. All are 0 at
   the start, where the network is the backbone, bit for bit.
 
-  A bias of keys adds the same to all scores of a query, which the softmax does
-  not see: it is counted, as in the paper, and never moves.
+  A bias of keys would add the same to all scores of a query, which the softmax
+  does not see: it is counted, as in the paper, and never moves from 0.
   """
 
   name: ClassVar[str] = 'bitfit'
@@ -90,14 +90,13 @@ class BitFit(Delta):
     wanted = 'attend' if isinstance(module, layers.Embed) else '__call__'
     if bias is None or method not in (wanted, 'by_head'):
       return y
+    if module.name == 'key':
+      return y  # Added, it would do nothing but gather noise in its gradient.
     bias = of_rows(bias, len(y)).astype(y.dtype)
     if method == wanted:
       return y + bias[:, None]
-    spec, x = args
-    if spec.startswith('bhtk'):
-      return y  # Keys: the softmax would not see it.
-    # Values: (sum of weights x) W + b, where the weights add up to 1.
-    return y + bias.reshape(len(bias), x.shape[1], 1, -1)
+    # Values by head: their weights add up to 1.
+    return y + bias.reshape(len(bias), y.shape[1], 1, -1)
 
 
 def _drops(module: Any) -> bool:
