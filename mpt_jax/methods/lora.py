@@ -75,7 +75,7 @@ class LoRA(Delta):
     'Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022'
   )
   rates: ClassVar[Mapping[str, tuple[float, float | None]]] = {
-    stage: (3e-4, None) for stage in ('teacher', 'target')
+    'target': (3e-4, None)
   }
   formats: ClassVar[tuple[str, ...]] = ('peft', 'merged', BUNDLE)
   peft_type: ClassVar[str] = 'LORA'
@@ -144,7 +144,7 @@ class LoRA(Delta):
     return found
 
   def num_parameters(self, config: Any, num_tasks: int) -> int:
-    """n r (d + I)(E + 2D) + m r (d + F)(E + D), n and m the targets of each."""
+    """[n (d + I)(E + 2D) + m (d + F)(E + D)] r; n, m the targets of each."""
     heads = config.num_heads * config.head_dim
     encoder, decoder = config.num_encoder_layers, config.num_decoder_layers
     mlp = sum(target.startswith('w') for target in self.targets)
