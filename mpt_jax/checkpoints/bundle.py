@@ -15,13 +15,13 @@ import logging
 import math
 import os
 import re
-from typing import Any, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 
 import mpt_jax
 from mpt_jax import methods
-from mpt_jax.checkpoints import files, peft
+from mpt_jax.checkpoints import files, huggingface, peft
 from mpt_jax.checkpoints.texts import TaskText
 from mpt_jax.engine import params as params_lib
 from mpt_jax.types import (
@@ -30,6 +30,9 @@ from mpt_jax.types import (
   nearest,
   require_local,
 )
+
+if TYPE_CHECKING:
+  from mpt_jax.checkpoints.backbone import Backbone
 
 log = logging.getLogger(__name__)
 
@@ -378,6 +381,46 @@ class PromptBundle:
       arrays, tasks = {'prompt': self.compose(task)}, (task,)
       learner = methods.holding(set(arrays)).sized(self.prompt_length, 0)
     peft.write_adapter(path, learner, arrays, tasks)
+
+  def to_merged(
+    self, path: str, backbone: 'Backbone', task: str | None = None
+  ) -> None:
+    """Writes the backbone with what was learned in its own matrices.
+
+    Args:
+      path: the folder, as transformers has it.
+      backbone: the backbone.
+      task: whose set; may be left out where there is one.
+
+    Raises:
+      InputError: if the method has no such form, the task is unknown or left
+        open, the backbone is another one, or the folder cannot be written.
+    """
+    self.check_format('merged')
+    check_backbone(self, backbone)
+    arrays, _ = self.one(task)
+    learner = self.learner
+    assert isinstance(learner, methods.Delta)
+    flat = params_lib.flatten(backbone.params)
+    merged = learner.merged(flat, {n: a[0] for n, a in arrays.items()})
+    huggingface.save_huggingface(
+      path,
+      backbone.config,
+      params_lib.unflatten(flat | merged),
+      vocabulary_file=backbone.vocabulary_file,
+      special_ids=backbone.special_ids,
+    )
+
+  def parts(self, path: str) -> list[tuple[str, str | None]]:
+    """Returns the folders of a format that holds one set, and whose it is.
+
+    Args:
+      path: the folder, or that of the folders where there are several sets.
+    """
+    several = not self.prompt_length and self.per_task
+    if not several or len(self.task_names) == 1:
+      return [(path, None)]
+    return [(os.path.join(path, task), task) for task in self.task_names]
 
   def one(
     self, task: str | None = None

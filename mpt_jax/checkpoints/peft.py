@@ -201,7 +201,10 @@ def _stored_name(name: str) -> str:
   module, slash, part = name.rpartition('/')
   if not slash:
     return name
-  stored, _ = huggingface.name_of(f'{module}/kernel')
+  try:
+    stored, _ = huggingface.name_of(f'{module}/kernel')
+  except (KeyError, ValueError, IndexError) as e:
+    raise InputError(f'{name} has no name in transformers') from e
   return f'{_MODEL}{stored.removesuffix("weight")}{part}'
 
 

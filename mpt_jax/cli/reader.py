@@ -205,11 +205,15 @@ def parameters(module: str, name: str) -> Mapping[str, Parameter]:
     if getattr(node, 'name', '') != name:
       continue
     parts: list[tuple[str, ast.expr | None, ast.expr | None]] = []
+    known: dict[str, Parameter] = {}
     if isinstance(node, ast.ClassDef):
+      for base in map(ast.unparse, node.bases):
+        known |= parameters(module, base)
       parts = [
         (ast.unparse(field.target), field.annotation, field.value)
         for field in node.body
         if isinstance(field, ast.AnnAssign)
+        and not ast.unparse(field.annotation).startswith('ClassVar')
       ]
     elif isinstance(node, ast.FunctionDef):
       given = node.args
@@ -226,7 +230,7 @@ def parameters(module: str, name: str) -> Mapping[str, Parameter]:
     texts = dict(
       _ENTRY.findall(inspect.cleandoc(ast.get_docstring(node) or ''))
     )
-    return {
+    return known | {
       n: Parameter(annotation, default, ' '.join(texts.get(n, '').split()))
       for n, annotation, default in parts
     }

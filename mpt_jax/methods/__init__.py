@@ -24,6 +24,7 @@ from mpt_jax.methods.base import (
 from mpt_jax.methods.bitfit import BitFit
 from mpt_jax.methods.deep import DeepPrompts
 from mpt_jax.methods.full import FullFinetuning
+from mpt_jax.methods.ia3 import IA3
 from mpt_jax.methods.initializers import (
   WORDS,
   ClassLabels,
@@ -46,6 +47,7 @@ from mpt_jax.types import InputError, Positive, nearest
 
 __all__ = [
   'DELTA',
+  'IA3',
   'PROMPTS',
   'Adapter',
   'BitFit',
@@ -106,6 +108,7 @@ for _method in (
   Adapter,
   BitFit,
   LoRA,
+  IA3,
   Prefix,
   DeepPrompts,
 ):

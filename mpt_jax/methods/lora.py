@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
-import math
 import re
 from typing import Any, ClassVar
 
@@ -39,12 +38,17 @@ _FIELD = {
 }
 _OURS = {theirs: ours for ours, theirs in _FIELD.items()}
 _KERNEL = re.compile(r'((?:encoder|decoder)/layers_\d+/\w+/(\w+))/kernel')
-# Of PEFT's configuration: what is read, and what the tensors show or what has
-# no effect on an adapter that is trained.
+# PEFT's settings by ours, with their types; and what the tensors show or what
+# has no effect on an adapter that is trained.
+_PEFT_FIELDS: Mapping[str, tuple[str, tuple[type, ...]]] = {
+  'r': ('rank', (int,)),
+  'lora_alpha': ('alpha', (int, float)),
+  'lora_dropout': ('dropout', (int, float)),
+  'use_rslora': ('rank_scaled', (bool,)),
+}
 _PEFT_KEYS = (
-  *('r', 'lora_alpha', 'lora_dropout', 'use_rslora', 'target_modules'),
-  *('exclude_modules', 'init_lora_weights', 'megatron_core'),
-  'qalora_group_size',
+  *(*_PEFT_FIELDS, 'target_modules', 'exclude_modules', 'init_lora_weights'),
+  *('megatron_core', 'qalora_group_size'),
 )
 # Starts that leave the backbone's own kernels as they are.
 _PEFT_STARTS = None, True, False, 'gaussian', 'orthogonal'
@@ -75,7 +79,7 @@ class LoRA(Delta):
     'Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022'
   )
   rates: ClassVar[Mapping[str, tuple[float, float | None]]] = {
-    stage: (3e-4, None) for stage in ('teacher', 'target')
+    'target': (3e-4, None)
   }
   formats: ClassVar[tuple[str, ...]] = ('peft', 'merged', BUNDLE)
   peft_type: ClassVar[str] = 'LORA'
@@ -88,7 +92,7 @@ class LoRA(Delta):
 
   def __post_init__(self):
     check_least(1, LORA_RANK=self.rank)
-    if not 0 < self.alpha < math.inf:
+    if not 0 < self.alpha <= np.finfo(np.float32).max:
       raise InputError(f'LORA_ALPHA = {self.alpha} must be positive')
     if not 0 <= self.dropout < 1:
       raise InputError(f'LORA_DROPOUT = {self.dropout} must be in [0, 1)')
@@ -144,7 +148,7 @@ class LoRA(Delta):
     return found
 
   def num_parameters(self, config: Any, num_tasks: int) -> int:
-    """N r (d + I)(E + 2D) + m r (d + F)(E + D), n and m the targets of each."""
+    """[n (d + I)(E + 2D) + m (d + F)(E + D)] r; n, m the targets of each."""
     heads = config.num_heads * config.head_dim
     encoder, decoder = config.num_encoder_layers, config.num_decoder_layers
     mlp = sum(target.startswith('w') for target in self.targets)
@@ -240,23 +244,22 @@ class LoRA(Delta):
         f'init_lora_weights is {config["init_lora_weights"]!r}, which changes'
         " the backbone's own kernels"
       )
-    arrays, targets = {}, []
+    arrays: dict[str, np.ndarray] = {}
+    targets = []
     for name, tensor in tensors.items():
       match = re.fullmatch(r'(.+/(\w+))/lora_([AB])\.weight', name)
       if not match or match[2] not in _FIELD or tensor.ndim != 2:
         raise InputError(f'{name} {tensor.shape} is not of a projection of T5')
       targets.append(match[2])
       arrays[f'{match[1]}/lora_{match[3].lower()}'] = tensor.T
-    try:
-      method = cls(
-        rank=config['r'],
-        alpha=config['lora_alpha'],
-        targets=tuple(targets),
-        rank_scaled=config.get('use_rslora') or False,
-        dropout=config.get('lora_dropout') or 0.0,
-      )
-    except (KeyError, TypeError, InputError) as e:
-      raise InputError(f'r, lora_alpha or lora_dropout: {e}') from e
+    # Where nothing is said our defaults are PEFT's.
+    settings = {}
+    for key, (ours, types) in _PEFT_FIELDS.items():
+      if key in config:
+        settings[ours] = config[key]
+        if type(config[key]) not in types:
+          raise InputError(f'{key} is {config[key]!r}')
+    method = cls(targets=tuple(targets), **settings)
     for name, array in arrays.items():
       module, _, part = name.rpartition('/')
       rank = array.shape[1] if part == 'lora_a' else array.shape[0]

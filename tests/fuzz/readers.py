@@ -11,6 +11,7 @@ import pathlib
 from flax import serialization, traverse_util
 import numpy as np
 
+from mpt_jax import methods
 from mpt_jax.checkpoints import files as files_lib
 from mpt_jax.checkpoints import huggingface, peft
 from mpt_jax.checkpoints.backbone import load_backbone
@@ -165,6 +166,24 @@ def _read_peft(folder: str, seed: int) -> None:
   with open(os.path.join(folder, peft.CONFIG), 'rb') as f:
     config = json.loads(f.read())
   _check_prompts(bundle, config['num_virtual_tokens'], config['token_dim'])
+
+
+def _delta_seeds() -> list[dict[str, bytes]]:
+  folders = 'baseline_lora_t5/v1_1', 'baseline_ia3_t5/v1_0'
+  return [files_of(TESTDATA / folder / 'adapter') for folder in folders]
+
+
+def _read_delta(folder: str, seed: int) -> None:
+  bundle = load_prompts(folder)
+  learner = bundle.learner
+  assert isinstance(learner, methods.Delta)
+  for name, array in bundle.arrays.items():
+    _check(array.dtype == np.float32 and len(array) == 1, f'{name} is no set')
+    _check(np.isfinite(array).all(), 'not finite')
+  # Whatever was read can be written, and is the same then.
+  arrays = {name: array[0] for name, array in bundle.arrays.items()}
+  again, _ = learner.from_peft(*learner.to_peft(arrays))
+  _check(again.settings == learner.settings, 'other settings')
 
 
 def _npy_seeds() -> list[dict[str, bytes]]:
@@ -476,6 +495,7 @@ READERS = {
       'bundle', lambda: [_written(b.save) for b in bundles()], _read_bundle
     ),
     Reader('peft', _peft_seeds, _read_peft, ('json', 'safetensors')),
+    Reader('delta', _delta_seeds, _read_delta, ('json', 'safetensors')),
     Reader('npy', _npy_seeds, _read_npy),
     Reader('huggingface', _hf_seeds, _read_backbone),
     Reader('t5x_legacy', t5x_legacy, _read_backbone, outside=outside),

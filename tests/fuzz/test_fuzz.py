@@ -20,6 +20,7 @@ from tests.fuzz import cases, mutate, readers
 CASES = {
   'bundle': 400,
   'peft': 400,
+  'delta': 300,
   'npy': 400,
   'vocabulary': 300,
   'infer': 400,

@@ -75,6 +75,7 @@ def _read(arena, seed, file, content):
 _CONFIGS = {
   'bundle': bundle_lib.CONFIG,
   'peft': peft.CONFIG,
+  'delta': peft.CONFIG,
   'huggingface': 'config.json',
 }
 
@@ -113,6 +114,7 @@ def test_configs_of_anything(folders, name):
 _TENSORS = {
   'bundle': bundle_lib.TENSORS,
   'peft': peft.TENSORS,
+  'delta': peft.TENSORS,
   'huggingface': 'model.safetensors',
 }
 

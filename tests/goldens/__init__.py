@@ -110,6 +110,7 @@ KINDS: dict[str, tuple[str, Callable[[pathlib.Path], bool]]] = {
   ),
   'peft_soft': ('adapter_config.json', _said('peft_type', 'PROMPT_TUNING')),
   'lora': ('adapter_config.json', _said('peft_type', 'LORA')),
+  'ia3': ('adapter_config.json', _said('peft_type', 'IA3')),
   'prefix': ('adapter_config.json', _said('peft_type', 'PREFIX_TUNING')),
   'prefix_full': ('io.npz', _holds('cross_prefix')),
   'deep': ('io.npz', _holds('layer_prompts')),
