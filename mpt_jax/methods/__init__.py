@@ -7,12 +7,15 @@ A method of your own is a subclass of `PromptMethod` or `Delta`, made known by
 import dataclasses
 from typing import Any, TypeVar
 
+from mpt_jax.methods.attempt import Attempt
 from mpt_jax.methods.base import (
   DELTA,
   PROMPTS,
   Delta,
+  Inputs,
   Method,
   PromptMethod,
+  PromptsByExample,
   Start,
   Width,
   by_rows,
@@ -42,16 +45,19 @@ from mpt_jax.types import InputError, Positive, nearest
 __all__ = [
   'DELTA',
   'PROMPTS',
+  'Attempt',
   'ClassLabels',
   'Delta',
   'FromArray',
   'FromFile',
   'FromString',
   'FullFinetuning',
+  'Inputs',
   'Method',
   'MultitaskPrompts',
   'PromptInit',
   'PromptMethod',
+  'PromptsByExample',
   'SampledVocabulary',
   'SoftPrompts',
   'Start',
@@ -89,7 +95,7 @@ def register(method: _M) -> _M:
   return method
 
 
-for _method in (MultitaskPrompts, SoftPrompts, FullFinetuning):
+for _method in (MultitaskPrompts, SoftPrompts, Attempt, FullFinetuning):
   register(_method)
 
 
