@@ -328,6 +328,20 @@ class PromptedT5:
     )
     return -jnp.sum(loss * _token_weights(batch), axis=-1)
 
+  def weigh_batch(self, params: PyTree, batch: Batch) -> Array:
+    """What each example's prompt is made of.
+
+    Args:
+      params: the parameter tree.
+      batch: unpacked model features.
+
+    Returns:
+      [B, N] float32, see `methods.PromptsByExample.example_weights`.
+    """
+    assert isinstance(self.method, methods.PromptsByExample)
+    inputs = self.method_inputs(params, batch, answering=True)
+    return self.method.example_weights(params[methods.PROMPTS], inputs)
+
   # -- parts ----------------------------------------------------------------
 
   def _variables(self, params: PyTree, batch: Batch) -> dict[str, Any]:

@@ -20,6 +20,7 @@ RUNS = {
   'source': ('mpt_jax.train', 'train'),
   'target': ('mpt_jax.train', 'train'),
   'finetune': ('mpt_jax.train', 'train'),
+  'attempt': ('mpt_jax.train', 'train'),
   'eval': ('mpt_jax.eval', 'evaluate'),
   'infer': ('mpt_jax.infer', 'infer'),
   'answer': ('mpt_jax.infer', 'infer'),
@@ -31,6 +32,7 @@ INCLUDED = (
   'common',
   'demo',
   'demo_full',
+  'method_common',
   'pipeline_common',
   'pretrain_demo',
 )
@@ -69,7 +71,7 @@ def _clean_gin():
 def _required(*names):
   """Bindings of those REQUIRED macros that the files ask for."""
   text = ''.join((ROOT / n).read_text() for n in names)
-  if 'runs/common.gin' in text:
+  if re.search(r'runs/(method_)?common\.gin', text):
     text += (ROOT / 'gin_configs/runs/common.gin').read_text()
   return [
     f'--gin.{macro}={value}'

@@ -19,6 +19,8 @@ _REGISTRY = 'tasks/ is the registry that the commands come with'
 # (file, or '*' for all; macro) -> why Python's default is another one.
 REASONS = {
   ('*', 'METHOD'): 'what makes the stage',
+  ('*', 'WARMUP_STEPS'): "that of the baselines' code",
+  ('*', 'WEIGHT_DECAY'): "that of the baselines' code",
   ('source', 'MIXTURE_OR_TASK_NAME'): _REGISTRY,
   ('source', 'PROMPT_TASKS'): _REGISTRY,
   ('*', 'PROMPT_TASKS'): 'those of the data, which the parameter cannot see',
@@ -26,6 +28,7 @@ REASONS = {
   ('*', 'PROMPT_INIT'): 'a file of gin_configs/prompts says it',
   ('source', 'DISTILLATION'): 'what makes the stage; others have none',
   ('target', 'SOURCE_PROMPTS'): 'the stage cannot start without them',
+  ('attempt', 'SOURCE_PROMPTS'): 'the method has nothing to mix without them',
   ('eval', 'PROMPTS'): 'to score a bare backbone is said, not forgotten',
   ('infer', 'PROMPTS'): 'as in eval',
   ('answer', 'PROMPTS'): 'as in eval',
@@ -62,7 +65,10 @@ def _of_stage(text, target):
   """What a stage has where its user leaves a parameter open."""
   values = {(s.target, s.name): text.resolve(s).value for s in text.settings}
   stage = values.get(('train.train', 'stage'))
-  method = methods.get(values.get(('methods.prompt_method', 'name'), 'full'))
+  # What is no method of prompts has a file of its name.
+  name = pathlib.Path(text.files[0]).stem
+  name = name if name in methods.names() else 'full'
+  method = methods.get(values.get(('methods.prompt_method', 'name'), name))
   if not stage:
     return {}
   if target == 'Optimizer':
