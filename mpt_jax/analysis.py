@@ -20,6 +20,7 @@ from mpt_jax.checkpoints.bundle import (
   load_prompts,
 )
 from mpt_jax.engine import metrics
+from mpt_jax.transfer import retrieval
 from mpt_jax.types import InputError, nearest
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 Prompts = Any
 KINDS = ('mean', 'vectors', 'whole')
-_LEAST_NORM = 1e-12
 # The middle half of a vocabulary's norms and nearly all of them.
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
@@ -123,20 +123,12 @@ def similarity(prompts: Prompts, kind: str = 'mean') -> np.ndarray:
     said = ' and '.join(map(str, sorted(shapes)))
     what = 'shapes' if kind == 'whole' else 'widths'
     raise InputError(f'prompts of {what} {said} cannot be compared')
-  if kind == 'vectors':
-    # The mean of all products is the product of the means.
-    means = np.stack([_units(row).mean(0) for row in rows])
-    return means @ means.T
-  units = _units(
-    np.stack([row.mean(0) if kind == 'mean' else row.ravel() for row in rows])
-  )
+  if kind == 'whole':
+    units = retrieval.units(np.stack([row.ravel() for row in rows]))
+  else:
+    metric = 'average' if kind == 'mean' else 'per_token'
+    units = np.stack([retrieval.features(row, metric) for row in rows])
   return units @ units.T
-
-
-def _units(rows: np.ndarray) -> np.ndarray:
-  """[…, D], each of length 1."""
-  length = np.linalg.norm(rows, axis=-1, keepdims=True)
-  return rows / np.maximum(length, _LEAST_NORM)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -211,7 +203,7 @@ def nearest_words(
     )
   if not 1 <= k <= len(embedding):
     raise InputError(f'k is {k}, expected 1 to {len(embedding)}')
-  cosine = _units(vectors) @ _units(embedding).T
+  cosine = retrieval.units(vectors) @ retrieval.units(embedding).T
   squares = (embedding**2).sum(1) - 2 * vectors @ embedding.T
   squares += (vectors**2).sum(1)[:, None]
   distance = np.sqrt(np.maximum(squares, 0))

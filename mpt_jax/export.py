@@ -63,7 +63,7 @@ def export(
       f'{nearest(format, FORMATS)}'
     )
   paths = cli.as_list(prompts)
-  bundle = bundle_lib.merge([_load(path) for path in paths])
+  bundle = bundle_lib.load_several(paths)
   if rename:
     bundle = bundle.renamed(rename)
   if tasks is not None:
@@ -89,10 +89,3 @@ def export(
       format,
     )
   log.info('wrote %s of %s to %s', format, ', '.join(bundle.task_names), output)
-
-
-def _load(path: str) -> bundle_lib.PromptBundle:
-  if not path.endswith('.npy'):
-    return bundle_lib.load_prompts(path)
-  name = os.path.basename(path).removesuffix('.npy')
-  return bundle_lib.load_prompts(path, task_names=[name])

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from mpt_jax import losses, methods, t5
 from mpt_jax.engine import params as params_lib
 from mpt_jax.t5 import decoding
-from mpt_jax.types import Array, Batch, PyTree, check_shape
+from mpt_jax.types import Array, Batch, InputError, PyTree, check_shape
 
 # One loss term or metric: (sums [K], weights [K]), a row per task.
 Metrics = dict[str, losses.SumAndWeight]
@@ -120,10 +120,38 @@ class PromptedT5:
     return {'params': params}
 
   def prompt_table(self, params: PyTree) -> Array | None:
-    """[K, P, D] float32, or None without prompts."""
+    """[K, P, D] float32; None without prompts, or with one an example."""
     if self.method is None or self.method.branch != methods.PROMPTS:
       return None
     return self.method.prompt_table(params[methods.PROMPTS], self.num_tasks)
+
+  def method_inputs(
+    self, params: PyTree, batch: Batch, answering: bool = False
+  ) -> methods.Inputs:
+    """What a method that makes a prompt for each example sees of a batch.
+
+    Args:
+      params: the parameter tree.
+      batch: unpacked model features.
+      answering: whether the batch is answered or scored. Such batches are of
+        any length: they have one more padding here, so that what their
+        examples are like does not depend on it.
+    """
+    tokens = batch['encoder_input_tokens']
+    slots = batch['encoder_prompt_slots']
+    if answering:
+      tokens, slots = (jnp.pad(x, ((0, 0), (0, 1))) for x in (tokens, slots))
+    embedded: Any = self.module.apply(
+      self._variables(params, batch),
+      tokens,
+      method=lambda module, tokens: module.token_embedder(tokens),
+    )
+    return methods.Inputs(
+      embedded,
+      is_token=(tokens > 0) & (slots == 0),
+      is_padding=tokens == 0,
+      rows=_example_rows(batch),
+    )
 
   def loss_terms(
     self, params: PyTree, batch: Batch, dropout_rng: Array | None
@@ -258,7 +286,7 @@ class PromptedT5:
         batch['encoder_input_tokens'],
         enable_dropout=False,
         method='encode',
-        **self._prompt_inputs(table, batch),
+        **self._prompt_inputs(params, table, batch, answering=True),
       )
       cache, step = decoding.make_decode_step(
         self.module, variables, encoded, batch['encoder_input_tokens'], length
@@ -298,11 +326,27 @@ class PromptedT5:
     Returns:
       [B] float32, sum over the row's tokens, in nats.
     """
-    logits, _ = self._forward(params, self.prompt_table(params), batch, None)
+    logits, _ = self._forward(
+      params, self.prompt_table(params), batch, None, answering=True
+    )
     loss, _ = losses.cross_entropy_per_token(
       logits, batch['decoder_target_tokens']
     )
     return -jnp.sum(loss * _token_weights(batch), axis=-1)
+
+  def weigh_batch(self, params: PyTree, batch: Batch) -> Array:
+    """What each example's prompt is made of.
+
+    Args:
+      params: the parameter tree.
+      batch: unpacked model features.
+
+    Returns:
+      [B, N] float32, see `methods.PromptsByExample.example_weights`.
+    """
+    assert isinstance(self.method, methods.PromptsByExample)
+    inputs = self.method_inputs(params, batch, answering=True)
+    return self.method.example_weights(params[methods.PROMPTS], inputs)
 
   # -- parts ----------------------------------------------------------------
 
@@ -325,12 +369,24 @@ class PromptedT5:
       return nn.intercept_methods(self.method.intercept)
     return contextlib.nullcontext()
 
-  def _prompt_inputs(self, table: Array | None, batch: Batch) -> dict[str, Any]:
-    if table is None:
+  def _prompt_inputs(
+    self,
+    params: PyTree,
+    table: Array | None,
+    batch: Batch,
+    answering: bool = False,
+  ) -> dict[str, Any]:
+    by_example = isinstance(self.method, methods.PromptsByExample)
+    if table is None and not by_example:
       return {}
     slots = batch['encoder_prompt_slots']
     rows = batch['encoder_task_ids']
     check_shape('encoder_prompt_slots', slots, rows.shape)
+    if isinstance(self.method, methods.PromptsByExample):
+      # An example's prompt stands in its own row of the table.
+      inputs = self.method_inputs(params, batch, answering)
+      table = self.method.example_prompts(params[methods.PROMPTS], inputs)
+      rows = jnp.broadcast_to(jnp.arange(len(slots))[:, None], slots.shape)
     return {
       'prompt_table': table,
       'encoder_prompt_slots': slots,
@@ -344,6 +400,7 @@ class PromptedT5:
     batch: Batch,
     dropout_rng: Array | None,
     hidden_states: bool = False,
+    answering: bool = False,
   ) -> tuple[Array, dict[str, tuple[Array, ...]]]:
     """Logits [B, T, V] and, on request, the hidden states of each side."""
     with self._entered():
@@ -359,7 +416,7 @@ class PromptedT5:
         enable_dropout=dropout_rng is not None,
         return_hidden_states=hidden_states,
         rngs=None if dropout_rng is None else {'dropout': dropout_rng},
-        **self._prompt_inputs(table, batch),
+        **self._prompt_inputs(params, table, batch, answering),
       )
     return out if hidden_states else (out, {})
 
@@ -456,8 +513,11 @@ class DistilledPromptedT5(PromptedT5):
 
   def __post_init__(self):
     super().__post_init__()
-    if self.method is None or self.method.branch != methods.PROMPTS:
-      raise ValueError('distillation needs prompts to distill into')
+    if not isinstance(self.method, methods.PromptMethod):
+      raise InputError(
+        'distillation needs one prompt a task to distill into, and method'
+        f' {getattr(self.method, "name", None)!r} has none'
+      )
     if self.hidden_layers not in ('last', 'all'):
       raise ValueError(
         f"hidden_layers is {self.hidden_layers!r}, expected 'last' or 'all'"

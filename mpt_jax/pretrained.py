@@ -8,6 +8,7 @@ from typing import Any, overload
 import jax
 import numpy as np
 
+from mpt_jax import methods
 from mpt_jax.checkpoints.backbone import Backbone, load_backbone
 from mpt_jax.checkpoints.bundle import PromptBundle, load_prompts
 from mpt_jax.checkpoints.vocabulary import Vocabulary
@@ -87,6 +88,7 @@ class PromptedT5:
       static_argnames=('max_decode_length', *Decoding().search),
     )
     self._score = jax.jit(self.model.score_batch)
+    self._weigh = jax.jit(self.model.weigh_batch)
 
   def __repr__(self) -> str:
     return f'PromptedT5({self.backbone!r}, {self.bundle or "no prompts"})'
@@ -288,6 +290,48 @@ class PromptedT5:
       for i, value in zip(chosen, found, strict=False):
         scores[i] = float(value)
     return scores
+
+  def attention(
+    self,
+    texts: Sequence[Text],
+    task: str | Sequence[str | None] | None = None,
+    *,
+    batch_size: int = 32,
+  ) -> list[dict[str, float]]:
+    """Returns what the prompt of each text is made of.
+
+    For a method that makes a prompt for each text, of those of source tasks.
+
+    Args:
+      texts: as for `generate`.
+      task: whose prompt to use, as for `generate`.
+      batch_size: texts that are run together.
+
+    Returns:
+      For each text {source task, or 'target': weight}; weights sum to 1.
+
+    Raises:
+      InputError: as `generate`; also if the method makes no such prompts.
+    """
+    method = self.model.method
+    if not isinstance(method, methods.PromptsByExample):
+      raise InputError(
+        f'{self} has no attention over sources: all texts of a task have one'
+        ' prompt, or none'
+      )
+    _check_texts('attention', texts)
+    check_least(1, batch_size=batch_size)
+    rows = self._rows(task, len(texts))
+    inputs = self._encode(self._write(texts, task))
+    found: list[dict[str, float]] = [{}] * len(texts)
+    for chosen, members in _batches(inputs, batch_size):
+      batch = self._batch(
+        [inputs[i] for i in members], [rows[i] for i in members]
+      )
+      weights = np.asarray(self._weigh(self.params, batch))
+      for i, row in zip(chosen, weights, strict=False):
+        found[i] = dict(zip(method.weighed, row.tolist(), strict=True))
+    return found
 
   def evaluate(
     self,

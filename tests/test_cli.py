@@ -22,6 +22,7 @@ RUNS = {
   'finetune': ('mpt_jax.train', 'train'),
   'lora': ('mpt_jax.train', 'train'),
   'ia3': ('mpt_jax.train', 'train'),
+  'attempt': ('mpt_jax.train', 'train'),
   'eval': ('mpt_jax.eval', 'evaluate'),
   'infer': ('mpt_jax.infer', 'infer'),
   'answer': ('mpt_jax.infer', 'infer'),

@@ -28,6 +28,7 @@ REASONS = {
   ('*', 'PROMPT_INIT'): 'a file of gin_configs/prompts says it',
   ('source', 'DISTILLATION'): 'what makes the stage; others have none',
   ('target', 'SOURCE_PROMPTS'): 'the stage cannot start without them',
+  ('attempt', 'SOURCE_PROMPTS'): 'the method has nothing to mix without them',
   ('eval', 'PROMPTS'): 'to score a bare backbone is said, not forgotten',
   ('infer', 'PROMPTS'): 'as in eval',
   ('answer', 'PROMPTS'): 'as in eval',

@@ -49,7 +49,7 @@ LAYERS = (
     *('mpt_jax.engine.starts', 'mpt_jax.engine.evaluator'),
     *('mpt_jax.engine.answers', 'mpt_jax.engine.results'),
     *('mpt_jax.engine.outcome', 'mpt_jax.engine.job', 'mpt_jax.engine.run'),
-    'mpt_jax.study',
+    *('mpt_jax.study', 'mpt_jax.transfer'),
   },
   # Beside the entry points, of which it may use `cli` alone.
   {

@@ -110,7 +110,7 @@ class PromptBundle:
       raise ValueError(f'step is {self.step!r}, expected a number from 0')
     put('step', int(self.step))
 
-    wanted = set(kind.arrays) if _has_prompts(kind) else set(arrays)
+    wanted = set(kind.arrays or arrays)
     if set(arrays) != wanted or not arrays:
       raise ValueError(
         f'a {self.method} bundle has the arrays {sorted(wanted)}, got'
@@ -127,7 +127,11 @@ class PromptBundle:
       if not np.isfinite(array).all():
         raise ValueError(f'{name} holds NaN or infinity')
     put('settings', _plain_settings(self.settings))
-    self.learner  # noqa: B018  (it checks the settings)
+    learner = self.learner  # It checks the settings.
+    if isinstance(learner, methods.PromptsByExample):
+      difference = self._difference(learner, methods.Width(self.emb_dim))
+      if difference:
+        raise ValueError(f'by its settings, {self.method} has {difference}')
     if _has_prompts(kind):
       with np.errstate(over='ignore', invalid='ignore'):
         if not np.isfinite(self.table).all():
@@ -194,24 +198,41 @@ class PromptBundle:
     kind = _kind(self.method)
     if not _has_prompts(kind):
       raise InputError(
-        f'a bundle of method {self.method!r} has no prompt matrix: what it has'
-        ' learned is inside the network'
+        f'a bundle of method {self.method!r} has no prompt matrix:'
+        f' {kind.no_matrix}'
       )
     return kind.compose(self.arrays, len(self.task_names))
 
   @property
   def _anchor(self) -> np.ndarray:
-    kind = _kind(self.method)
-    assert _has_prompts(kind)
-    return self.arrays[kind.arrays[0]]
+    return self.arrays[_kind(self.method).arrays[0]]
 
   @property
   def _sizes(self) -> tuple[int, int, int]:
     """(P, D, R)."""
     kind = _kind(self.method)
-    if not _has_prompts(kind):
+    if kind.branch != methods.PROMPTS:
       return 0, 0, 0
-    return (*self._anchor.shape, kind.rank_of(self.arrays))
+    length, width = self._anchor.shape[-2:]
+    return length, width, kind.rank_of(self.arrays) if _has_prompts(kind) else 0
+
+  def _difference(self, learner: methods.Method, config: Any) -> str:
+    """What of the arrays is not as the method has it on such a backbone."""
+    found = {name: array.shape for name, array in self.arrays.items()}
+    tasks = len(self.task_names)
+    wanted = learner.shapes(config, tasks)
+    if not _has_prompts(type(learner)):
+      # Shared by the tasks of a run, each has its own where runs were joined.
+      for name in wanted.keys() & found.keys():
+        if found[name][:1] in ((1,), (tasks,)):
+          wanted[name] = found[name][:1] + wanted[name][1:]
+    for name in sorted(found.keys() | wanted.keys()):
+      if found.get(name) != wanted.get(name):
+        return (
+          f'{name} {wanted.get(name, "not at all")}, but the bundle'
+          f' {found.get(name, "not at all")}'
+        )
+    return ''
 
   def row(self, task: str | None = None) -> int:
     """Returns the task's row in the table; None will do for one prompt.
@@ -332,13 +353,14 @@ class PromptBundle:
 
   def _contents(self, texts: Mapping[str, TaskText]) -> dict[str, bytes]:
     """Returns the bundle's files."""
+    stored = not _has_prompts(_kind(self.method))
     config = {
-      'format_version': 2 if texts or not self.prompt_length else 1,
+      'format_version': 2 if texts or stored else 1,
       'prompt_length': self.prompt_length,
       'emb_dim': self.emb_dim,
       'rank': self.rank,
     } | {name: getattr(self, name) for name in _STORED_FIELDS}
-    if not self.prompt_length:
+    if stored:
       config[_SETTINGS] = dict(self.settings)
       config[_SHAPES] = {k: list(v.shape) for k, v in self.arrays.items()}
     if texts:
@@ -353,11 +375,12 @@ class PromptBundle:
     Raises:
       InputError: if that cannot hold it.
     """
-    known = _kind(self.method).formats
-    if name not in known:
+    kind = _kind(self.method)
+    if name not in kind.formats:
+      reason = f' ({kind.no_matrix})' if kind.no_matrix else ''
       raise InputError(
-        f'FORMAT = {name!r} cannot hold what method {self.method!r} learns;'
-        f' it can be written as {", ".join(known)}'
+        f'FORMAT = {name!r} cannot hold what method {self.method!r} learns'
+        f'{reason}; it can be written as {", ".join(kind.formats)}'
       )
 
   def to_peft(self, path: str, task: str | None = None) -> None:
@@ -549,13 +572,41 @@ def _join(bundles: Sequence[PromptBundle]) -> tuple[str, dict[str, np.ndarray]]:
     tables = [bundle.table for bundle in bundles]
     joined = methods.join_prompts(arrays, tables)
     return methods.MultitaskPrompts.name, joined
-  sets: dict[str, list[np.ndarray]] = {}
-  for bundle in bundles:
-    tasks = len(bundle.task_names)
-    for name, array in bundle.arrays.items():
-      own = np.broadcast_to(array, (tasks, *array.shape[1:]))
-      sets.setdefault(name, []).append(own)
-  return first.method, {n: np.concatenate(own) for n, own in sets.items()}
+  joined = {}
+  for name, array in first.arrays.items():
+    parts = [bundle.arrays[name] for bundle in bundles]
+    if len(array) == 1 and all(np.array_equal(array, part) for part in parts):
+      joined[name] = array  # What none has changed, all share.
+      continue
+    counts = [len(bundle.task_names) for bundle in bundles]
+    joined[name] = np.concatenate(
+      [
+        np.broadcast_to(part, (count, *part.shape[1:]))
+        for count, part in zip(counts, parts, strict=True)
+      ]
+    )
+  return first.method, joined
+
+
+def load_several(paths: Sequence[str]) -> PromptBundle:
+  """Loads prompts, as `load_prompts`, and puts their tasks together.
+
+  Args:
+    paths: one or more; a `.npy` file's task is called by the file's name.
+
+  Returns:
+    The bundle; its tasks are in the order given.
+
+  Raises:
+    InputError: as `load_prompts` and `merge`.
+  """
+  found = []
+  for path in paths:
+    names = None
+    if path.endswith('.npy'):
+      names = [os.path.basename(path).removesuffix('.npy')]
+    found.append(load_prompts(path, names))
+  return merge(found)
 
 
 def load_prompts(
@@ -631,21 +682,10 @@ def check_backbone(bundle: PromptBundle, backbone: Any) -> None:
       f' ({bundle.backbone_fingerprint}), but the backbone {backbone.name} is'
       f' another one ({backbone.fingerprint})'
     )
-  found = {name: array.shape for name, array in bundle.arrays.items()}
-  tasks = len(bundle.task_names)
-  wanted = bundle.learner.shapes(backbone.config, tasks)
-  if not _has_prompts(_kind(bundle.method)):
-    # Shared by the tasks of a run, each has its own where runs were joined.
-    for name in wanted.keys() & found.keys():
-      if found[name][:1] in ((1,), (tasks,)):
-        wanted[name] = found[name][:1] + wanted[name][1:]
-  for name in sorted(found.keys() | wanted.keys()):
-    if found.get(name) != wanted.get(name):
-      raise InputError(
-        f'{bundle.method} on the backbone {backbone.name} has {name}'
-        f' {wanted.get(name, "not at all")}, but the bundle'
-        f' {found.get(name, "not at all")}'
-      )
+  if difference := bundle._difference(bundle.learner, backbone.config):
+    raise InputError(
+      f'{bundle.method} on the backbone {backbone.name} has {difference}'
+    )
   vocabulary = getattr(backbone, 'vocabulary', None)
   if bundle.vocabulary_digest and vocabulary is not None:
     # Version 0.1 knew the file alone.

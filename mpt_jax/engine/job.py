@@ -179,10 +179,13 @@ def read(settings: Settings) -> Job:
     settings = dataclasses.replace(settings, tasks=names)
   method.check_can(
     pack=dataset.pack,
+    bucket=padding == 'bucket',
     scan=devices.scan_layers,
     mix=len(settings.tasks or ()) > 1,
   )
   loaded = _read_backbone(settings)
+  method = method.of_source(lambda: starts.read_source(settings.start, loaded))
+  settings = dataclasses.replace(settings, method=method)
   model = _make_model(settings, loaded)
   optimizer = settings.optimizer.of_run(
     optimizers.method_groups(method, *rates(settings)), settings.steps

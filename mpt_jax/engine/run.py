@@ -5,7 +5,7 @@ Below, one is opened or resumed, its backbone and its data are read, its start
 values made; it is fitted, scored, and leaves its product.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import functools
@@ -78,12 +78,14 @@ class _Begin:
   Attributes:
     state: the train state.
     frozen: what does not train, on the devices.
+    fixed: what of the method does not, on the host.
     window: the metrics summed since they were last written; None is none.
     checkpointer: saves the state.
   """
 
   state: trainer.TrainState
   frozen: PyTree
+  fixed: Mapping[str, Any]
   window: Mapping[str, Any] | None
   checkpointer: run_lib.RunCheckpointer
 
@@ -114,7 +116,7 @@ def train(
   dataset: Any = None,
   steps: Natural = 30000,
   stage: str | None = None,
-  start: str | Source | None = None,
+  start: str | Sequence[str] | Mapping[str, str] | Source | None = None,
   each_task: bool = False,
   distillation: Distillation | None = None,
   optimizer: optimizers.Optimizer = optimizers.Optimizer(),
@@ -145,8 +147,8 @@ def train(
     steps: the last step.
     stage: 'teacher', 'source', 'target' or 'finetune'; None is what method,
       start and teachers make of it.
-    start: what another run learned, to start from, or its path; None is the
-      method's own start.
+    start: what another run learned, to start from, or its path (or those of
+      several); None is the method's own start.
     each_task: whether each task, also of a mixture, has a run of its own.
     distillation: teachers of a source run; None trains without.
     optimizer: rates, schedule, groups; what it leaves open is the stage's own.
@@ -285,7 +287,7 @@ def _one(settings: Settings) -> Run:
     held.enter_context(request.listening())
     state = _fit(job, begin, beside)
     begin.checkpointer.close()
-    scores = _finish(job, state, beside)
+    scores = _finish(job, begin.fixed, state, beside)
   _tell_results(model_dir, job.following)
   return Run(model_dir, scores, settings.backbone.load)
 
@@ -392,11 +394,16 @@ def _start_values(job: Job) -> dict[str, Any]:
 
 
 def _make_bundle(
-  job: Job, step: int, arrays: Mapping[str, Any], scores: Mapping[str, Any]
+  job: Job,
+  fixed: Mapping[str, Any],
+  step: int,
+  arrays: Mapping[str, Any],
+  scores: Mapping[str, Any],
 ) -> bundle_lib.PromptBundle:
   """The product of a run that learns no backbone."""
   method, kept = job.settings.method.product(
-    params_lib.flatten(arrays), job.model.config
+    {**params_lib.flatten(arrays), **params_lib.flatten(fixed)},
+    job.model.config,
   )
   return bundle_lib.PromptBundle(
     method=method.name,
@@ -426,6 +433,7 @@ def _begin(job: Job) -> _Begin:
   for line in params_lib.describe(trained, frozen):
     log.info(line)
   _check_count(trained, job.model)
+  fixed = frozen.get(settings.method.branch or '', {})
   state = trainer.make_state(
     job.model,
     job.optimizer,
@@ -451,7 +459,7 @@ def _begin(job: Job) -> _Begin:
     scan_layers=devices.scan_layers,
     shard_backbone=devices.shard_backbone,
   )
-  return _Begin(state, frozen, window, checkpointer)
+  return _Begin(state, frozen, fixed, window, checkpointer)
 
 
 def _beside(
@@ -481,7 +489,7 @@ def _beside(
       evaluation,
       job.said,
       step,
-      functools.partial(_make_bundle, job),
+      functools.partial(_make_bundle, job, begin.fixed),
     )
     evaluate.follow(best.update)
   return _Beside(writer, evaluate, best, request)
@@ -555,7 +563,10 @@ def _fit(job: Job, begin: _Begin, beside: _Beside) -> trainer.TrainState:
 
 
 def _finish(
-  job: Job, state: trainer.TrainState, beside: _Beside
+  job: Job,
+  fixed: Mapping[str, Any],
+  state: trainer.TrainState,
+  beside: _Beside,
 ) -> dict[str, dict[str, float]]:
   """Scores what was trained and writes the run's product and its results."""
   settings, evaluation = job.settings, job.settings.evaluation
@@ -571,7 +582,7 @@ def _finish(
   bundle = None
   branch = settings.method.branch
   if branch is not None:
-    bundle = _make_bundle(job, step, product[branch], scores)
+    bundle = _make_bundle(job, fixed, step, product[branch], scores)
     if best is not None and best.keep:
       bundle = best.product()
       scores = dict(bundle.metrics)

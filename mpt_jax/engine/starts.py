@@ -6,6 +6,7 @@ Both engines start their stages here.
 from collections.abc import Mapping, Sequence
 import dataclasses
 import logging
+import os
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ import numpy as np
 from mpt_jax import methods, models, t5
 from mpt_jax.checkpoints import bundle as bundle_lib
 from mpt_jax.checkpoints.backbone import Backbone
+from mpt_jax.checkpoints.bundle import PromptBundle
 from mpt_jax.engine import params as params_lib
 from mpt_jax.engine.predictor import tokenizer
 from mpt_jax.types import (
@@ -51,12 +53,14 @@ class Source:
   """What a run starts from.
 
   Attributes:
-    prompts: path of a bundle (or PEFT folder, or `.npy`); None is nothing.
-    task: which task of it to take; None is the whole bundle.
+    prompts: path of a bundle (or PEFT folder, or `.npy`), or of several, whose
+      tasks are put together: a list, {task: path}, or a pattern with '{task}'
+      in it for each task that `task` names. None is nothing.
+    task: which task of it to take, or which ones, in order; None is all.
   """
 
-  prompts: str | None = None
-  task: str | None = None
+  prompts: str | Sequence[str] | Mapping[str, str] | None = None
+  task: str | Sequence[str] | None = None
 
 
 NO_SOURCE = Source()
@@ -142,16 +146,13 @@ def start_values(
   if method is None or method.branch is None:
     return {}
   given: dict[str, Any] = {}
-  if source.prompts is not None:
-    bundle = bundle_lib.load_prompts(source.prompts)
-    bundle_lib.check_backbone(bundle, backbone)
+  bundle = read_source(source, backbone)
+  if bundle is not None:
     log.info('starting from the prompts in %s', source.prompts)
-    given = {
-      'source': bundle,
-      'path': source.prompts,
-      'source_task': source.task,
-    }
-  else:
+    given = {'source': bundle, 'path': source.prompts}
+    if isinstance(source.task, str):
+      given['source_task'] = source.task
+  if 'token_embedder' in backbone.params:
     given['embedding'] = backbone.params['token_embedder']['embedding']
   start = methods.Start(
     jax.random.PRNGKey(seed),
@@ -161,6 +162,73 @@ def start_values(
   )
   arrays = method.initial(model.config, model.num_tasks, start)
   return {method.branch: params_lib.unflatten(arrays)}
+
+
+def read_source(source: Source, backbone: Backbone) -> PromptBundle | None:
+  """Reads what a run starts from.
+
+  Args:
+    source: where it is.
+    backbone: the backbone; its parameters are not read.
+
+  Returns:
+    The bundle, of the tasks that are listed; None if there is nothing.
+
+  Raises:
+    InputError: if it is missing or of another backbone.
+  """
+  given, tasks = source.prompts, source.task
+  if given is None:
+    return None
+  if isinstance(given, os.PathLike):
+    given = os.fspath(given)
+  named = [tasks] if isinstance(tasks, str) else list(tasks or ())
+  if isinstance(given, str) and '{task}' not in given:
+    bundle = bundle_lib.load_prompts(given)
+  elif isinstance(given, str | Mapping):
+    if isinstance(given, str) and not named:
+      raise InputError(
+        f'SOURCE_PROMPTS = {given!r} has {{task}} in it: give the source tasks'
+        ' as SOURCE_TASK'
+      )
+    named = named or list(given)
+    found = _by_task('SOURCE_PROMPTS has no prompts', given, named)
+    bundle = bundle_lib.merge([found[t].with_tasks([t]) for t in named])
+  else:
+    bundle = bundle_lib.load_several(given)
+  if not isinstance(tasks, str | None):
+    bundle = bundle.with_tasks(named)
+  bundle_lib.check_backbone(bundle, backbone)
+  return bundle
+
+
+def _by_task(
+  lacking: str, given: Any, task_names: Sequence[str]
+) -> dict[str, PromptBundle]:
+  """Reads the bundle of each task.
+
+  Args:
+    lacking: the words for a task that has none.
+    given: a pattern with '{task}', a list of paths, or {task: path}.
+    task_names: the tasks.
+  """
+  if isinstance(given, str):
+    given = {t: given.replace('{task}', t) for t in task_names}
+  if isinstance(given, Mapping):
+    found = {
+      t: bundle_lib.load_prompts(path)
+      for t, path in given.items()
+      if t in task_names
+    }
+  else:
+    bundles = [bundle_lib.load_prompts(path) for path in given]
+    found = {t: b for b in bundles for t in b.task_names}
+  for task in task_names:
+    if task not in found:
+      raise InputError(
+        f'{lacking} for {task!r}; it has {", ".join(sorted(found)) or "none"}'
+      )
+  return found
 
 
 def teacher_table(
@@ -189,23 +257,9 @@ def teacher_table(
         f"TEACHER_PROMPTS = {given!r} must contain '{{task}}', or be a list of"
         ' paths, or {task: path}'
       )
-    given = {t: given.replace('{task}', t) for t in task_names}
-  if not isinstance(given, Mapping):
-    bundles = [bundle_lib.load_prompts(path) for path in given]
-    found = {t: b for b in bundles for t in b.task_names}
-  else:
-    found = {
-      t: bundle_lib.load_prompts(path)
-      for t, path in given.items()
-      if t in task_names
-    }
+  found = _by_task('TEACHER_PROMPTS has no teacher', given, task_names)
   rows = []
   for task in task_names:
-    if task not in found:
-      raise InputError(
-        f'TEACHER_PROMPTS has no teacher for {task!r}; it has'
-        f' {", ".join(sorted(found)) or "none"}'
-      )
     teacher = found[task]
     bundle_lib.check_backbone(teacher, backbone)
     if teacher.prompt_length != length:

@@ -8,12 +8,15 @@ import dataclasses
 from typing import Any, TypeVar
 
 from mpt_jax.methods.adapter import Adapter
+from mpt_jax.methods.attempt import Attempt
 from mpt_jax.methods.base import (
   DELTA,
   PROMPTS,
   Delta,
+  Inputs,
   Method,
   PromptMethod,
+  PromptsByExample,
   Start,
   Width,
   by_rows,
@@ -51,6 +54,7 @@ __all__ = [
   'PROMPTS',
   'Adapter',
   'BitFit',
+  'Attempt',
   'ClassLabels',
   'DeepPrompts',
   'Delta',
@@ -59,11 +63,13 @@ __all__ = [
   'FromString',
   'FullFinetuning',
   'LoRA',
+  'Inputs',
   'Method',
   'MultitaskPrompts',
   'Prefix',
   'PromptInit',
   'PromptMethod',
+  'PromptsByExample',
   'SampledVocabulary',
   'SoftPrompts',
   'Start',
@@ -112,6 +118,7 @@ for _method in (
   Prefix,
   DeepPrompts,
 ):
+for _method in (MultitaskPrompts, SoftPrompts, Attempt, FullFinetuning):
   register(_method)
 
 

@@ -5,7 +5,8 @@ in a parameter tree beside the backbone's, in one branch that says by which of
 two seams they enter.
 
 `prompts`, the encoder's input: `prompt_table` composes one prompt for every
-task from them, and the batch says which position takes which vector.
+task from them, and the batch says which position takes which vector. A
+`PromptsByExample` makes one for every example of the batch instead.
 
 `delta`, the network: their names are those of the backbone's own modules
 ('encoder/layers_0/mlp/gain'), and `intercept` is called in place of every
@@ -19,7 +20,7 @@ A method with neither trains the backbone itself.
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import math
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from flax import linen as nn
 import jax
@@ -76,6 +77,8 @@ class Method:
     title: in tables and plots.
     paper: where it was published.
     branch: 'prompts' or 'delta'; None trains the backbone.
+    arrays: the names in its branch, where no backbone changes them; the first
+      is [P, D], or [K, P, D].
     per_task: whether each task of a run has parameters of its own.
     groups: (name pattern in the branch, which rate it takes), all of them;
       the rate is 'learning_rate' or 'task_learning_rate'.
@@ -83,18 +86,21 @@ class Method:
     formats: what `mpt_jax.export` can write of it.
     cannot: what it cannot do ('pack', 'scan', 'mix', 't5x') -> the reason.
     peft_type: PEFT's word for it; '' where PEFT has none.
+    no_matrix: why no file of a prompt matrix can hold it; '' where one can.
   """
 
   name: ClassVar[str]
   title: ClassVar[str]
   paper: ClassVar[str]
   branch: ClassVar[str | None] = None
+  arrays: ClassVar[tuple[str, ...]] = ()
   per_task: ClassVar[bool] = False
   groups: ClassVar[tuple[tuple[str, str], ...]] = (('.*', 'learning_rate'),)
   rates: ClassVar[Mapping[str, tuple[float, float | None]]]
   formats: ClassVar[tuple[str, ...]] = (BUNDLE,)
   cannot: ClassVar[Mapping[str, str]] = {}
   peft_type: ClassVar[str] = ''
+  no_matrix: ClassVar[str] = 'what it has learned is inside the network'
 
   @property
   def prompt_length(self) -> int:
@@ -116,8 +122,20 @@ class Method:
     """Patterns of the whole names of what trains."""
     return ('.*',) if self.branch is None else (f'{self.branch}/.*',)
 
+  def of_source(self, read: Callable[[], Any]) -> 'Method':
+    """Returns the method with what it must know of what a run starts from.
+
+    Args:
+      read: reads the bundle to start from, of the tasks that are named; None
+        where there is none.
+    """
+    del read
+    return self
+
   def shapes(self, config: Any, num_tasks: int) -> dict[str, tuple[int, ...]]:
-    """Returns name in the branch -> shape of every array that is learned.
+    """Returns name in the branch -> shape of every array of a bundle.
+
+    All are learned, but for those that `trainable` leaves out.
 
     Args:
       config: the backbone's sizes.
@@ -189,7 +207,8 @@ class Method:
     """Refuses what the method cannot do.
 
     Args:
-      **wanted: 'pack', 'scan', 'mix' or 't5x' -> whether the run does it.
+      **wanted: 'pack', 'bucket', 'scan', 'mix' or 't5x' -> whether the run
+        does it.
 
     Raises:
       InputError: names the method and the reason.
@@ -209,8 +228,7 @@ class PromptMethod(Method):
   """
 
   branch: ClassVar[str | None] = PROMPTS
-  # Their names; the first is [P, D].
-  arrays: ClassVar[tuple[str, ...]]
+  no_matrix: ClassVar[str] = ''
   # Our names -> PEFT's.
   peft_names: ClassVar[Mapping[str, str]] = {}
 
@@ -266,12 +284,92 @@ class PromptMethod(Method):
 
 
 @dataclasses.dataclass(frozen=True)
-class Delta(Method):
+class Sets(Method):
+  """A method whose arrays are sets: every one has one axis more in front.
+
+  It is of size K where each task has its own, of size 1 where all share one.
+  """
+
+  @property
+  def settings(self) -> dict[str, Any]:
+    """See `Method.settings`; what is left out of comparisons is left out."""
+    fields = [f for f in dataclasses.fields(self) if f.compare]
+    return {f.name: getattr(self, f.name) for f in fields}
+
+  def select(
+    self, arrays: Mapping[str, Any], rows: Sequence[int]
+  ) -> dict[str, Any]:
+    """See `Method.select`."""
+    return {
+      name: array if array.shape[0] == 1 else array[np.asarray(rows)]
+      for name, array in arrays.items()
+    }
+
+
+class Inputs(NamedTuple):
+  """The inputs of a batch's examples, as `PromptsByExample` sees them.
+
+  A position is a token, padding, or a prompt's slot, which is neither.
+
+  Attributes:
+    embedded: [B, S, D] the backbone's embeddings of all positions.
+    is_token: [B, S] bool.
+    is_padding: [B, S] bool.
+    rows: [B] int32, the task of each example.
+  """
+
+  embedded: Array
+  is_token: Array
+  is_padding: Array
+  rows: Array
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptsByExample(Sets):
+  """A method of the first seam with a prompt of its own for each example."""
+
+  branch: ClassVar[str | None] = PROMPTS
+  cannot: ClassVar[Mapping[str, str]] = {
+    't5x': 'the T5X engine has one prompt a task; use mpt_jax.train',
+    'pack': (
+      "it makes a prompt for each row of a batch: give PADDING = 'bucket'"
+    ),
+  }
+  no_matrix: ClassVar[str] = 'each input has a prompt of its own'
+
+  def example_prompts(self, arrays: Mapping[str, Any], inputs: Inputs) -> Array:
+    """Makes the prompt of each example of a batch.
+
+    Args:
+      arrays: the method's.
+      inputs: the examples.
+
+    Returns:
+      [B, P, D] float32.
+    """
+    raise NotImplementedError
+
+  def example_weights(self, arrays: Mapping[str, Any], inputs: Inputs) -> Array:
+    """Returns what each example's prompt is made of: [B, N] float32.
+
+    Args:
+      arrays: the method's.
+      inputs: the examples.
+    """
+    raise NotImplementedError
+
+  @property
+  def weighed(self) -> tuple[str, ...]:
+    """What the N weights of an example are of."""
+    raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class Delta(Sets):
   """A method of the second seam.
 
-  Every array has one axis more in front: of size K where each task has its
-  own, of size 1 where all share one. An interceptor sees 1 or, taken by the
-  examples' tasks, B there (`learned`).
+  Its arrays are sets (`Sets`). An interceptor sees 1 or, taken by the
+  examples' tasks, B on their first axis (`learned`).
 
   Attributes:
     shared: whether all tasks of a run share one set; else each has its own.
@@ -282,24 +380,9 @@ class Delta(Method):
 
   shared: bool = dataclasses.field(default=False, kw_only=True)
 
-  @property
-  def settings(self) -> dict[str, Any]:
-    """See `Method.settings`; what is left out of comparisons is left out."""
-    fields = [f for f in dataclasses.fields(self) if f.compare]
-    return {f.name: getattr(self, f.name) for f in fields}
-
   def sets(self, num_tasks: int) -> int:
     """K, or 1 where all tasks share one set."""
     return 1 if self.shared else num_tasks
-
-  def select(
-    self, arrays: Mapping[str, Any], rows: Sequence[int]
-  ) -> dict[str, Any]:
-    """See `Method.select`."""
-    return {
-      name: array if array.shape[0] == 1 else array[np.asarray(rows)]
-      for name, array in arrays.items()
-    }
 
   def check_can(self, **wanted: Any) -> None:
     """See `Method.check_can`."""

@@ -420,9 +420,15 @@ def _use_vocabulary(
 
 
 def _localize(source: Source) -> Source:
-  if source.prompts is None:
+  given, tasks = source.prompts, source.task
+  if given is None:
     return source
-  return dataclasses.replace(source, prompts=remote.localize(source.prompts))
+  if isinstance(given, str) and '{task}' not in given:
+    local = remote.localize(given)
+  else:
+    named = [tasks] if isinstance(tasks, str) else tasks
+    local = _localize_teachers(given, named or list(given))
+  return dataclasses.replace(source, prompts=local)
 
 
 def _localize_teachers(given: Any, task_names: Sequence[str]) -> Any:

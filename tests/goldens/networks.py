@@ -162,6 +162,7 @@ def check_method(
   arrays: dict[str, np.ndarray],
   grads: dict[str, np.ndarray],
   case: str = '',
+  atol: float = 1e-5,
 ) -> None:
   """Asserts a method's numbers on a golden's batch.
 
@@ -176,6 +177,7 @@ def check_method(
     grads: the gradients that are wanted, by our names and in our shapes; no
       others are compared.
     case: what stands before the names of expected outputs.
+    atol: how far a gradient may be off, beside 1e-4 of it.
   """
   rows = io.get('task_ids', np.zeros(len(io['input_ids']), np.int32))
   model = models.PromptedT5(
@@ -214,7 +216,7 @@ def check_method(
   found = params_lib.flatten(found)
   for name, want in grads.items():
     np.testing.assert_allclose(
-      found[name], want, rtol=1e-4, atol=1e-5, err_msg=name
+      found[name], want, rtol=1e-4, atol=atol, err_msg=name
     )
   if f'{case}generate_ids' in io:
     want = io[f'{case}generate_ids'][:, 1:]  # Without the start id.

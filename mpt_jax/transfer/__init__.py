@@ -1,0 +1,1 @@
+"""Prompts used where they were not learned, and what predicts that."""
