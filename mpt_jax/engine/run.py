@@ -100,12 +100,14 @@ class _Beside:
     evaluate: scores it, or None.
     best: keeps the best of what is trained, or None.
     request: whether someone has asked to stop.
+    needs: bytes that the largest compiled step needs, the latest last.
   """
 
   writer: Writers
   evaluate: Evaluator | None
   best: Best | None
   request: preemption.StopRequest
+  needs: list[int]
 
 
 def train(
@@ -290,7 +292,7 @@ def _one(settings: Settings) -> Run:
     begin.checkpointer.close()
     scores = _finish(job, state, beside)
   _tell_results(model_dir, job.following)
-  return Run(model_dir, scores, settings.backbone.load)
+  return Run(model_dir, scores, settings.backbone.load, beside.needs[-1])
 
 
 def _each(settings: Settings) -> dict[str, Run]:
@@ -486,7 +488,7 @@ def _beside(
       kept = BestBackbone(settings.model_dir, job.loaded)
     best = Best.create(evaluation, job.said, step, kept)
     evaluate.follow(best.update)
-  return _Beside(writer, evaluate, best, request)
+  return _Beside(writer, evaluate, best, request, [0])
 
 
 def _tags(
@@ -539,6 +541,7 @@ def _fit(job: Job, begin: _Begin, beside: _Beside) -> trainer.TrainState:
           beside.best is not None and beside.best.selection.finished
         ),
         request=beside.request,
+        compiled=beside.needs.append,
       ),
       begin.window,
     )
@@ -562,7 +565,7 @@ def _finish(
   """Scores what was trained and writes the run's product and its results."""
   settings, evaluation = job.settings, job.settings.evaluation
   evaluate, best, step = beside.evaluate, beside.best, int(state.step)
-  scores: dict[str, dict[str, float]] = {}
+  scores: dict[str, Any] = {}
   results: dict[str, Any] = {}
   if evaluate is not None:
     if evaluate.latest_step != step:
