@@ -1,18 +1,20 @@
-"""Scores a run's prompts while it trains, and keeps each task's best ones."""
+"""Scores what a run trains, and keeps the best: prompts, or the backbone."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
 import itertools
 import logging
 import os
+import shutil
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 import numpy as np
 
-from mpt_jax import models
+from mpt_jax import checkpoints, models
 from mpt_jax.checkpoints import bundle as bundle_lib
+from mpt_jax.checkpoints.backbone import Backbone
 from mpt_jax.engine import (
   multihost,
   partitioning,
@@ -29,7 +31,7 @@ from mpt_jax.types import PyTree
 
 log = logging.getLogger(__name__)
 
-# Each task's best prompts.
+# Each task's best prompts, or the best backbone.
 BEST = 'best'
 # What stands beside the scores in the metrics: 'floor/rte/commonest'.
 _FLOOR = 'floor'
@@ -183,41 +185,115 @@ class Evaluator:
     return scores, judged
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class BestPrompts:
-  """Keeps each task's best prompts in `best/<task>`.
+  """Each task's best prompts, in `best/<task>`.
 
   Attributes:
-    folder: where the bundles are.
-    selection: what was best so far.
+    model_dir: the run's folder.
     make_bundle: (step, arrays, scores) -> bundle of the run's tasks.
-    keep: whether prompts are kept at all.
   """
 
-  folder: str
-  selection: selection.Selection
+  model_dir: str
   make_bundle: Callable[..., bundle_lib.PromptBundle]
-  keep: bool
+
+  def save(
+    self,
+    step: int,
+    scores: Mapping[str, Mapping[str, float]],
+    tasks: Sequence[str],
+    trained: Mapping[str, Any],
+  ) -> None:
+    """Saves those of some tasks, from the host's trainable tree."""
+    [arrays] = trained.values()
+    for task in tasks:
+      bundle = self.make_bundle(step, arrays, {task: scores[task]})
+      if task in bundle.task_names:
+        bundle.with_tasks([task]).save(self._path(task))
+
+  def product(self, tasks: Iterable[str]) -> bundle_lib.PromptBundle:
+    """The best prompts of tasks, in their order."""
+    parts = [bundle_lib.load_prompts(self._path(task)) for task in tasks]
+    return bundle_lib.merge(parts)
+
+  def _path(self, task: str) -> str:
+    return os.path.join(self.model_dir, BEST, task)
+
+
+@dataclasses.dataclass(frozen=True)
+class BestBackbone:
+  """The best backbone, in `best/backbone`: one, for all tasks.
+
+  Attributes:
+    model_dir: the run's folder.
+    backbone: what it was at the start.
+  """
+
+  model_dir: str
+  backbone: Backbone
+
+  @property
+  def path(self) -> str:
+    """Where it is, until it has become the product."""
+    return os.path.join(self.model_dir, BEST, 'backbone')
+
+  def save(
+    self,
+    step: int,
+    scores: Mapping[str, Mapping[str, float]],
+    tasks: Sequence[str],
+    trained: Mapping[str, Any],
+  ) -> None:
+    """Saves the host's trainable tree over the one before it."""
+    del tasks, scores
+    save_backbone(self.path, self.backbone, trained)
+    log.info(
+      'best step so far: %d; its backbone is in %s, %.0f MB',
+      step,
+      self.path,
+      4e-6 * params_lib.count(trained),
+    )
+
+  def load(self) -> dict[str, Any]:
+    """Its parameters."""
+    return checkpoints.load_backbone(self.path).params
+
+  def remove(self) -> None:
+    """Frees the disk, once the run has its product."""
+    shutil.rmtree(self.path, ignore_errors=True)
+
+
+@dataclasses.dataclass
+class Best:
+  """Follows a run's evaluations, and keeps what was best.
+
+  Attributes:
+    selection: what was best so far.
+    kept: where it is; None keeps nothing.
+  """
+
+  selection: selection.Selection
+  kept: BestPrompts | BestBackbone | None
 
   @classmethod
   def create(
     cls,
-    model_dir: str,
     evaluation: Evaluation,
     said: Mapping[str, Mapping[str, Metric]],
     step: int,
-    make_bundle: Callable[..., bundle_lib.PromptBundle],
-  ) -> 'BestPrompts':
+    kept: BestPrompts | BestBackbone,
+  ) -> 'Best':
     """Takes up what the run has seen up to a step."""
     followed = selection.Selection(
-      evaluation.best_metric, evaluation.patience, said
+      evaluation.best_metric,
+      evaluation.patience,
+      said,
+      together=isinstance(kept, BestBackbone),
     )
-    path = os.path.join(model_dir, METRICS)
+    path = os.path.join(kept.model_dir, METRICS)
     for then, scores in multihost.on_first(lambda: past_scores(path, step)):
       followed.update(then, scores)
-    return cls(
-      os.path.join(model_dir, BEST), followed, make_bundle, evaluation.keep_best
-    )
+    return cls(followed, kept if evaluation.keep_best else None)
 
   def update(
     self,
@@ -225,29 +301,24 @@ class BestPrompts:
     scores: dict[str, dict[str, float]],
     trained: Mapping[str, Any],
   ) -> None:
-    """Takes an evaluation; saves the prompts of tasks that are better."""
-    better = self.selection.update(step, finite_scores(scores))
-    if not better or not self.keep:
-      return
-    [branch] = trained
-    arrays = partitioning.to_host(trained[branch])
+    """Takes an evaluation; saves what is better than ever before."""
+    better, kept = self.selection.update(step, finite_scores(scores)), self.kept
+    if better and kept is not None:
+      host = partitioning.to_host(trained)
+      multihost.on_first(lambda: kept.save(step, scores, better, host))
 
-    def save() -> None:
-      for task in better:
-        bundle = self.make_bundle(step, arrays, {task: scores[task]})
-        if task in bundle.task_names:
-          bundle.with_tasks([task]).save(os.path.join(self.folder, task))
 
-    multihost.on_first(save)
-
-  def product(self) -> bundle_lib.PromptBundle:
-    """The best prompts of all tasks, in the order of the run's."""
-    return bundle_lib.merge(
-      [
-        bundle_lib.load_prompts(os.path.join(self.folder, task))
-        for task in self.selection.best
-      ]
-    )
+def save_backbone(
+  path: str, backbone: Backbone, trained: Mapping[str, Any]
+) -> None:
+  """Saves a backbone with what was trained in the place of what it had."""
+  checkpoints.save_huggingface(
+    path,
+    backbone.config,
+    params_lib.merge(backbone.params, trained),
+    vocabulary_file=backbone.vocabulary_file,
+    special_ids=backbone.special_ids,
+  )
 
 
 def past_scores(

@@ -138,9 +138,7 @@ class Job:
     return dataclasses.replace(self, loaded=light)
 
 
-def check(
-  stage: str, method: methods.Method, evaluation: Evaluation | None
-) -> None:
+def check(stage: str, method: methods.Method) -> None:
   """Refuses settings that do not belong together."""
   if stage not in STAGES:
     raise InputError(
@@ -152,8 +150,6 @@ def check(
       f'stage {stage!r} is none of method {method.name!r}, which has'
       f' {", ".join(method.rates)}'
     )
-  if method.branch is None and evaluation is not None and evaluation.keep_best:
-    raise InputError('KEEP_BEST keeps prompts, and stage finetune has none')
 
 
 def read(settings: Settings) -> Job:
@@ -212,7 +208,7 @@ def read(settings: Settings) -> Job:
     batches=batches,
     texts=data.task_texts(settings.tasks or (), dataset.split),
     examples=examples,
-    said=_check_selection(dataset, settings.evaluation),
+    said=_check_selection(dataset, settings.evaluation, method.branch is None),
     synthetic=synthetic,
     following=_next_command(settings, dataset, 'test' in provider.splits),
   )
@@ -308,9 +304,14 @@ def _examine(
 
 
 def _check_selection(
-  dataset: Any, evaluation: Evaluation | None
+  dataset: Any, evaluation: Evaluation | None, together: bool
 ) -> dict[str, dict[str, Metric]]:
   """Refuses a selection by a metric that the tasks don't have.
+
+  Args:
+    dataset: the data.
+    evaluation: what is selected by.
+    together: whether all tasks have one best step.
 
   Returns:
     Task -> what its metric functions say of what they give; empty where
@@ -323,7 +324,13 @@ def _check_selection(
   declared: dict[str, tuple[dict[str, Metric], bool]] = {}
   for name in evaluation.examples(dataset).names:
     declared |= data.metrics_of(name, evaluation.split, dataset.module)
-  selection.check_declared(declared, evaluation.best_metric)
+  selection.check_declared(declared, evaluation.best_metric, together)
+  if together:
+    log.info(
+      'one backbone for all tasks: the best %s of %s decides',
+      evaluation.best_metric or 'mean main score',
+      ', '.join(declared),
+    )
   return {task: said for task, (said, _) in declared.items()}
 
 

@@ -25,6 +25,9 @@ class Run:
     model_dir: its folder.
     scores: {task: {metric: value}} of the evaluation split, of the product;
       NaN is a score that is not defined. Empty without an evaluation.
+    step_bytes: what the largest compiled step needs on a device: parameters,
+      optimizer, batch and what is held in between. 0 if nobody knows: the
+      platform does not say, or the run was finished before.
   """
 
   def __init__(
@@ -32,6 +35,7 @@ class Run:
     model_dir: str,
     scores: Mapping[str, Mapping[str, float | None]],
     load: Callable[[], Backbone],
+    step_bytes: int = 0,
   ):
     """Reads nothing yet.
 
@@ -39,8 +43,9 @@ class Run:
       model_dir: the folder.
       scores: its scores; None is a score that is not defined.
       load: returns the backbone that it trained on.
+      step_bytes: see the class.
     """
-    self.model_dir = model_dir
+    self.model_dir, self.step_bytes = model_dir, step_bytes
     self.scores = {
       task: {n: np.nan if v is None else v for n, v in values.items()}
       for task, values in scores.items()

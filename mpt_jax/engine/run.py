@@ -17,7 +17,7 @@ from typing import Any
 import jax
 
 import mpt_jax
-from mpt_jax import checkpoints, methods, models
+from mpt_jax import methods, models
 from mpt_jax.checkpoints import bundle as bundle_lib
 from mpt_jax.checkpoints import files, lock
 from mpt_jax.checkpoints import run as run_lib
@@ -34,9 +34,12 @@ from mpt_jax.engine import (
 from mpt_jax.engine import job as job_lib
 from mpt_jax.engine import params as params_lib
 from mpt_jax.engine.evaluator import (
+  Best,
+  BestBackbone,
   BestPrompts,
   Evaluator,
   judged_at,
+  save_backbone,
   was_evaluated,
 )
 from mpt_jax.engine.face import face
@@ -97,14 +100,16 @@ class _Beside:
   Attributes:
     writer: takes the metrics.
     evaluate: scores it, or None.
-    best: keeps each task's best prompts, or None.
+    best: keeps the best of what is trained, or None.
     request: whether someone has asked to stop.
+    needs: bytes that the largest compiled step needs, the latest last.
   """
 
   writer: Writers
   evaluate: Evaluator | None
-  best: BestPrompts | None
+  best: Best | None
   request: preemption.StopRequest
+  needs: list[int]
 
 
 def train(
@@ -171,7 +176,7 @@ def train(
   if not isinstance(start, Source):
     start = Source(start)
   stage = stage or _stage(method, distillation, start)
-  check(stage, method, evaluation)
+  check(stage, method)
   if dataset is None or isinstance(dataset, Mapping):
     dataset = _dataset(tasks, method, stage, seed, dataset or {})
     if isinstance(tasks, Mapping):
@@ -289,7 +294,7 @@ def _one(settings: Settings) -> Run:
     begin.checkpointer.close()
     scores = _finish(job, begin.fixed, state, beside)
   _tell_results(model_dir, job.following)
-  return Run(model_dir, scores, settings.backbone.load)
+  return Run(model_dir, scores, settings.backbone.load, beside.needs[-1])
 
 
 def _each(settings: Settings) -> dict[str, Run]:
@@ -484,15 +489,14 @@ def _beside(
     settings.model_dir, step, group if settings.logging.tensorboard else None
   )
   if evaluate is not None and evaluation is not None and evaluation.selects:
-    best = BestPrompts.create(
-      settings.model_dir,
-      evaluation,
-      job.said,
-      step,
-      functools.partial(_make_bundle, job, begin.fixed),
+    kept: BestPrompts | BestBackbone = BestPrompts(
+      settings.model_dir, functools.partial(_make_bundle, job, begin.fixed)
     )
+    if settings.method.branch is None:
+      kept = BestBackbone(settings.model_dir, job.loaded)
+    best = Best.create(evaluation, job.said, step, kept)
     evaluate.follow(best.update)
-  return _Beside(writer, evaluate, best, request)
+  return _Beside(writer, evaluate, best, request, [0])
 
 
 def _tags(
@@ -545,6 +549,7 @@ def _fit(job: Job, begin: _Begin, beside: _Beside) -> trainer.TrainState:
           beside.best is not None and beside.best.selection.finished
         ),
         request=beside.request,
+        compiled=beside.needs.append,
       ),
       begin.window,
     )
@@ -571,31 +576,37 @@ def _finish(
   """Scores what was trained and writes the run's product and its results."""
   settings, evaluation = job.settings, job.settings.evaluation
   evaluate, best, step = beside.evaluate, beside.best, int(state.step)
-  scores: dict[str, dict[str, float]] = {}
+  scores: dict[str, Any] = {}
   results: dict[str, Any] = {}
   if evaluate is not None:
     if evaluate.latest_step != step:
       beside.writer.write_scalars(step, evaluate(step, state.params))
     scores = dict(evaluate.latest_scores)
     results |= judgements(evaluate.latest_judged)
-  product = partitioning.to_host(state.params)
-  bundle = None
+  trained, bundle = state.params, None
+  product = partitioning.to_host(trained)
   branch = settings.method.branch
   if branch is not None:
     bundle = _make_bundle(job, fixed, step, product[branch], scores)
-    if best is not None and best.keep:
-      bundle = best.product()
+  if best is not None and best.kept is not None:
+    chosen, kept = best.selection.best, best.kept
+    if isinstance(kept, BestPrompts):
+      bundle = kept.product(chosen)
       scores = dict(bundle.metrics)
-      results['best_steps'] = {
-        task: at for task, (at, *_) in best.selection.best.items()
-      }
-      path = os.path.join(settings.model_dir, METRICS)
-      results |= multihost.on_first(
-        lambda: judged_at(path, results['best_steps'], results)
+    else:
+      product = kept.load()
+      trained = partitioning.shard_params(
+        product, job.mesh, settings.devices.shard_backbone
       )
+      scores = {task: dict(found) for task, (*_, found) in chosen.items()}
+    results['best_steps'] = {task: at for task, (at, *_) in chosen.items()}
+    path = os.path.join(settings.model_dir, METRICS)
+    results |= multihost.on_first(
+      lambda: judged_at(path, results['best_steps'], results)
+    )
   if evaluate is not None and evaluation is not None and evaluation.test_split:
     split = results['test_split'] = evaluation.test_split
-    tested, judged = evaluate.test(bundle, state.params, split)
+    tested, judged = evaluate.test(bundle, trained, split)
     results['test_scores'] = finite_scores(tested)
     results |= judgements(judged, 'test_')
   results = {
@@ -610,6 +621,8 @@ def _finish(
     **results,
   }
   multihost.on_first(lambda: _write_product(job, bundle, product, results))
+  if best is not None and isinstance(best.kept, BestBackbone):
+    multihost.on_first(best.kept.remove)
   return scores
 
 
@@ -622,7 +635,7 @@ def _write_product(
   """Writes the bundle, or the backbone, and then what makes it finished."""
   model_dir = job.settings.model_dir
   if bundle is None:
-    _save_backbone(model_dir, job.loaded, product)
+    save_backbone(os.path.join(model_dir, BACKBONE), job.loaded, product)
   else:
     bundle.save(os.path.join(model_dir, PROMPTS))
   content = files.json_bytes(results)
@@ -712,24 +725,20 @@ def _open_run(
 
 
 def _check_count(trained: PyTree, model: models.PromptedT5) -> None:
-  """The printed count must be the closed formula P*D + K*(P+D)*R."""
+  """What trains must be as many numbers as the method's formula says."""
   method = model.method
-  if method is None or method.branch is None:
-    return
+  assert method is not None
   expected = method.num_parameters(model.config, model.num_tasks)
   got = params_lib.count(trained)
   if got != expected:
     raise ValueError(f'{got} parameters train, the formula says {expected}')
-
-
-def _save_backbone(model_dir: str, backbone: Backbone, trained: PyTree) -> None:
-  """Saves the backbone with what was trained in the place of what it had."""
-  checkpoints.save_huggingface(
-    os.path.join(model_dir, BACKBONE),
-    backbone.config,
-    params_lib.merge(backbone.params, trained),
-    vocabulary_file=backbone.vocabulary_file,
-    special_ids=backbone.special_ids,
+  log.info(
+    'method %r: %s parameters, as its formula says; %s for each of %d task%s',
+    method.name,
+    f'{got:,}',
+    f'{got / model.num_tasks:,.0f}',
+    model.num_tasks,
+    '' if model.num_tasks == 1 else 's',
   )
 
 

@@ -148,6 +148,9 @@ def flat_scores(scores: Scores) -> dict[str, float]:
 def finite_scores(scores: Scores) -> dict[str, dict[str, float | None]]:
   """JSON knows no NaN (a constant output has no correlation): None."""
   return {
-    task: {n: v if np.isfinite(v) else None for n, v in values.items()}
+    task: {
+      n: None if v is None or not np.isfinite(v) else v
+      for n, v in values.items()
+    }
     for task, values in scores.items()
   }

@@ -1,7 +1,9 @@
-"""The best prompts of a run by their validation scores, and when to stop."""
+"""The best step of a run by its validation scores, and when to stop."""
 
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
+import math
+import statistics
 
 from mpt_jax.engine import metrics
 from mpt_jax.engine.metrics import Metric
@@ -16,6 +18,12 @@ MAIN_METRICS = (
   'pearson_corrcoef',
   'spearman_corrcoef',
   'bleu',
+)
+
+_ONE_FOR_ALL = (
+  'KEEP_BEST and PATIENCE go by the mean over the tasks, which share what is'
+  ' trained, and their scores have none',
+  'give a BEST_METRIC that all have',
 )
 
 TaskScores = Mapping[str, float | None]
@@ -97,7 +105,9 @@ def check_metric(
 
 
 def check_declared(
-  tasks: Mapping[str, tuple[Mapping[str, Metric], bool]], metric: str | None
+  tasks: Mapping[str, tuple[Mapping[str, Metric], bool]],
+  metric: str | None,
+  together: bool = False,
 ) -> None:
   """Refuses before training what the first evaluation would refuse.
 
@@ -105,9 +115,11 @@ def check_declared(
     tasks: task -> (what its metric functions say, whether that is all they
       give).
     metric: BEST_METRIC; None is each task's main one.
+    together: whether the mean over the tasks decides.
 
   Raises:
-    InputError: if a task lacks the metric, or has none at all.
+    InputError: if a task lacks the metric, or has none at all; or if there is
+      no mean.
   """
   for task, (said, whole) in tasks.items():
     if not whole:
@@ -119,6 +131,13 @@ def check_declared(
       )
     if metric is not None:
       check_metric(metric, said, task)
+  meanings = {
+    task: metrics.meaning(metric or main_metric(said, said), said, task)
+    for task, (said, whole) in tasks.items()
+    if together and whole
+  }
+  if meanings:
+    require_common(meanings, *_ONE_FOR_ALL)
 
 
 def common_meaning(found: Iterable[Metric | None]) -> Metric | None:
@@ -141,6 +160,27 @@ def common_meaning(found: Iterable[Metric | None]) -> Metric | None:
   return first if same else None
 
 
+def require_common(found: Mapping[str, Metric], why: str, fix: str) -> Metric:
+  """As `common_meaning`, of tasks whose scores must have a mean.
+
+  Args:
+    found: task -> what its metric means; at least one.
+    why: who needs the mean, for the message.
+    fix: what to do without.
+
+  Raises:
+    InputError: if there is none.
+  """
+  together = common_meaning(found.values())
+  if together is None:
+    told = ', '.join(
+      f'{task}: {m.better} is better{f" ({m.unit})" if m.unit else ""}'
+      for task, m in found.items()
+    )
+    raise InputError(f'{why} ({told}): {fix}')
+  return together
+
+
 @dataclasses.dataclass
 class Selection:
   """Follows the validation scores of each task of a run.
@@ -150,14 +190,17 @@ class Selection:
     patience: evaluations without a better score after which a task is done;
       None never stops early.
     said: what the tasks' own metric functions say of their metrics.
+    together: whether the tasks have one best step, that of the best mean of
+      their scores; an undefined one counts as `Metric.stand_in` has it.
     best: task -> (step, score, metrics) of its best evaluation; the score is
-      that of `score_of`, of which more is better.
+      that of `score_of`, of which more is better, or the tasks' mean of it.
     waited: task -> evaluations since then.
   """
 
   metric: str | None = None
   patience: int | None = None
   said: Meanings = dataclasses.field(default_factory=dict)
+  together: bool = False
   best: dict[str, tuple[int, float, TaskScores]] = dataclasses.field(
     default_factory=dict
   )
@@ -187,6 +230,8 @@ class Selection:
       task: score_of(values, self.metric, self.said.get(task), task)
       for task, values in scores.items()
     }
+    if self.together and len(found) > 1:
+      found = dict.fromkeys(found, self._mean(scores))
     better = []
     for task, score in found.items():
       if task not in self.best or score > self.best[task][1]:
@@ -196,6 +241,18 @@ class Selection:
       else:
         self.waited[task] += 1
     return better
+
+  def _mean(self, scores: Mapping[str, TaskScores]) -> float:
+    """The mean over the tasks, of which more is better."""
+    kinds, gains = {}, []
+    for task, values in scores.items():
+      said = self.said.get(task)
+      name = self.metric or main_metric(values, said)
+      kind = kinds[task] = metrics.meaning(name, said, task)
+      gain = kind.gain(values[name])
+      gains.append(gain if math.isfinite(gain) else kind.gain(kind.stand_in()))
+    require_common(kinds, *_ONE_FOR_ALL)
+    return statistics.fmean(gains)
 
   @property
   def finished(self) -> bool:

@@ -140,10 +140,15 @@ def start_values(
     {branch: the method's arrays, nested}; empty for a method without any.
 
   Raises:
-    InputError: if the source prompts are missing or do not fit.
+    InputError: if the source prompts are missing, do not fit, or have no use.
   """
   method = model.method
   if method is None or method.branch is None:
+    if source.prompts is not None:
+      raise InputError(
+        f'SOURCE_PROMPTS = {source.prompts!r}: what trains the whole backbone'
+        ' starts from INITIAL_CHECKPOINT_PATH alone'
+      )
     return {}
   given: dict[str, Any] = {}
   bundle = read_source(source, backbone)

@@ -230,20 +230,26 @@ def _update(
   return new_state, jax.tree.map(jnp.add, totals, terms)
 
 
-def _compile(what: str, function: Any, *args: Any) -> float:
+def _compile(what: str, function: Any, *args: Any) -> tuple[float, int]:
   """Compiles a jitted function before its first call with such arguments.
 
   Apart from the call, so that what the compiler has freed is given back
   before the function needs memory of its own.
 
   Returns:
-    The seconds that it took.
+    The seconds that it took, and the bytes that the function needs on a
+    device: arguments, results and what it holds in between; 0 if the platform
+    does not say.
   """
   log.info('compiling %s …', what)
   begin = time.monotonic()
-  function.lower(*args).compile()
+  stats = function.lower(*args).compile().memory_analysis()
   hostmemory.release()
-  return time.monotonic() - begin
+  needs = 0
+  if stats is not None:
+    needs = stats.argument_size_in_bytes + stats.temp_size_in_bytes
+    needs += stats.output_size_in_bytes - stats.alias_size_in_bytes
+  return time.monotonic() - begin, needs
 
 
 class BucketedStep:
@@ -256,6 +262,7 @@ class BucketedStep:
   Attributes:
     shapes: the shapes (R, S, T) that parts have had.
     compile_seconds: how long all of them took to compile.
+    num_bytes: what the largest of them needs, see `_compile`.
   """
 
   def __init__(
@@ -275,6 +282,7 @@ class BucketedStep:
     self._target_length = target_length
     self.shapes: set[tuple[int, ...]] = set()
     self.compile_seconds = 0.0
+    self.num_bytes = 0
     self._starts: dict[Any, Callable[..., Any]] = {}
     dropout = model.drops
 
@@ -353,7 +361,9 @@ class BucketedStep:
         self.shapes.add(shape)
         rows_here, source, target = shape
         what = f'parts of {rows_here} examples, {source} + {target} tokens'
-        self.compile_seconds += _compile(what, self._add_part, *args)
+        seconds, needs = _compile(what, self._add_part, *args)
+        self.compile_seconds += seconds
+        self.num_bytes = max(self.num_bytes, needs)
       sums = self._add_part(*args)
     return sums
 
@@ -674,6 +684,8 @@ class Hooks:
       and after each evaluation.
     request: asks the run to save its state and stop; looked at at each step,
       of several processes at each log period.
+    compiled: told of the bytes that the largest step so far needs on a device,
+      as the compiler has it; 0 if it does not say.
   """
 
   checkpointer: Checkpointer | None = None
@@ -681,6 +693,7 @@ class Hooks:
   writer: Writer | None = None
   finished: Callable[[], bool] = lambda: False
   request: preemption.StopRequest | None = None
+  compiled: Callable[[int], None] = lambda needs: None
 
 
 def fit(
@@ -790,7 +803,10 @@ class _Loop:
     else:
       args = self._frozen, put_batch(batch, self._training.mesh), self._totals
       if self._progress is None:
-        _compile('the first step', self._train_step, self.state, *args)
+        _, needs = _compile(
+          'the first step', self._train_step, self.state, *args
+        )
+        self._hooks.compiled(needs)
       self.state, self._totals = self._train_step(self.state, *args)
     self.step += 1
     self.bar.update()
@@ -821,6 +837,8 @@ class _Loop:
     )
     if self._progress is not None:
       self._progress.exclude(step_parts.compile_seconds - compiled)
+    if self._progress is None or step_parts.compile_seconds > compiled:
+      self._hooks.compiled(step_parts.num_bytes)
 
   def look(self) -> None:
     """Does what is due at this step: logs, saves, stops, evaluates."""

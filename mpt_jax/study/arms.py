@@ -5,9 +5,14 @@ line in every table, its pairs, its colour. An arm's name is what VARIANTS and
 METHODS say, and the name of a folder.
 """
 
+from collections.abc import Mapping
 import dataclasses
+import functools
 import itertools
+from typing import Any
 
+from mpt_jax import methods
+from mpt_jax.engine.outcome import BACKBONE, PROMPTS
 from mpt_jax.methods import MultitaskPrompts, SoftPrompts
 
 _MPT, _SOFT = MultitaskPrompts, SoftPrompts
@@ -17,8 +22,10 @@ _TARGET = ('gin_configs/runs/target.gin',)
 
 # What an arm starts from, beside the names of source arms.
 TEACHER = 'the teacher of one source task'
-# The arm, of both stages, that the study is about.
-OURS = 'mpt'
+TEACHERS = 'the teachers of all source tasks'
+OWN = 'its own start values'
+# The arm, of both stages, that the study is about, and that of teachers.
+OURS, PLAIN = 'mpt', 'pt'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,9 +38,15 @@ class Arm:
     gin_files: what its runs read, before the study's macros.
     colour: of its curve or bars, as matplotlib writes it.
     start: the source arm whose prompts of the same seed it starts from, or
-      `TEACHER`; None starts from the study's `prompt_init`.
+      `TEACHER`, `TEACHERS` or `OWN`; None starts from the study's
+      `prompt_init`.
     distilled: whether it learns from the teachers of its source tasks.
     line: style of its curve.
+    rate: the macro of its learning rate.
+    length: the macro of the study's prompt length; None has none.
+    slots: whether its prompt takes positions of the input. The others' inputs
+      are shorter by the prompt length: all arms read the same text.
+    macros: more macros, which the study's may change.
   """
 
   title: str
@@ -43,7 +56,36 @@ class Arm:
   start: str | None = None
   distilled: bool = False
   line: str = '-'
+  rate: str = 'SHARED_LEARNING_RATE'
+  length: str | None = 'PROMPT_LENGTH'
+  slots: bool = True
+  macros: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
+  @property
+  def product(self) -> str:
+    """The folder, in a run's, of what it has learned."""
+    whole = methods.get(self.method).branch is None
+    return BACKBONE if whole else PROMPTS
+
+
+def _baseline(name: str, colour: str, **more: Any) -> Arm:
+  """The arm of a method that has a gin file of its name.
+
+  It trains by the schedule of all arms: its paper's warm-up is longer than a
+  short study.
+  """
+  return Arm(
+    methods.get(name).title,
+    name,
+    (f'gin_configs/runs/{name}.gin',),
+    colour,
+    rate='LEARNING_RATE',
+    macros={'WARMUP_STEPS': 0},
+    **more,
+  )
+
+
+_inside = functools.partial(_baseline, start=OWN, length=None, slots=False)
 
 SOURCES = {
   'mpt': Arm(_MPT.title, _MPT.name, _SOURCE, 'C0', distilled=True),
@@ -72,6 +114,7 @@ TARGETS = {
   'single_source': Arm(
     'single-source transfer', _SOFT.name, _FRESH, 'C2', start=TEACHER
   ),
+  'full': _inside('full', 'C5'),
 }
 
 

@@ -147,17 +147,11 @@ def _common_metric(
   kinds = {task: m for meanings in found for task, m in meanings.items()}
   if not kinds:
     return metrics.KNOWN['accuracy']  # Every run diverged.
-  together = selection.common_meaning(kinds.values())
-  if together is None:
-    told = ', '.join(
-      f'{task}: {m.better} is better{f" ({m.unit})" if m.unit else ""}'
-      for task, m in kinds.items()
-    )
-    raise InputError(
-      'TUNING compares means over the targets, whose main scores have none'
-      f' ({told}): set TUNING = None and give each setting its rates'
-    )
-  return together
+  return selection.require_common(
+    kinds,
+    'TUNING compares means over the targets, whose main scores have none',
+    'set TUNING = None and give each setting its rates',
+  )
 
 
 def _filled(value: float | None, meaning: metrics.Metric) -> float | None:

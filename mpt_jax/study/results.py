@@ -13,12 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from mpt_jax import methods
+from mpt_jax import methods, t5
 from mpt_jax.checkpoints import bundle as bundle_lib
 from mpt_jax.checkpoints import files
 from mpt_jax.checkpoints.backbone import find_backbone
 from mpt_jax.checkpoints.run import RESULTS
 from mpt_jax.engine import metrics, selection
+from mpt_jax.engine.outcome import BACKBONE, PROMPTS
+from mpt_jax.engine.writers import METRICS, read_metrics
 from mpt_jax.study import arms, bars, stats
 
 RECORD = 'pipeline.json'
@@ -71,7 +73,8 @@ def collect(folder: str) -> dict[str, Any]:
       for name, found in targets.items()
       for pair in stats.pairs(name, found, arms.target_pairs())
     ],
-    'parameters': _parameters(plan, folder, runs),
+    'parameters': _parameters(record, folder, runs),
+    'costs': {m: _costs(folder, runs, m) for m in plan['methods']},
     'similarity': _similarity(folder, plan, runs),
     'seconds': {
       'this_call': record['seconds'],
@@ -111,7 +114,12 @@ def _with_results(folder: str, step: Mapping[str, Any]) -> dict[str, Any]:
   """A step with its seconds and, if it was tested, its test scores."""
   path = os.path.join(folder, step['name'])
   done = files.read_json(os.path.join(path, 'step.json'))
-  run = {**step, 'seconds': done['seconds'], 'command': done['command']}
+  run = {
+    **step,
+    'seconds': done['seconds'],
+    'command': done['command'],
+    'step_bytes': done.get('step_bytes', 0),
+  }
   tested = {
     **dict.fromkeys(('teacher', 'source', 'target'), 'test'),
     'zero_shot': '.',
@@ -281,31 +289,71 @@ def _skills(backbone: str) -> dict[str, float]:
 
 
 def _parameters(
-  plan: Mapping[str, Any], folder: str, runs: Sequence[Mapping[str, Any]]
+  record: Mapping[str, Any], folder: str, runs: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
-  """Trained numbers per target task, by the closed formula."""
+  """Trained numbers per target task, by the methods' closed formulas."""
+  plan, backbone = record['plan'], record['backbone']
   run = next(r for r in runs if r['stage'] == 'teacher')
-  prompts = bundle_lib.load_prompts(
-    os.path.join(folder, run['name'], 'prompts')
-  )
+  prompts = _bundle(folder, run)
   length, width = prompts.prompt_length, prompts.emb_dim
   rank, tasks = plan['prompt_rank'], len(plan['targets'])
-  sizes = methods.Width(width)
-
-  def count(method: str, tasks: int) -> int:
-    sized = methods.prompt_method(method, length, rank)
-    return sized.num_parameters(sizes, tasks)
-
+  sizes: Any = methods.Width(width)
+  if 'config' in backbone:
+    sizes = t5.T5Config.from_dict(backbone['config'])
+  counts = {}
+  for name in plan['methods']:
+    if arms.TARGETS[name].product == BACKBONE:
+      counts[name] = backbone['parameters']
+    # The method with the settings that it had.
+    elif own := [run for run in runs if _is_target(run, name)]:
+      learner = _bundle(folder, own[0]).learner
+      counts[name] = learner.num_parameters(sizes, 1)
+  ours = methods.prompt_method(arms.TARGETS[arms.OURS].method, length, rank)
   return {
     'prompt_length': length,
     'emb_dim': width,
     'rank': rank,
     'targets': tasks,
-    'methods': {
-      name: count(arms.TARGETS[name].method, 1) for name in plan['methods']
-    },
-    'group': count(arms.TARGETS[arms.OURS].method, tasks) / tasks,
+    'methods': counts,
+    'group': ours.num_parameters(sizes, tasks) / tasks,
   }
+
+
+def _bundle(folder: str, run: Mapping[str, Any]) -> bundle_lib.PromptBundle:
+  """What a run has learned, but for a backbone."""
+  return bundle_lib.load_prompts(os.path.join(folder, run['name'], PROMPTS))
+
+
+def _is_target(run: Mapping[str, Any], method: str) -> bool:
+  return (run['stage'], run.get('method')) == ('target', method)
+
+
+def _costs(
+  folder: str, runs: Sequence[Mapping[str, Any]], method: str
+) -> dict[str, float | None]:
+  """What a training step of a target method takes; None if nobody knows.
+
+  Seconds are the median over its runs, which shared the machine with others;
+  bytes are the compiler's.
+  """
+  own = [run for run in runs if _is_target(run, method)]
+  seconds = [s for run in own if (s := _step_seconds(folder, run))]
+  needs = max((run['step_bytes'] for run in own), default=0)
+  return {
+    'step_seconds': statistics.median(seconds) if seconds else None,
+    'step_bytes': needs or None,
+  }
+
+
+def _step_seconds(folder: str, run: Mapping[str, Any]) -> float | None:
+  """Of a run's steps, without compilation and evaluations."""
+  path = os.path.join(folder, run['name'], METRICS)
+  rates = [
+    line['train/steps_per_second']
+    for line in read_metrics(path)
+    if 'train/steps_per_second' in line
+  ]
+  return 1 / rates[-1] if rates and rates[-1] else None
 
 
 def _similarity(
@@ -329,8 +377,7 @@ def _similarity(
   names: list[str] = []
   rows: list[np.ndarray] = []
   for run in shown:
-    path = os.path.join(folder, run['name'], 'prompts')
-    bundle = bundle_lib.load_prompts(path)
+    bundle = _bundle(folder, run)
     names += bundle.task_names
     rows += [bundle.compose(task).ravel() for task in bundle.task_names]
   return {'tasks': names, 'cosine': _cosine(rows), 'setting': most}

@@ -290,4 +290,5 @@ def _examine_backbone(path: str) -> dict[str, Any]:
     'name': loaded.name,
     'fingerprint': loaded.fingerprint,
     'parameters': params.count(loaded.params),
+    'config': loaded.config.to_dict(),
   }

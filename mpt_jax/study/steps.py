@@ -5,6 +5,7 @@ import dataclasses
 import os
 from typing import Any
 
+from mpt_jax.engine.outcome import BACKBONE
 from mpt_jax.study import arms
 from mpt_jax.study import rates as rates_lib
 from mpt_jax.study.plan import Plan, Setting, Training
@@ -197,7 +198,15 @@ def _target(
       'SOURCE_PROMPTS': _path(plan, f'{after[0]}/prompts'),
       'SOURCE_TASK': source,
     }
-  else:
+  elif arm.start == arms.TEACHERS:
+    teachers = f'{chain.root}/teacher/{{task}}'
+    sources = list(plan.tasks.source_tasks)
+    after = tuple(teachers.format(task=source) for source in sources)
+    macros |= {
+      'SOURCE_PROMPTS': _path(plan, f'{teachers}/prompts'),
+      'SOURCE_TASK': sources,
+    }
+  elif arm.start != arms.OWN:
     after = (f'{chain.root}/source/{arm.start}',)
     macros |= {
       'SOURCE_PROMPTS': _path(plan, f'{after[0]}/prompts'),
@@ -232,6 +241,7 @@ def _training(
   after: tuple[str, ...] = (),
 ) -> Step:
   """A step that trains, of any stage."""
+  arm = _arm(labels)
   weight = _DISTILLED_COST if macros.get('TEACHER_PROMPTS') else 1.0
   cost = _RUN_COST + weight * training.steps * training.batch_size
   if labels['stage'] == 'source':
@@ -247,12 +257,13 @@ def _training(
       'INITIAL_CHECKPOINT_PATH': plan.backbone,
       'MODEL_DIR': _path(plan, name),
       'MIXTURE_OR_TASK_MODULE': plan.tasks.module,
-      'TASK_FEATURE_LENGTHS': dict(plan.tasks.task_feature_lengths),
-      'PROMPT_LENGTH': plan.prompts.prompt_length,
+      'TASK_FEATURE_LENGTHS': _lengths(plan, arm),
+      **({arm.length: plan.prompts.prompt_length} if arm.length else {}),
       'TRAIN_STEPS': training.steps,
       'BATCH_SIZE': training.batch_size,
-      'SHARED_LEARNING_RATE': training.learning_rate,
+      arm.rate: training.learning_rate,
       'EVAL_EXAMPLES': plan.tasks.eval_examples,
+      **arm.macros,
       **(plan.macros or {}),
       **macros,
     },
@@ -265,12 +276,32 @@ def _training(
   )
 
 
+def _arm(labels: Mapping[str, Any]) -> arms.Arm:
+  """The arm of a step that trains."""
+  if labels['stage'] == 'source':
+    return arms.SOURCES[labels['method']]
+  return arms.TARGETS[labels.get('method', arms.PLAIN)]
+
+
+def _lengths(plan: Plan, arm: arms.Arm) -> dict[str, int]:
+  """The lengths of an arm's examples."""
+  lengths = dict(plan.tasks.task_feature_lengths)
+  if not arm.slots:
+    lengths['inputs'] -= plan.prompts.prompt_length
+  return lengths
+
+
 def _test(plan: Plan, run: Step, tasks: Sequence[str]) -> Step:
-  """Scores a run's prompts on its tasks' test splits."""
+  """Scores what a run has learned on its tasks' test splits."""
+  arm = _arm(run.labels)
+  product = _path(plan, f'{run.name}/{arm.product}')
+  own: dict[str, Any] = {'PROMPTS': product}
+  if arm.product == BACKBONE:
+    own = {'INITIAL_CHECKPOINT_PATH': product, 'PROMPTS': None}
   return _evaluation(
     plan,
     f'{run.name}/test',
-    _path(plan, f'{run.name}/prompts'),
+    {**own, 'TASK_FEATURE_LENGTHS': _lengths(plan, arm)},
     list(tasks),
     after=(run.name,),
     cost=_TEST_COST * len(tasks),
@@ -285,7 +316,7 @@ def _zero_shots(plan: Plan) -> list[Step]:
     _evaluation(
       plan,
       f'zero_shot/{task}',
-      None,
+      {'PROMPTS': None},
       task,
       cost=_TEST_COST,
       likeness='eval zero_shot',
@@ -298,19 +329,20 @@ def _zero_shots(plan: Plan) -> list[Step]:
 def _evaluation(
   plan: Plan,
   name: str,
-  prompts: str | None,
+  own: Mapping[str, Any],
   tasks: str | list[str],
   **rest: Any,
 ) -> Step:
-  """A step that scores test splits."""
+  """A step that scores test splits; its own macros say of what."""
   macros = {
     'INITIAL_CHECKPOINT_PATH': plan.backbone,
     'MODEL_DIR': _path(plan, name),
-    'PROMPTS': prompts,
+    'PROMPTS': None,
     'MIXTURE_OR_TASK_NAME': tasks,
     'MIXTURE_OR_TASK_MODULE': plan.tasks.module,
     'TASK_FEATURE_LENGTHS': dict(plan.tasks.task_feature_lengths),
     'EVAL_SPLIT': 'test',
+    **own,
   }
   given = plan.macros or {}
   macros |= {n: given[n] for n in (ALLOWED,) if n in given}

@@ -1,15 +1,21 @@
 """The text of a study's report, in Markdown."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import math
 import statistics
 from typing import Any
 
 from mpt_jax.engine import metrics
+from mpt_jax.engine.outcome import BACKBONE
 from mpt_jax.engine.trainer import format_seconds
 from mpt_jax.study import arms, bars, cells, plots, stats
 from mpt_jax.study import results as results_lib
 
+# What a step takes (`results`), over what it takes with MPT.
+_TAKEN = {
+  'step_seconds': 'seconds a step / MPT',
+  'step_bytes': 'memory / MPT',
+}
 # What is counted of a split (`mpt_jax.data.counts`), as the report calls it.
 _COUNTED = {
   'cut_inputs': 'inputs cut',
@@ -24,17 +30,30 @@ def _scores_table(
   results: Mapping[str, Any],
   stage: Mapping[str, arms.Arm],
   first: str,
+  costs: Mapping[str, Mapping[str, str]] | None = None,
 ) -> list[str]:
-  """One row per arm of a stage, one column per task and their mean."""
+  """One row per arm of a stage, one column per task and their mean.
+
+  Args:
+    report: the report.
+    results: arm -> its results.
+    stage: the stage's arms.
+    first: title of the first column.
+    costs: arm -> more columns, by title; None has none.
+  """
   shown = {stage[a].title: r for a, r in results.items() if r['tasks']}
+  beside = {stage[a].title: columns for a, columns in (costs or {}).items()}
+  more = list(dict.fromkeys(c for row in beside.values() for c in row))
   tasks = list(dict.fromkeys(t for r in shown.values() for t in r['tasks']))
   shown |= results_lib.baselines(report, tasks)
-  header = [first, 'mean', *(cells.task_title(report, t) for t in tasks)]
+  titles = [cells.task_title(report, t) for t in tasks]
+  header = [first, 'mean', *titles, *more]
   rows = [
     [
       name,
       cells.show(result['mean']),
       *(cells.show(result['tasks'].get(task)) for task in tasks),
+      *(beside.get(name, {}).get(column, '-') for column in more),
     ]
     for name, result in shown.items()
   ]
@@ -77,9 +96,7 @@ def markdown(report: Mapping[str, Any]) -> str:
   lines += [
     '## Target stage',
     '',
-    'MPT starts from its source run and single-source transfer from one'
-    ' teacher; what those cost comes on top of the steps below. PT starts from'
-    ' nothing.',
+    _starts(plan['methods']),
     '',
   ]
   for setting in plan['settings']:
@@ -199,13 +216,50 @@ def _setting_section(
     f'{setting["steps"]} steps, batch {setting["batch_size"]},'
     f' {seeds} seed{"s" if seeds > 1 else ""}.',
     '',
-    *_scores_table(report, results, arms.TARGETS, 'method'),
+    *_scores_table(report, results, arms.TARGETS, 'method', _costs(report)),
     *_behind(report, results),
   ]
   plot = plots.TARGETS.format(setting=name)
   if plot in report['plots']:
     lines += [f'![{name}]({plot})', '']
   return lines
+
+
+def _starts(names: Sequence[str]) -> str:
+  """What the target arms start from, and what they read."""
+  shown = [arms.TARGETS[name] for name in names]
+  text = (
+    'MPT starts from its source run and single-source transfer from one'
+    ' teacher; what those cost comes on top of the steps below.'
+  )
+  for arm in shown:
+    if arm.start == arms.TEACHERS:
+      text += f' {arm.title} has {arm.start}.'
+  text += ' PT starts from nothing.'
+  if not all(arm.slots for arm in shown):
+    text += (
+      ' Whose prompt takes no positions of the input, has inputs that are'
+      ' shorter by its length: all read the same text.'
+    )
+  return text
+
+
+def _costs(report: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+  """Arm -> what it trains and takes, as columns; times are MPT's."""
+  ours = report['costs'].get(arms.OURS, {})
+  counts = report['parameters']['methods']
+  found = {}
+  for method, costs in report['costs'].items():
+    found[method] = {
+      'trained a task': f'{counts[method]:,}' if method in counts else '-'
+    }
+    for name, title in _TAKEN.items():
+      if any(row[name] for row in report['costs'].values()):
+        mine, theirs = costs[name], ours.get(name)
+        found[method][title] = (
+          f'{mine / theirs:.2f}' if mine and theirs else '-'
+        )
+  return found
 
 
 def _behind(report: Mapping[str, Any], results: Mapping[str, Any]) -> list[str]:
@@ -278,15 +332,44 @@ def _parameters_section(report: Mapping[str, Any]) -> list[str]:
       f'{100 * p["group"] / whole:.3f} %',
     ]
   )
+  trained = [
+    arm.title
+    for arm in map(arms.TARGETS.__getitem__, p['methods'])
+    if arm.product == BACKBONE
+  ]
+  but = f' but by {" and ".join(trained)}' if trained else ''
   return [
     '## Parameters per target task',
     '',
     f'P = {p["prompt_length"]}, D = {p["emb_dim"]}, R = {p["rank"]}: a plain'
     ' prompt has P·D; MPT has P·D + (P + D)·R, or P·D/K + (P + D)·R where K'
     ' tasks share P\\*. The runs above adapt each task by itself. The backbone'
-    f' ({report["backbone"]["name"]}) has {whole:,}, all frozen.',
+    f' ({report["backbone"]["name"]}) has {whole:,}, all frozen{but}.',
     '',
     *cells.table(['method', 'trained', 'of the backbone'], rows),
+    *_cost_lines(report),
+  ]
+
+
+def _cost_lines(report: Mapping[str, Any]) -> list[str]:
+  """What a step takes, in seconds and bytes; nothing if nobody knows."""
+  rows = [
+    [
+      arms.TARGETS[method].title,
+      '-' if not (s := costs['step_seconds']) else f'{1000 * s:.1f}',
+      '-' if not (n := costs['step_bytes']) else f'{1e-6 * n:.1f}',
+    ]
+    for method, costs in report['costs'].items()
+    if any(costs.values())
+  ]
+  if not rows:
+    return []
+  return [
+    'What a training step takes: the median of its time over the runs, which'
+    ' shared the machine, and the memory that the compiler plans for the'
+    ' largest one: parameters, optimizer, batch and what is held in between.',
+    '',
+    *cells.table(['method', 'ms a step', 'MB'], rows),
   ]
 
 
@@ -314,7 +397,8 @@ def _tuning_section(report: Mapping[str, Any]) -> list[str]:
       [setting['name'], *(cells.show_rates(rates[m]) for m in methods)]
     )
   lines += [
-    'Of the plain prompt, or of P\\* / of u and v.',
+    'Of the plain prompt, or of P\\* / of u and v; of all that a method trains'
+    ' elsewhere.',
     '',
     *cells.table(['setting', *report['plan']['methods']], rows),
   ]

@@ -409,9 +409,12 @@ def _run_step(
   def run() -> None:
     _warm_up(backbone, data_dir, module)
     print(cli.log_header(command(step, data_dir)), flush=True)
-    given = {} if step.entry == 'export' else {'backbone': _shared['backbone']}
+    given = {}
+    if step.macros.get('INITIAL_CHECKPOINT_PATH') == backbone:
+      given = {'backbone': _shared['backbone']}
+    made = None
     try:
-      cli.call(
+      made = cli.call(
         f'mpt_jax.{step.entry}',
         _FUNCTIONS[step.entry],
         step.gin_files,
@@ -430,6 +433,8 @@ def _run_step(
           'settings': _settings(step, folder, shared),
           'command': command(step, data_dir),
           'seconds': round(time.monotonic() - begin, 2),
+          # Of a step that trains.
+          'step_bytes': getattr(made, 'step_bytes', 0),
         }
       ),
     )

@@ -33,6 +33,7 @@ METHODS: dict[str, methods.Method] = {
   'adapter': methods.Adapter(size=3),
   'bitfit': methods.BitFit(),
   'lora': methods.LoRA(rank=2, targets=('q', 'k', 'v', 'o', 'wo')),
+  'ia3': methods.IA3(),
   'prefix': methods.Prefix(P),
   'deep': methods.DeepPrompts(P, combine='add'),
 }
