@@ -53,8 +53,8 @@ __all__ = [
   'IA3',
   'PROMPTS',
   'Adapter',
-  'BitFit',
   'Attempt',
+  'BitFit',
   'ClassLabels',
   'DeepPrompts',
   'Delta',
@@ -62,8 +62,8 @@ __all__ = [
   'FromFile',
   'FromString',
   'FullFinetuning',
-  'LoRA',
   'Inputs',
+  'LoRA',
   'Method',
   'MultitaskPrompts',
   'Prefix',
@@ -110,6 +110,7 @@ def register(method: _M) -> _M:
 for _method in (
   MultitaskPrompts,
   SoftPrompts,
+  Attempt,
   FullFinetuning,
   Adapter,
   BitFit,
@@ -118,7 +119,6 @@ for _method in (
   Prefix,
   DeepPrompts,
 ):
-for _method in (MultitaskPrompts, SoftPrompts, Attempt, FullFinetuning):
   register(_method)
 
 
