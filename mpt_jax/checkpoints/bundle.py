@@ -653,7 +653,7 @@ def load_prompts(
     method = methods.holding(set(arrays)).sized(len(arrays['prompt']), 0)
   except InputError as e:
     raise InputError(f'{path}: {e}') from e
-  return _imported(path, peft.Adapter(method, arrays), task_names)
+  return _imported(path, peft.Imported(method, arrays), task_names)
 
 
 def check_backbone(bundle: PromptBundle, backbone: Any) -> None:
@@ -788,7 +788,7 @@ def _stored_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def _imported(
-  path: str, adapter: peft.Adapter, task_names: Sequence[str] | None
+  path: str, adapter: peft.Imported, task_names: Sequence[str] | None
 ) -> PromptBundle:
   """Makes a bundle of what another program wrote."""
   method, arrays = adapter.method, adapter.arrays

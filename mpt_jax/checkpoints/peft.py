@@ -39,7 +39,7 @@ _Read = tuple[methods.Method, dict[str, np.ndarray], list[str] | None]
 
 
 @dataclasses.dataclass(frozen=True)
-class Adapter:
+class Imported:
   """What an adapter of another program is here.
 
   Attributes:
@@ -55,7 +55,7 @@ class Adapter:
   base: str = ''
 
 
-def read_adapter(path: str) -> Adapter:
+def read_adapter(path: str) -> Imported:
   """Reads an adapter folder as PEFT's `save_pretrained` writes it.
 
   Args:
@@ -92,7 +92,7 @@ def read_adapter(path: str) -> Adapter:
   else:
     assert issubclass(method, methods.Delta)
     learner, arrays, names = _read_delta(path, method, config)
-  return Adapter(learner, arrays, names, base)
+  return Imported(learner, arrays, names, base)
 
 
 def _read_prompts(

@@ -29,6 +29,9 @@ CONFIG = tiny.CONFIG.replace(
 METHODS: dict[str, methods.Method] = {
   'soft': methods.SoftPrompts(P, init=methods.Uniform()),
   'multitask': methods.MultitaskPrompts(P, 2, init=methods.Uniform()),
+  'attempt': methods.Attempt(
+    P, 4, temperature=3.0, sources=(('one', ''), ('two', ''))
+  ),
   'full': methods.FullFinetuning(),
   'adapter': methods.Adapter(size=3),
   'bitfit': methods.BitFit(),
