@@ -95,7 +95,12 @@ def register(method: _M) -> _M:
   return method
 
 
-for _method in (MultitaskPrompts, SoftPrompts, Attempt, FullFinetuning):
+for _method in (
+  MultitaskPrompts,
+  SoftPrompts,
+  Attempt,
+  FullFinetuning,
+):
   register(_method)
 
 
