@@ -180,7 +180,7 @@ def read(settings: Settings) -> Job:
     mix=len(settings.tasks or ()) > 1,
   )
   loaded = _read_backbone(settings)
-  method = method.of_source(lambda: starts.read_source(settings.start, loaded))
+  method = starts.informed(method, settings.start, loaded)
   settings = dataclasses.replace(settings, method=method)
   model = _make_model(settings, loaded)
   optimizer = settings.optimizer.of_run(

@@ -119,6 +119,29 @@ def make_model(
   )
 
 
+def informed(
+  method: methods.Method, source: Source, backbone: Backbone
+) -> methods.Method:
+  """Returns a run's method, with what it must know of the run's source.
+
+  Args:
+    method: the method.
+    source: what to start from.
+    backbone: the backbone; its parameters are not read.
+
+  Raises:
+    InputError: if the method needs a source that is missing or does not fit.
+  """
+
+  def read() -> PromptBundle | None:
+    bundle = read_source(source, backbone)
+    if bundle is not None and isinstance(source.task, str):
+      bundle = bundle.with_tasks([source.task])
+    return bundle
+
+  return method.of_source(read)
+
+
 def start_values(
   model: models.PromptedT5,
   backbone: Backbone,

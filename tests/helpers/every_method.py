@@ -6,12 +6,12 @@ as the others are by one line.
 
 import functools
 import re
-from typing import Any
 
 import jax
 import numpy as np
 
 from mpt_jax import methods, models
+from mpt_jax.checkpoints import bundle
 from mpt_jax.engine import batching
 from tests.helpers import tiny
 
@@ -107,7 +107,21 @@ def is_idle(method: methods.Method, name: str) -> bool:
   return frozen or name.endswith('key/bias')
 
 
-def starts(name: str, folder) -> dict[str, Any]:
-  """What a run of a method is given beyond its settings: its sources."""
-  del name, folder
-  return {}
+def start_of(method: methods.Method, folder, width: int) -> str | None:
+  """What a run of a method starts from: its source prompts, if it has some."""
+  sources = getattr(method, 'sources', ())
+  if not sources:
+    return None
+  rng = np.random.default_rng(0)
+  path = str(folder / 'sources')
+  bundle.PromptBundle(
+    method='multitask',
+    stage='source',
+    task_names=tuple(name for name, _ in sources),
+    arrays={
+      'shared_prompt': rng.normal(size=(P, width)),
+      'task_u': rng.normal(size=(len(sources), P, 1)),
+      'task_v': rng.normal(size=(len(sources), 1, width)),
+    },
+  ).save(path)
+  return path
