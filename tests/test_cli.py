@@ -23,6 +23,7 @@ RUNS = {
   'lora': ('mpt_jax.train', 'train'),
   'ia3': ('mpt_jax.train', 'train'),
   'attempt': ('mpt_jax.train', 'train'),
+  'full': ('mpt_jax.train', 'train'),
   'eval': ('mpt_jax.eval', 'evaluate'),
   'infer': ('mpt_jax.infer', 'infer'),
   'answer': ('mpt_jax.infer', 'infer'),
@@ -31,6 +32,7 @@ RUNS = {
 }
 # Bound and run by other tests, or only included.
 INCLUDED = (
+  'baselines',
   'common',
   'demo',
   'demo_full',

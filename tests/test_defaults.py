@@ -37,7 +37,7 @@ REASONS = {
   ('answer', 'BATCH_SIZE'): 'smaller: lines are answered as they come',
 }
 # Recipes: each of their numbers is there to differ.
-RECIPES = {'demo', 'demo_full', 'pretrain_demo'}
+RECIPES = {'baselines', 'demo', 'demo_full', 'pretrain_demo'}
 FILES = sorted(
   path.stem
   for path in RUNS.glob('*.gin')

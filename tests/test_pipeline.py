@@ -413,7 +413,7 @@ def test_missing_rates_are_refused():
     rates.given(plan)
 
 
-@pytest.mark.parametrize('name', ['demo', 'demo_full'])
+@pytest.mark.parametrize('name', ['demo', 'demo_full', 'baselines'])
 def test_shipped_gin_files_make_a_plan(name, monkeypatch, tmp_path):
   made = []
 
