@@ -18,6 +18,7 @@ from mpt_jax.checkpoints import backbone as backbone_lib
 from mpt_jax.checkpoints import run as run_lib
 from mpt_jax.checkpoints.bundle import load_prompts
 from mpt_jax.engine import params as params_lib
+from mpt_jax.engine import run as run_engine
 from mpt_jax.engine.optimizers import Optimizer
 from mpt_jax.engine.settings import Evaluation, Logging
 from mpt_jax.pretrained import PromptedT5
@@ -158,10 +159,14 @@ def stored(folder, step):
   }
 
 
+def _killed(*args):
+  raise KeyboardInterrupt
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('name', sorted(every_method.METHODS))
 def test_trains_what_it_says_and_goes_on_as_if_never_killed(
-  name, backbone, tmp_path
+  name, backbone, tmp_path, monkeypatch
 ):
   method = every_method.METHODS[name]
   before = params_lib.flatten(backbone.params)
@@ -179,12 +184,13 @@ def test_trains_what_it_says_and_goes_on_as_if_never_killed(
     if not idle:
       assert np.abs(last[array] - half[array]).max() > 1e-5, array
 
-  shutil.copytree(whole, killed)
+  with monkeypatch.context() as patch:
+    patch.setattr(run_engine, '_finish', _killed)
+    with pytest.raises(KeyboardInterrupt):
+      train(backbone, killed, method, start=start)
   shutil.rmtree(f'{killed}/{run_lib.CHECKPOINTS}/{STEPS}')
-  product = 'prompts' if method.branch else 'backbone'
-  shutil.rmtree(f'{killed}/{product}')
-  os.remove(f'{killed}/{run_lib.RESULTS}')
   train(backbone, killed, method, start=start)
+  product = 'prompts' if method.branch else 'backbone'
   files = sorted(os.listdir(f'{whole}/{product}'))
   assert files == sorted(os.listdir(f'{killed}/{product}'))
   for file in files:

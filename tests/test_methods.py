@@ -1,5 +1,7 @@
 """Prompt algebra against plain loops; initialisers; what starts a target."""
 
+import math
+import re
 import types
 
 import jax
@@ -7,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mpt_jax import methods
+from mpt_jax import methods, t5
 from mpt_jax.checkpoints.bundle import PromptBundle
 from mpt_jax.engine import starts
 from mpt_jax.types import InputError
@@ -74,14 +76,6 @@ def test_start_values_have_the_shapes_and_count_that_a_method_says():
     assert jax.tree.map(jnp.shape, drawn) == method.shapes(SIZES, 3)
     count = sum(np.size(v) for v in drawn.values())
     assert count == method.num_parameters(SIZES, 3)
-
-
-def test_paper_counts():
-  # l = 100, d = 768: 77,668 for one target, 10,468 a task for eight.
-  base = types.SimpleNamespace(emb_dim=768)
-  method = methods.MultitaskPrompts(100)
-  assert method.num_parameters(base, 1) == 77668
-  assert method.num_parameters(base, 8) == 8 * 10468
 
 
 def test_soft_prompts_give_every_row_the_same_prompt():
@@ -220,3 +214,69 @@ def test_a_run_checks_its_tasks():
     starts.check_tasks(('rte', 'rte'))
   with pytest.raises(InputError, match='PROMPT_LENGTH = 0'):
     methods.SoftPrompts(0)
+
+
+# reference/baselines.md section 1: what each is counted as, of T5 1.0 small,
+# base and large; None where the table has no figure.
+_HALF = methods.Adapter(first_layer=5)
+COUNTS = {
+  'full': (methods.FullFinetuning(), 1, (60506624, 222903552, 737668096)),
+  'adapter': (methods.Adapter(norms=False), 1, (405888, 1807488, 6392832)),
+  'adapter and norms': (methods.Adapter(), 1, (422272, 1855104, 6517760)),
+  'adapter, 8 tasks': (methods.Adapter(), 8, (407936, 1813440, 6408448)),
+  'AdapterDrop': (_HALF, 1, (None, 1101984, None)),
+  'adapter, cross': (
+    methods.Adapter(norms=False, cross=True),
+    1,
+    (None, 2259360, None),
+  ),
+  'bitfit': (methods.BitFit(), 1, (115072, 280960, 695680)),
+  'lora r4': (methods.LoRA(rank=4), 1, (147456, 442368, 1179648)),
+  'lora r8': (methods.LoRA(rank=8), 1, (None, 884736, None)),
+  'lora r32': (methods.LoRA(rank=32), 1, (None, 3538944, None)),
+  'soft': (methods.SoftPrompts(100), 1, (51200, 76800, 102400)),
+  'attempt': (methods.Attempt(), 1, (154624, 231936, 309248)),
+  'attempt, 8 tasks': (methods.Attempt(), 8, (64128, 96192, 128256)),
+  "attempt's code": (
+    methods.Attempt(train_layer_norm=False),
+    1,
+    (None, 230400, None),
+  ),
+  'multitask': (methods.MultitaskPrompts(100), 1, (51812, 77668, 103524)),
+  'multitask, 8 tasks': (
+    methods.MultitaskPrompts(100),
+    8,
+    (7012, 10468, 13924),
+  ),
+  'prefix of PEFT': (
+    methods.Prefix(places=('decoder',)),
+    1,
+    (614400, 1843200, 4915200),
+  ),
+  'prefix': (methods.Prefix(), 1, (1843200, 5529600, 14745600)),
+}
+
+
+@pytest.mark.parametrize('row', COUNTS)
+def test_counts_of_the_published_table(row):
+  method, tasks, wanted = COUNTS[row]
+  for size, want in zip(('small', 'base', 'large'), wanted, strict=True):
+    if want is None:
+      continue
+    config = t5.get_config(f't5_{size}')
+    assert method.num_parameters(config, tasks) == want * tasks
+    # The formula is that of the arrays.
+    shapes = method.shapes(config, tasks)
+    if method.branch is None:
+      shapes = t5.param_shapes(config)
+    trained = [
+      math.prod(shape)
+      for name, shape in shapes.items()
+      if any(
+        re.fullmatch(
+          pattern, f'{method.branch}/{name}' if method.branch else name
+        )
+        for pattern in method.trainable
+      )
+    ]
+    assert sum(trained) == want * tasks
