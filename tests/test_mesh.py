@@ -23,7 +23,13 @@ from mpt_jax.engine import params as params_lib
 from mpt_jax.types import InputError
 from tests.helpers import every_method, mesh_check, tiny
 
-FLOAT32 = [n for n, c in mesh_check.CASES.items() if c.dtype == 'float32']
+# One method of a kind; the others are run by `make test-long`.
+_USUAL = ('', 'attempt', 'lora')
+FLOAT32 = [
+  pytest.param(n, marks=[] if c.method in _USUAL else pytest.mark.long)
+  for n, c in mesh_check.CASES.items()
+  if c.dtype == 'float32'
+]
 BFLOAT16 = [n for n, c in mesh_check.CASES.items() if c.dtype == 'bfloat16']
 
 
@@ -34,9 +40,15 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def results(folder, request):
+  # Those that are asked for, and what they are compared with.
+  wanted = {'plain', 'plain_packed', '2x2'}
+  for item in request.session.items:
+    if item.path == request.path and 'name' in item.fixturenames:
+      name = item.callspec.params['name']
+      wanted |= {name, mesh_check.CASES[name].method or name}
   flags = os.environ['XLA_FLAGS'].replace('device_count=2', 'device_count=8')
   done = subprocess.run(
-    [sys.executable, '-m', 'tests.helpers.mesh_check', folder],
+    [sys.executable, '-m', 'tests.helpers.mesh_check', folder, *wanted],
     env={**os.environ, 'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu'},
     cwd=request.config.rootpath,
     capture_output=True,
