@@ -52,7 +52,7 @@ _READ = 'cross_adapter', 'leave_out', 'non_linearity', 'reduction_factor'
 _IDLE = re.compile(
   r'\w*phm\w*|hypercomplex_nonlinearity|init_weights\w*|dropout'
   r'|inv_adapter_reduction_factor|(adapter_)?residual_before_ln'
-  r'|stochastic_depth|architecture'
+  r'|stochastic_depth'
 )
 _PARTS = {
   'adapter_down.0.weight': adapter.DOWN,
