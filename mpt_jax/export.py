@@ -7,10 +7,12 @@ r"""Turns prompts into the form another program reads.
 Formats: `npy` (one composed [P, D] matrix per task, the layout of Google's
 prompt-tuning), `peft` (a Hugging Face PEFT adapter folder with all tasks, or,
 of what enters the network, one per task), `peft_composed` (one PEFT
-PROMPT_TUNING folder per task), `merged` (a Hugging Face folder of the backbone
-INITIAL_CHECKPOINT_PATH with what was learned in its matrices, one per task) and
-`bundle` (ours, with other tasks). PROMPTS may itself be a bundle, a PEFT
-adapter folder, a .npy file, or a list of them, whose tasks are put together.
+PROMPT_TUNING folder per task), `adapterhub` (of bottleneck adapters, a folder
+of AdapterHub's `adapters` per task), `merged` (a Hugging Face folder of the
+backbone INITIAL_CHECKPOINT_PATH with what was learned in its matrices, one per
+task) and `bundle` (ours, with other tasks). PROMPTS may itself be a bundle, an
+adapter folder of PEFT or AdapterHub, a .npy file, or a list of them, whose
+tasks are put together.
 """
 
 from mpt_jax import cli
@@ -30,7 +32,7 @@ from mpt_jax.types import InputError, nearest
 
 log = logging.getLogger(__name__)
 
-FORMATS = ('npy', 'peft', 'peft_composed', 'merged', 'bundle')
+FORMATS = 'npy', 'peft', 'peft_composed', 'adapterhub', 'merged', 'bundle'
 
 
 def export(
@@ -48,7 +50,8 @@ def export(
     prompts: path of a bundle, PEFT adapter folder or `.npy` file; or several.
       A `.npy` file's task is called by the file's name.
     output: folder to write.
-    format: 'npy', 'peft', 'peft_composed', 'merged' or 'bundle'.
+    format: 'npy', 'peft', 'peft_composed', 'adapterhub', 'merged' or
+      'bundle'.
     tasks: the tasks to export, in row order; None is all.
     rename: old task name -> new one; done before `tasks` are picked.
     backbone: what 'merged' puts them into; nothing else reads it.
@@ -79,10 +82,12 @@ def export(
   else:
     loaded = load_backbone(backbone) if format == 'merged' else None
     for folder, whose in bundle.parts(output):
-      if loaded is None:
-        bundle.to_peft(folder, whose)
-      else:
+      if loaded is not None:
         bundle.to_merged(folder, loaded, whose)
+      elif format == 'adapterhub':
+        bundle.to_adapterhub(folder, whose)
+      else:
+        bundle.to_peft(folder, whose)
   if bundle.texts and format != 'bundle':
     log.info(
       "format %s does not hold how the tasks' text is written, a bundle does",

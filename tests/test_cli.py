@@ -22,6 +22,8 @@ RUNS = {
   'finetune': ('mpt_jax.train', 'train'),
   'lora': ('mpt_jax.train', 'train'),
   'ia3': ('mpt_jax.train', 'train'),
+  'adapter': ('mpt_jax.train', 'train'),
+  'bitfit': ('mpt_jax.train', 'train'),
   'attempt': ('mpt_jax.train', 'train'),
   'full': ('mpt_jax.train', 'train'),
   'eval': ('mpt_jax.eval', 'evaluate'),

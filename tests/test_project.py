@@ -171,6 +171,7 @@ FACES = {
 }
 # Who names a method, and why.
 NAMES_A_METHOD = {
+  'mpt_jax.checkpoints.adapterhub': 'a format of one method',
   'mpt_jax.study.arms': 'what a study compares, a row each',
   'mpt_jax.checkpoints.bundle': 'factors hold the prompts of any merge exactly',
   'mpt_jax.checkpoints.run': 'what a record of version 0.1 left out',

@@ -21,7 +21,7 @@ import numpy as np
 
 import mpt_jax
 from mpt_jax import methods
-from mpt_jax.checkpoints import files, huggingface, peft
+from mpt_jax.checkpoints import adapterhub, files, huggingface, peft
 from mpt_jax.checkpoints.texts import TaskText
 from mpt_jax.engine import params as params_lib
 from mpt_jax.types import (
@@ -405,6 +405,23 @@ class PromptBundle:
       learner = methods.holding(set(arrays)).sized(self.prompt_length, 0)
     peft.write_adapter(path, learner, arrays, tasks)
 
+  def to_adapterhub(self, path: str, task: str | None = None) -> None:
+    """Writes an adapter folder of AdapterHub's `adapters`.
+
+    Args:
+      path: the folder.
+      task: whose adapter; may be left out where there is one.
+
+    Raises:
+      InputError: if the task is unknown or left open, AdapterHub cannot have
+        such an adapter, or the folder cannot be written.
+    """
+    self.check_format('adapterhub')
+    learner = self.learner
+    assert isinstance(learner, adapterhub.Adapter)
+    arrays, tasks = self.one(task)
+    adapterhub.write_adapter(path, learner, arrays, tasks, self.backbone_name)
+
   def to_merged(
     self, path: str, backbone: 'Backbone', task: str | None = None
   ) -> None:
@@ -612,11 +629,12 @@ def load_several(paths: Sequence[str]) -> PromptBundle:
 def load_prompts(
   path: str, task_names: Sequence[str] | None = None
 ) -> PromptBundle:
-  """Loads prompts from a bundle, a PEFT adapter or a `.npy` file.
+  """Loads prompts from a bundle, an adapter or a `.npy` file.
 
   Args:
-    path: a folder that `PromptBundle.save` or PEFT wrote, or a file with one
-      [P, D] prompt (Google's prompt-tuning writes it without a suffix).
+    path: a folder that `PromptBundle.save`, PEFT or AdapterHub's `adapters`
+      wrote, or a file with one [P, D] prompt (Google's prompt-tuning writes it
+      without a suffix).
     task_names: the tasks of an adapter or `.npy` file, which has only numbers
       for them; default `task_0`, `task_1` and so on. Not for a bundle.
 
@@ -635,11 +653,13 @@ def load_prompts(
           ' task_names'
         )
       return _load_bundle(path)
+    if adapterhub.is_adapter(path):
+      return _imported(path, adapterhub.read_adapter(path), task_names)
     if os.path.lexists(os.path.join(path, peft.CONFIG)):
       return _imported(path, peft.read_adapter(path), task_names)
     raise InputError(
       f'{path} holds no prompts: neither {CONFIG} (a bundle) nor'
-      f' {peft.CONFIG} (a PEFT adapter)'
+      f' {peft.CONFIG} (an adapter of PEFT or AdapterHub)'
     )
   if not os.path.lexists(path):
     raise InputError(

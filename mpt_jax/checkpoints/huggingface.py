@@ -63,7 +63,7 @@ _ACTIVATIONS = {
   'gated-silu': ('silu', 'linear'),
 }
 # Sublayer of a block by T5X's name: its index and transformers' name.
-_SUBLAYERS = {
+SUBLAYERS = {
   'encoder': {
     'pre_attention_layer_norm': (0, 'layer_norm'),
     'attention': (0, 'SelfAttention'),
@@ -158,7 +158,7 @@ def name_of(parameter: str) -> tuple[str, bool]:
   if part == 'relpos_bias':
     bias = 'layer.0.SelfAttention.relative_attention_bias'
     return f'{stack}.block.0.{bias}.weight', True
-  index, name = _SUBLAYERS[stack][rest[0]]
+  index, name = SUBLAYERS[stack][rest[0]]
   prefix = f'{stack}.block.{part.removeprefix("layers_")}.layer.{index}.{name}'
   if name == 'layer_norm':
     return f'{prefix}.weight', False
@@ -182,7 +182,7 @@ def module_of(stored: str) -> tuple[str, str] | None:
   if not match:
     return None
   stack, layer, index, name, projection, rest = match.groups()
-  ours = {place: part for part, place in _SUBLAYERS[stack].items()}
+  ours = {place: part for part, place in SUBLAYERS[stack].items()}
   part = ours.get((int(index), name))
   if part is None:
     return None

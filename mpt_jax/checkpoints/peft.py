@@ -22,7 +22,7 @@ TENSORS = 'adapter_model.safetensors'
 
 # Where our task names stand in the metadata of the tensor file; PEFT numbers
 # its tasks and ignores the entry.
-_TASK_NAMES = 'mpt_jax.task_names'
+TASK_NAMES = 'mpt_jax.task_names'
 # What stands in front of the names of the base model's modules.
 _MODEL = 'base_model.model.'
 # What every adapter says of itself, and what we write there of it.
@@ -158,7 +158,7 @@ def _read_tensors(
   tensors, metadata = files.read_tensors(
     tensor_path, shapes, ('F32', 'F16', 'BF16'), follow_links=True
   )
-  return tensors, _task_names(metadata)
+  return tensors, task_names_in(metadata)
 
 
 def write_adapter(
@@ -186,7 +186,7 @@ def write_adapter(
     own, found = method.to_peft({n: a[0] for n, a in arrays.items()})
     tensors = {_stored_name(name): tensor for name, tensor in found.items()}
   config = _COMMON | own | {'peft_type': method.peft_type}
-  metadata = {'format': 'pt', _TASK_NAMES: json.dumps(list(task_names))}
+  metadata = {'format': 'pt', TASK_NAMES: json.dumps(list(task_names))}
   files.write_folder(
     path,
     {
@@ -248,9 +248,10 @@ def _size(
   return value
 
 
-def _task_names(metadata: Mapping[str, str]) -> list[str] | None:
+def task_names_in(metadata: Mapping[str, str]) -> list[str] | None:
+  """Returns the task names that we wrote into a file's metadata."""
   try:
-    names = json.loads(metadata.get(_TASK_NAMES, 'null'))
+    names = json.loads(metadata.get(TASK_NAMES, 'null'))
   except (ValueError, RecursionError):
     return None
   is_list = isinstance(names, list) and all(isinstance(n, str) for n in names)

@@ -11,7 +11,14 @@ import jax
 import jax.numpy as jnp
 
 from mpt_jax import t5
-from mpt_jax.methods.base import Delta, Start, learned, multiply, of_rows
+from mpt_jax.methods.base import (
+  BUNDLE,
+  Delta,
+  Start,
+  learned,
+  multiply,
+  of_rows,
+)
 from mpt_jax.types import Array, InputError, Natural, Positive, nearest
 
 # By their names in AdapterHub and transformers.
@@ -62,6 +69,7 @@ class Adapter(Delta):
   rates: ClassVar[Mapping[str, tuple[float, float | None]]] = {
     'target': (3e-4, None)
   }
+  formats: ClassVar[tuple[str, ...]] = ('adapterhub', BUNDLE)
 
   reduction: Positive = 32
   size: Positive | None = None

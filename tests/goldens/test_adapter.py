@@ -1,15 +1,19 @@
-"""Bottleneck adapters against AdapterHub's."""
+"""AdapterHub's adapters compute here what they compute there."""
 
+import dataclasses
+import json
 import re
 
+import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from mpt_jax import methods
+import mpt_jax
 from mpt_jax.checkpoints import huggingface
 from tests import goldens
 from tests.goldens import networks
 
+ADAPTERS = goldens.of('adapter')
 _LEAVES = {
   'adapter_down': 'adapter_down.0.weight',
   'adapter_down_bias': 'adapter_down.0.bias',
@@ -23,9 +27,8 @@ def _theirs(name, adapter):
   module, leaf = name.rsplit('/', 1)
   if leaf == 'scale_change':
     return huggingface.name_of(f'{module}/scale')[0]
-  stack, block, kind = re.fullmatch(
-    r'(\w+)/layers_(\d+)/(\w+)', module
-  ).groups()
+  found = re.fullmatch(r'(\w+)/layers_(\d+)/(\w+)', module)
+  stack, block, kind = found.groups()
   layer = 0
   if kind == 'encoder_decoder_attention':
     layer = 1
@@ -36,30 +39,46 @@ def _theirs(name, adapter):
 
 
 @pytest.mark.parametrize('norms', [False, True])
-@pytest.mark.parametrize('golden', goldens.of('adapter'))
-def test_adapters_give_adapterhubs_numbers(golden, norms):
-  loaded, io = networks.of_method(golden)
-  config = golden.config['config']
-  method = methods.Adapter(
-    reduction=config['reduction_factor'],
-    activation=config['non_linearity'],
-    cross=config['cross_adapter'],
-    norms=norms,
-  )
-  stored = load_file(golden.folder / 'adapter.safetensors')
-  arrays, grads = {}, {}
-  for name, shape in method.shapes(loaded.config, 1).items():
-    theirs = _theirs(name, golden.config['name'])
-    grads[name] = io[f'grad/{theirs}'].T[None]
-    arrays[name] = (
-      stored[theirs].T[None] if theirs in stored else 0 * grads[name]
-    )
-    assert arrays[name].shape == shape, name
-  names = {
-    name.removeprefix('grad/') for name in io if name.startswith('grad/')
+@pytest.mark.parametrize('golden', ADAPTERS)
+def test_logits_loss_gradients_and_answers(golden, norms):
+  """Also of T5's own norms, where these train too."""
+  backbone, io = networks.of_method(golden)
+  bundle, adapter = mpt_jax.load_prompts(golden.folder), golden.config['name']
+  assert (bundle.method, bundle.stage) == ('adapter', 'imported')
+  assert bundle.task_names == (adapter,)
+  method = dataclasses.replace(bundle.learner, norms=norms)
+  shapes = method.shapes(backbone.config, 1)
+  arrays = {
+    name: bundle.arrays.get(name, np.zeros(shape, np.float32))
+    for name, shape in shapes.items()
   }
-  used = {_theirs(name, golden.config['name']) for name in arrays}
-  assert used >= set(stored)
+  stored = load_file(golden.folder / 'adapter.safetensors')
+  theirs = {name: _theirs(name, adapter) for name in arrays}
+  for name, array in bundle.arrays.items():
+    np.testing.assert_array_equal(array[0].T, stored.pop(theirs[name]))
+  assert not stored
+  grads = {n: io[f'grad/{theirs[n]}'].T[None] for n in arrays}
   if norms:
-    assert used == names
-  networks.check_method(loaded, io, method, arrays, grads)
+    assert len(grads) == sum(name.startswith('grad/') for name in io)
+  networks.check_method(backbone, io, method, arrays, grads)
+
+
+@pytest.mark.parametrize('golden', ADAPTERS)
+def test_written_as_adapterhub_writes(golden, tmp_path):
+  mpt_jax.load_prompts(golden.folder).to_adapterhub(str(tmp_path))
+  got = json.loads((tmp_path / 'adapter_config.json').read_text())
+  want = golden.config
+  assert {key for key in want if want[key] != got[key]} <= {'config', 'version'}
+  got, want = got['config'], want['config']
+  # What we do not write has no part in such an adapter, or only in training.
+  idle = r'.*phm.*|init_weights.*|.*reduction_factor|.*_before_ln|dropout|st.*'
+  for key in set(want) - set(got):
+    assert re.fullmatch(f'{idle}|hypercomplex_nonlinearity', key), key
+  assert got == {key: want[key] for key in got}
+  got, want = (
+    load_file(folder / 'adapter.safetensors')
+    for folder in (tmp_path, golden.folder)
+  )
+  assert set(got) == set(want)
+  for key in want:
+    np.testing.assert_array_equal(got[key], want[key])
