@@ -35,6 +35,8 @@ OURS, PEFT, T5X, FLOOR_XLA, FLOOR_TORCH = (
 # Of mpt_jax alone.
 CHECKPOINT, START = 'checkpoint', 'start'
 _STEP = ['--steps=5']
+_LORA = [*_STEP, '--method=lora', '--num_tasks=1']
+_PREFIX = [*_STEP, '--method=prefix', '--num_tasks=1']
 _MIX = ['--input_len=256', '--lengths']
 
 # Row -> system -> arguments.
@@ -72,6 +74,9 @@ ROWS: dict[str, dict[str, list[str]]] = {
     ],
     PEFT: [*_MIX, '--padding=longest', '--steps=12', '--dtype=bfloat16'],
   },
+  # One set of parameters each; a prefix in the one place where PEFT has it.
+  'lora_f32': {OURS: _LORA, PEFT: _LORA},
+  'prefix_f32': {OURS: _PREFIX, PEFT: _PREFIX},
   CHECKPOINT: {CHECKPOINT: []},
   START: {START: []},
 }

@@ -39,6 +39,8 @@ SHAPES = {
     'heads': 32,
   },
 }
+# Of those that PEFT has too; a prefix as PEFT has it, in one place.
+METHODS = 'multitask', 'lora', 'prefix'
 LENGTHS = os.path.join(os.path.dirname(__file__), 'source_lengths.json')
 
 
@@ -52,6 +54,9 @@ def parser(description: str | None) -> argparse.ArgumentParser:
   made.add_argument('--batch', type=int, default=8)
   made.add_argument('--input_len', type=int, default=128, help='without prompt')
   made.add_argument('--prompt_len', type=int, default=100)
+  made.add_argument(
+    '--method', choices=METHODS, default=METHODS[0], help='what is trained'
+  )
   made.add_argument('--target_len', type=int, default=8)
   made.add_argument('--num_tasks', type=int, default=6)
   made.add_argument('--steps', type=int, default=8)

@@ -2,6 +2,7 @@ r"""One training step of mpt_jax on random weights, as the trainer runs it.
 
   python -m benchmarks.step --model=small --batch=8 --input_len=128 \
     --prompt_len=100 --target_len=8 --precision=bfloat16 --distill
+  python -m benchmarks.step --method=lora --num_tasks=1
   python -m benchmarks.step --batch=32 --input_len=256 --lengths \
     --padding=bucket
 
@@ -65,11 +66,17 @@ def main() -> None:
   hostmemory.prepare()
   rss_after_import = measure.rss_mb()
   config = backbone.make_config(flags.model, flags.precision)
-  method = methods.MultitaskPrompts(flags.prompt_len)
+  method: methods.Method = {
+    'multitask': methods.MultitaskPrompts(flags.prompt_len),
+    'lora': methods.LoRA(),
+    'prefix': methods.Prefix(flags.prompt_len, places=('decoder',)),
+  }[flags.method]
+  length = method.prompt_length
   kind = models.DistilledPromptedT5 if flags.distill else models.PromptedT5
   model = kind(config, method, flags.num_tasks)
+  task_rate = 0.1 if flags.method == 'multitask' else None
   optimizer = optimizers.Optimizer(
-    optimizers.method_groups(method, 0.3, 0.1), schedule='constant'
+    optimizers.method_groups(method, 0.3, task_rate), schedule='constant'
   )
   mesh = partitioning.make_mesh()
 
@@ -80,7 +87,8 @@ def main() -> None:
     table = {'prompt_table': rng.standard_normal(size, np.float32)}
     frozen['teacher_prompts'] = partitioning.shard_params(table, mesh)
   start = method.fresh(config, flags.num_tasks, jax.random.PRNGKey(flags.seed))
-  state = trainer.make_state(model, optimizer, {'prompts': start}, 0, mesh)
+  trained = {str(method.branch): params_lib.unflatten(start)}
+  state = trainer.make_state(model, optimizer, trained, 0, mesh)
   rss_after_init = measure.rss_mb()
 
   tasks = list(range(flags.num_tasks))
@@ -102,16 +110,13 @@ def main() -> None:
       )
       drawn += 1
 
-  whole = flags.prompt_len + flags.input_len, flags.target_len
+  whole = length + flags.input_len, flags.target_len
   if flags.padding == 'bucket':
     sizes = partitioning.part_sizes(flags.batch, mesh, None)
     if flags.part_rows:
       sizes = (flags.part_rows,)
     every = np.array(
-      [
-        [flags.prompt_len + min(n, flags.input_len), flags.target_len]
-        for n in lengths
-      ]
+      [[length + min(n, flags.input_len), flags.target_len] for n in lengths]
     )
     some = [
       every[rng.permutation(len(every))[: flags.batch]]
@@ -126,11 +131,11 @@ def main() -> None:
     stream = examples()
     packer: Any
     if flags.padding == 'bucket':
-      packer = batching.Bucketer(flags.batch, flags.prompt_len, cutting)
+      packer = batching.Bucketer(flags.batch, length, cutting)
     else:
       packed = flags.padding == 'pack'
       size = (flags.pack_len, 8 * flags.target_len) if packed else whole
-      packer = batching.Packer(flags.batch, *size, flags.prompt_len, packed)
+      packer = batching.Packer(flags.batch, *size, length, packed)
     count = tokens = 0
     for example in stream:
       if not packer.add(example):
@@ -216,8 +221,8 @@ def main() -> None:
   if 'peak_bytes_in_use' in stats:
     compiled['peak_device_mb'] = round(stats['peak_bytes_in_use'] / 2**20, 1)
   keys = (
-    'model batch input_len prompt_len target_len precision padding distill'
-    ' threads steps keep_heap'
+    'model method batch input_len prompt_len target_len precision padding'
+    ' distill threads steps keep_heap'
   )
   print(
     json.dumps(

@@ -35,14 +35,19 @@ def run(module, *arguments):
     (),
     ('--padding=bucket', '--lengths', '--part_rows=2', '--distill'),
     ('--padding=pack', '--pack_len=40', '--precision=bfloat16'),
+    ('--method=lora', '--num_tasks=1'),
   ],
 )
 def test_step(arguments):
   line = run('benchmarks.step', '--steps=2', *arguments)
   assert line['examples_per_s'] > 0
   assert line['fwd_s'] > 0
-  # P * D + K * (P + D), the paper's count.
-  assert line['trainable'] == 4 * 64 + 6 * (4 + 64)
+  # P * D + K * (P + D), the paper's count; or 2r (d + I) (E + 2D).
+  wanted = {
+    'multitask': 4 * 64 + 6 * (4 + 64),
+    'lora': 2 * 8 * (64 + 64) * (2 + 2 * 2),
+  }
+  assert line['trainable'] == wanted[line['method']]
   if line['padding'] == 'bucket':
     assert len(line['shapes']) <= 12
     assert 0 < line['fill'] <= 1

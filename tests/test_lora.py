@@ -18,7 +18,9 @@ import mpt_jax
 from mpt_jax import checkpoints, methods, models
 from mpt_jax.checkpoints import bundle as bundle_lib
 from mpt_jax.checkpoints import huggingface
+from mpt_jax.checkpoints.backbone import Backbone
 from mpt_jax.engine import params as params_lib
+from mpt_jax.engine import starts
 from mpt_jax.export import export
 from mpt_jax.types import InputError
 from tests.helpers import every_method, tiny
@@ -299,6 +301,37 @@ def test_a_backbone_with_each_task_merged(folder, tmp_path):
       'a',
     )
   assert not (tmp_path / 'x').exists()
+
+
+def test_a_run_starts_from_what_another_has_learned(tmp_path):
+  """Also from PEFT's folder; each of its tasks from the same set."""
+  bundle = _bundle(LORA)
+  bundle.save(str(tmp_path / 'bundle'))
+  bundle.to_peft(str(tmp_path / 'peft'), 'b')
+  backbone = Backbone(CONFIG, {}, '', 'tiny', '', None, {})
+
+  def start(method, path, task=None, tasks=3):
+    model = models.PromptedT5(CONFIG, method, tasks)
+    source = starts.Source(str(tmp_path / path), task)
+    made = starts.start_values(model, backbone, source, 'target', 0)
+    return params_lib.flatten(made['delta'])
+
+  for method, path, sets in (
+    (LORA, 'bundle', 3),
+    (methods.LoRA(4, 6.0, shared=True), 'peft', 1),
+  ):
+    found = start(method, path, 'b')
+    for name, array in bundle.arrays.items():
+      want = np.repeat(array[1:2], sets, axis=0)
+      np.testing.assert_array_equal(found[name], want)
+  with pytest.raises(InputError, match='name one of a, b as SOURCE_TASK'):
+    start(LORA, 'bundle')
+  with pytest.raises(InputError, match='has rank 4, and this run 5: lora st'):
+    start(methods.LoRA(5, 6.0), 'bundle', 'b')
+  with pytest.raises(InputError, match="has method 'lora', and this run 'ia3'"):
+    start(methods.IA3(), 'peft')
+  with pytest.raises(InputError, match="'lora' has no prompt matrix"):
+    start(methods.SoftPrompts(3), 'peft')
 
 
 def test_a_scale_of_zero_cannot_be_taken_out():

@@ -1,4 +1,6 @@
-"""PEFT MultitaskPromptTuning over HF T5ForConditionalGeneration: one step.
+"""A method of PEFT over HF T5ForConditionalGeneration: one step.
+
+MultitaskPromptTuning, or with --method LoRA (q and v, r = 8) or its prefix.
 
 Random weights. Prints one JSON line. With --distill a teacher forward pass
 (no grad) with per-task teacher prompts is added, and KL + hidden-state MSE
@@ -41,7 +43,7 @@ def main():
     measure.keep_heap()
 
   import numpy as np
-  from peft import MultitaskPromptTuningConfig, get_peft_model
+  import peft
   import torch
   import torch.nn.functional as F
   import transformers
@@ -69,16 +71,23 @@ def main():
   )
   extra = {} if args.attn is None else dict(attn_implementation=args.attn)
   base = T5ForConditionalGeneration._from_config(cfg, **extra).to(dtype)
-  model = get_peft_model(
-    base,
-    MultitaskPromptTuningConfig(
+  if args.method == 'multitask':
+    wanted = peft.MultitaskPromptTuningConfig(
       task_type='SEQ_2_SEQ_LM',
       num_virtual_tokens=args.prompt_len,
       num_tasks=args.num_tasks,
       num_transformer_submodules=1,
       prompt_tuning_init='RANDOM',
-    ),
-  )
+    )
+  elif args.method == 'lora':
+    wanted = peft.LoraConfig(task_type='SEQ_2_SEQ_LM', r=8, lora_alpha=8)
+  else:
+    wanted = peft.PrefixTuningConfig(
+      task_type='SEQ_2_SEQ_LM',
+      num_virtual_tokens=args.prompt_len,
+      token_dim=s['heads'] * s['d_kv'],
+    )
+  model = peft.get_peft_model(base, wanted)
   model = model.to(device)
   model.train()
   trainable = [q for q in model.parameters() if q.requires_grad]
@@ -112,12 +121,10 @@ def main():
     labels = torch.from_numpy(
       rng.integers(1, measure.VOCABULARY, (args.batch, args.target_len))
     )
-    return dict(
-      input_ids=ids,
-      attention_mask=(ids != 0).long(),
-      labels=labels,
-      task_ids=torch.tensor(tids),
-    ), sum(lens)
+    one = dict(input_ids=ids, attention_mask=(ids != 0).long(), labels=labels)
+    if args.method == 'multitask':
+      one['task_ids'] = torch.tensor(tids)
+    return one, sum(lens)
 
   kw = dict(output_hidden_states=True) if args.distill else {}
 
@@ -199,6 +206,7 @@ def main():
       k: getattr(args, k)
       for k in (
         'model',
+        'method',
         'batch',
         'input_len',
         'prompt_len',

@@ -384,6 +384,41 @@ class Delta(Sets):
     """K, or 1 where all tasks share one set."""
     return 1 if self.shared else num_tasks
 
+  def taken_over(
+    self, config: Any, num_tasks: int, start: Start
+  ) -> dict[str, Array]:
+    """Returns the start values of `shapes` that a source has learned.
+
+    Args:
+      config: the backbone's sizes.
+      num_tasks: K; all start from the same.
+      start: with its source.
+
+    Raises:
+      InputError: if that is of another method or settings, or has several
+        tasks of which none is named.
+    """
+    source = start.source
+    where = f'SOURCE_PROMPTS {start.path!r}'
+    told = {'method': self.name, **self.settings, 'shared': None}
+    other = {'method': source.method, **source.settings, 'shared': None}
+    for name in {**told, **other}:
+      if told.get(name) != other.get(name):
+        raise InputError(
+          f'{where} has {name} {other.get(name)!r}, and this run'
+          f' {told.get(name)!r}: {self.name} starts from the same or from none'
+        )
+    if start.source_task is None and source.per_task:
+      raise InputError(
+        f'{where} has a set for each task: name one of'
+        f' {", ".join(source.task_names)} as SOURCE_TASK'
+      )
+    arrays = self.select(source.arrays, [source.row(start.source_task)])
+    return {
+      name: jnp.repeat(jnp.asarray(arrays[name]), shape[0], axis=0)
+      for name, shape in self.shapes(config, num_tasks).items()
+    }
+
   def check_can(self, **wanted: Any) -> None:
     """See `Method.check_can`."""
     super().check_can(**wanted)
