@@ -24,6 +24,8 @@ RUNS = {
   'ia3': ('mpt_jax.train', 'train'),
   'attempt': ('mpt_jax.train', 'train'),
   'full': ('mpt_jax.train', 'train'),
+  'prefix': ('mpt_jax.train', 'train'),
+  'deep': ('mpt_jax.train', 'train'),
   'eval': ('mpt_jax.eval', 'evaluate'),
   'infer': ('mpt_jax.infer', 'infer'),
   'answer': ('mpt_jax.infer', 'infer'),
