@@ -21,7 +21,14 @@ from mpt_jax.methods.base import (
   of_rows,
 )
 from mpt_jax.t5 import layers
-from mpt_jax.types import Array, InputError, Positive, nearest
+from mpt_jax.types import (
+  Array,
+  InputError,
+  Names,
+  Positive,
+  check_least,
+  nearest,
+)
 
 # Place -> the stack and its attention that have a prefix there.
 _MODULES = {
@@ -84,36 +91,39 @@ class Prefix(Delta):
   }
 
   length: Positive = 100
-  places: Sequence[str] = tuple(_MODULES)
+  places: Names = tuple(_MODULES)
   positions: str = SHIFTED
   hidden: Positive | None = None
   peft_layers: Positive | None = None
 
   def __post_init__(self):
-    for name in ('length', 'hidden', 'peft_layers'):
-      value = getattr(self, name)
-      if value is not None and value < 1:
-        raise InputError(f'prefix: {name} is {value}, expected at least 1')
+    check_least(1, PREFIX_LENGTH=self.length)
+    if self.hidden is not None:
+      check_least(1, PREFIX_HIDDEN=self.hidden)
+    if self.peft_layers is not None:
+      check_least(1, peft_layers=self.peft_layers)
     places = self.places
     places = (places,) if isinstance(places, str) else tuple(places)
     object.__setattr__(self, 'places', places)  # The class is frozen.
     for place in places:
       if place not in _MODULES or places.count(place) > 1:
         raise InputError(
-          f'prefix: places has {place!r}, expected some of'
+          f'PREFIX_PLACES has {place!r}, expected some of'
           f' {", ".join(_MODULES)}, each once{nearest(str(place), _MODULES)}'
         )
     if not places:
-      raise InputError(f'prefix: places is empty, give {", ".join(_MODULES)}')
+      raise InputError(
+        f'PREFIX_PLACES = () must name some of {", ".join(_MODULES)}'
+      )
     known = SHIFTED, UNSHIFTED
     if self.positions not in known:
       raise InputError(
-        f'prefix: positions is {self.positions!r}, expected'
+        f'PREFIX_POSITIONS = {self.positions!r}, expected'
         f' {" or ".join(known)}{nearest(str(self.positions), known)}'
       )
     if self.peft_layers and (self.hidden or places != ('decoder',)):
       raise InputError(
-        f"prefix: peft_layers = {self.peft_layers} is PEFT's form, which has"
+        f"peft_layers = {self.peft_layers} is PEFT's form, which has"
         f" places = ('decoder',) and no hidden layer, but places is {places}"
         f' and hidden {self.hidden}'
       )
