@@ -74,6 +74,42 @@ def test_a_prefix_of_pefts_form_is_for_no_deeper_decoder():
     method.shapes(config, 1)
 
 
+def _bundle(method, tasks=('a',)):
+  """What a run of a method may have left."""
+  key = np.array([0, 1], np.uint32)
+  return PromptBundle(
+    method=method.name,
+    stage='target',
+    task_names=tasks,
+    arrays=method.fresh(tiny.CONFIG, len(tasks), key),
+    settings=method.settings,
+  )
+
+
+@pytest.mark.parametrize('method', [methods.Prefix(2), methods.LoRA()])
+def test_a_run_starts_from_a_task_of_another_one(method):
+  source = _bundle(method, ('a', 'b'))
+  start = methods.Start(None, source=source, path='there', source_task='b')
+  found = method.from_source(tiny.CONFIG, 3, start)
+  for name, value in source.arrays.items():
+    want = np.stack([value[1]] * 3)
+    np.testing.assert_array_equal(found[name], want)
+  shared = dataclasses.replace(method, shared=True)
+  found = shared.from_source(tiny.CONFIG, 3, start)
+  assert {len(value) for value in found.values()} == {1}
+  open_task = dataclasses.replace(start, source_task=None)
+  with pytest.raises(InputError, match='task is one of a, b'):
+    method.from_source(tiny.CONFIG, 3, open_task)
+
+
+def test_a_run_does_not_start_from_what_was_learned_in_another_way():
+  start = methods.Start(None, source=_bundle(methods.Prefix(2)), path='there')
+  with pytest.raises(InputError, match="'there' .*'prefix', from which 'deep'"):
+    methods.DeepPrompts(2).from_source(tiny.CONFIG, 1, start)
+  with pytest.raises(InputError, match='hidden = None, this run 3'):
+    methods.Prefix(2, hidden=3).from_source(tiny.CONFIG, 1, start)
+
+
 @pytest.mark.parametrize(
   'settings',
   [
@@ -84,13 +120,7 @@ def test_a_prefix_of_pefts_form_is_for_no_deeper_decoder():
 )
 def test_what_peft_cannot_hold_is_said(settings, tmp_path):
   method = methods.Prefix(2, **settings)
-  bundle = PromptBundle(
-    method='prefix',
-    stage='target',
-    task_names=('a',),
-    arrays=method.fresh(tiny.CONFIG, 1, np.array([0, 1], np.uint32)),
-    settings=method.settings,
-  )
+  bundle = _bundle(method)
   with pytest.raises(InputError, match="PEFT's prefixes are at the decoder's"):
     bundle.to_peft(str(tmp_path / 'out'))
   assert not (tmp_path / 'out').exists()

@@ -188,7 +188,10 @@ def start_values(
     tokenize=tokenizer(backbone),
     **given,
   )
-  arrays = method.initial(model.config, model.num_tasks, start)
+  make = method.initial
+  if bundle is not None and isinstance(method, methods.Delta):
+    make = method.from_source
+  arrays = make(model.config, model.num_tasks, start)
   return {method.branch: params_lib.unflatten(arrays)}
 
 

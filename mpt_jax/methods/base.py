@@ -394,6 +394,37 @@ class Delta(Sets):
         ' share one set'
       )
 
+  def from_source(
+    self, config: Any, num_tasks: int, start: Start
+  ) -> dict[str, Array]:
+    """Returns as start values, for every set, those of a task of a bundle.
+
+    Args:
+      config: the backbone's sizes.
+      num_tasks: K.
+      start: with the bundle, and the task if it has several.
+
+    Raises:
+      InputError: if they were learned in another way, or no task is named.
+    """
+    source = start.source
+    if source.method != self.name:
+      raise InputError(
+        f'SOURCE_PROMPTS {start.path!r} are of method {source.method!r}, from'
+        f' which {self.name!r} cannot start'
+      )
+    for name, value in self.settings.items():
+      if name != 'shared' and source.settings.get(name) != value:
+        raise InputError(
+          f'SOURCE_PROMPTS {start.path!r} have {name} ='
+          f' {source.settings.get(name)!r}, this run {value!r}'
+        )
+    own = source.with_tasks([source.task_names[source.row(start.source_task)]])
+    return {
+      name: jnp.repeat(jnp.asarray(own.arrays[name]), shape[0], axis=0)
+      for name, shape in self.shapes(config, num_tasks).items()
+    }
+
   def laid_out(self, arrays: Mapping[str, Any], config: Any) -> dict[str, Any]:
     """Returns the arrays by the names of the backbone's modules.
 
