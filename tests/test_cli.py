@@ -26,6 +26,8 @@ RUNS = {
   'bitfit': ('mpt_jax.train', 'train'),
   'attempt': ('mpt_jax.train', 'train'),
   'full': ('mpt_jax.train', 'train'),
+  'prefix': ('mpt_jax.train', 'train'),
+  'deep': ('mpt_jax.train', 'train'),
   'eval': ('mpt_jax.eval', 'evaluate'),
   'infer': ('mpt_jax.infer', 'infer'),
   'answer': ('mpt_jax.infer', 'infer'),

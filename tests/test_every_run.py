@@ -81,7 +81,11 @@ NAMES: dict[str, set[str]] = {
     f'{name}/ia3'
     for name in _in((*_SELF, _CROSS), 'key', 'value') | _in(_MLPS, 'wo')
   },
-  'prefix': _in((*_SELF, _CROSS), 'prefix_key', 'prefix_value'),
+  # An MLP that is not in the product.
+  'prefix': _in(
+    (f'delta/{place}' for place in ('encoder', 'decoder', 'cross')),
+    *('embedding', 'hidden_kernel', 'hidden_bias', 'out_kernel', 'out_bias'),
+  ),
   'deep': {'delta/encoder/prompt', f'{_ENCODER}/prompt'},
 }
 

@@ -190,7 +190,7 @@ def start_values(
   )
   initial = method.initial
   if bundle is not None and isinstance(method, methods.Delta):
-    initial = method.taken_over
+    initial = method.from_source
   arrays = initial(model.config, model.num_tasks, start)
   return {method.branch: params_lib.unflatten(arrays)}
 

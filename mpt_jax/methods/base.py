@@ -384,7 +384,7 @@ class Delta(Sets):
     """K, or 1 where all tasks share one set."""
     return 1 if self.shared else num_tasks
 
-  def taken_over(
+  def from_source(
     self, config: Any, num_tasks: int, start: Start
   ) -> dict[str, Array]:
     """Returns the start values of `shapes` that a source has learned.

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from mpt_jax.methods.base import NO_T5X, Delta, Start, learned, of_rows
 from mpt_jax.methods.initializers import Uniform
 from mpt_jax.t5.network import Encoder
-from mpt_jax.types import Array, InputError, Positive, nearest
+from mpt_jax.types import Array, InputError, Positive, check_least, nearest
 
 REPLACE, ADD = 'replace', 'add'
 
@@ -54,12 +54,11 @@ class DeepPrompts(Delta):
   combine: str = REPLACE
 
   def __post_init__(self):
-    if self.length < 1:
-      raise InputError(f'deep: length is {self.length}, expected at least 1')
+    check_least(1, PROMPT_LENGTH=self.length)
     known = REPLACE, ADD
     if self.combine not in known:
       raise InputError(
-        f'deep: combine is {self.combine!r}, expected {" or ".join(known)}'
+        f'COMBINE = {self.combine!r}, expected {" or ".join(known)}'
         f'{nearest(str(self.combine), known)}'
       )
 

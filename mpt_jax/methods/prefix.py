@@ -8,17 +8,27 @@ from typing import Any, ClassVar
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mpt_jax.methods.base import (
+  BUNDLE,
   NO_T5X,
   Delta,
   Method,
   Start,
+  check_peft,
   learned,
   of_rows,
 )
 from mpt_jax.t5 import layers
-from mpt_jax.types import Array, InputError, Positive, nearest
+from mpt_jax.types import (
+  Array,
+  InputError,
+  Names,
+  Positive,
+  check_least,
+  nearest,
+)
 
 # Place -> the stack and its attention that have a prefix there.
 _MODULES = {
@@ -26,7 +36,14 @@ _MODULES = {
   'decoder': ('decoder', 'self_attention'),
   'cross': ('decoder', 'encoder_decoder_attention'),
 }
+_ARRAYS = 'prefix_key', 'prefix_value'
 SHIFTED, UNSHIFTED = 'shifted', 'unshifted'
+# Of PEFT's configuration: what is read, and what does not outlast training.
+_PEFT_KEYS = (
+  *('num_virtual_tokens', 'num_layers', 'token_dim', 'num_attention_heads'),
+  *('num_transformer_submodules', 'prefix_projection', 'encoder_hidden_size'),
+  'init_weights',
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +80,8 @@ class Prefix(Delta):
   rates: ClassVar[Mapping[str, tuple[float, float | None]]] = {
     'target': (1e-2, None)
   }
+  formats: ClassVar[tuple[str, ...]] = ('peft', BUNDLE)
+  peft_type: ClassVar[str] = 'PREFIX_TUNING'
   cannot: ClassVar[Mapping[str, str]] = {
     **NO_T5X,
     'pack': (
@@ -72,36 +91,39 @@ class Prefix(Delta):
   }
 
   length: Positive = 100
-  places: Sequence[str] = tuple(_MODULES)
+  places: Names = tuple(_MODULES)
   positions: str = SHIFTED
   hidden: Positive | None = None
   peft_layers: Positive | None = None
 
   def __post_init__(self):
-    for name in ('length', 'hidden', 'peft_layers'):
-      value = getattr(self, name)
-      if value is not None and value < 1:
-        raise InputError(f'prefix: {name} is {value}, expected at least 1')
+    check_least(1, PREFIX_LENGTH=self.length)
+    if self.hidden is not None:
+      check_least(1, PREFIX_HIDDEN=self.hidden)
+    if self.peft_layers is not None:
+      check_least(1, peft_layers=self.peft_layers)
     places = self.places
     places = (places,) if isinstance(places, str) else tuple(places)
     object.__setattr__(self, 'places', places)  # The class is frozen.
     for place in places:
       if place not in _MODULES or places.count(place) > 1:
         raise InputError(
-          f'prefix: places has {place!r}, expected some of'
+          f'PREFIX_PLACES has {place!r}, expected some of'
           f' {", ".join(_MODULES)}, each once{nearest(str(place), _MODULES)}'
         )
     if not places:
-      raise InputError(f'prefix: places is empty, give {", ".join(_MODULES)}')
+      raise InputError(
+        f'PREFIX_PLACES = () must name some of {", ".join(_MODULES)}'
+      )
     known = SHIFTED, UNSHIFTED
     if self.positions not in known:
       raise InputError(
-        f'prefix: positions is {self.positions!r}, expected'
+        f'PREFIX_POSITIONS = {self.positions!r}, expected'
         f' {" or ".join(known)}{nearest(str(self.positions), known)}'
       )
     if self.peft_layers and (self.hidden or places != ('decoder',)):
       raise InputError(
-        f"prefix: peft_layers = {self.peft_layers} is PEFT's form, which has"
+        f"peft_layers = {self.peft_layers} is PEFT's form, which has"
         f" places = ('decoder',) and no hidden layer, but places is {places}"
         f' and hidden {self.hidden}'
       )
@@ -122,7 +144,7 @@ class Prefix(Delta):
       if not self.hidden:
         heads = config.num_heads, config.head_dim
         for module in modules:
-          for name in ('prefix_key', 'prefix_value'):
+          for name in _ARRAYS:
             found[f'{module}/{name}'] = (sets, self.length, *heads)
         continue
       width = 2 * len(modules) * joined
@@ -186,8 +208,8 @@ class Prefix(Delta):
         # PEFT doubles the table for its cross-attention, which does not use
         # it, and deals out by fours.
         at = 4 * i % heads.shape[2] if self.peft_layers else 2 * i
-        found[f'{module}/prefix_key'] = heads[:, :, at]
-        found[f'{module}/prefix_value'] = heads[:, :, at + 1]
+        for part, name in enumerate(_ARRAYS):
+          found[f'{module}/{name}'] = heads[:, :, at + part]
     return found
 
   def _made(self, arrays: Mapping[str, Array], place: str) -> Array:
@@ -212,6 +234,72 @@ class Prefix(Delta):
     if not self.hidden:
       return self, dict(arrays)
     return dataclasses.replace(self, hidden=None), self.laid_out(arrays, config)
+
+  @classmethod
+  def from_peft(
+    cls, config: Mapping[str, Any], tensors: Mapping[str, np.ndarray]
+  ) -> tuple['Prefix', dict[str, np.ndarray]]:
+    """See `Delta.from_peft`: one at the decoder, its layers' sharing kept."""
+    check_peft(config, _PEFT_KEYS)
+    if config.get('num_transformer_submodules') not in (None, 2):
+      raise InputError(
+        'num_transformer_submodules is'
+        f' {config["num_transformer_submodules"]!r}, but T5 has 2'
+      )
+    sizes = []
+    for name in ('num_virtual_tokens', 'token_dim'):
+      if type(config.get(name)) is not int or config[name] < 1:
+        raise InputError(f'{name} is {config.get(name)!r}, expected a number')
+      sizes.append(config[name])
+    length, width = sizes
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    n = shapes.get('prompt_embeddings', (0,))[-1] // (2 * width)
+    if n < 1 or shapes != {'prompt_embeddings': (length, 2 * n * width)}:
+      raise InputError(
+        f'num_virtual_tokens is {length} and token_dim {width}, which makes'
+        f' prompt_embeddings ({length}, 2 n {width}), but the tensors are'
+        f' {shapes}'
+      )
+    if config.get('num_layers') not in (None, n):
+      raise InputError(
+        f'num_layers is {config["num_layers"]!r}, but the tensor has {n}'
+      )
+    method = cls(length, ('decoder',), peft_layers=n)
+    return method, dict(tensors)
+
+  def to_peft(
+    self, arrays: Mapping[str, np.ndarray]
+  ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """See `Delta.to_peft`.
+
+    Each layer of D takes one of n pairs, of which PEFT hands out every other
+    one, round and round: for odd n all differ. So n is D, or D + 1 where D is
+    even and layers i and i + D / 2 are not the same; PEFT ignores the layer
+    more.
+    """
+    if self.places != ('decoder',) or self.positions != SHIFTED or self.hidden:
+      raise InputError(
+        "PEFT's prefixes are at the decoder's self-attention alone, with"
+        f' positions shifted: it cannot hold one at {", ".join(self.places)}'
+        f" with positions {self.positions}; write FORMAT = 'bundle'"
+      )
+    heads, n, table = None, self.peft_layers, arrays.get('prompt_embeddings')
+    if n is None or table is None:
+      table, heads = _for_peft(arrays)
+      n = table.shape[1] // 2
+      table = table.reshape(self.length, -1)
+    config = {
+      'encoder_hidden_size': None,
+      'init_weights': None,
+      'modules_to_save': None,
+      'num_attention_heads': heads,
+      'num_layers': n,
+      'num_transformer_submodules': 2,
+      'num_virtual_tokens': self.length,
+      'prefix_projection': False,
+      'token_dim': table.shape[1] // (2 * n),
+    }
+    return config, {'prompt_embeddings': table}
 
   def intercept(
     self,
@@ -264,6 +352,23 @@ def _attentions(config: Any, place: str) -> Iterator[str]:
   stack, name = _MODULES[place]
   for i in range(getattr(config, f'num_{stack}_layers')):
     yield f'{stack}/layers_{i}/{name}'
+
+
+def _for_peft(arrays: Mapping[str, np.ndarray]) -> tuple[np.ndarray, int]:
+  """The keys and values of D layers as [L, 2 n, H, K], and H."""
+  pairs = [
+    [arrays[f'decoder/layers_{i}/self_attention/{name}'] for name in _ARRAYS]
+    for i in range(len(arrays) // 2)
+  ]
+  n, half = len(pairs), len(pairs) // 2
+  if n % 2 == 0 and not np.array_equal(pairs[:half], pairs[half:]):
+    n += 1
+  length, heads, size = pairs[0][0].shape
+  table = np.zeros((length, 2 * n, heads, size), np.float32)
+  for i, pair in enumerate(pairs):
+    at = 4 * i % (2 * n)
+    table[:, at], table[:, at + 1] = pair
+  return table, heads
 
 
 def _before(x: Array, prefix: Array) -> Array:

@@ -5,10 +5,13 @@ gradient is that of a table from which several layers take; of its MLP, ours
 deals out other columns, so that both are compared by the chain rule.
 """
 
+import json
+
 import numpy as np
 import pytest
 
 from mpt_jax import methods
+from mpt_jax.checkpoints.bundle import check_backbone, load_prompts
 from mpt_jax.methods import prefix
 from tests import goldens
 from tests.goldens import networks
@@ -59,16 +62,31 @@ def _sizes(golden):
 
 
 @pytest.mark.parametrize('golden', goldens.of('prefix'))
-def test_pefts_form(golden):
+def test_pefts_form(golden, tmp_path):
   loaded, io = networks.of_method(golden)
   length, n = _sizes(golden)
+  bundle = load_prompts(str(golden.folder))
+  assert bundle.learner == methods.Prefix(length, ('decoder',), peft_layers=n)
+  check_backbone(bundle, loaded)
+  np.testing.assert_array_equal(
+    bundle.arrays['prompt_embeddings'], io['prompt_embeddings'][None]
+  )
   networks.check_method(
     loaded,
     io,
-    methods.Prefix(length, ('decoder',), peft_layers=n),
-    {'prompt_embeddings': io['prompt_embeddings'][None]},
+    bundle.learner,
+    bundle.arrays,
     {'prompt_embeddings': io['grad/prompt_embeddings'][None]},
   )
+  bundle.save(str(tmp_path / 'bundle'))
+  load_prompts(str(tmp_path / 'bundle')).to_peft(str(tmp_path / 'peft'))
+  again = json.loads((tmp_path / 'peft' / golden.file.name).read_text())
+  for key, value in golden.config.items():
+    assert again.get(key) in (value, None) or key == 'init_weights', key
+  again = load_prompts(str(tmp_path / 'peft'))
+  assert again.learner == bundle.learner
+  for name, value in bundle.arrays.items():
+    np.testing.assert_array_equal(again.arrays[name], value)
 
 
 def _projections(golden):

@@ -37,7 +37,7 @@ METHODS: dict[str, methods.Method] = {
   'bitfit': methods.BitFit(),
   'lora': methods.LoRA(rank=2, targets=('q', 'k', 'v', 'o', 'wo')),
   'ia3': methods.IA3(),
-  'prefix': methods.Prefix(P),
+  'prefix': methods.Prefix(P, hidden=5),
   'deep': methods.DeepPrompts(P, combine='add'),
 }
 
