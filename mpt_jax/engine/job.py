@@ -425,6 +425,8 @@ def _next_command(settings: Settings, dataset: Any, testable: bool) -> str:
   product = os.path.join(settings.model_dir, PROMPTS)
   finetuned = settings.method.branch is None
   if evaluation is not None and evaluation.test_split and not finetuned:
+    if 'npy' not in settings.method.formats:
+      return ''  # The bundle is all that there is.
     output = os.path.join(settings.model_dir, 'exported')
     return face().following('export', {'PROMPTS': product, 'OUTPUT': output})
   precision = settings.devices.precision

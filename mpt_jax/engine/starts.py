@@ -139,7 +139,12 @@ def informed(
       bundle = bundle.with_tasks([source.task])
     return bundle
 
-  return method.of_source(read)
+  try:
+    return method.of_source(read)
+  except InputError as e:
+    if source.prompts is None:
+      raise
+    raise InputError(f'SOURCE_PROMPTS = {source.prompts!r}: {e}') from e
 
 
 def start_values(
