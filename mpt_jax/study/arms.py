@@ -114,7 +114,10 @@ TARGETS = {
   'single_source': Arm(
     'single-source transfer', _SOFT.name, _FRESH, 'C2', start=TEACHER
   ),
+  'attempt': _baseline('attempt', 'black', start=TEACHERS),
   'full': _inside('full', 'C5'),
+  'lora': _inside('lora', 'C9'),
+  'ia3': _inside('ia3', 'C6'),
 }
 
 
