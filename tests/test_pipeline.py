@@ -28,6 +28,7 @@ from mpt_jax.pipeline import (
 from mpt_jax.study import arms, rates, steps, workers
 from mpt_jax.study import run as run_lib
 from mpt_jax.types import InputError
+from tests.helpers import every_method
 
 ROOT = pathlib.Path(__file__).parent.parent
 VOCABULARY = ROOT / 'tasks/offline/demo_backbone/spiece.model'
@@ -225,6 +226,58 @@ def test_an_arm_is_a_row(monkeypatch):
     InputError, match="needs the source variant 'shared_only'"
   ):
     changed(plan, variants=('mpt',))
+
+
+EVERY = changed(
+  methods=tuple(arms.TARGETS),
+  settings=(
+    Setting(
+      *('full', None, 5, 4, (0,)),
+      {
+        name: (0.1, 0.2) if arm.method == 'multitask' else 0.1
+        for name, arm in arms.TARGETS.items()
+      },
+    ),
+  ),
+)
+
+
+@pytest.mark.parametrize('name', arms.TARGETS)
+def test_every_arm_trains_and_is_tested_on_the_same_text(name):
+  arm, runs = arms.TARGETS[name], steps_of(EVERY)
+  folder = f'seed0/target/full/{name}/cola'
+  run, test = runs[folder], runs[f'{folder}/test']
+  assert run.macros[arm.rate] == 0.1
+  assert run.macros['TRAIN_STEPS'] == 5
+  # The study's own prompts are ten long.
+  method = every_method.METHODS[arm.method]
+  slots = 10 if method.prompt_length else 0
+  for step in (run, test):
+    assert step.macros['TASK_FEATURE_LENGTHS']['inputs'] - slots == 48
+  if method.branch is None:
+    product = {'INITIAL_CHECKPOINT_PATH': f'F/{folder}/backbone'}
+    assert test.macros.items() >= {**product, 'PROMPTS': None}.items()
+  else:
+    assert test.macros['PROMPTS'] == f'F/{folder}/prompts'
+    assert test.macros['INITIAL_CHECKPOINT_PATH'] == 'B'
+
+
+def test_every_method_has_an_arm_that_can_be_told_from_the_others():
+  made = {arm.method for arm in arms.TARGETS.values()}
+  assert made == set(every_method.METHODS)
+  for thing in ('title', 'colour'):
+    assert len({getattr(a, thing) for a in arms.TARGETS.values()}) == len(
+      arms.TARGETS
+    )
+  with pytest.raises(InputError, match="is 'atempt'.*mean 'attempt'"):
+    changed(methods=('atempt',))
+
+
+def test_attempt_has_the_teachers_of_all_source_tasks():
+  step = steps_of(EVERY)['seed0/target/full/attempt/rte']
+  assert step.after == ('seed0/teacher/mnli', 'seed0/teacher/sst2')
+  assert step.macros['SOURCE_PROMPTS'] == 'F/seed0/teacher/{task}/prompts'
+  assert step.macros['SOURCE_TASK'] == ['mnli', 'sst2']
 
 
 def test_a_record_of_a_plan_has_one_level():
@@ -446,7 +499,11 @@ def test_shipped_gin_files_make_a_plan(name, monkeypatch, tmp_path):
 @pytest.mark.data
 def test_every_macro_is_one_of_the_gin_files():
   kinds = {}
-  for step in [*steps_of().values(), *steps.search(TUNED)]:
+  for step in [
+    *steps_of().values(),
+    *steps_of(EVERY).values(),
+    *steps.search(TUNED),
+  ]:
     kinds[step.gin_files, tuple(step.macros)] = step
   for step in kinds.values():
     gin.clear_config()

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from mpt_jax.checkpoints.bundle import PromptBundle
-from mpt_jax.study import plots, report, screen, stats
+from mpt_jax.study import arms, plots, report, screen, stats
 from mpt_jax.types import InputError
+from tests.helpers import every_method
 
 P, D = 3, 5
 SOURCES, TARGETS = ('mnli', 'sst2'), ('rte', 'cola')
@@ -104,7 +105,7 @@ class Fake:
             )
     return self
 
-  def write(self):
+  def write(self, methods=('mpt', 'pt'), **changed):
     settings = [
       {
         'name': name,
@@ -116,12 +117,12 @@ class Fake:
       }
       for name, shots in (('k32', 32), ('full', None))
     ]
-    rates = {'mpt': [0.1, 0.2], 'pt': [0.3, None]}
+    rates = dict.fromkeys(methods, [0.3, None]) | {'mpt': [0.1, 0.2]}
     record = {
       'command': 'python -m mpt_jax.pipeline --gin_file=x.gin',
       'plan': {
         'backbone': str(self.folder / 'backbone'),
-        'methods': ['mpt', 'pt'],
+        'methods': list(methods),
         'variants': ['mpt', 'no_distillation', 'shared_only', 'neither'],
         'settings': settings,
         'seeds': list(self.seeds),
@@ -144,6 +145,7 @@ class Fake:
       'versions': {'jax': '1.2.3'},
       'seconds': 100.0,
       'steps': self.steps,
+      **changed,
     }
     (self.folder / 'pipeline.json').write_text(json.dumps(record))
     return report.write(str(self.folder))
@@ -177,6 +179,45 @@ def test_numbers(tmp_path):
   assert written['seconds']['all_runs'] == 2.5 * len(written_steps(tmp_path))
   assert written['curves']['mpt']['seed1'] == [60.0, 85.0]
   assert 'neither' not in written['source']
+
+
+def test_every_arm_says_what_it_trains_and_takes(tmp_path):
+  fake = Fake(tmp_path, seeds=(0,)).fill()
+  config = every_method.CONFIG
+  for name, arm in arms.TARGETS.items():
+    if (tmp_path / 'seed0/target/k32' / name).exists():
+      continue
+    run = f'seed0/target/k32/{name}/rte'
+    labels = {'seed': 0, 'method': name, 'setting': 'k32', 'task': 'rte'}
+    fake.run(run, {'rte': {'accuracy': 50.0}}, {'stage': 'target', **labels})
+    done = {'settings': {}, 'command': 'x', 'seconds': 1.0, 'step_bytes': 300}
+    (tmp_path / run / 'step.json').write_text(json.dumps(done))
+    line = {'step': 30, 'train/steps_per_second': 4.0}
+    (tmp_path / run / 'metrics.jsonl').write_text(json.dumps(line))
+    method = every_method.METHODS[arm.method]
+    if method.branch is not None:
+      arrays = every_method.learned(method, 1)
+      learned = PromptBundle(
+        *(method.name, 'target', ('rte',), arrays), settings=method.settings
+      )
+      learned.save(str(tmp_path / run / 'prompts'))
+  ours = tmp_path / 'seed0/target/k32/mpt/rte'
+  done = json.loads((ours / 'step.json').read_text()) | {'step_bytes': 200}
+  (ours / 'step.json').write_text(json.dumps(done))
+  line = {'step': 30, 'train/steps_per_second': 8.0}
+  (ours / 'metrics.jsonl').write_text(json.dumps(line))
+  written = fake.write(
+    methods=list(arms.TARGETS),
+    backbone={'name': 'x', 'parameters': 12_345, 'config': config.to_dict()},
+  )
+  counts = written['parameters']['methods']
+  assert counts['full'] == 12_345
+  for name, arm in arms.TARGETS.items():
+    if name not in ('mpt', 'pt', 'full'):
+      method = every_method.METHODS[arm.method]
+      assert counts[name] == method.num_parameters(config, 1)
+  row = next(r for r in text_of(tmp_path).splitlines() if '| LoRA |' in r)
+  assert row.endswith(f'| {counts["lora"]:,} | 2.00 | 1.50 |')
 
 
 def written_steps(folder):

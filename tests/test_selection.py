@@ -296,3 +296,44 @@ def test_ctrl_c_asks_and_a_second_one_interrupts(capsys):
     os.kill(os.getpid(), signal.SIGINT)
     assert not deaf
   signal.signal(signal.SIGINT, before)
+
+
+class TestOneForAllTasks:
+  """Where all tasks share what is trained, their mean has the best step."""
+
+  def test_the_best_mean_decides(self):
+    chosen = selection.Selection(patience=2, together=True)
+    rows = [(50.0, 60.0), (90.0, 10.0), (60.0, 60.0), (61.0, 59.0)]
+    better = [
+      chosen.update(step, {'a': {'accuracy': a}, 'b': {'f1': b}})
+      for step, (a, b) in enumerate(rows)
+    ]
+    # Neither a task's best alone, nor an equal mean, is better.
+    assert better == [['a', 'b'], [], ['a', 'b'], []]
+    assert chosen.best['a'] == (2, 60.0, {'accuracy': 60.0})
+    assert chosen.best['b'] == (2, 60.0, {'f1': 60.0})
+    assert not chosen.finished
+    chosen.update(4, {'a': {'accuracy': 0.0}, 'b': {'f1': 0.0}})
+    assert chosen.finished
+
+  def test_an_undefined_score_counts_in_the_mean(self):
+    chosen = selection.Selection(together=True)
+    for step, (a, b) in enumerate([(50.0, None), (51.0, None), (20.0, 20.0)]):
+      chosen.update(step, {'a': {'accuracy': a}, 'b': {'matthews_corrcoef': b}})
+    assert chosen.best['b'][0] == 1
+
+  def test_scores_without_a_mean_are_refused(self):
+    tasks = {
+      name: ({metric: metrics.known(metric)}, True)
+      for name, metric in (('a', 'accuracy'), ('b', 'wer'))
+    }
+    selection.check_declared(tasks, None)
+    words = 'have none .a: more is better .%., b: less is better .%..: give a'
+    with pytest.raises(InputError, match=words):
+      selection.check_declared(tasks, None, together=True)
+    chosen = selection.Selection(together=True)
+    with pytest.raises(InputError, match=words):
+      chosen.update(0, {'a': {'accuracy': 1.0}, 'b': {'wer': 1.0}})
+    # One task has no need of one.
+    del tasks['a']
+    selection.check_declared(tasks, None, together=True)

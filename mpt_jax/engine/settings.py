@@ -230,9 +230,10 @@ class Evaluation:
     loss_steps: batches (packed if training is) for the teacher-forced loss
       terms of the split, written to the metrics; 0 is none.
     keep_best: whether each task's best prompts by `split` are kept in
-      `best/<task>`, and become the run's product.
+      `best/<task>`, and become the run's product. Of a run that trains the
+      backbone one is kept, for all tasks, in `best/backbone`.
     best_metric: name of the metric that decides; None is each task's main
-      one.
+      one. Of one backbone for several tasks it is their mean.
     patience: evaluations without a better score after which a task is done;
       the run ends when all are. None never ends early.
     test_split: split to score once, at the end, with the run's product; None

@@ -114,7 +114,14 @@ TARGETS = {
   'single_source': Arm(
     'single-source transfer', _SOFT.name, _FRESH, 'C2', start=TEACHER
   ),
+  'attempt': _baseline('attempt', 'black', start=TEACHERS),
   'full': _inside('full', 'C5'),
+  'adapter': _inside('adapter', 'C4'),
+  'bitfit': _inside('bitfit', 'C8'),
+  'lora': _inside('lora', 'C9'),
+  'ia3': _inside('ia3', 'C6'),
+  'prefix': _inside('prefix', 'navy', length='PREFIX_LENGTH'),
+  'deep': _baseline('deep', 'gold', start=OWN),
 }
 
 

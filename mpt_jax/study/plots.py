@@ -89,7 +89,8 @@ def _plot_targets(
   baselines = results_lib.baselines(report, tasks)
   majority = baselines.pop(results_lib.MAJORITY, None)
   shown |= baselines
-  figure, axes = analysis.figure(1.6 + 1.2 * (len(tasks) + 1), 4.2)
+  group = max(1.2, 0.16 * len(shown))
+  figure, axes = analysis.figure(1.6 + group * (len(tasks) + 1), 4.2)
   width = 0.8 / len(shown)
   places = np.arange(len(tasks) + 1)
   for i, (name, result) in enumerate(shown.items()):

@@ -47,7 +47,8 @@ def given(plan: Plan) -> Chosen:
         chosen[setting.name][method] = grid(plan, method)[0]
       else:
         raise InputError(
-          f'setting {setting.name!r} has no learning rates for {method!r}'
+          f'setting {setting.name!r} has no learning rates for {method!r}: give'
+          ' them in its rates, or a grid in TUNING'
         )
   return chosen
 

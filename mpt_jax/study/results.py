@@ -333,14 +333,18 @@ def _costs(
 ) -> dict[str, float | None]:
   """What a training step of a target method takes; None if nobody knows.
 
-  Seconds are the median over its runs, which shared the machine with others;
-  bytes are the compiler's.
+  Seconds are those of the fastest of its runs, also of the search: they shared
+  the machine with others. Bytes are the compiler's.
   """
-  own = [run for run in runs if _is_target(run, method)]
+  own = [
+    run
+    for run in runs
+    if run['stage'] in ('target', 'tuning') and run['method'] == method
+  ]
   seconds = [s for run in own if (s := _step_seconds(folder, run))]
   needs = max((run['step_bytes'] for run in own), default=0)
   return {
-    'step_seconds': statistics.median(seconds) if seconds else None,
+    'step_seconds': min(seconds, default=None),
     'step_bytes': needs or None,
   }
 

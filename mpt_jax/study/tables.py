@@ -365,9 +365,9 @@ def _cost_lines(report: Mapping[str, Any]) -> list[str]:
   if not rows:
     return []
   return [
-    'What a training step takes: the median of its time over the runs, which'
-    ' shared the machine, and the memory that the compiler plans for the'
-    ' largest one: parameters, optimizer, batch and what is held in between.',
+    'What a training step takes: its time in the fastest run (they shared the'
+    ' machine), and the memory that the compiler plans for it: parameters,'
+    ' optimizer, batch and what is held in between.',
     '',
     *cells.table(['method', 'ms a step', 'MB'], rows),
   ]

@@ -73,11 +73,10 @@ def is_done(step: Step, folder: str, shared: Mapping[str, str]) -> bool:
   Raises:
     InputError: if it was finished with other settings.
   """
-  path = os.path.join(folder, step.name, STEP)
-  if not os.path.exists(path):
+  if not _is_finished(step, folder):
     return False
   before, now = (
-    files.read_json(path)['settings'],
+    files.read_json(os.path.join(folder, step.name, STEP))['settings'],
     _settings(step, folder, shared),
   )
   for settings in (before, now):
@@ -90,6 +89,10 @@ def is_done(step: Step, folder: str, shared: Mapping[str, str]) -> bool:
       differences,
     )
   return True
+
+
+def _is_finished(step: Step, folder: str) -> bool:
+  return os.path.exists(os.path.join(folder, step.name, STEP))
 
 
 def _settings(
@@ -200,7 +203,8 @@ class Pool:
       StepError: if a step fails otherwise.
     """
     done = {s.name for s in steps if self.is_done(s)}
-    ahead = [s for s in others if not self.is_done(s)]
+    # Not with which settings: a search may be about to say them.
+    ahead = [s for s in others if not _is_finished(s, self._folder)]
     waiting = sorted(
       (s for s in steps if s.name not in done), key=lambda s: s.priority
     )
