@@ -104,7 +104,9 @@ def test_a_run_starts_from_a_task_of_another_one(method):
 
 def test_a_run_does_not_start_from_what_was_learned_in_another_way():
   start = methods.Start(None, source=_bundle(methods.Prefix(2)), path='there')
-  with pytest.raises(InputError, match="'there' has method 'prefix', and this run 'deep'"):
+  with pytest.raises(
+    InputError, match="'there' has method 'prefix', and this run 'deep'"
+  ):
     methods.DeepPrompts(2).from_source(tiny.CONFIG, 1, start)
   with pytest.raises(InputError, match='has hidden None, and this run 3'):
     methods.Prefix(2, hidden=3).from_source(tiny.CONFIG, 1, start)
