@@ -76,12 +76,14 @@ def main(folder: str, backbone: str, seed: int) -> None:
     )
     grads = torch.autograd.grad(out.loss, (first, layers), allow_unused=True)
     states = encoded.last_hidden_state
+    # Without a cache: transformers 5.24 makes that for the encoder's layers.
+    search = {'max_new_tokens': 8, 'do_sample': False, 'use_cache': False}
     found = {
       'logits': out.logits,
       'loss': out.loss,
       'encoder_last_hidden_state': states[:, length:],
       'grad/layer_prompts': grads[1],
-      'generate_ids': model.generate(**rest, max_new_tokens=8, do_sample=False),
+      'generate_ids': model.generate(**rest, **search),
     }
     if case == 'add/':
       found['grad/embedding_prompt'] = grads[0]
