@@ -169,7 +169,10 @@ def _read_peft(folder: str, seed: int) -> None:
 
 
 def _delta_seeds() -> list[dict[str, bytes]]:
-  folders = 'baseline_lora_t5/v1_1', 'baseline_ia3_t5/v1_0'
+  folders = (
+    *('baseline_lora_t5/v1_1', 'baseline_ia3_t5/v1_0'),
+    'baseline_prefix_t5/v1_1',
+  )
   return [files_of(TESTDATA / folder / 'adapter') for folder in folders]
 
 
