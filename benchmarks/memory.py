@@ -4,9 +4,9 @@ r"""What a training step holds in memory, per device, without any weights.
     --dtype=bfloat16 --scan_layers --remat_layers
 
 Everything is worked out from shapes: the sizes of what is kept (backbone,
-prompts, optimizer state) by `jax.eval_shape`, that of what a step needs beside
-it ("temp") from XLA's memory analysis of the compiled step. No weight is read
-or made, so that XXL can be measured on a laptop. Prints one line of JSON.
+learned arrays, optimizer state) by `jax.eval_shape`, that of what a step needs
+beside it ("temp") from XLA's memory analysis of the compiled step. No weight is
+read or made, so that XXL can be measured on a laptop. Prints one line of JSON.
 
 By default the step is compiled for this machine's CPU. XLA's CPU backend
 widens bfloat16 to float32, and undoes part of what rematerialisation saves:
@@ -43,23 +43,30 @@ class Setting:
   target_len: int = 16
   prompt_length: int = 100
   tasks: int = 6
+  method: str = methods.MultitaskPrompts.name
   distill: bool = True
   packed: bool = False
-  finetune: bool = False
   num_partitions: int = 1
   microbatches: int = 1
   scan_layers: bool = False
   shard_backbone: bool = False
 
   @property
+  def learner(self) -> methods.Method:
+    """The method, of its usual sizes."""
+    kind = methods.get(self.method)
+    given = {
+      'length': self.prompt_length,
+      'sources': tuple((f'source {i}', '') for i in range(6)),
+    }
+    has = {field.name for field in dataclasses.fields(kind)}
+    return kind(**{name: v for name, v in given.items() if name in has})
+
+  @property
   def model(self) -> models.PromptedT5:
     """The model of this setting."""
-    if self.finetune:
-      return models.PromptedT5(self.config)
-    method = methods.MultitaskPrompts(self.prompt_length)
-    if self.distill:
-      return models.DistilledPromptedT5(self.config, method, self.tasks)
-    return models.PromptedT5(self.config, method, self.tasks)
+    kind = models.DistilledPromptedT5 if self.distill else models.PromptedT5
+    return kind(self.config, self.learner, self.tasks)
 
 
 def num_bytes(tree: PyTree) -> int:
@@ -92,23 +99,19 @@ def abstract_arguments(setting: Setting, mesh: Mesh) -> tuple[Any, ...]:
       for name, shape in t5.param_shapes(config).items()
     }
   )
-  trained: PyTree = {}
-  if setting.finetune:
-    trained, params = params, {}
-  else:
-    assert model.method is not None
-    shapes = model.method.shapes(config, setting.tasks)
-    trained = {
-      'prompts': {
-        name: jax.ShapeDtypeStruct(shape, jnp.float32)
-        for name, shape in shapes.items()
-      }
+  if branch := setting.learner.branch:
+    shapes = setting.learner.shapes(config, setting.tasks)
+    learned = {
+      name: jax.ShapeDtypeStruct(shape, jnp.float32)
+      for name, shape in shapes.items()
     }
-    if setting.distill:
-      shape = (setting.tasks, setting.prompt_length, config.emb_dim)
-      params['teacher_prompts'] = {
-        'prompt_table': jax.ShapeDtypeStruct(shape, jnp.float32)
-      }
+    params[branch] = params_lib.unflatten(learned)
+  trained, params = params_lib.split(params, setting.learner.trainable)
+  if setting.distill:
+    shape = (setting.tasks, setting.prompt_length, config.emb_dim)
+    params['teacher_prompts'] = {
+      'prompt_table': jax.ShapeDtypeStruct(shape, jnp.float32)
+    }
   frozen = partitioning.place_backbone(
     params,
     mesh,
@@ -150,7 +153,7 @@ def measure(setting: Setting, mesh: Mesh, compiled: bool = True) -> dict:
     compiled: whether to compile the step; without, only shapes are counted.
 
   Returns:
-    `backbone_float32`, `backbone`, `prompts` and `optimizer`, over all
+    `backbone_float32`, `backbone`, `learned` and `optimizer`, over all
     devices; if compiled `arguments`, `temp` and `output` per device (the
     output that is written over an argument left out) and the `seconds` that
     compiling took.
@@ -162,9 +165,13 @@ def measure(setting: Setting, mesh: Mesh, compiled: bool = True) -> dict:
   sizes = {
     'backbone_float32': 4 * backbone,
     'backbone': num_bytes(
-      {k: v for k, v in frozen.items() if k != 'teacher_prompts'}
+      {
+        k: v
+        for k, v in frozen.items()
+        if k not in ('teacher_prompts', setting.learner.branch)
+      }
     ),
-    'prompts': num_bytes(state.params),
+    'learned': num_bytes(state.params),
     'optimizer': num_bytes(state.opt_state),
   }
   if not compiled:
@@ -184,9 +191,7 @@ def measure(setting: Setting, mesh: Mesh, compiled: bool = True) -> dict:
 
 
 def _optimizer(setting: Setting) -> optimizers.Optimizer:
-  groups = (optimizers.Group('.*', 1e-3),)
-  if not setting.finetune:
-    groups = optimizers.method_groups(methods.MultitaskPrompts(), 0.3, 0.1)
+  groups = optimizers.method_groups(setting.learner, 0.3, 0.1)
   return optimizers.Optimizer(groups, schedule='constant')
 
 
@@ -219,8 +224,10 @@ def main() -> None:
         action=argparse.BooleanOptionalAction,
         default=field.default,
       )
-    elif field.type is int:
-      parser.add_argument(f'--{field.name}', type=int, default=field.default)
+    elif field.type in (int, str):
+      parser.add_argument(
+        f'--{field.name}', type=field.type, default=field.default
+      )
   flags = vars(parser.parse_args())
   config = t5.get_config(flags['model']).replace(
     dtype=flags['dtype'], remat_layers=flags['remat_layers'], dropout_rate=0.0

@@ -9,7 +9,7 @@ import jax
 import pytest
 
 from benchmarks import memory
-from mpt_jax import t5
+from mpt_jax import methods, t5
 from mpt_jax.engine import partitioning
 
 CONFIG = t5.T5Config(
@@ -51,15 +51,31 @@ def _measure(devices=1, config=CONFIG, **settings):
 def test_no_gradient_and_no_state_of_the_backbone(settings):
   sizes = _measure(**settings)
   assert sizes['backbone'] == sizes['backbone_float32'] > 5e7
-  assert sizes['prompts'] + sizes['optimizer'] < 0.01 * sizes['backbone']
+  assert sizes['learned'] + sizes['optimizer'] < 0.01 * sizes['backbone']
   assert sizes['arguments'] < 1.01 * sizes['backbone']
   assert sizes['temp'] + sizes['output'] < 0.15 * sizes['backbone']
+
+
+# Of six tasks, each with a set of its own; of some the sets are no trifle.
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  'method', sorted(set(methods.names()) - {'multitask', 'full', 'scale'})
+)
+def test_no_method_makes_a_gradient_of_the_backbone(method):
+  sizes = _measure(method=method, distill=False)
+  assert sizes['backbone'] == sizes['backbone_float32'] > 5e7
+  learned, moments = sizes['learned'], sizes['optimizer']
+  assert moments == pytest.approx(2 * learned, rel=0.01)
+  beside = sizes['arguments'] - sizes['backbone'] - learned - moments
+  assert beside < 0.01 * sizes['backbone']
+  # Sets are gathered for each example, and have gradients.
+  assert sizes['temp'] < 0.15 * sizes['backbone'] + 4 * learned
 
 
 @pytest.mark.slow
 def test_the_measure_would_see_a_gradient():
   """Where the backbone trains there are a gradient and two moments of it."""
-  sizes = _measure(finetune=True)
+  sizes = _measure(method='full', distill=False)
   assert sizes['optimizer'] > 1.9 * sizes['backbone']
   assert sizes['temp'] > 0.5 * sizes['backbone']
 
@@ -90,5 +106,5 @@ def test_sizes_of_t5_xxl():
     compiled=False,
   )
   assert sizes['backbone_float32'] == 4 * 11_135_332_352
-  assert sizes['prompts'] == 4 * (100 * 4096 + 6 * (100 + 4096))
-  assert sizes['optimizer'] < 2 * sizes['prompts'] + 100
+  assert sizes['learned'] == 4 * (100 * 4096 + 6 * (100 + 4096))
+  assert sizes['optimizer'] < 2 * sizes['learned'] + 100
