@@ -63,7 +63,7 @@ def main(backbone: str, folder: str, seed: int) -> None:
     'generate_ids': answers.numpy(),
   }
   for name, value in learned.items():
-    name = name.removeprefix('base_model.model.').removesuffix('.default')
+    name = name.removeprefix('base_model.model.').replace('.default', '')
     found[f'grad/{name}'] = value.grad.numpy()
   np.savez(out / 'io.npz', **found)
 
