@@ -53,7 +53,7 @@ def results(folder, request):
     cwd=request.config.rootpath,
     capture_output=True,
     text=True,
-    timeout=600,
+    timeout=1200,
   )
   assert done.returncode == 0, done.stderr
   return json.loads(done.stdout.splitlines()[-1])
