@@ -63,7 +63,7 @@ _PARTS = {
 # A tensor at a sub-layer; that of a model with heads of AdapterHub's own begins
 # with a word more.
 _AT = re.compile(
-  r'(?:transformer\.)?(encoder|decoder)\.block\.(\d+)\.layer\.(\d+)\.(.+)'
+  r'(?:transformer\.)?(encoder|decoder)\.block\.(\d{1,4})\.layer\.(\d)\.(.+)'
 )
 _PART = re.compile(r'adapters\.[^.]+\.(.+)')
 _NORM = 'layer_norm'
@@ -219,7 +219,9 @@ def _ours(
   if not shapes or len(shapes[0]) != 3:
     raise InputError('there is no adapter_down.0.weight [b, d]')
   _, width, size = shapes[0]
-  left_out = config.get('leave_out') or []
+  cross, left_out = config.get('cross_adapter'), config.get('leave_out') or []
+  if type(cross) not in (bool, type(None)):
+    raise InputError(f'cross_adapter is {cross!r}, expected true or false')
   if not isinstance(left_out, list) or not all(
     type(i) is int for i in left_out
   ):
@@ -231,7 +233,7 @@ def _ours(
     norms=bool(changes),
     first_layer=first,
     last_layer=last,
-    cross=bool(config.get('cross_adapter')),
+    cross=cross or False,
   )
   reduction = config.get('reduction_factor')
   if type(reduction) is int and reduction > 0 and width // reduction == size:
@@ -283,7 +285,7 @@ def _range(
   both = (range(first, first + len(b)) for b in (encoder, decoder))
   if [encoder, decoder] == [list(b) for b in both] and encoder and decoder:
     last, ends = encoder[-1], _below(first, encoder[-1] + 1)
-    if sorted(left_out) == ends:
+    if sorted(set(left_out)) == ends:
       return first, None
     if set(ends) < set(left_out) and last == decoder[-1]:
       return first, last

@@ -128,6 +128,7 @@ def _change(path, changes):
     ({'non_linearity': None}, "'', expected one of"),
     ({'leave_out': [0]}, r'leave_out is \[0\], with adapters in the blocks'),
     ({'leave_out': 'all'}, "leave_out is 'all', expected numbers"),
+    ({'cross_adapter': 'all'}, "cross_adapter is 'all', expected true"),
     ({'config': None}, 'config or version is missing'),
     ({'version': None}, 'config or version is missing'),
   ],

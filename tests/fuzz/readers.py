@@ -189,6 +189,30 @@ def _read_delta(folder: str, seed: int) -> None:
   _check(again.settings == learner.settings, 'other settings')
 
 
+def _hub_seeds() -> list[dict[str, bytes]]:
+  adapter = methods.Adapter(size=2, first_layer=1)
+  shapes = adapter.shapes(
+    tiny.CONFIG.replace(num_encoder_layers=2, num_decoder_layers=2), 1
+  )
+  bundle = PromptBundle(
+    method=adapter.name,
+    stage='target',
+    task_names=('a',),
+    arrays={name: _random(*shape) for name, shape in shapes.items()},
+    settings=adapter.settings,
+  )
+  folder = TESTDATA / 'baseline_adapter_t5' / 'v1_1' / 'adapter'
+  return [files_of(folder), _written(bundle.to_adapterhub)]
+
+
+def _read_hub(folder: str, seed: int) -> None:
+  bundle = load_prompts(folder)
+  for name, array in bundle.arrays.items():
+    _check(array.dtype == np.float32 and len(array) == 1, f'{name} is no set')
+    _check(np.isfinite(array).all(), 'not finite')
+  _check(bundle.method == 'adapter', f'method {bundle.method}')
+
+
 def _npy_seeds() -> list[dict[str, bytes]]:
   seeds = []
   for dtype in (np.float32, np.float16, np.float64):
@@ -499,6 +523,7 @@ READERS = {
     ),
     Reader('peft', _peft_seeds, _read_peft, ('json', 'safetensors')),
     Reader('delta', _delta_seeds, _read_delta, ('json', 'safetensors')),
+    Reader('adapterhub', _hub_seeds, _read_hub, ('json', 'safetensors')),
     Reader('npy', _npy_seeds, _read_npy),
     Reader('huggingface', _hf_seeds, _read_backbone),
     Reader('t5x_legacy', t5x_legacy, _read_backbone, outside=outside),

@@ -21,6 +21,7 @@ CASES = {
   'bundle': 400,
   'peft': 400,
   'delta': 300,
+  'adapterhub': 300,
   'npy': 400,
   'vocabulary': 300,
   'infer': 400,

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 import numpy as np
 import pytest
 
+from mpt_jax.checkpoints import adapterhub, peft
 from mpt_jax.checkpoints import bundle as bundle_lib
-from mpt_jax.checkpoints import peft
 from mpt_jax.engine import answers
 from mpt_jax.types import InputError
 from tests.fuzz import cases, mutate, readers
@@ -76,6 +76,7 @@ _CONFIGS = {
   'bundle': bundle_lib.CONFIG,
   'peft': peft.CONFIG,
   'delta': peft.CONFIG,
+  'adapterhub': adapterhub.CONFIG,
   'huggingface': 'config.json',
 }
 
@@ -115,6 +116,7 @@ _TENSORS = {
   'bundle': bundle_lib.TENSORS,
   'peft': peft.TENSORS,
   'delta': peft.TENSORS,
+  'adapterhub': adapterhub.TENSORS,
   'huggingface': 'model.safetensors',
 }
 
