@@ -488,6 +488,11 @@ def test_shipped_gin_files_make_a_plan(name, monkeypatch, tmp_path):
   (plan,) = made
   runs = steps.search(plan) + steps.reported(plan, rates.given(plan))
   assert len({s.name for s in runs}) == len(runs)
+  # A name alone adds an arm; this one's source run is no part of the demo.
+  for setting in plan.target_stage.settings:
+    if setting.tuned_as is None:
+      arms_with_rates = {*setting.rates, 'mpt_no_distillation'}
+      assert arms_with_rates == set(arms.TARGETS)
   if name == 'demo_full':
     stage = plan.target_stage
     few, full = stage.settings[0], stage.settings[-1]
