@@ -35,7 +35,7 @@ METHODS: dict[str, methods.Method] = {
   'full': methods.FullFinetuning(),
   'adapter': methods.Adapter(size=3),
   'bitfit': methods.BitFit(),
-  'lora': methods.LoRA(rank=2, targets=('q', 'k', 'v', 'o', 'wo')),
+  'lora': methods.LoRA(rank=2, alpha=1, targets=('q', 'k', 'v', 'o', 'wo')),
   'ia3': methods.IA3(),
   'prefix': methods.Prefix(P, hidden=5),
   'deep': methods.DeepPrompts(P, combine='add'),
