@@ -101,7 +101,7 @@ def test_every_array_acts_and_each_task_has_its_own(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', BESIDE)
+@pytest.mark.parametrize('name', every_method.each(BESIDE))
 def test_no_way_to_run_it_changes_a_number(name):
   method = METHODS[name]
   arrays, batch, loss, grads = _plain(name)
@@ -116,7 +116,7 @@ def test_no_way_to_run_it_changes_a_number(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', BESIDE)
+@pytest.mark.parametrize('name', every_method.each(BESIDE))
 def test_parts_of_other_lengths_add_up(name):
   """As length buckets run a batch: padding changes no number."""
   method = METHODS[name]

@@ -168,7 +168,7 @@ def _killed(*args):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', sorted(every_method.METHODS))
+@pytest.mark.parametrize('name', every_method.each(every_method.METHODS))
 def test_trains_what_it_says_and_goes_on_as_if_never_killed(
   name, backbone, tmp_path, monkeypatch
 ):

@@ -9,8 +9,9 @@ import jax
 import pytest
 
 from benchmarks import memory
-from mpt_jax import methods, t5
+from mpt_jax import t5
 from mpt_jax.engine import partitioning
+from tests.helpers import every_method
 
 CONFIG = t5.T5Config(
   vocab_size=512,
@@ -59,7 +60,8 @@ def test_no_gradient_and_no_state_of_the_backbone(settings):
 # Of six tasks, each with a set of its own; of some the sets are no trifle.
 @pytest.mark.slow
 @pytest.mark.parametrize(
-  'method', sorted(set(methods.names()) - {'multitask', 'full', 'scale'})
+  'method',
+  every_method.each(every_method.METHODS.keys() - {'multitask', 'full'}),
 )
 def test_no_method_makes_a_gradient_of_the_backbone(method):
   sizes = _measure(method=method, distill=False)

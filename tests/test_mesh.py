@@ -23,7 +23,6 @@ from mpt_jax.engine import params as params_lib
 from mpt_jax.types import InputError
 from tests.helpers import every_method, mesh_check, tiny
 
-# One method of a kind; the others are run by `make test-long`.
 _USUAL = ('', 'attempt', 'lora')
 FLOAT32 = [
   pytest.param(n, marks=[] if c.method in _USUAL else pytest.mark.long)

@@ -4,11 +4,14 @@ A method that is registered and not here is an error, so a new one is tested
 as the others are by one line.
 """
 
+from collections.abc import Collection, Iterable
 import functools
 import re
+from typing import Any
 
 import jax
 import numpy as np
+import pytest
 
 from mpt_jax import methods, models
 from mpt_jax.checkpoints import bundle
@@ -40,6 +43,18 @@ METHODS: dict[str, methods.Method] = {
   'prefix': methods.Prefix(P, hidden=5),
   'deep': methods.DeepPrompts(P, combine='add'),
 }
+
+# One of each seam's kinds: what takes long is done with these in every run of
+# the tests, and with all of them in `make test-long`.
+USUAL = ('attempt', 'lora', 'prefix')
+
+
+def each(names: Iterable[str], usual: Collection[str] = USUAL) -> list[Any]:
+  """The rows of a test that takes long, by a method's name."""
+  return [
+    pytest.param(name, marks=[] if name in usual else pytest.mark.long)
+    for name in sorted(names)
+  ]
 
 
 def learned(
