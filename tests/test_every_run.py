@@ -4,7 +4,6 @@ Guards against a part that never trains or was not to, a run that is another
 one after a kill, and a product that does not give what was trained.
 """
 
-import importlib.util
 import json
 import os
 import pathlib
@@ -14,7 +13,6 @@ import numpy as np
 import pytest
 
 import mpt_jax
-from mpt_jax.checkpoints import backbone as backbone_lib
 from mpt_jax.checkpoints import run as run_lib
 from mpt_jax.checkpoints.bundle import load_prompts
 from mpt_jax.engine import params as params_lib
@@ -24,11 +22,6 @@ from mpt_jax.engine.settings import Evaluation, Logging
 from mpt_jax.pretrained import PromptedT5
 from tests.helpers import every_method, tiny
 
-VOCABULARY = (
-  pathlib.Path(importlib.util.find_spec('tasks.offline').origin).parent
-  / 'demo_backbone'
-  / 'spiece.model'
-)
 WORDS = ('the cat', 'a fern', 'it is so', 'not the town', 'what', 'the hat')
 STEPS, HALF = 20, 10
 LENGTHS = {'inputs': 40, 'targets': 10}
@@ -92,16 +85,7 @@ NAMES: dict[str, set[str]] = {
 
 @pytest.fixture(scope='module')
 def backbone():
-  params = tiny.served_backbone()
-  return backbone_lib.Backbone(
-    config=tiny.SERVED,
-    params=params,
-    fingerprint=backbone_lib.fingerprint(tiny.SERVED, params),
-    name='tiny',
-    path='',
-    vocabulary_file=str(VOCABULARY),
-    report={},
-  )
+  return tiny.served()
 
 
 def letters(targets, predictions):

@@ -5,8 +5,6 @@ prompts that land on the wrong text, and recompilation for every new shape.
 """
 
 import dataclasses
-import importlib.util
-import pathlib
 
 import numpy as np
 import pytest
@@ -21,11 +19,7 @@ from mpt_jax.types import InputError
 from tests.goldens.networks import apply
 from tests.helpers import tiny
 
-VOCABULARY = (
-  pathlib.Path(importlib.util.find_spec('tasks.offline').origin).parent
-  / 'demo_backbone'
-  / 'spiece.model'
-)
+VOCABULARY = tiny.VOCABULARY
 P, D = 3, tiny.SERVED.emb_dim
 TASKS = ('mnli', 'sst2', 'rte')
 TEXTS = [
@@ -47,16 +41,7 @@ def test_demo_names_the_shipped_backbone(tmp_path, monkeypatch):
 
 @pytest.fixture(scope='module')
 def backbone() -> backbone_lib.Backbone:
-  params = tiny.served_backbone()
-  return backbone_lib.Backbone(
-    config=tiny.SERVED,
-    params=params,
-    fingerprint=backbone_lib.fingerprint(tiny.SERVED, params),
-    name='tiny',
-    path='',
-    vocabulary_file=str(VOCABULARY),
-    report={},
-  )
+  return tiny.served()
 
 
 def _bundle(**changes) -> PromptBundle:

@@ -1,11 +1,15 @@
 """A tiny backbone and random batches, without files, TensorFlow or SeqIO."""
 
+import pathlib
+
 import jax
 import numpy as np
 
 from mpt_jax import methods, models, t5
+from mpt_jax.checkpoints import backbone as backbone_lib
 
 P, K = 5, 3
+VOCABULARY = pathlib.Path(backbone_lib.demo_folder(), 'spiece.model')
 
 PROMPTS = (r'prompts/.*',)
 
@@ -46,6 +50,20 @@ def served_backbone():
   cross = params['decoder']['layers_0']['encoder_decoder_attention']
   cross['out']['kernel'] *= 30
   return params
+
+
+def served():
+  """`served_backbone` with the demo's vocabulary, as if it was loaded."""
+  params = served_backbone()
+  return backbone_lib.Backbone(
+    config=SERVED,
+    params=params,
+    fingerprint=backbone_lib.fingerprint(SERVED, params),
+    name='tiny',
+    path='',
+    vocabulary_file=str(VOCABULARY),
+    report={},
+  )
 
 
 def backbone(seed=0, config=CONFIG):
