@@ -167,7 +167,7 @@ def _as_targets(batch, answers):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', BESIDE)
+@pytest.mark.parametrize('name', every_method.each(BESIDE))
 def test_answers_with_caches_are_the_likeliest_of_the_whole(name):
   """Each token is what the whole network, without a cache, finds likeliest."""
   method = METHODS[name]

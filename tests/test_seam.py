@@ -4,7 +4,8 @@ The reference is the backbone with the scales multiplied into its kernels, and
 no method at all: its losses and answers must be the same, and its gradients,
 by the chain rule, give those of the scales. Guards against a method that is
 silently left out of a scan, a cache, a part of a batch or a file. For eight
-devices see `toy` in tests/test_mesh.py.
+devices, and the same of every shipped method in every run of the tests, see
+tests/test_every_method.py and tests/test_mesh.py.
 """
 
 import functools
@@ -97,7 +98,7 @@ WAYS = {
   'way',
   [
     'plain',
-    *(pytest.param(w, marks=pytest.mark.slow) for w in WAYS if w != 'plain'),
+    *(pytest.param(w, marks=pytest.mark.long) for w in WAYS if w != 'plain'),
   ],
 )
 def test_loss_and_gradient_are_those_of_merged_kernels(
@@ -134,7 +135,7 @@ def test_loss_and_gradient_are_those_of_merged_kernels(
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
   ('num_beams', 'place', 'length'),
   [(1, None, 4), (3, _scanned, 4), (1, _scanned, 40), (3, None, 40)],
@@ -160,7 +161,7 @@ def test_cached_decoding_gives_the_answers_of_merged_kernels(
   assert len(np.unique(np.asarray(want))) > 3
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_parts_and_buckets_make_the_update_of_the_whole(backbone, scales):
   model = models.PromptedT5(CONFIG, METHOD)
   mesh = partitioning.make_mesh(1, jax.devices()[:1])
@@ -199,6 +200,7 @@ def test_parts_and_buckets_make_the_update_of_the_whole(backbone, scales):
       np.testing.assert_allclose(flat(other)[name], value, atol=1e-4)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('num_beams', [1, 3])
 def test_tasks_of_a_batch_have_each_its_own(backbone, scales, num_beams):
   """Each example's loss and answer are those of its task's set alone."""
