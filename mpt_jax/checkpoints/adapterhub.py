@@ -27,9 +27,7 @@ CONFIG = 'adapter_config.json'
 TENSORS = 'adapter.safetensors'
 # By transformers' names of the norms' weights: what is added to them.
 NORMS = 'norm_changes.safetensors'
-_PICKLE = 'pytorch_adapter.bin'
 _HEADS = 'model_head.safetensors', 'pytorch_model_head.bin'
-_DTYPES = 'F32', 'F16', 'BF16'
 
 # What an adapter of ours does, in AdapterHub's words; nothing else is read. Its
 # "original layer norm" is none of T5's: with `after`, the sum alone follows.
@@ -94,19 +92,12 @@ def read_adapter(path: str) -> Imported:
   """
   config_path = os.path.join(path, CONFIG)
   stored = files.read_json(config_path, follow_links=True)
-  tensor_path = os.path.join(path, TENSORS)
-  pickled = os.path.join(path, _PICKLE)
-  if os.path.lexists(pickled) and not os.path.lexists(tensor_path):
-    raise InputError(
-      f'{pickled} is a pickle and is not opened; save the adapter with'
-      f' use_safetensors=True, as {TENSORS}'
-    )
+  tensors, names = peft.read_tensors(
+    path, TENSORS, 'pytorch_adapter.bin', 'use_safetensors'
+  )
   for head in _HEADS:
     if os.path.lexists(os.path.join(path, head)):
       log.warning("%s: %s is not read: the head is the backbone's", path, head)
-  tensors, metadata = files.read_tensors(
-    tensor_path, None, _DTYPES, follow_links=True
-  )
   norms_path = os.path.join(path, NORMS)
   changes: dict[str, np.ndarray] = {}
   if os.path.lexists(norms_path):
@@ -116,7 +107,6 @@ def read_adapter(path: str) -> Imported:
   except InputError as e:
     raise InputError(f'{config_path}: {e}') from e
   base, name = stored.get('model_name'), stored.get('name')
-  names = peft.task_names_in(metadata)
   if names is None and isinstance(name, str) and name:
     names = [name]
   method = dataclasses.replace(method, shared=len(names or ()) > 1)

@@ -19,6 +19,7 @@ from mpt_jax.checkpoints.vocabulary import (
   find_vocabulary,
   read_special_ids,
 )
+from mpt_jax.engine import params as params_lib
 from mpt_jax.types import (
   InputError,
   PyTree,
@@ -100,6 +101,24 @@ class Backbone:
     )
     return dataclasses.replace(
       self, vocabulary_file=vocabulary.path, vocabulary=vocabulary
+    )
+
+  def save(self, path: str, changed: Mapping[str, Any]) -> None:
+    """Writes a folder of transformers, with other values for some parameters.
+
+    Args:
+      path: the folder.
+      changed: nested dict of the parameters that are not as here.
+
+    Raises:
+      InputError: if the folder cannot be written, or holds other files.
+    """
+    huggingface.save_huggingface(
+      path,
+      self.config,
+      params_lib.merge(self.params, changed),
+      vocabulary_file=self.vocabulary_file,
+      special_ids=self.special_ids,
     )
 
 

@@ -21,7 +21,7 @@ import numpy as np
 
 import mpt_jax
 from mpt_jax import methods
-from mpt_jax.checkpoints import adapterhub, files, huggingface, peft
+from mpt_jax.checkpoints import adapterhub, files, peft
 from mpt_jax.checkpoints.texts import TaskText
 from mpt_jax.engine import params as params_lib
 from mpt_jax.types import (
@@ -443,13 +443,7 @@ class PromptBundle:
     assert isinstance(learner, methods.Delta)
     flat = params_lib.flatten(backbone.params)
     merged = learner.merged(flat, {n: a[0] for n, a in arrays.items()})
-    huggingface.save_huggingface(
-      path,
-      backbone.config,
-      params_lib.unflatten(flat | merged),
-      vocabulary_file=backbone.vocabulary_file,
-      special_ids=backbone.special_ids,
-    )
+    backbone.save(path, params_lib.unflatten(merged))
 
   def parts(self, path: str) -> list[tuple[str, str | None]]:
     """Returns the folders of a format that holds one set, and whose it is.

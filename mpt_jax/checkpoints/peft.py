@@ -148,17 +148,43 @@ def _read_tensors(
   path: str, shapes: Mapping[str, tuple[int, ...]] | None
 ) -> tuple[dict[str, np.ndarray], list[str] | None]:
   """The tensors of an adapter, and the task names that we wrote there."""
-  pickled = os.path.join(path, 'adapter_model.bin')
-  tensor_path = os.path.join(path, TENSORS)
+  return read_tensors(
+    path, TENSORS, 'adapter_model.bin', 'safe_serialization', shapes
+  )
+
+
+def read_tensors(
+  path: str,
+  name: str,
+  pickle: str,
+  option: str,
+  shapes: Mapping[str, tuple[int, ...]] | None = None,
+) -> tuple[dict[str, np.ndarray], list[str] | None]:
+  """Reads the tensors of an adapter that torch's programs write.
+
+  Args:
+    path: the folder.
+    name: of the file of tensors.
+    pickle: of the file that may be there in its place, and is not opened.
+    option: what was not given to the program if it is.
+    shapes: as for `files.read_tensors`.
+
+  Returns:
+    The tensors, float32, and the task names that we wrote there, if we did.
+
+  Raises:
+    InputError: if the file is missing or damaged.
+  """
+  pickled, tensor_path = os.path.join(path, pickle), os.path.join(path, name)
   if os.path.lexists(pickled) and not os.path.lexists(tensor_path):
     raise InputError(
       f'{pickled} is a pickle and is not opened; save the adapter with'
-      f' safe_serialization=True, as {TENSORS}'
+      f' {option}=True, as {name}'
     )
   tensors, metadata = files.read_tensors(
     tensor_path, shapes, ('F32', 'F16', 'BF16'), follow_links=True
   )
-  return tensors, task_names_in(metadata)
+  return tensors, _task_names(metadata)
 
 
 def write_adapter(
@@ -248,8 +274,7 @@ def _size(
   return value
 
 
-def task_names_in(metadata: Mapping[str, str]) -> list[str] | None:
-  """Returns the task names that we wrote into a file's metadata."""
+def _task_names(metadata: Mapping[str, str]) -> list[str] | None:
   try:
     names = json.loads(metadata.get(TASK_NAMES, 'null'))
   except (ValueError, RecursionError):

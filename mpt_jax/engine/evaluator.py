@@ -246,7 +246,7 @@ class BestBackbone:
   ) -> None:
     """Saves the host's trainable tree over the one before it."""
     del tasks, scores
-    save_backbone(self.path, self.backbone, trained)
+    self.backbone.save(self.path, trained)
     log.info(
       'best step so far: %d; its backbone is in %s, %.0f MB',
       step,
@@ -306,19 +306,6 @@ class Best:
     if better and kept is not None:
       host = partitioning.to_host(trained)
       multihost.on_first(lambda: kept.save(step, scores, better, host))
-
-
-def save_backbone(
-  path: str, backbone: Backbone, trained: Mapping[str, Any]
-) -> None:
-  """Saves a backbone with what was trained in the place of what it had."""
-  checkpoints.save_huggingface(
-    path,
-    backbone.config,
-    params_lib.merge(backbone.params, trained),
-    vocabulary_file=backbone.vocabulary_file,
-    special_ids=backbone.special_ids,
-  )
 
 
 def past_scores(

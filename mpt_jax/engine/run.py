@@ -39,7 +39,6 @@ from mpt_jax.engine.evaluator import (
   BestPrompts,
   Evaluator,
   judged_at,
-  save_backbone,
   was_evaluated,
 )
 from mpt_jax.engine.face import face
@@ -635,7 +634,7 @@ def _write_product(
   """Writes the bundle, or the backbone, and then what makes it finished."""
   model_dir = job.settings.model_dir
   if bundle is None:
-    save_backbone(os.path.join(model_dir, BACKBONE), job.loaded, product)
+    job.loaded.save(os.path.join(model_dir, BACKBONE), product)
   else:
     bundle.save(os.path.join(model_dir, PROMPTS))
   content = files.json_bytes(results)

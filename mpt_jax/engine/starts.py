@@ -193,10 +193,7 @@ def start_values(
     tokenize=tokenizer(backbone),
     **given,
   )
-  initial = method.initial
-  if bundle is not None and isinstance(method, methods.Delta):
-    initial = method.from_source
-  arrays = initial(model.config, model.num_tasks, start)
+  arrays = method.started(model.config, model.num_tasks, start)
   return {method.branch: params_lib.unflatten(arrays)}
 
 

@@ -165,6 +165,12 @@ class Method:
     del config, num_tasks, start
     return {}
 
+  def started(
+    self, config: Any, num_tasks: int, start: Start
+  ) -> dict[str, Array]:
+    """As `initial`, which looks for a source itself where it can use one."""
+    return self.initial(config, num_tasks, start)
+
   def fresh(self, config: Any, num_tasks: int, key: Array) -> dict[str, Array]:
     """Start values that need nothing but a key."""
     return self.initial(config, num_tasks, Start(key))
@@ -383,6 +389,13 @@ class Delta(Sets):
   def sets(self, num_tasks: int) -> int:
     """K, or 1 where all tasks share one set."""
     return 1 if self.shared else num_tasks
+
+  def started(
+    self, config: Any, num_tasks: int, start: Start
+  ) -> dict[str, Array]:
+    """See `Method.started`: what a source has learned, if there is one."""
+    make = self.initial if start.source is None else self.from_source
+    return make(config, num_tasks, start)
 
   def from_source(
     self, config: Any, num_tasks: int, start: Start
