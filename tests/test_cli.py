@@ -43,6 +43,7 @@ INCLUDED = (
   'method_common',
   'pipeline_common',
   'pretrain_demo',
+  'transfer_common',
 )
 # Run by T5X's programs; tests/t5x does so.
 T5X = {
@@ -79,7 +80,9 @@ def _clean_gin():
 def _required(*names):
   """Bindings of those REQUIRED macros that the files ask for."""
   text = ''.join((ROOT / n).read_text() for n in names)
-  if re.search(r'runs/(method_)?common\.gin', text):
+  for common in re.findall(r'runs/((?:transfer_)?common)\.gin', text):
+    text += (ROOT / f'gin_configs/runs/{common}.gin').read_text()
+  if 'runs/method_common.gin' in text:
     text += (ROOT / 'gin_configs/runs/common.gin').read_text()
   return [
     f'--gin.{macro}={value}'

@@ -100,7 +100,12 @@ class _Command:
 _command = _Command()
 
 
-def main(module: str, function: str, argv: Sequence[str] | None = None) -> None:
+def main(
+  module: str,
+  function: str,
+  argv: Sequence[str] | None = None,
+  spoken: str = '',
+) -> None:
   """Runs `module.function` with its parameters bound by gin.
 
   Args:
@@ -108,14 +113,15 @@ def main(module: str, function: str, argv: Sequence[str] | None = None) -> None:
       functions when the module also runs as `__main__`.
     function: the function to call; it is given no arguments but gin's.
     argv: the command line; None is `sys.argv[1:]`.
+    spoken: what is typed behind `python -m`, if it is not the module.
   """
   global _command
   argv = sys.argv[1:] if argv is None else list(argv)
   if HELP & set(argv):
-    show_help(module, function, argv)
+    show_help(module, function, argv, spoken)
   debug = '--debug' in argv
   _command = command = _Command(
-    shell_command(module.removeprefix('mpt_jax.'), argv), argv
+    shell_command((spoken or module).removeprefix('mpt_jax.'), argv), argv
   )
   _start_logging()
   try:

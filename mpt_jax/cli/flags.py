@@ -8,7 +8,11 @@ from mpt_jax.types import InputError, nearest
 
 # The entry points that several processes run as one, and those that read data.
 MULTIPROCESS = ('mpt_jax.train', 'mpt_jax.eval', 'mpt_jax.infer')
-READ_DATA = (*MULTIPROCESS, 'mpt_jax.pipeline')
+READ_DATA = (
+  *MULTIPROCESS,
+  'mpt_jax.pipeline',
+  *(f'mpt_jax.transfer.{n}' for n in ('matrix', 'speedup', 'project', 'whole')),
+)
 # Name -> (type, what stands for its value, help).
 PROCESS_FLAGS: Mapping[str, tuple[type, str, str]] = {
   'coordinator_address': (
@@ -43,10 +47,11 @@ def several(flags: argparse.Namespace) -> bool:
   return flags.multiprocess_gpu
 
 
-def parser(module: str) -> argparse.ArgumentParser:
+def parser(module: str, spoken: str = '') -> argparse.ArgumentParser:
   """Returns the flags that a command takes; those of others are hidden."""
   parser = argparse.ArgumentParser(
-    usage=f'python -m {module} --gin_file=FILE [--gin.NAME=VALUE …] [flags]',
+    usage=f'python -m {spoken or module} --gin_file=FILE [--gin.NAME=VALUE …]'
+    ' [flags]',
     add_help=False,
     allow_abbrev=False,
   )

@@ -25,13 +25,16 @@ _GIN = (
 )
 
 
-def show_help(module: str, function: str, argv: Sequence[str]) -> NoReturn:
+def show_help(
+  module: str, function: str, argv: Sequence[str], spoken: str = ''
+) -> NoReturn:
   """Prints what a command does and takes, and ends the process.
 
   Args:
     module: 'mpt_jax.train'; it is not imported.
     function: what gin binds in it.
     argv: the words behind it; with gin files their macros are told.
+    spoken: see `cli.main`.
   """
   try:
     words = [word for word in argv if word not in HELP]
@@ -42,7 +45,7 @@ def show_help(module: str, function: str, argv: Sequence[str]) -> NoReturn:
       lines = [
         *_tell(module, function),
         '',
-        flags_lib.parser(module).format_help(),
+        flags_lib.parser(module, spoken).format_help(),
       ]
   except InputError as e:
     print(f'error: {e}', file=sys.stderr)

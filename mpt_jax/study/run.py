@@ -14,21 +14,15 @@ from typing import Any
 
 from mpt_jax import cli
 from mpt_jax.checkpoints import files, lock
-from mpt_jax.checkpoints import run as run_lib
 from mpt_jax.checkpoints.backbone import DEMO
 from mpt_jax.engine import preemption
 from mpt_jax.engine.settings import Examples
 from mpt_jax.study import rates, report, results, steps
 from mpt_jax.study.plan import Plan
-from mpt_jax.study.workers import STEP, Pool
+from mpt_jax.study.workers import STOPPING, Pool, standing
 from mpt_jax.types import InputError, local_path, require_local
 
 log = logging.getLogger(__name__)
-
-_STOPPING = (
-  'stopping: what trains saves its state and ends; press Ctrl-C again to end'
-  ' at once'
-)
 
 
 def run(plan: Plan, workers: int | None = None) -> dict[str, Any]:
@@ -51,7 +45,7 @@ def run(plan: Plan, workers: int | None = None) -> dict[str, Any]:
     backbone=_find_backbone(plan.backbone),
   )
   cli.at_interrupt(lambda: _standing(plan))
-  with lock.hold(plan.model_dir), preemption.interrupting(_STOPPING):
+  with lock.hold(plan.model_dir), preemption.interrupting(STOPPING):
     cli.keep_log(plan.model_dir)
     changed = cli.changed_macros(plan.model_dir)
     if not os.path.exists(os.path.join(plan.model_dir, cli.CONFIG)):
@@ -74,22 +68,7 @@ def command() -> str:
 def _standing(plan: Plan) -> str:
   """What there is to resume, by the files in the study's folder."""
   planned = steps.search(plan) + steps.reported(plan, rates.given(plan))
-  begun = []
-  finished = 0
-  for step in planned:
-    folder = os.path.join(plan.model_dir, step.name)
-    saved = run_lib.latest_step(folder)
-    if os.path.exists(os.path.join(folder, STEP)):
-      finished += 1
-    elif saved is not None:
-      begun.append(f'{step.name} from step {saved}')
-  if not finished and not begun:
-    return 'nothing was saved: the same command starts from the start'
-  resumed = f': {", ".join(begun)}' if begun else ' after them'
-  return (
-    f'{finished} of {len(planned)} runs are finished; the same command'
-    f' resumes{resumed}'
-  )
+  return standing(plan.model_dir, planned)
 
 
 class _Study:

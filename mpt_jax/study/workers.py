@@ -35,6 +35,11 @@ log = logging.getLogger(__name__)
 # Written into a step's folder when it is finished.
 STEP = 'step.json'
 CACHE = 'compilation_cache'
+# What an interrupt says while steps run.
+STOPPING = (
+  'stopping: what trains saves its state and ends; press Ctrl-C again to end'
+  ' at once'
+)
 
 _FUNCTIONS = {'train': 'train', 'eval': 'evaluate', 'export': 'export'}
 # So small models leave nothing for a second thread to do.
@@ -95,6 +100,30 @@ def _is_finished(step: Step, folder: str) -> bool:
   return os.path.exists(os.path.join(folder, step.name, STEP))
 
 
+def standing(folder: str, steps: Sequence[Step]) -> str:
+  """Returns what there is to resume of some steps, by the files there.
+
+  Args:
+    folder: that of all of them.
+    steps: the steps.
+  """
+  begun = []
+  finished = 0
+  for step in steps:
+    saved = run_lib.latest_step(os.path.join(folder, step.name))
+    if _is_finished(step, folder):
+      finished += 1
+    elif saved is not None:
+      begun.append(f'{step.name} from step {saved}')
+  if not finished and not begun:
+    return 'nothing was saved: the same command starts from the start'
+  resumed = f': {", ".join(begun)}' if begun else ' after them'
+  return (
+    f'{finished} of {len(steps)} runs are finished; the same command'
+    f' resumes{resumed}'
+  )
+
+
 def _settings(
   step: Step, folder: str, shared: Mapping[str, str]
 ) -> dict[str, str]:
@@ -124,7 +153,7 @@ class Pool:
     folder: str,
     workers: int | None,
     backbone: str,
-    data_dir: str,
+    data_dir: str | None,
     module: str | None,
   ):
     """Starts the first worker; the others start when there is work for them.
@@ -134,7 +163,8 @@ class Pool:
       workers: how many; None is one with an accelerator, else two where there
         are two cores.
       backbone: path of the backbone that the steps share.
-      data_dir: folder of the TFDS data; need not exist yet.
+      data_dir: folder of the TFDS data; need not exist yet. None is what
+        TFDS takes.
       module: module that registers the tasks.
     """
     self._folder = folder
@@ -365,10 +395,11 @@ def _device() -> str:
 _shared: dict[str, Any] = {}
 
 
-def _warm_up(backbone: str, data_dir: str, module: str | None) -> None:
+def _warm_up(backbone: str, data_dir: str | None, module: str | None) -> None:
   """Loads what all steps of this worker share; quick if it is there."""
   if not _shared:
-    cli.use_data_dir(data_dir)
+    if data_dir:
+      cli.use_data_dir(data_dir)
     if module:
       from mpt_jax.data.seqio_tasks import import_module
 
@@ -401,7 +432,7 @@ def _run_step(
   folder: str,
   shared: Mapping[str, str],
   backbone: str,
-  data_dir: str,
+  data_dir: str | None,
   module: str | None,
 ) -> tuple[str, Any]:
   """Runs one step; its output goes to its own folder."""
