@@ -71,6 +71,9 @@ ENTRY_POINTS = {
   'pipeline',
   'study.run',
   'study.workers',
+  # They train, on a study's workers.
+  *(f'transfer.{n}' for n in ('__main__', 'runs', 'speedup', 'project')),
+  'transfer.whole',
 }
 # An entry point of the demo: it evaluates what it ships.
 COMMANDS = {'tasks.offline.ship'}
