@@ -14,6 +14,7 @@ from mpt_jax import methods, models
 from mpt_jax.checkpoints import run as run_lib
 from mpt_jax.checkpoints.backbone import Backbone
 from mpt_jax.engine import (
+  keys,
   multihost,
   optimizers,
   partitioning,
@@ -155,6 +156,7 @@ def check(stage: str, method: methods.Method) -> None:
 def read(settings: Settings) -> Job:
   """Reads what a run needs before its folder is touched."""
   dataset, devices, method = settings.dataset, settings.devices, settings.method
+  keys.check(settings.logging.key_step, settings.steps, method)
   mesh = partitioning.make_mesh(devices.num_partitions)
   partitioning.check_batch_size(
     dataset.batch_size, mesh, devices.microbatches or 1

@@ -24,6 +24,7 @@ from mpt_jax.checkpoints import run as run_lib
 from mpt_jax.checkpoints.backbone import Backbone
 from mpt_jax.engine import (
   hostmemory,
+  keys,
   multihost,
   optimizers,
   partitioning,
@@ -83,6 +84,7 @@ class _Begin:
     fixed: what of the method does not, on the host.
     window: the metrics summed since they were last written; None is none.
     checkpointer: saves the state.
+    keeper: writes its key.
   """
 
   state: trainer.TrainState
@@ -90,6 +92,7 @@ class _Begin:
   fixed: Mapping[str, Any]
   window: Mapping[str, Any] | None
   checkpointer: run_lib.RunCheckpointer
+  keeper: keys.Keeper
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +142,7 @@ def train(
   Args:
     model_dir: the run's folder: checkpoints, metrics, the chosen examples of
       a few-shot run, and at the end the prompt bundle `prompts/` (or
-      `backbone/`) and `results.json`.
+      `backbone/`) and `results.json`; see docs/runs.md.
     backbone: where it is read, or its path alone, or a loaded one; None draws
       a fresh one (`finetune` only).
     method: what is learned, and where it enters; see `mpt_jax.methods`.
@@ -291,7 +294,7 @@ def _one(settings: Settings) -> Run:
     held.enter_context(request.listening())
     state = _fit(job, begin, beside)
     begin.checkpointer.close()
-    scores = _finish(job, begin.fixed, state, beside)
+    scores = _finish(job, begin, state, beside)
   _tell_results(model_dir, job.following)
   return Run(model_dir, scores, settings.backbone.load, beside.needs[-1])
 
@@ -437,7 +440,8 @@ def _begin(job: Job) -> _Begin:
   for line in params_lib.describe(trained, frozen):
     log.info(line)
   _check_count(trained, job.model)
-  fixed = frozen.get(settings.method.branch or '', {})
+  branch = settings.method.branch or ''
+  fixed = frozen.get(branch, {})
   state = trainer.make_state(
     job.model,
     job.optimizer,
@@ -456,6 +460,15 @@ def _begin(job: Job) -> _Begin:
     job.batches.set_state(position)
     window = position.get('window')
     log.info('resumed %s at step %d', settings.model_dir, int(state.step))
+  light = job.without_backbone()
+  keeper = keys.Keeper(
+    settings.model_dir,
+    settings.logging.key_step,
+    lambda step, arrays: _make_bundle(light, fixed, step, arrays, {}),
+  )
+  keeper.begin(
+    trained.get(branch, {}), int(state.step), state.params.get(branch, {})
+  )
   frozen = partitioning.place_backbone(
     frozen,
     job.mesh,
@@ -463,7 +476,7 @@ def _begin(job: Job) -> _Begin:
     scan_layers=devices.scan_layers,
     shard_backbone=devices.shard_backbone,
   )
-  return _Begin(state, frozen, fixed, window, checkpointer)
+  return _Begin(state, frozen, fixed, window, checkpointer, keeper)
 
 
 def _beside(
@@ -515,6 +528,7 @@ def _fit(job: Job, begin: _Begin, beside: _Beside) -> trainer.TrainState:
   settings, evaluation = job.settings, job.settings.evaluation
   started = time.monotonic()
   step, steps = int(begin.state.step), settings.steps
+  branch = settings.method.branch or ''
   period = evaluation.period if evaluation else 0
   if beside.evaluate is not None and period and 0 < step < steps:
     # Its checkpoint came before it was stopped, or killed.
@@ -539,11 +553,13 @@ def _fit(job: Job, begin: _Begin, beside: _Beside) -> trainer.TrainState:
         settings.logging.log_period,
         settings.logging.checkpoint_period,
         period or None,
+        settings.logging.key_step,
       ),
       trainer.Hooks(
         checkpointer=begin.checkpointer,
         evaluate=beside.evaluate,
         writer=beside.writer,
+        keep=lambda at, params: begin.keeper.keep(at, params[branch]),
         finished=lambda: (
           beside.best is not None and beside.best.selection.finished
         ),
@@ -568,7 +584,7 @@ def _fit(job: Job, begin: _Begin, beside: _Beside) -> trainer.TrainState:
 
 def _finish(
   job: Job,
-  fixed: Mapping[str, Any],
+  begin: _Begin,
   state: trainer.TrainState,
   beside: _Beside,
 ) -> dict[str, dict[str, float]]:
@@ -586,7 +602,8 @@ def _finish(
   product = partitioning.to_host(trained)
   branch = settings.method.branch
   if branch is not None:
-    bundle = _make_bundle(job, fixed, step, product[branch], scores)
+    bundle = _make_bundle(job, begin.fixed, step, product[branch], scores)
+    begin.keeper.end(step, product[branch])
   if best is not None and best.kept is not None:
     chosen, kept = best.selection.best, best.kept
     if isinstance(kept, BestPrompts):
@@ -714,9 +731,12 @@ def _open_run(
   model_dir = job.settings.model_dir
   held.enter_context(lock.hold(model_dir))
   existed = run_lib.check_run_config(model_dir, record, face().name_of)
-  results = os.path.join(model_dir, run_lib.RESULTS)
-  if existed and os.path.exists(results):
-    return files.read_json(results)['scores']
+  path = os.path.join(model_dir, run_lib.RESULTS)
+  if existed and os.path.exists(path):
+    results = files.read_json(path)
+    if key_step := job.settings.logging.key_step:
+      keys.check_kept(model_dir, min(key_step, results['step']))
+    return results['scores']
   face().write_config(model_dir)
   if job.batches.chosen:
     _write_few_shot(model_dir, job.dataset, job.batches.chosen)

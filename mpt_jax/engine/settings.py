@@ -121,12 +121,15 @@ class Logging:
     checkpoint_period: steps between checkpoints.
     max_checkpoints: how many of the newest ones to keep.
     tensorboard: also write TensorBoard events beside `metrics.jsonl`.
+    key_step: the step whose prompts are kept in `key`, to find the task by
+      (`mpt_jax.transfer`), and those of step 0 in `start`; None keeps neither.
   """
 
   log_period: Positive = 100
   checkpoint_period: Positive = 1000
   max_checkpoints: Positive = 3
   tensorboard: bool = True
+  key_step: Positive | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -77,6 +77,7 @@ def run(bundles):
     'KEEP_BEST': True,
     'TEST_SPLIT': 'validation',
     'NUM_SHOTS': 8,
+    'KEY_STEP': 3,
   }
   argv = arguments(bundles, 'source', folder / 'run', **settings)
   cli.main('mpt_jax.train', 'train', argv)
