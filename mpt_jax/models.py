@@ -334,6 +334,56 @@ class PromptedT5:
     )
     return -jnp.sum(loss * _token_weights(batch), axis=-1)
 
+  def score_words(self, params: PyTree, batch: Batch, words: Array) -> Array:
+    """Log probability of each of a few answers to every input.
+
+    An input is encoded once. The answers stand behind one another in one row
+    of the decoder, where each sees itself and the input alone.
+
+    Args:
+      params: the parameter tree.
+      batch: `encoder_input_tokens` [B, S] and, with prompts, the two prompt
+        features.
+      words: [C, T] int32, each with its end mark, then 0.
+
+    Returns:
+      [B, C] float32, sum over an answer's tokens, in nats; 0 for an answer
+      of none.
+    """
+    tokens = batch['encoder_input_tokens']
+    count, length = words.shape
+    shifted = jnp.pad(words[:, :-1], ((0, 0), (1, 0)))
+    shifted = shifted.at[:, 0].set(self.start_id)
+    answers = jnp.repeat(jnp.arange(1, count + 1), length)
+    row = jnp.stack([shifted.ravel(), words.ravel(), answers])
+    inputs, targets, segments = jnp.broadcast_to(
+      row[:, None], (3, len(tokens), count * length)
+    )
+    variables = self._variables(params, batch)
+    with self._entered():
+      encoded: Any = self.module.apply(
+        variables,
+        tokens,
+        enable_dropout=False,
+        method='encode',
+        **self._prompt_inputs(
+          params, self.prompt_table(params), batch, answering=True
+        ),
+      )
+      logits: Any = self.module.apply(
+        variables,
+        encoded,
+        tokens,
+        inputs,
+        targets,
+        decoder_segment_ids=segments,
+        enable_dropout=False,
+        method='decode',
+      )
+    loss, _ = losses.cross_entropy_per_token(logits, targets)
+    found = jnp.where(targets > 0, -loss, 0.0)
+    return found.reshape(len(tokens), count, length).sum(axis=-1)
+
   def weigh_batch(self, params: PyTree, batch: Batch) -> Array:
     """What each example's prompt is made of.
 

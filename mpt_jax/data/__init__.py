@@ -17,11 +17,13 @@ if TYPE_CHECKING:
     get_train_iterator,
   )
   from mpt_jax.data.evaluation import (
+    Questions,
     Scores,
     evaluate,
     examine,
     metrics_of,
     predict,
+    questions,
   )
   from mpt_jax.data.feature_converter import PromptFeatureConverter
   from mpt_jax.data.lookup import (
@@ -47,6 +49,7 @@ _HOMES = {
   'DatasetConfig': 'mpt_jax.data.dataset',
   'Examples': 'mpt_jax.engine.settings',
   'PromptFeatureConverter': 'mpt_jax.data.feature_converter',
+  'Questions': 'mpt_jax.data.evaluation',
   'Scores': 'mpt_jax.data.evaluation',
   'Task': 'mpt_jax.data.memory',
   'TfdsSource': 'mpt_jax.data.sources',
@@ -61,6 +64,7 @@ _HOMES = {
   'metric': 'mpt_jax.engine.metrics',
   'metrics_of': 'mpt_jax.data.evaluation',
   'predict': 'mpt_jax.data.evaluation',
+  'questions': 'mpt_jax.data.evaluation',
   'register_task': 'mpt_jax.data.register',
   'set_data_dir': 'mpt_jax.data.sources',
   'task_identity': 'mpt_jax.data.rows',
@@ -74,6 +78,7 @@ __all__ = [
   'DatasetConfig',
   'Examples',
   'PromptFeatureConverter',
+  'Questions',
   'Scores',
   'Task',
   'TfdsSource',
@@ -88,6 +93,7 @@ __all__ = [
   'metric',
   'metrics_of',
   'predict',
+  'questions',
   'register_task',
   'set_data_dir',
   'task_identity',

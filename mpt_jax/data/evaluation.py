@@ -177,6 +177,28 @@ def _load(
   return _Split(examples, found, labelled)
 
 
+def _sorted(
+  split: _Split, prompt_length: int, size: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Places of the examples and the longest length of each of their batches.
+
+  The longest come first: what they needed in memory then does for all.
+  """
+  lengths = np.array([prompt_length + len(e['inputs']) for e in split.examples])
+  order = np.argsort(lengths, kind='stable')[::-1]
+  return order, lengths[order[::size]]
+
+
+def _bounds(longest: np.ndarray, limit: int) -> tuple[int, ...]:
+  """The few lengths to which batches of these longest lengths are padded."""
+  return buckets.bounds(
+    longest,
+    min(-(-int(longest.max()) // _STEP) * _STEP, limit),
+    _STEP,
+    min(_MOST_LENGTHS, 1 + len(longest) // _BATCHES_PER_LENGTH),
+  )
+
+
 def _run(
   model_fn: ModelFn,
   split: _Split,
@@ -185,24 +207,17 @@ def _run(
   prompt_length: int,
   description: str,
   progress: bool,
+  padded: Sequence[int] | None = None,
 ) -> list[Any]:
   """Returns the model's output for every example, in order.
 
-  Examples of like length share a batch, padded to one of a few lengths. The
-  last batch is filled up with its last example, which is as harmless to the
-  model as any.
+  Examples of like length share a batch, padded to one of a few lengths, the
+  split's own if none are given. The last batch is filled up with its last
+  example, which is as harmless to the model as any.
   """
   size, limit, targets = shape
-  lengths = [prompt_length + len(e['inputs']) for e in split.examples]
-  # The longest first: what they needed in memory then does for all.
-  order = np.argsort(lengths, kind='stable')[::-1]
-  longest = np.array(lengths)[order[::size]]
-  padded = buckets.bounds(
-    longest,
-    min(-(-int(longest[0]) // _STEP) * _STEP, limit),
-    _STEP,
-    min(_MOST_LENGTHS, 1 + len(longest) // _BATCHES_PER_LENGTH),
-  )
+  order, longest = _sorted(split, prompt_length, size)
+  padded = padded or _bounds(longest, limit)
   outputs: list[Any] = [None] * len(order)
   bar = tqdm.tqdm(
     total=len(split.examples),
@@ -213,11 +228,11 @@ def _run(
     disable=None if progress else True,
   )
   with bar:
-    for start in range(0, len(order), size):
+    for number, start in enumerate(range(0, len(order), size)):
       places = order[start : start + size]
       part = [split.examples[i] for i in places]
       full = part + part[-1:] * (size - len(part))
-      source = padded[int(np.searchsorted(padded, lengths[places[0]]))]
+      source = padded[int(np.searchsorted(padded, longest[number]))]
       batch = batching.lay_out(
         [[batching.Example(e['inputs'], e['targets'], row)] for e in full],
         (size, source, targets),
@@ -365,16 +380,7 @@ def _evaluate(reader: _Reader, model_fns: Mapping[str, ModelFn]) -> Scores:
       # Processes that share the work do it in one order.
       for kind in sorted(task.wants)
     }
-    with task.naming(reader.split):
-      computed = task.score(scored.examples, outputs, scored.targets)
-    scored.targets = computed.targets
-    _take(results, task, computed)
-    chosen = set(map(id, scored.examples))
-    results.examples[task.name] = {
-      place: example
-      for place, example in enumerate(reader.load(task).examples)
-      if id(example) in chosen
-    }
+    results.add(_scored(reader, task, outputs))
     answers = results.answers.get(task.name)
     warning = answers.warning() if answers is not None else None
     if warning is not None:
@@ -382,6 +388,149 @@ def _evaluate(reader: _Reader, model_fns: Mapping[str, ModelFn]) -> Scores:
   if unlabelled and not results:
     raise _nothing_to_score(unlabelled, reader.split)
   return results
+
+
+def _scored(
+  reader: _Reader, task: TaskReader, outputs: Mapping[str, np.ndarray]
+) -> Scores:
+  """The scores of a task, of {kind: outputs for what can be scored}."""
+  loaded = reader.load(task)
+  scored = loaded.scored
+  with task.naming(reader.split):
+    computed = task.score(scored.examples, outputs, scored.targets)
+  scored.targets = computed.targets
+  results = Scores()
+  _take(results, task, computed)
+  chosen = set(map(id, scored.examples))
+  results.examples[task.name] = {
+    place: example
+    for place, example in enumerate(loaded.examples)
+    if id(example) in chosen
+  }
+  return results
+
+
+@dataclasses.dataclass(frozen=True)
+class Questions:
+  """The examples of one task that can be scored, for several prompts to answer.
+
+  Attributes:
+    task: its name.
+    digest: of every feature of every example of the split.
+    words: the ids of its label words as answers, each with the end mark; None
+      if it has none, so that answers can only be generated.
+    metrics: the names of its metric functions.
+  """
+
+  task: str
+  digest: str
+  words: Sequence[Sequence[int]] | None
+  metrics: Sequence[str]
+  _reader: _Reader
+  _task: TaskReader
+  _padded: Sequence[int]
+
+  def __len__(self) -> int:
+    return len(self._reader.load(self._task).scored.examples)
+
+  @property
+  def positions(self) -> int:
+    """The input positions of all its batches, padding included."""
+    size, _, _ = self._reader.shape
+    split = self._reader.load(self._task).scored
+    _, longest = _sorted(split, self._reader.prompt_length, size)
+    places = np.searchsorted(self._padded, longest)
+    return size * int(np.asarray(self._padded)[places].sum())
+
+  def answer(self, answer_fn: ModelFn) -> list[Scores]:
+    """Scores the answers of several prompts.
+
+    Args:
+      answer_fn: makes [B, K, T] tokens of a batch, the answers of K prompts to
+        each of its B rows; these are of row 0.
+
+    Returns:
+      The task's scores by each prompt.
+    """
+    scored = self._reader.load(self._task).scored
+    outputs = _run(
+      answer_fn,
+      scored,
+      0,
+      self._reader.shape,
+      self._reader.prompt_length,
+      self.task,
+      False,
+      self._padded,
+    )
+    return [
+      _scored(self._reader, self._task, {PREDICTION: np.ascontiguousarray(by)})
+      for by in np.stack(outputs, axis=1)
+    ]
+
+
+def questions(
+  examples: Examples, prompt_length: int, batch_size: int
+) -> list[Questions]:
+  """Reads tasks for several prompts to answer, all padded to the same lengths.
+
+  Args:
+    examples: of which tasks.
+    prompt_length: P.
+    batch_size: B.
+
+  Returns:
+    The tasks, in the order of their names.
+
+  Raises:
+    InputError: as `examine`; also for a mixture, or a task without metrics or
+      with one that asks for more than answers.
+  """
+  found: list[tuple[_Reader, TaskReader, str]] = []
+  for name, reader in zip(
+    examples.names,
+    _Reader.of_each(examples, prompt_length, (), batch_size, False),
+    strict=True,
+  ):
+    [task, *others] = reader.tasks
+    if others or task.name != name:
+      raise InputError(
+        f'{name!r} is a mixture of {len(reader.tasks)} tasks: name the tasks'
+      )
+    if task.wants != {PREDICTION}:
+      asks = f'asks for {sorted(task.wants)}' if task.wants else 'is not there'
+      raise InputError(f'task {name!r} cannot be scored: a metric {asks}')
+    counted = _examine(reader, examples.allow_cut_targets)
+    found.append((reader, task, counted[name].digest))
+  longest = [
+    _sorted(reader.load(task).scored, prompt_length, batch_size)[1]
+    for reader, task, _ in found
+  ]
+  padded = _bounds(np.concatenate(longest), found[0][0].shape[1])
+  return [
+    Questions(
+      task.name,
+      digest,
+      _word_ids(task),
+      [getattr(metric, '__name__', str(metric)) for metric in task.metrics],
+      reader,
+      task,
+      padded,
+    )
+    for reader, task, digest in found
+  ]
+
+
+def _word_ids(task: TaskReader) -> list[list[int]] | None:
+  """The ids of a task's label words as answers; None if it has none."""
+  wording = task.wording
+  if wording is None or wording.labels is None or not wording.is_label:
+    return None
+  vocabulary, (_, end) = task.vocabulary('targets'), task.end_ids()
+  return [
+    [*map(int, vocabulary.encode(text)), end]
+    for text in wording.answers.values()
+  ]
 
 
 def _nothing_to_score(tasks: Sequence[str], split: str) -> InputError:
@@ -562,13 +711,13 @@ def _label_scores(
   reader: _Reader, task: TaskReader, split: _Split, score_fn: ModelFn
 ) -> list[dict[str, float]]:
   """Scores every label word of a task as the answer to every example."""
-  wording = task.wording
-  if wording is None or wording.labels is None or not wording.is_label:
+  words = _word_ids(task)
+  if words is None:
     raise InputError(f'task {task.name!r} has no label words to rank')
-  vocabulary = task.vocabulary('targets')
+  assert task.label_words is not None
   scores: list[dict[str, float]] = [{} for _ in split.examples]
-  for word, answer in wording.answers.items():
-    ids = np.array([*vocabulary.encode(answer), vocabulary.eos_id], np.int32)
+  for word, answer in zip(task.label_words, words, strict=True):
+    ids = np.array(answer, np.int32)
     size, limit, _ = reader.shape
     outputs = _run(
       score_fn,

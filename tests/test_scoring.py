@@ -1,0 +1,295 @@
+"""What prompts score on tasks: every prompt on every task, at once.
+
+Guards against a cell that is not what the eval command says, a readout that
+ranks otherwise than the model does, and a cache that answers for another
+prompt or other data.
+"""
+
+import dataclasses
+import json
+import logging
+
+import numpy as np
+import pytest
+
+import mpt_jax
+from mpt_jax import pretrained
+from mpt_jax.checkpoints.bundle import PromptBundle
+from mpt_jax.checkpoints.vocabulary import Vocabulary
+from mpt_jax.data import memory
+from mpt_jax.engine.settings import Decoding, Examples
+from mpt_jax.transfer import scoring, sources
+from mpt_jax.types import InputError
+from tests.helpers import tiny
+
+P, D = 4, tiny.SERVED.emb_dim
+LENGTHS = {'inputs': 84, 'targets': 10}
+WORDS = 'film food hotel music river garden window teacher'.split()
+SOURCES = 'abc'
+
+
+def _rows(count, seed):
+  rng = np.random.default_rng(seed)
+  return [
+    {'text': ' '.join(rng.choice(WORDS, rng.integers(2, 16))), 'label': i % 2}
+    for i in range(count)
+  ]
+
+
+TASKS = {
+  'moods': mpt_jax.Task(
+    test=_rows(23, 0), inputs='review: {text}', labels=('bad', 'good')
+  ),
+  'kinds': mpt_jax.Task(
+    test=_rows(18, 1),
+    inputs='kind: {text}',
+    targets='so {label}',
+    labels=tuple('abcdefgh'),
+  ),
+  'names': mpt_jax.Task(
+    test=[{**row, 'word': WORDS[i % 8]} for i, row in enumerate(_rows(11, 2))],
+    inputs='first: {text}',
+    targets='{word}',
+  ),
+}
+
+
+@pytest.fixture(autouse=True)
+def _registry():
+  memory.register(TASKS)
+  yield
+  memory.clear()
+
+
+@pytest.fixture(scope='module')
+def backbone():
+  return tiny.served()
+
+
+@pytest.fixture(scope='module')
+def bundle():
+  """Three prompts of MPT, far from each other."""
+  rng = np.random.default_rng(5)
+  return PromptBundle(
+    'multitask',
+    'source',
+    tuple(SOURCES),
+    {
+      'shared_prompt': rng.normal(size=(P, D)),
+      'task_u': 2 * rng.normal(size=(3, P, 1)),
+      'task_v': 2 * rng.normal(size=(3, 1, D)),
+    },
+    backbone_fingerprint=tiny.served().fingerprint,
+  )
+
+
+@pytest.fixture(scope='module')
+def prompts(bundle):
+  return sources.read(bundle)
+
+
+EXAMPLES = Examples('', 'test', LENGTHS, module=None)
+
+
+def _scorer(backbone, **kwargs):
+  return scoring.Scorer(backbone, EXAMPLES, **{'batch_size': 8, **kwargs})
+
+
+def _by_place(cells):
+  return {(cell.source, cell.task): cell for cell in cells}
+
+
+@pytest.mark.parametrize('beams', [1, 2])
+def test_a_cell_is_what_eval_says(backbone, bundle, prompts, tmp_path, beams):
+  bundle.save(str(tmp_path / 'prompts'))
+  decoding = Decoding(num_beams=beams)
+  scorer = _scorer(backbone, readout='generate', decoding=decoding)
+  cells = _by_place(scorer.score(prompts, list(TASKS)))
+  assert list(cells) == [(s, t) for s in SOURCES for t in TASKS]
+  for source in SOURCES:
+    said = mpt_jax.evaluate(
+      backbone,
+      list(TASKS),
+      prompts=str(tmp_path / 'prompts'),
+      prompt_task=source,
+      batch_size=8,
+      decoding=decoding,
+      task_feature_lengths=LENGTHS,
+      module=None,
+    )
+    for task, values in said.items():
+      cell, judged = cells[source, task], said.judged[task]
+      assert cell.metrics == values
+      assert cell.score == values[cell.metric]
+      assert cell.examples == judged.examples
+      assert cell.interval == judged.intervals.get(cell.metric)
+      assert cell.why == (judged.collapsed or '')
+      assert cell.readout == 'generate'
+      majority = judged.floors.get('majority_scores', {})
+      assert cell.floor == majority.get(cell.metric)
+
+
+def test_labels_are_ranked_as_the_model_ranks_them(backbone, bundle, prompts):
+  texts = {name: memory.find(name).text('test') for name in TASKS}
+  cells = _by_place(_scorer(backbone).score(prompts, list(TASKS)))
+  vocabulary = Vocabulary(str(tiny.VOCABULARY))
+  model = pretrained.PromptedT5(backbone, bundle, vocabulary)
+  right = {}
+  for task in ('moods', 'kinds'):
+    rows = TASKS[task].test
+    inputs = [texts[task].fill(row) for row in rows]
+    answers = texts[task].answers()
+    for source in SOURCES:
+      found = np.array(
+        [
+          model.score(inputs, [answer] * len(rows), source)
+          for answer in answers.values()
+        ]
+      ).argmax(axis=0)
+      labels = np.array([row['label'] for row in rows])
+      right[source, task] = 100 * float(np.mean(found == labels))
+      cell = cells[source, task]
+      assert cell.score == pytest.approx(right[source, task])
+      assert cell.readout == 'labels'
+      assert cell.collapsed == (len(set(found.tolist())) == 1)
+  assert {cells[s, 'names'].readout for s in SOURCES} == {'generate'}
+
+
+@pytest.mark.parametrize('readout', scoring.READOUTS)
+def test_prompts_per_call_change_nothing(backbone, prompts, readout):
+  whole = _scorer(backbone, readout=readout).score(prompts, list(TASKS))
+  for count in (1, 2):
+    scorer = _scorer(backbone, readout=readout, prompts_per_call=count)
+    assert scorer.score(prompts, list(TASKS)) == whole
+
+
+def test_prompts_of_several_lengths(backbone, prompts):
+  more = dataclasses.replace(
+    prompts[0], array=np.concatenate([prompts[0].array] * 2), name='long'
+  )
+  scorer = _scorer(backbone)
+  both = scorer.score([more, prompts[0]], ['moods'])
+  assert [cell.source for cell in both] == ['long', 'a']
+  assert both[:1] == scorer.score([more], ['moods'])
+  assert both[1:] == scorer.score(prompts[:1], ['moods'])
+
+
+class TestCache:
+  def _counted(self, monkeypatch):
+    """What is asked from now on: (task, names of the prompts)."""
+    asked, answer = [], scoring.Scorer._answer
+
+    def counted(self, call):
+      asked.append((call.questions.task, [p.name for p in call.prompts]))
+      return answer(self, call)
+
+    monkeypatch.setattr(scoring.Scorer, '_answer', counted)
+    return asked
+
+  def test_what_is_known_is_not_asked(
+    self, backbone, prompts, tmp_path, monkeypatch, caplog
+  ):
+    asked = self._counted(monkeypatch)
+    cache = str(tmp_path / 'cells')
+    first = _scorer(backbone, cache=cache).score(
+      prompts[:2], ['moods', 'kinds']
+    )
+    assert asked == [('moods', ['a', 'b']), ('kinds', ['a', 'b'])]
+    asked.clear()
+    # Another prompt under a known name is asked, a known one under another not.
+    other = [prompts[2].renamed('a'), prompts[0].renamed('z')]
+    second = _scorer(backbone, cache=cache).score(other, ['moods', 'kinds'])
+    assert asked == [('moods', ['a']), ('kinds', ['a'])]
+    assert [c.source for c in second] == ['a', 'a', 'z', 'z']
+    assert dataclasses.replace(second[2], source='a') == first[0]
+    asked.clear()
+    # Other data, another readout, another split are others.
+    memory.register(
+      {'moods': dataclasses.replace(TASKS['moods'], test=_rows(23, 9))}
+    )
+    _scorer(backbone, cache=cache).score(prompts[:2], ['moods', 'kinds'])
+    assert asked == [('moods', ['a', 'b'])]
+    _scorer(backbone, cache=cache, readout='generate').score(prompts, ['kinds'])
+    assert asked[1:] == [('kinds', ['a', 'b', 'c'])]
+    with caplog.at_level(logging.WARNING):
+      again = _scorer(backbone, cache=cache).score(prompts[:1], ['kinds'])
+    assert again == first[1:2]
+    assert not caplog.records
+
+  @pytest.mark.parametrize(
+    'damage',
+    [
+      lambda text: text[: len(text) // 2],
+      lambda text: text.replace('"examples": 23', '"examples": "23"'),
+      lambda text: text.replace('"split": "test"', '"split": "train"'),
+      lambda text: text.replace('"why"', '"how"'),
+      lambda text: '{"cell": 3}',
+    ],
+    ids=['half', 'type', 'key', 'name', 'other'],
+  )
+  def test_a_damaged_file_is_named_and_written_anew(
+    self, backbone, prompts, tmp_path, monkeypatch, caplog, damage
+  ):
+    asked = self._counted(monkeypatch)
+    scorer = _scorer(backbone, cache=str(tmp_path))
+    whole = scorer.score(prompts, ['moods'])
+    [path, *_] = sorted(tmp_path.iterdir())
+    text = path.read_text()
+    assert damage(text) != text
+    path.write_text(damage(text))
+    with caplog.at_level(logging.WARNING):
+      assert scorer.score(prompts, ['moods']) == whole
+    assert len(asked) == 2
+    assert len(asked[1][1]) == 1
+    assert path.name in caplog.text
+    assert json.loads(path.read_text()) == json.loads(text)
+
+  def test_a_killed_run_goes_on(self, backbone, prompts, tmp_path, monkeypatch):
+    asked = self._counted(monkeypatch)
+    write, calls = scoring._write, []
+
+    def dies(*args):
+      if len(calls) == 4:
+        raise KeyboardInterrupt
+      calls.append(write(*args))
+
+    scorer = _scorer(backbone, cache=str(tmp_path), prompts_per_call=2)
+    with monkeypatch.context() as patch:
+      patch.setattr(scoring, '_write', dies)
+      with pytest.raises(KeyboardInterrupt):
+        scorer.score(prompts, ['moods', 'kinds'])
+    asked.clear()
+    cells = scorer.score(prompts, ['moods', 'kinds'])
+    assert asked == [('kinds', ['b', 'c'])]
+    assert cells == _scorer(backbone).score(prompts, ['moods', 'kinds'])
+
+
+def test_what_cannot_be_scored_is_named(backbone, prompts):
+  scorer = _scorer(backbone)
+  narrow = sources.random_prompt((P, D - 1), name='narrow')
+  with pytest.raises(
+    InputError, match="'narrow' is 15 wide.* tiny has emb_dim"
+  ):
+    scorer.score([narrow], ['moods'])
+  for change in (
+    {'backbone_fingerprint': 'sha256:other', 'backbone_name': 't5-base'},
+    {'vocabulary_digest': 'sha256:other'},
+  ):
+    other = dataclasses.replace(prompts[0], **change)
+    with pytest.raises(InputError, match="'a' .*sha256:other"):
+      scorer.score([other], ['moods'])
+  with pytest.raises(InputError, match="did you mean 'moods'"):
+    scorer.score(prompts, ['mods'])
+  with pytest.raises(InputError, match="readout is 'label'.*'labels'"):
+    _scorer(backbone, readout='label')
+  with pytest.raises(InputError, match='prompts_per_call'):
+    _scorer(backbone, prompts_per_call=0)
+
+
+def test_words_take_few_shapes():
+  sizes = {
+    scoring._padded([[3] * length] * count).shape
+    for count in range(2, 9)
+    for length in range(1, 9)
+  }
+  assert len(sizes) == 6
