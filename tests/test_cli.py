@@ -28,6 +28,7 @@ RUNS = {
   'full': ('mpt_jax.train', 'train'),
   'prefix': ('mpt_jax.train', 'train'),
   'deep': ('mpt_jax.train', 'train'),
+  'projector': ('mpt_jax.train', 'train'),
   'eval': ('mpt_jax.eval', 'evaluate'),
   'infer': ('mpt_jax.infer', 'infer'),
   'answer': ('mpt_jax.infer', 'infer'),

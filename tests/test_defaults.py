@@ -29,6 +29,8 @@ REASONS = {
   ('source', 'DISTILLATION'): 'what makes the stage; others have none',
   ('target', 'SOURCE_PROMPTS'): 'the stage cannot start without them',
   ('attempt', 'SOURCE_PROMPTS'): 'the method has nothing to mix without them',
+  ('projector', 'SOURCE_PROMPTS'): 'the method has nothing to project',
+  ('projector', 'SCHEDULE'): "that of the paper's code",
   ('eval', 'PROMPTS'): 'to score a bare backbone is said, not forgotten',
   ('infer', 'PROMPTS'): 'as in eval',
   ('answer', 'PROMPTS'): 'as in eval',

@@ -248,6 +248,11 @@ COUNTS = {
     8,
     (7012, 10468, 13924),
   ),
+  'projector': (
+    methods.Projector(source_length=100, source_width=768),
+    1,
+    (98356992, 118043904, 137730816),
+  ),
   'prefix of PEFT': (
     methods.Prefix(places=('decoder',)),
     1,

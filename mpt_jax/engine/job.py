@@ -33,7 +33,7 @@ from mpt_jax.engine.settings import (
   Logging,
   Loss,
 )
-from mpt_jax.engine.starts import Distillation, Source
+from mpt_jax.engine.starts import Lesson, Source
 from mpt_jax.t5 import products
 from mpt_jax.types import InputError, PyTree, nearest
 
@@ -82,7 +82,7 @@ class Settings:
   start: Source
   dataset: Any
   steps: int
-  distillation: Distillation | None
+  distillation: Lesson | None
   optimizer: optimizers.Optimizer
   evaluation: Evaluation | None
   devices: Devices
@@ -182,8 +182,9 @@ def read(settings: Settings) -> Job:
     mix=len(settings.tasks or ()) > 1,
   )
   loaded = _read_backbone(settings)
-  method = starts.informed(method, settings.start, loaded)
-  settings = dataclasses.replace(settings, method=method)
+  start = settings.start.of_tasks(method, settings.tasks)
+  method = starts.informed(method, start, loaded)
+  settings = dataclasses.replace(settings, method=method, start=start)
   model = _make_model(settings, loaded)
   optimizer = settings.optimizer.of_run(
     optimizers.method_groups(method, *rates(settings)), settings.steps
@@ -210,7 +211,7 @@ def read(settings: Settings) -> Job:
     batches=batches,
     texts=data.task_texts(settings.tasks or (), dataset.split),
     examples=examples,
-    said=_check_selection(dataset, settings.evaluation, method.branch is None),
+    said=_check_selection(dataset, settings.evaluation, method),
     synthetic=synthetic,
     following=_next_command(settings, dataset, 'test' in provider.splits),
   )
@@ -306,14 +307,14 @@ def _examine(
 
 
 def _check_selection(
-  dataset: Any, evaluation: Evaluation | None, together: bool
+  dataset: Any, evaluation: Evaluation | None, method: methods.Method
 ) -> dict[str, dict[str, Metric]]:
   """Refuses a selection by a metric that the tasks don't have.
 
   Args:
     dataset: the data.
     evaluation: what is selected by.
-    together: whether all tasks have one best step.
+    method: what is learned.
 
   Returns:
     Task -> what its metric functions say of what they give; empty where
@@ -326,10 +327,12 @@ def _check_selection(
   declared: dict[str, tuple[dict[str, Metric], bool]] = {}
   for name in evaluation.examples(dataset).names:
     declared |= data.metrics_of(name, evaluation.split, dataset.module)
+  together = method.branch is None or method.together
   selection.check_declared(declared, evaluation.best_metric, together)
   if together:
     log.info(
-      'one backbone for all tasks: the best %s of %s decides',
+      'one %s for all tasks: the best %s of %s decides',
+      'backbone' if method.branch is None else method.title,
       evaluation.best_metric or 'mean main score',
       ', '.join(declared),
     )
@@ -393,7 +396,8 @@ def record_of(job: Job) -> dict[str, Any]:
   record[run_lib.PATHS] = run_lib.real_paths(
     settings.start.prompts,
     getattr(getattr(method, 'init', None), 'path', None),
-    distillation and distillation.teacher_prompts,
+    getattr(distillation, 'teacher_prompts', None),
+    getattr(distillation, 'target_prompts', None),
   )
   return record
 

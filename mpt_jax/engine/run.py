@@ -55,7 +55,7 @@ from mpt_jax.engine.settings import (
   Logging,
   Loss,
 )
-from mpt_jax.engine.starts import Distillation, Source
+from mpt_jax.engine.starts import Distance, Distillation, Lesson, Source
 from mpt_jax.engine.writers import METRICS, Writers, make_writer, tags
 from mpt_jax.t5 import native
 from mpt_jax.types import (
@@ -125,7 +125,7 @@ def train(
   stage: str | None = None,
   start: str | Sequence[str] | Mapping[str, str] | Source | None = None,
   each_task: bool = False,
-  distillation: Distillation | None = None,
+  distillation: Lesson | None = None,
   optimizer: optimizers.Optimizer = optimizers.Optimizer(),
   evaluation: Evaluation | None = Evaluation(),
   devices: Devices = Devices(),
@@ -157,7 +157,8 @@ def train(
     start: what another run learned, to start from, or its path (or those of
       several); None is the method's own start.
     each_task: whether each task, also of a mixture, has a run of its own.
-    distillation: teachers of a source run; None trains without.
+    distillation: teachers of a source run, or the prompts that a run's own
+      shall be near to; None trains without.
     optimizer: rates, schedule, groups; what it leaves open is the stage's own.
     evaluation: how to evaluate; None never does.
     devices: devices, memory and speed.
@@ -201,7 +202,7 @@ def train(
     start=start,
     dataset=dataset,
     steps=steps,
-    distillation=distillation,
+    distillation=_lesson(distillation),
     optimizer=optimizer,
     evaluation=evaluation,
     devices=devices,
@@ -365,14 +366,21 @@ def _resumption(settings: Settings) -> str:
 
 
 def _stage(
-  method: methods.Method, distillation: Distillation | None, start: Source
+  method: methods.Method, distillation: Lesson | None, start: Source
 ) -> str:
   """The stage of a run that names none."""
-  if distillation is not None:
+  if isinstance(distillation, Distillation):
     return 'source'
   if method.per_task:
     return 'source' if start.prompts is None else 'target'
   return next(iter(method.rates))
+
+
+def _lesson(given: Lesson | None) -> Lesson | None:
+  """What teaches a run; a distance to nothing is None."""
+  if isinstance(given, Distance) and given.target_prompts is None:
+    return None
+  return given
 
 
 def _task_names(method: methods.Method, names: Any) -> tuple[str, ...] | None:
@@ -389,12 +397,17 @@ def _start_values(job: Job) -> dict[str, Any]:
     job.model, job.loaded, settings.start, settings.stage, settings.seed
   )
   if distillation is not None:
+    given = {'TEACHER_PROMPTS': getattr(distillation, 'teacher_prompts', None)}
+    if isinstance(distillation, Distance):
+      given = {'TARGET_PROMPTS': distillation.target_prompts}
+    [(macro, prompts)] = given.items()
     params['teacher_prompts'] = {
       'prompt_table': starts.teacher_table(
-        distillation.teacher_prompts,
+        prompts,
         job.task_names,
         job.model.prompt_length,
         job.loaded,
+        macro,
       )
     }
   return params
@@ -506,7 +519,9 @@ def _beside(
     )
     if settings.method.branch is None:
       kept = BestBackbone(settings.model_dir, job.loaded)
-    best = Best.create(evaluation, job.said, step, kept)
+    best = Best.create(
+      evaluation, job.said, step, kept, settings.method.together
+    )
     evaluate.follow(best.update)
   return _Beside(writer, evaluate, best, request, [0])
 

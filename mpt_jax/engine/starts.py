@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mpt_jax import methods, models, t5
+from mpt_jax import losses, methods, models, t5
 from mpt_jax.checkpoints import bundle as bundle_lib
 from mpt_jax.checkpoints.backbone import Backbone
 from mpt_jax.checkpoints.bundle import PromptBundle
@@ -21,6 +21,7 @@ from mpt_jax.engine.predictor import tokenizer
 from mpt_jax.types import (
   InputError,
   Rate,
+  nearest,
 )
 
 log = logging.getLogger(__name__)
@@ -49,6 +50,32 @@ class Distillation:
 
 
 @dataclasses.dataclass(frozen=True)
+class Distance:
+  """Prompts that a run's own shall be near to, in place of its tasks' loss.
+
+  Attributes:
+    target_prompts: each task's finished prompt on this backbone, as
+      `Distillation.teacher_prompts`; None is the tasks' loss.
+    kind: 'l2', 'l2_squared' or 'mse', see `losses.prompt_distances`.
+  """
+
+  target_prompts: Any = None
+  kind: str = 'l2'
+
+  def __post_init__(self):
+    if self.kind not in losses.DISTANCES:
+      raise InputError(
+        f'DISTANCE = {self.kind!r}, expected one of'
+        f' {", ".join(losses.DISTANCES)}'
+        f'{nearest(str(self.kind), losses.DISTANCES)}'
+      )
+
+
+# What may teach a run.
+Lesson = Distillation | Distance
+
+
+@dataclasses.dataclass(frozen=True)
 class Source:
   """What a run starts from.
 
@@ -61,6 +88,14 @@ class Source:
 
   prompts: str | Sequence[str] | Mapping[str, str] | None = None
   task: str | Sequence[str] | None = None
+
+  def of_tasks(
+    self, method: methods.Method, tasks: Sequence[str] | None
+  ) -> 'Source':
+    """Returns it with a prompt for each task, where the method takes that."""
+    if not method.foreign_source or self.prompts is None or self.task:
+      return self
+    return dataclasses.replace(self, task=tuple(tasks or ()))
 
 
 NO_SOURCE = Source()
@@ -84,7 +119,7 @@ def make_model(
   config: t5.T5Config,
   method: methods.Method,
   num_tasks: int,
-  distillation: Distillation | None,
+  distillation: Lesson | None,
   **loss: Any,
 ) -> models.PromptedT5:
   """Makes a stage's model.
@@ -93,7 +128,8 @@ def make_model(
     config: the backbone's sizes.
     method: what to train.
     num_tasks: K.
-    distillation: weights of a source run's losses; None for none.
+    distillation: weights of a source run's losses, or the distance that is
+      the loss; None for neither.
     **loss: the loss settings and special ids of `models.PromptedT5`.
 
   Returns:
@@ -101,6 +137,11 @@ def make_model(
   """
   if distillation is None:
     return models.PromptedT5(config, method, num_tasks, **loss)
+  if isinstance(distillation, Distance):
+    kind = distillation.kind
+    return models.DistancePromptedT5(
+      config, method, num_tasks, **loss, distance=kind
+    )
   return models.DistilledPromptedT5(
     config,
     method,
@@ -134,7 +175,7 @@ def informed(
   """
 
   def read() -> PromptBundle | None:
-    bundle = read_source(source, backbone)
+    bundle = read_source(source, None if method.foreign_source else backbone)
     if bundle is not None and isinstance(source.task, str):
       bundle = bundle.with_tasks([source.task])
     return bundle
@@ -179,7 +220,7 @@ def start_values(
       )
     return {}
   given: dict[str, Any] = {}
-  bundle = read_source(source, backbone)
+  bundle = read_source(source, None if method.foreign_source else backbone)
   if bundle is not None:
     log.info('starting from the prompts in %s', source.prompts)
     given = {'source': bundle, 'path': source.prompts}
@@ -197,12 +238,15 @@ def start_values(
   return {method.branch: params_lib.unflatten(arrays)}
 
 
-def read_source(source: Source, backbone: Backbone) -> PromptBundle | None:
+def read_source(
+  source: Source, backbone: Backbone | None
+) -> PromptBundle | None:
   """Reads what a run starts from.
 
   Args:
     source: where it is.
-    backbone: the backbone; its parameters are not read.
+    backbone: the backbone, whose parameters are not read; None where the
+      prompts are of another one.
 
   Returns:
     The bundle, of the tasks that are listed; None if there is nothing.
@@ -231,7 +275,8 @@ def read_source(source: Source, backbone: Backbone) -> PromptBundle | None:
     bundle = bundle_lib.load_several(given)
   if not isinstance(tasks, str | None):
     bundle = bundle.with_tasks(named)
-  bundle_lib.check_backbone(bundle, backbone)
+  if backbone is not None:
+    bundle_lib.check_backbone(bundle, backbone)
   return bundle
 
 
@@ -269,6 +314,7 @@ def teacher_table(
   task_names: Sequence[str],
   length: int,
   backbone: Backbone,
+  macro: str = 'TEACHER_PROMPTS',
 ) -> np.ndarray:
   """Reads the teachers' prompts.
 
@@ -277,6 +323,7 @@ def teacher_table(
     task_names: the run's tasks, in row order.
     length: P.
     backbone: the backbone; its parameters are not read.
+    macro: where they were given.
 
   Returns:
     [K, P, D] float32: each task's teacher prompt, in the run's row order.
@@ -287,10 +334,10 @@ def teacher_table(
   if isinstance(given, str):
     if '{task}' not in given:
       raise InputError(
-        f"TEACHER_PROMPTS = {given!r} must contain '{{task}}', or be a list of"
+        f"{macro} = {given!r} must contain '{{task}}', or be a list of"
         ' paths, or {task: path}'
       )
-  found = _by_task('TEACHER_PROMPTS has no teacher', given, task_names)
+  found = _by_task(f'{macro} has no teacher', given, task_names)
   rows = []
   for task in task_names:
     teacher = found[task]

@@ -45,6 +45,7 @@ from mpt_jax.methods.multitask import (
   join_prompts,
 )
 from mpt_jax.methods.prefix import Prefix
+from mpt_jax.methods.projector import Projector
 from mpt_jax.methods.soft import SoftPrompts
 from mpt_jax.types import InputError, Positive, nearest
 
@@ -67,6 +68,7 @@ __all__ = [
   'Method',
   'MultitaskPrompts',
   'Prefix',
+  'Projector',
   'PromptInit',
   'PromptMethod',
   'PromptsByExample',
@@ -118,6 +120,7 @@ for _method in (
   IA3,
   Prefix,
   DeepPrompts,
+  Projector,
 ):
   register(_method)
 

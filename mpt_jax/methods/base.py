@@ -19,6 +19,7 @@ A method with neither trains the backbone itself.
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import hashlib
 import math
 from typing import Any, ClassVar, NamedTuple
 
@@ -33,6 +34,8 @@ from mpt_jax.types import Array, InputError, Positive
 PROMPTS, DELTA = 'prompts', 'delta'
 # Formats of `mpt_jax.export`.
 BUNDLE = 'bundle'
+# Of the variance in a layer norm.
+_EPSILON = 1e-5
 NO_T5X = {'t5x': 'the T5X engine trains prompts; use mpt_jax.train'}
 
 
@@ -80,6 +83,9 @@ class Method:
     arrays: the names in its branch, where no backbone changes them; the first
       is [P, D], or [K, P, D].
     per_task: whether each task of a run has parameters of its own.
+    together: whether KEEP_BEST keeps one step for all tasks of a run.
+    foreign_source: whether what a run starts from are prompts of another
+      backbone, one for each of its tasks; else they are refused.
     groups: (name pattern in the branch, which rate it takes), all of them;
       the rate is 'learning_rate' or 'task_learning_rate'.
     rates: stage -> the two rates, as its paper or its code has them.
@@ -95,6 +101,8 @@ class Method:
   branch: ClassVar[str | None] = None
   arrays: ClassVar[tuple[str, ...]] = ()
   per_task: ClassVar[bool] = False
+  together: ClassVar[bool] = False
+  foreign_source: ClassVar[bool] = False
   groups: ClassVar[tuple[tuple[str, str], ...]] = (('.*', 'learning_rate'),)
   rates: ClassVar[Mapping[str, tuple[float, float | None]]]
   formats: ClassVar[tuple[str, ...]] = (BUNDLE,)
@@ -197,6 +205,11 @@ class Method:
     """Composes the prompts [K, P, D] float32 of all tasks; None without."""
     del arrays, num_tasks
     return None
+
+  def size_of(self, arrays: Mapping[str, Any]) -> tuple[int, int]:
+    """(P, D), of the arrays of a method of the first seam."""
+    length, width = arrays[self.arrays[0]].shape[-2:]
+    return length, width
 
   def select(
     self, arrays: Mapping[str, Any], rows: Sequence[int]
@@ -583,6 +596,19 @@ def by_rows(tree: Any, rows: Array) -> Any:
     rows: [B] int32, the task of each example.
   """
   return jax.tree.map(lambda a: a if a.shape[0] == 1 else a[rows], tree)
+
+
+def layer_norm(x: Array, weight: Array, bias: Array) -> Array:
+  """Normalizes the vectors on the last axis: mean 0, variance (1/n) 1."""
+  mean = jnp.mean(x, axis=-1, keepdims=True)
+  variance = jnp.var(x, axis=-1, keepdims=True)
+  return (x - mean) / jnp.sqrt(variance + _EPSILON) * weight + bias
+
+
+def prompt_digest(prompt: Any) -> str:
+  """The digest of a prompt [P, D]."""
+  content = np.ascontiguousarray(prompt, np.float32).tobytes()
+  return f'sha256:{hashlib.sha256(content).hexdigest()}'
 
 
 def check_peft(config: Mapping[str, Any], known: Sequence[str]) -> None:

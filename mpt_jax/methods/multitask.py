@@ -160,6 +160,12 @@ class MultitaskPrompts(PromptMethod):
   ) -> dict[str, Array]:
     """Takes over P*, and starts all tasks from the source's factors."""
     source = start.source.arrays
+    if 'shared_prompt' not in source:
+      raise InputError(
+        f'SOURCE_PROMPTS {start.path!r} holds prompts of method'
+        f' {start.source.method!r}, which have nothing in common: name one of'
+        f' {", ".join(start.source.task_names)} as SOURCE_TASK'
+      )
     want = (self.length, config.emb_dim, self.rank)
     got = (*np.shape(source['shared_prompt']), np.shape(source['task_u'])[-1])
     if got != want:
