@@ -43,6 +43,7 @@ INCLUDED = (
   'method_common',
   'pipeline_common',
   'pretrain_demo',
+  'pretrain_demo_small',
   'transfer_common',
 )
 # Run by T5X's programs; tests/t5x does so.
