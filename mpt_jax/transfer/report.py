@@ -54,7 +54,7 @@ def report(model_dir: str) -> dict[str, str]:
       f'{folder} has no result to report: expected one of'
       f' {", ".join(f"{part}/{part}.json" for part in _SECTIONS)}'
     )
-  blocks = [Heading('Transfer of prompts', 1)]
+  blocks: list[page.Block] = [Heading('Transfer of prompts', 1)]
   blocks += _guarded(_opening, found, os.path.join(folder, next(iter(found))))
   for part, section in _SECTIONS.items():
     if part in found:
@@ -110,18 +110,17 @@ def _pictures(folder: str, part: str) -> list[page.Block]:
 # Numbers.
 
 
-def _spread(low: Any, high: Any, digits: int = 1) -> str:
-  return f'{low:.{digits}f} to {high:.{digits}f}'
-
-
 def _with_interval(
-  value: float | None, interval: Sequence[float] | None, digits: int = 1
+  value: float | None, interval: Sequence[Any] | None, digits: int = 1
 ) -> str:
   """'81.2 (76.0 to 86.1)', or without, or '-'."""
   if value is None:
     return '-'
   text = f'{value:.{digits}f}'
-  return f'{text} ({_spread(*interval, digits)})' if interval else text
+  if interval is None or None in interval:
+    return text
+  low, high = interval
+  return f'{text} ({low:.{digits}f} to {high:.{digits}f})'
 
 
 def _over_runs(
@@ -154,9 +153,7 @@ def _rho(found: Found | None) -> str:
   """'.43 (.12 to .66)'."""
   if not found or found.get('rho') is None:
     return '-'
-  low, high = found.get('low'), found.get('high')
-  known = low is not None and high is not None
-  return _with_interval(found['rho'], (low, high) if known else None, 2)
+  return _with_interval(found['rho'], (found.get('low'), found.get('high')), 2)
 
 
 def _counts(values: Iterable[int]) -> str:
