@@ -39,7 +39,9 @@ REASONS = {
   ('answer', 'BATCH_SIZE'): 'smaller: lines are answered as they come',
 }
 # Recipes: each of their numbers is there to differ.
-RECIPES = {'baselines', 'demo', 'demo_full', 'pretrain_demo'}
+RECIPES = {
+  *('baselines', 'demo', 'demo_full', 'pretrain_demo', 'pretrain_demo_small')
+}
 FILES = sorted(
   path.stem
   for path in RUNS.glob('*.gin')
