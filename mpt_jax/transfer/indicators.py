@@ -246,7 +246,7 @@ def sentinel_id(backbone: Backbone, sentinel: str | int | None = None) -> int:
   if backbone.vocabulary is None:
     backbone = backbone.with_vocabulary()
   vocabulary = backbone.vocabulary
-  known = vocabulary and vocabulary.id_of(sentinel or _SENTINEL)
+  known = vocabulary.id_of(sentinel or _SENTINEL) if vocabulary else None
   if known is not None:
     return special.swap([known])[0]
   if sentinel is not None:
