@@ -33,6 +33,9 @@ RUNS = {
   'answer': ('mpt_jax.infer', 'infer'),
   'export': ('mpt_jax.export', 'export'),
   'convert': ('mpt_jax.convert', 'convert'),
+  'transfer_add': ('mpt_jax.transfer.library', 'add'),
+  'transfer_list': ('mpt_jax.transfer.library', 'listing'),
+  'transfer_check': ('mpt_jax.transfer.library', 'check'),
 }
 # Bound and run by other tests, or only included.
 INCLUDED = (
@@ -64,6 +67,7 @@ REQUIRED = {
   'SOURCE_PROMPTS': "'source'",
   'PROMPTS': "'prompts'",
   'OUTPUT': "'out'",
+  'LIBRARY': "'library'",
   'PROMPT_LABELS': "['yes', 'no']",
   'PROMPT_TEXT': "'a text'",
   'PROMPT_FILE': "'prompt.npy'",
@@ -116,7 +120,8 @@ def test_every_run_file_binds_its_entry_point(monkeypatch, name):
   captured = _capture(
     monkeypatch, *RUNS[name], [f'--gin_file={path}', *_required(path)]
   )
-  assert len(captured) >= 4
+  # What reads a folder needs no more than its path.
+  assert len(captured) >= (1 if name.startswith('transfer_') else 4)
 
 
 @pytest.mark.parametrize('name', T5X)
@@ -293,7 +298,7 @@ def test_help_tells_how_to_use_it(capsys, module, function):
     *('--process_index', '--initialization_timeout'),
     '--heartbeat_timeout',
   }
-  if module not in ('mpt_jax.export', 'mpt_jax.convert'):
+  if module in cli.flags_lib.READ_DATA:
     flags |= data
   if module in ('mpt_jax.train', 'mpt_jax.eval', 'mpt_jax.infer'):
     flags |= several
@@ -310,8 +315,11 @@ def test_the_examples_of_a_command_have_all_that_it_needs(module, function):
   lines = [shlex.split(line) for line in text.splitlines() if '-m mpt' in line]
   assert lines
   for words in lines:
-    flags_of, bindings = flags.parse(module, words[words.index(module) + 1 :])
-    cli.check_macros(flags_of.gin_file, bindings)
+    at = words.index('-m') + 1
+    at += words[at] == 'mpt_jax.transfer'  # The verb is the next word.
+    flags_of, bindings = flags.read(module, words[at + 1 :])
+    own = [f'gin_configs/runs/transfer_{words[at]}.gin']
+    cli.check_macros(flags_of.gin_file or own, bindings)
     assert "INITIAL_CHECKPOINT_PATH='demo'" in bindings or not any(
       'INITIAL' in binding for binding in bindings
     )

@@ -14,7 +14,11 @@ from mpt_jax.types import nearest
 
 # Verb -> (module of the package, its function, what it does). In the order in
 # which one goes on from one to the next.
-VERBS: Mapping[str, tuple[str, str, str]] = {}
+VERBS: Mapping[str, tuple[str, str, str]] = {
+  'add': ('library', 'add', 'prompts into a library, a folder by task'),
+  'list': ('library', 'listing', 'what a library holds'),
+  'check': ('library', 'check', 'verifies a library and its index'),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
