@@ -18,6 +18,7 @@ from mpt_jax.engine import (
   multihost,
   optimizers,
   partitioning,
+  picks,
   selection,
   starts,
 )
@@ -110,6 +111,7 @@ class Job:
     said: what the tasks' metrics say of themselves, where one selects.
     synthetic: whether the data are.
     following: the command to go on with, or ''.
+    nearest: what was compared to pick its source, see `picks.Picked.found`.
   """
 
   settings: Settings
@@ -124,6 +126,7 @@ class Job:
   said: Mapping[str, Mapping[str, Metric]]
   synthetic: bool
   following: str
+  nearest: Mapping[str, Any] | None
 
   @property
   def task_names(self) -> tuple[str, ...]:
@@ -182,8 +185,9 @@ def read(settings: Settings) -> Job:
     mix=len(settings.tasks or ()) > 1,
   )
   loaded = _read_backbone(settings)
-  method = starts.informed(method, settings.start, loaded)
-  settings = dataclasses.replace(settings, method=method)
+  picked = picks.pick(method, settings.start, loaded, settings.tasks or ())
+  method = starts.informed(picked.method, picked.source, loaded)
+  settings = dataclasses.replace(settings, method=method, start=picked.source)
   model = _make_model(settings, loaded)
   optimizer = settings.optimizer.of_run(
     optimizers.method_groups(method, *rates(settings)), settings.steps
@@ -213,6 +217,7 @@ def read(settings: Settings) -> Job:
     said=_check_selection(dataset, settings.evaluation, method.branch is None),
     synthetic=synthetic,
     following=_next_command(settings, dataset, 'test' in provider.splits),
+    nearest=picked.found,
   )
 
 
@@ -392,6 +397,8 @@ def record_of(job: Job) -> dict[str, Any]:
   multihost.check_same('run', record)
   record[run_lib.PATHS] = run_lib.real_paths(
     settings.start.prompts,
+    settings.start.target_key,
+    settings.start.source_keys,
     getattr(getattr(method, 'init', None), 'path', None),
     distillation and distillation.teacher_prompts,
   )
