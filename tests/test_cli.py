@@ -35,6 +35,9 @@ RUNS = {
   'export': ('mpt_jax.export', 'export'),
   'convert': ('mpt_jax.convert', 'convert'),
   'transfer_report': ('mpt_jax.transfer.report', 'report'),
+  'transfer_add': ('mpt_jax.transfer.library', 'add'),
+  'transfer_list': ('mpt_jax.transfer.library', 'listing'),
+  'transfer_check': ('mpt_jax.transfer.library', 'check'),
 }
 # Bound and run by other tests, or only included.
 INCLUDED = (
@@ -67,6 +70,7 @@ REQUIRED = {
   'SOURCE_PROMPTS': "'source'",
   'PROMPTS': "'prompts'",
   'OUTPUT': "'out'",
+  'LIBRARY': "'library'",
   'PROMPT_LABELS': "['yes', 'no']",
   'PROMPT_TEXT': "'a text'",
   'PROMPT_FILE': "'prompt.npy'",
@@ -121,6 +125,7 @@ def test_every_run_file_binds_its_entry_point(monkeypatch, name):
   )
   # What reads a folder needs no more than its path.
   assert len(captured) >= (1 if name == 'transfer_report' else 4)
+  assert len(captured) >= (1 if name.startswith('transfer_') else 4)
 
 
 @pytest.mark.parametrize('name', T5X)

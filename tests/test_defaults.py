@@ -27,6 +27,7 @@ REASONS = {
   ('*', 'TRAIN_DATASET'): 'made of the macros above',
   ('*', 'PROMPT_INIT'): 'a file of gin_configs/prompts says it',
   ('source', 'DISTILLATION'): 'what makes the stage; others have none',
+  ('target', 'START'): "that of its method; None is each one's own",
   ('target', 'SOURCE_PROMPTS'): 'the stage cannot start without them',
   ('attempt', 'SOURCE_PROMPTS'): 'the method has nothing to mix without them',
   ('projector', 'SOURCE_PROMPTS'): 'the method has nothing to project',

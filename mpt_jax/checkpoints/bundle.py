@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
 import hashlib
+import json
 import logging
 import math
 import os
@@ -343,12 +344,21 @@ class PromptBundle:
     except ValueError as e:
       raise InputError(str(e)) from e
 
+  @property
+  def digest(self) -> str:
+    """Of all that `save` writes."""
+    return json.loads(self._stored()[CONFIG])[_DIGEST]
+
   def save(self, path: str) -> None:
     """Writes the bundle; a bundle that is there already is replaced.
 
     Raises:
       InputError: if the folder cannot be written, or holds other files.
     """
+    files.write_folder(path, self._stored(path))
+
+  def _stored(self, path: str = 'the bundle') -> dict[str, bytes]:
+    """Returns the bundle's files as its reader takes them."""
     contents = self._contents(self.texts)
     if len(contents[CONFIG]) > files.MAX_JSON_BYTES and self.texts:
       log.warning(
@@ -358,7 +368,7 @@ class PromptBundle:
         files.MAX_JSON_BYTES,
       )
       contents = self._contents({})
-    files.write_folder(path, contents)
+    return contents
 
   def _contents(self, texts: Mapping[str, TaskText]) -> dict[str, bytes]:
     """Returns the bundle's files."""

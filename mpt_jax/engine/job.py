@@ -18,6 +18,7 @@ from mpt_jax.engine import (
   multihost,
   optimizers,
   partitioning,
+  picks,
   selection,
   starts,
 )
@@ -110,6 +111,7 @@ class Job:
     said: what the tasks' metrics say of themselves, where one selects.
     synthetic: whether the data are.
     following: the command to go on with, or ''.
+    nearest: what was compared to pick its source, see `picks.Picked.found`.
   """
 
   settings: Settings
@@ -124,6 +126,7 @@ class Job:
   said: Mapping[str, Mapping[str, Metric]]
   synthetic: bool
   following: str
+  nearest: Mapping[str, Any] | None
 
   @property
   def task_names(self) -> tuple[str, ...]:
@@ -183,8 +186,9 @@ def read(settings: Settings) -> Job:
   )
   loaded = _read_backbone(settings)
   start = settings.start.of_tasks(method, settings.tasks)
-  method = starts.informed(method, start, loaded)
-  settings = dataclasses.replace(settings, method=method, start=start)
+  picked = picks.pick(method, start, loaded, settings.tasks or ())
+  method = starts.informed(picked.method, picked.source, loaded)
+  settings = dataclasses.replace(settings, method=method, start=picked.source)
   model = _make_model(settings, loaded)
   optimizer = settings.optimizer.of_run(
     optimizers.method_groups(method, *rates(settings)), settings.steps
@@ -214,6 +218,7 @@ def read(settings: Settings) -> Job:
     said=_check_selection(dataset, settings.evaluation, method),
     synthetic=synthetic,
     following=_next_command(settings, dataset, 'test' in provider.splits),
+    nearest=picked.found,
   )
 
 
@@ -395,6 +400,8 @@ def record_of(job: Job) -> dict[str, Any]:
   multihost.check_same('run', record)
   record[run_lib.PATHS] = run_lib.real_paths(
     settings.start.prompts,
+    settings.start.target_key,
+    settings.start.source_keys,
     getattr(getattr(method, 'init', None), 'path', None),
     getattr(distillation, 'teacher_prompts', None),
     getattr(distillation, 'target_prompts', None),

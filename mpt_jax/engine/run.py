@@ -28,6 +28,7 @@ from mpt_jax.engine import (
   multihost,
   optimizers,
   partitioning,
+  picks,
   preemption,
   starts,
   trainer,
@@ -753,6 +754,9 @@ def _open_run(
       keys.check_kept(model_dir, min(key_step, results['step']))
     return results['scores']
   face().write_config(model_dir)
+  if job.nearest is not None:
+    path = os.path.join(model_dir, picks.PICKED)
+    files.write_file(path, files.json_bytes(job.nearest))
   if job.batches.chosen:
     _write_few_shot(model_dir, job.dataset, job.batches.chosen)
   return None

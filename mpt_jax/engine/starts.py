@@ -18,6 +18,7 @@ from mpt_jax.checkpoints.backbone import Backbone
 from mpt_jax.checkpoints.bundle import PromptBundle
 from mpt_jax.engine import params as params_lib
 from mpt_jax.engine.predictor import tokenizer
+from mpt_jax.transfer import shelf
 from mpt_jax.types import (
   InputError,
   Rate,
@@ -83,11 +84,21 @@ class Source:
     prompts: path of a bundle (or PEFT folder, or `.npy`), or of several, whose
       tasks are put together: a list, {task: path}, or a pattern with '{task}'
       in it for each task that `task` names. None is nothing.
-    task: which task of it to take, or which ones, in order; None is all.
+      A library gives the values of its tasks.
+    task: which task of it to take, or which ones, in order; None is all. Of a
+      library 'rte/1' is a task's run.
+    target_key: path of the key of the task to train, where the nearest source
+      is to be picked.
+    source_keys: the library whose keys are compared with it; None is that of
+      `prompts`, or `prompts` themselves.
+    similarity: how, see `transfer.retrieval.similarity`; None is 'average'.
   """
 
   prompts: str | Sequence[str] | Mapping[str, str] | None = None
   task: str | Sequence[str] | None = None
+  target_key: str | None = None
+  source_keys: str | None = None
+  similarity: str | None = None
 
   def of_tasks(
     self, method: methods.Method, tasks: Sequence[str] | None
@@ -177,7 +188,7 @@ def informed(
   def read() -> PromptBundle | None:
     bundle = read_source(source, None if method.foreign_source else backbone)
     if bundle is not None and isinstance(source.task, str):
-      bundle = bundle.with_tasks([source.task])
+      bundle = bundle.with_tasks([_task_of(source.task)])
     return bundle
 
   try:
@@ -225,7 +236,7 @@ def start_values(
     log.info('starting from the prompts in %s', source.prompts)
     given = {'source': bundle, 'path': source.prompts}
     if isinstance(source.task, str):
-      given['source_task'] = source.task
+      given['source_task'] = _task_of(source.task)
   if 'token_embedder' in backbone.params:
     given['embedding'] = backbone.params['token_embedder']['embedding']
   start = methods.Start(
@@ -260,6 +271,8 @@ def read_source(
   if isinstance(given, os.PathLike):
     given = os.fspath(given)
   named = [tasks] if isinstance(tasks, str) else list(tasks or ())
+  if isinstance(given, str) and shelf.is_library(given):
+    return _of_library(given, named or None, backbone)
   if isinstance(given, str) and '{task}' not in given:
     bundle = bundle_lib.load_prompts(given)
   elif isinstance(given, str | Mapping):
@@ -278,6 +291,26 @@ def read_source(
   if backbone is not None:
     bundle_lib.check_backbone(bundle, backbone)
   return bundle
+
+
+def _task_of(name: str) -> str:
+  """The task of 'rte/1', a run of a library; no task's name has a '/'."""
+  return name.partition('/')[0]
+
+
+def _of_library(
+  path: str, tasks: Sequence[str] | None, backbone: Backbone
+) -> PromptBundle:
+  """The values of a library as one bundle."""
+  items = shelf.read(path, tasks=tasks, backbone=backbone)
+  found = [item.place.task for item in items]
+  for item in items:
+    if found.count(item.place.task) > 1:
+      raise InputError(
+        f'the library {path} has several runs of {item.place.task!r}: name one'
+        f' as SOURCE_TASK, such as {item.name!r}'
+      )
+  return bundle_lib.merge([item.bundle for item in items])
 
 
 def _by_task(

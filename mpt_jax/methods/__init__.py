@@ -11,6 +11,7 @@ from mpt_jax.methods.adapter import Adapter
 from mpt_jax.methods.attempt import Attempt
 from mpt_jax.methods.base import (
   DELTA,
+  NEAREST,
   PROMPTS,
   Delta,
   Inputs,
@@ -52,6 +53,7 @@ from mpt_jax.types import InputError, Positive, nearest
 __all__ = [
   'DELTA',
   'IA3',
+  'NEAREST',
   'PROMPTS',
   'Adapter',
   'Attempt',
@@ -167,7 +169,7 @@ def prompt_method(
   length: Positive = 100,
   rank: Positive = 1,
   init: PromptInit = WORDS,
-  start: str = 'average',
+  start: str | None = None,
 ) -> Method:
   """The prompt method that a gin file names; what it does not have is left.
 
@@ -176,7 +178,7 @@ def prompt_method(
     length: PROMPT_LENGTH.
     rank: PROMPT_RANK.
     init: PROMPT_INIT.
-    start: START.
+    start: START; None is the method's own.
 
   Returns:
     The method.
@@ -191,7 +193,8 @@ def prompt_method(
     'length': length,
     'rank': rank,
     'init': init,
-    'start': start,
   }
+  if start is not None:
+    given['start'] = start
   has = {field.name for field in dataclasses.fields(method)}
   return method(**{name: v for name, v in given.items() if name in has})

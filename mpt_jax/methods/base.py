@@ -29,9 +29,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from mpt_jax.methods.initializers import WORDS, PromptInit, Tokenize, Uniform
-from mpt_jax.types import Array, InputError, Positive
+from mpt_jax.types import Array, InputError, Positive, nearest
 
 PROMPTS, DELTA = 'prompts', 'delta'
+# How a run starts from a source with several tasks: from all of them, from
+# the one that retrieval picks (`mpt_jax.transfer`), or from the one named.
+AVERAGE, NEAREST, TASK = 'average', 'nearest', 'task:'
 # Formats of `mpt_jax.export`.
 BUNDLE = 'bundle'
 # Of the variance in a layer norm.
@@ -51,7 +54,6 @@ class Start:
     source: the bundle to start from, or None.
     path: where that was, for messages.
     source_task: which of its tasks to start from; None is the whole.
-    nearest: the source task that retrieval picks of a bundle, or None.
   """
 
   key: Array
@@ -61,7 +63,6 @@ class Start:
   source: Any = None
   path: str = ''
   source_task: str | None = None
-  nearest: Callable[[Any], str] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,6 +130,16 @@ class Method:
   def trainable(self) -> tuple[str, ...]:
     """Patterns of the whole names of what trains."""
     return ('.*',) if self.branch is None else (f'{self.branch}/.*',)
+
+  @property
+  def picks(self) -> bool:
+    """Whether someone must say which task of a source is the nearest."""
+    return False
+
+  def picked(self, task: str) -> 'Method':
+    """Returns the method once that was said."""
+    del task
+    return self
 
   def of_source(self, read: Callable[[], Any]) -> 'Method':
     """Returns the method with what it must know of what a run starts from.
@@ -244,21 +255,61 @@ class PromptMethod(Method):
   Attributes:
     length: P, the number of prompt vectors.
     init: how the [P, D] prompt starts when no source prompts are given.
+    start: what becomes of a source's tasks, one of `starts` or 'task:NAME';
+      None is for a source of one.
   """
 
   branch: ClassVar[str | None] = PROMPTS
   no_matrix: ClassVar[str] = ''
   # Our names -> PEFT's.
   peft_names: ClassVar[Mapping[str, str]] = {}
+  starts: ClassVar[tuple[str, ...]] = (AVERAGE, NEAREST)
 
   length: Positive = 100
   init: PromptInit = dataclasses.field(
     default=WORDS, kw_only=True, compare=False
   )
+  start: str | None = dataclasses.field(
+    default=None, kw_only=True, compare=False
+  )
 
   def __post_init__(self):
     if self.length < 1:
       raise InputError(f'PROMPT_LENGTH = {self.length} must be at least 1')
+    start = self.start
+    if start is not None and start not in self.starts:
+      if not start.startswith(TASK):
+        raise InputError(
+          f'START = {start!r}, expected one of {", ".join(self.starts)} or'
+          f" '{TASK}NAME'{nearest(start, self.starts)}"
+        )
+
+  @property
+  def picks(self) -> bool:
+    """See `Method.picks`."""
+    return self.start == NEAREST
+
+  def picked(self, task: str) -> 'PromptMethod':
+    """See `Method.picked`."""
+    return dataclasses.replace(self, start=f'{TASK}{task}')
+
+  def _start_task(self, start: Start) -> str | None:
+    """The one task of a source to start from; None is all.
+
+    Raises:
+      InputError: if that has still to be picked.
+    """
+    if start.source_task is not None:
+      return start.source_task
+    if self.picks:
+      raise InputError(
+        f'START = {NEAREST!r} needs something that says which source task is'
+        f" the nearest: give '{TASK}NAME', one of"
+        f' {", ".join(start.source.task_names)}'
+      )
+    if self.start is None or not self.start.startswith(TASK):
+      return None
+    return self.start.removeprefix(TASK)
 
   @property
   def prompt_length(self) -> int:

@@ -16,6 +16,9 @@ from mpt_jax.types import nearest
 # which one goes on from one to the next.
 VERBS: Mapping[str, tuple[str, str, str]] = {
   'report': ('report', 'report', 'one page about a folder of results'),
+  'add': ('library', 'add', 'prompts into a library, a folder by task'),
+  'list': ('library', 'listing', 'what a library holds'),
+  'check': ('library', 'check', 'verifies a library and its index'),
 }
 
 
