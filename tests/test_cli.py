@@ -33,6 +33,7 @@ RUNS = {
   'answer': ('mpt_jax.infer', 'infer'),
   'export': ('mpt_jax.export', 'export'),
   'convert': ('mpt_jax.convert', 'convert'),
+  'transfer_matrix': ('mpt_jax.transfer.matrix', 'matrix'),
 }
 # Bound and run by other tests, or only included.
 INCLUDED = (

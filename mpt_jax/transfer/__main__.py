@@ -14,7 +14,9 @@ from mpt_jax.types import nearest
 
 # Verb -> (module of the package, its function, what it does). In the order in
 # which one goes on from one to the next.
-VERBS: Mapping[str, tuple[str, str, str]] = {}
+VERBS: Mapping[str, tuple[str, str, str]] = {
+  'matrix': ('matrix', 'matrix', 'scores every prompt on every task'),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
