@@ -68,6 +68,7 @@ REQUIRED = {
   'PROMPT_LABELS': "['yes', 'no']",
   'PROMPT_TEXT': "'a text'",
   'PROMPT_FILE': "'prompt.npy'",
+  'SOURCES': "'sources'",
 }
 
 
@@ -311,8 +312,11 @@ def test_the_examples_of_a_command_have_all_that_it_needs(module, function):
   lines = [shlex.split(line) for line in text.splitlines() if '-m mpt' in line]
   assert lines
   for words in lines:
-    flags_of, bindings = flags.parse(module, words[words.index(module) + 1 :])
-    cli.check_macros(flags_of.gin_file, bindings)
+    at = words.index('-m') + 1
+    at += words[at] == 'mpt_jax.transfer'  # The verb is the next word.
+    flags_of, bindings = flags.read(module, words[at + 1 :])
+    own = [f'gin_configs/runs/transfer_{words[at]}.gin']
+    cli.check_macros(flags_of.gin_file or own, bindings)
     assert "INITIAL_CHECKPOINT_PATH='demo'" in bindings or not any(
       'INITIAL' in binding for binding in bindings
     )

@@ -309,16 +309,22 @@ def _settings(
   categories: Mapping[str, str] | None,
 ) -> dict[str, Any]:
   """What the numbers of a folder depend on."""
+  lengths = examples.task_feature_lengths
   return {
     'backbone': backbone.fingerprint,
-    'prompts': {row.name: row.digest for row in rows},
+    **{f'prompt {row.name!r}': row.digest for row in rows},
     'targets': list(tasks),
-    'categories': {t: categories_lib.category_of(t, categories) for t in tasks},
+    **{
+      f'category of {task}': categories_lib.category_of(task, categories)
+      for task in dict.fromkeys([*tasks, *(r.task for r in rows if r.task)])
+    },
     'readout': asking.readout,
-    'decoding': asking.decoding.search,
+    **asking.decoding.search,
     'split': examples.split,
     'num_examples': examples.num_examples,
-    'task_feature_lengths': dict(examples.task_feature_lengths),
+    **{
+      f'task_feature_lengths {key!r}': lengths[key] for key in sorted(lengths)
+    },
     'dtype': devices.dtype,
     'precision': devices.precision,
   }
@@ -510,7 +516,8 @@ def _means(
           'runs': len(scores),
           'relative': views.mean(c['relative'] for c in some),
           'gain': views.mean(c['gain'] for c in some),
-          'collapsed': sum(c['collapsed'] for c in some),
+          'collapsed': all(c['collapsed'] for c in some),
+          'collapsed_runs': sum(c['collapsed'] for c in some),
         }
       )
   return means
