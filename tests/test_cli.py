@@ -38,6 +38,7 @@ RUNS = {
   'transfer_add': ('mpt_jax.transfer.library', 'add'),
   'transfer_list': ('mpt_jax.transfer.library', 'listing'),
   'transfer_check': ('mpt_jax.transfer.library', 'check'),
+  'transfer_matrix': ('mpt_jax.transfer.matrix', 'matrix'),
 }
 # Bound and run by other tests, or only included.
 INCLUDED = (
@@ -74,6 +75,7 @@ REQUIRED = {
   'PROMPT_LABELS': "['yes', 'no']",
   'PROMPT_TEXT': "'a text'",
   'PROMPT_FILE': "'prompt.npy'",
+  'SOURCES': "'sources'",
 }
 
 
