@@ -35,6 +35,7 @@ RUNS = {
   'export': ('mpt_jax.export', 'export'),
   'convert': ('mpt_jax.convert', 'convert'),
   'transfer_report': ('mpt_jax.transfer.report', 'report'),
+  'transfer_indicators': ('mpt_jax.transfer.indicators', 'indicators'),
 }
 # Bound and run by other tests, or only included.
 INCLUDED = (
@@ -298,6 +299,10 @@ def test_help_tells_how_to_use_it(capsys, module, function):
     '--heartbeat_timeout',
   }
   if module in cli.flags_lib.READ_DATA:
+  if module not in (
+    *('mpt_jax.export', 'mpt_jax.convert'),
+    'mpt_jax.transfer.indicators',
+  ):
     flags |= data
   if module in ('mpt_jax.train', 'mpt_jax.eval', 'mpt_jax.infer'):
     flags |= several
@@ -319,6 +324,12 @@ def test_the_examples_of_a_command_have_all_that_it_needs(module, function):
     flags_of, bindings = flags.read(module, words[at + 1 :])
     own = [f'gin_configs/runs/transfer_{words[at]}.gin']
     cli.check_macros(flags_of.gin_file or own, bindings)
+    given = words[words.index('-m') + 2 :]
+    if module.startswith('mpt_jax.transfer.'):
+      # A verb reads its own file.
+      given[0] = f'--gin_file=gin_configs/runs/transfer_{given[0]}.gin'
+    flags_of, bindings = flags.parse(module, given)
+    cli.check_macros(flags_of.gin_file, bindings)
     assert "INITIAL_CHECKPOINT_PATH='demo'" in bindings or not any(
       'INITIAL' in binding for binding in bindings
     )

@@ -16,6 +16,11 @@ from mpt_jax.types import nearest
 # which one goes on from one to the next.
 VERBS: Mapping[str, tuple[str, str, str]] = {
   'report': ('report', 'report', 'one page about a folder of results'),
+  'indicators': (
+    'indicators',
+    'indicators',
+    'how alike prompts are, and whether that predicts transfer',
+  ),
 }
 
 
