@@ -299,10 +299,6 @@ def test_help_tells_how_to_use_it(capsys, module, function):
     '--heartbeat_timeout',
   }
   if module in cli.flags_lib.READ_DATA:
-  if module not in (
-    *('mpt_jax.export', 'mpt_jax.convert'),
-    'mpt_jax.transfer.indicators',
-  ):
     flags |= data
   if module in ('mpt_jax.train', 'mpt_jax.eval', 'mpt_jax.infer'):
     flags |= several

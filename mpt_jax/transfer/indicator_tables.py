@@ -186,23 +186,19 @@ def say(written: Mapping[str, Any]) -> None:
 
 def _lines(written: Mapping[str, Any]) -> list[str]:
   rows = [['indicator', 'same category', 'other']]
-  by_name = {
-    (row['name'], row['score']): row for row in written['correlations']
-  }
+  by_name = {row['name']: row for row in written['correlations']}
   if by_name:
     rows[0] += ['rho per target', 'rho pooled']
   for about in written['indicators']:
     name, means = about['name'], about['groups']
-    marked = (
-      written['starts'] != 'same'
-      and about['indicator'].endswith('_concat')
-      and not about['minus_start']
+    marked = written['starts'] != 'same' and about['indicator'].endswith(
+      '_concat'
     )
     row = [name + MARK * marked]
     row += [
       _number(means[g]['mean']) for g in ('same_category', 'other_category')
     ]
-    if found := by_name.get((name, 'relative')):
+    if found := by_name.get(name):
       row += [_rho(found['per_target']), _rho(found['pooled'])]
     rows.append(row)
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

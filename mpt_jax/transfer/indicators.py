@@ -85,15 +85,15 @@ MEANINGS: Mapping[str, str] = {
   'same_start': 'whether the trained prompts of a run began alike; if not,'
   ' E_concat and C_concat mean nothing (minus_start apart)',
   'groups': 'means over pairs of tasks of one category, and of two',
-  'per_target': "mean over targets of Spearman's rho over the sources, without"
-  " the target's own prompt; n targets have a rho",
+  'per_target': "mean over targets of Spearman's rho with score / own over the"
+  " sources, without the target's own prompt; n targets have a rho",
   'pooled': "Spearman's rho over all n pairs of source and target, without the"
   ' own prompts',
   'runs': 'of tasks with several runs: similarities are means over pairs of'
   ' runs (of the same run, if both have it), scores over the runs',
   'interval': f'low, high: {correlation.RESAMPLED}; null below three targets',
-  'score': 'relative: percent of the score of the own prompt; gain: 0 is a'
-  ' random prompt, 100 the own one',
+  'pooled_gain': 'the same with (score - random) / (own - random) in place of'
+  ' score / own; per target that is the same',
 }
 
 
@@ -371,13 +371,15 @@ def _as_json(
     'correlations': [
       {
         **_about(each),
-        'score': by,
         **correlation.correlate(
-          pairs.similarity(each.values), performance, pairs.own
+          similarity, pairs.performance['relative'], pairs.own
         ),
+        'pooled_gain': correlation.correlate(
+          similarity, pairs.performance['gain'], pairs.own
+        )['pooled'],
       }
       for each in measured
-      for by, performance in pairs.performance.items()
+      for similarity in [pairs.similarity(each.values)]
     ]
     if pairs
     else [],
@@ -393,7 +395,7 @@ _ABOUT = ('name', 'task', 'kind', 'run', 'step', 'score')
 def _about(each: Indicator) -> dict[str, Any]:
   return {
     'name': each.name,
-    'indicator': each.indicator,
+    'indicator': each.indicator + ' minus start' * each.minus_start,
     'minus_start': each.minus_start,
     'side': each.side,
     'window': list(each.window) if each.window else None,
