@@ -39,6 +39,7 @@ RUNS = {
   'transfer_list': ('mpt_jax.transfer.library', 'listing'),
   'transfer_check': ('mpt_jax.transfer.library', 'check'),
   'transfer_matrix': ('mpt_jax.transfer.matrix', 'matrix'),
+  'transfer_indicators': ('mpt_jax.transfer.indicators', 'indicators'),
 }
 # Bound and run by other tests, or only included.
 INCLUDED = (
@@ -326,6 +327,12 @@ def test_the_examples_of_a_command_have_all_that_it_needs(module, function):
     flags_of, bindings = flags.read(module, words[at + 1 :])
     own = [f'gin_configs/runs/transfer_{words[at]}.gin']
     cli.check_macros(flags_of.gin_file or own, bindings)
+    given = words[words.index('-m') + 2 :]
+    if module.startswith('mpt_jax.transfer.'):
+      # A verb reads its own file.
+      given[0] = f'--gin_file=gin_configs/runs/transfer_{given[0]}.gin'
+    flags_of, bindings = flags.parse(module, given)
+    cli.check_macros(flags_of.gin_file, bindings)
     assert "INITIAL_CHECKPOINT_PATH='demo'" in bindings or not any(
       'INITIAL' in binding for binding in bindings
     )

@@ -20,6 +20,11 @@ VERBS: Mapping[str, tuple[str, str, str]] = {
   'list': ('library', 'listing', 'what a library holds'),
   'check': ('library', 'check', 'verifies a library and its index'),
   'matrix': ('matrix', 'matrix', 'scores every prompt on every task'),
+  'indicators': (
+    'indicators',
+    'indicators',
+    'how alike prompts are, and whether that predicts transfer',
+  ),
 }
 
 

@@ -1,37 +1,100 @@
-"""How alike prompts are, and what they do inside the backbone."""
+r"""How alike prompts are, in themselves and in what they do; and what for.
+
+  python -m mpt_jax.transfer indicators \
+    --gin.INITIAL_CHECKPOINT_PATH="'demo'" --gin.PROMPTS="'library'" \
+    --gin.MATRIX="'runs/matrix'" --gin.MODEL_DIR="'runs/indicators'"
+
+Compares all pairs of prompts as vectors (with and without what they started
+from) and by the neurons that they switch on in their backbone, and, given a
+transfer matrix, tells which of that goes along with the scores. Writes
+`indicators.json`, `indicators.csv`, heatmaps and, with a matrix, scatter plots.
+"""
 
 from collections.abc import Mapping, Sequence
-import functools
+import dataclasses
+import hashlib
 import logging
+import os
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from mpt_jax import analysis, t5
+from mpt_jax import analysis
+from mpt_jax.checkpoints import files, lock
 from mpt_jax.checkpoints.backbone import Backbone
-from mpt_jax.engine import partitioning
-from mpt_jax.engine.settings import Devices
-from mpt_jax.transfer import retrieval
-from mpt_jax.transfer.sources import SourcePrompt, table_of
-from mpt_jax.types import InputError, nearest
+from mpt_jax.engine import predictor
+from mpt_jax.engine.face import face
+from mpt_jax.engine.settings import BackboneSource, Devices
+from mpt_jax.transfer import (
+  correlation,
+  indicator_tables,
+  records,
+)
+from mpt_jax.transfer.categories import ordered
+from mpt_jax.transfer.neurons import (
+  Window,
+  activations,
+  jaccard,
+  on,
+  overlap,
+  raw_cosine,
+  sentinel_id,
+  windows,
+)
+from mpt_jax.transfer.sources import (
+  KEY,
+  VALUE,
+  SourcePrompt,
+  read,
+  table_of,
+)
+from mpt_jax.types import (
+  InputError,
+  Positive,
+  check_least,
+  require_local,
+)
+
+__all__ = [
+  'Indicator',
+  'indicators',
+  'measure',
+  'overlap',
+  'similarities',
+  'starts_of',
+]
 
 log = logging.getLogger(__name__)
 
 SIMILARITIES = ('E_concat', 'E_average', 'C_concat', 'C_average', 'C_mean')
-# Those that compare position by position, which takes a common start.
-CONCAT = ('E_concat', 'C_concat')
-SIDES = ('encoder', 'decoder')
-# Which first matrix of a gated block, by its number.
-ACTIVATIONS: Mapping[str, int] = {'pre': 0, 'linear': 1}
+_EUCLIDEAN = ('E_concat', 'E_average')
 _COSINES = {'C_concat': 'whole', 'C_average': 'vectors', 'C_mean': 'mean'}
-_SENTINEL = '<extra_id_0>'
-
-Window = tuple[int, int]
-
-
-# -- prompts themselves -------------------------------------------------------
+# What the numbers of `indicators.json` are, for who reads only that.
+MEANINGS: Mapping[str, str] = {
+  'E_concat': '1 / (1 + |A - B|) of the prompts as one vector each',
+  'E_average': '1 / (1 + mean distance of all pairs of vectors)',
+  'C_concat': 'cosine of the prompts as one vector each',
+  'C_average': 'mean cosine of all pairs of vectors',
+  'C_mean': 'cosine of the means of the vectors',
+  'ON': 'of the neurons above 0, |A and B| / sqrt(|A| |B|)',
+  'jaccard': 'of the neurons above 0, |A and B| / |A or B|',
+  'raw_cosine': 'cosine of the activations of a layer, mean over a window',
+  'minus_start': 'of what training added to each start',
+  'window': 'layers, [first, behind the last]',
+  'side': 'decoder: at the start token; encoder: at the token behind a prompt',
+  'same_start': 'whether the trained prompts of a run began alike; if not,'
+  ' E_concat and C_concat mean nothing (minus_start apart)',
+  'groups': 'means over pairs of tasks of one category, and of two',
+  'per_target': "mean over targets of Spearman's rho with score / own over the"
+  " sources, without the target's own prompt; n targets have a rho",
+  'pooled': "Spearman's rho over all n pairs of source and target, without the"
+  ' own prompts',
+  'runs': 'of tasks with several runs: similarities are means over pairs of'
+  ' runs (of the same run, if both have it), scores over the runs',
+  'interval': f'low, high: {correlation.RESAMPLED}; null below three targets',
+  'pooled_gain': 'the same with (score - random) / (own - random) in place of'
+  ' score / own; per target that is the same',
+}
 
 
 def similarities(
@@ -72,16 +135,13 @@ def similarities(
       )
     table -= np.stack([np.asarray(p.start, np.float64) for p in prompts])
   named = {str(i): prompt for i, prompt in enumerate(table)}
-  found = {name: euclidean(table, name == 'E_average') for name in _EUCLIDEAN}
+  found = {name: _euclidean(table, name == 'E_average') for name in _EUCLIDEAN}
   for name, kind in _COSINES.items():
     found[name] = analysis.similarity(named, kind)
   return {name: found[name] for name in SIMILARITIES}
 
 
-_EUCLIDEAN = ('E_concat', 'E_average')
-
-
-def euclidean(table: np.ndarray, average: bool) -> np.ndarray:
+def _euclidean(table: np.ndarray, average: bool) -> np.ndarray:
   """Returns 1 / (1 + distance) of prompts [N, P, D], as [N, N] float64.
 
   Args:
@@ -102,250 +162,241 @@ def euclidean(table: np.ndarray, average: bool) -> np.ndarray:
   return found
 
 
-# -- what they do -------------------------------------------------------------
+@dataclasses.dataclass(frozen=True, eq=False)
+class Indicator:
+  """One measure of all pairs of prompts.
+
+  Attributes:
+    indicator: a similarity, 'ON', 'jaccard' or 'raw_cosine'.
+    values: [N, N] float64.
+    minus_start: whether the prompts were compared without their starts.
+    side: 'encoder' or 'decoder'; None of the prompts themselves.
+    window: layers of it, (first, behind the last).
+  """
+
+  indicator: str
+  values: np.ndarray
+  minus_start: bool = False
+  side: str | None = None
+  window: Window | None = None
+
+  @property
+  def name(self) -> str:
+    """'C_average minus start', 'ON decoder 0-3'."""
+    words = [self.indicator, *(['minus start'] if self.minus_start else [])]
+    if self.side and self.window:
+      words += [self.side, '-'.join(map(str, self.window))]
+    return ' '.join(words)
 
 
-def activations(
+def measure(
   backbone: Backbone,
   prompts: Sequence[SourcePrompt],
-  *,
-  sentinel: str | int | None = None,
-  kind: str = 'pre',
-  devices: Devices = Devices(),
-) -> dict[str, np.ndarray]:
-  """Returns what prompts make of the neurons of the feed-forward blocks.
-
-  All prompts run through the network as one batch, each with one token behind
-  it and the start token in the decoder. Nothing is padded, so that no mask
-  matters (the published code attends padding here).
-
-  Args:
-    backbone: the prompts' own.
-    prompts: N of one shape.
-    sentinel: the token behind the prompt, as a text that is one token or as
-      its id; None is <extra_id_0>, in a vocabulary without it the highest id.
-    kind: 'pre' is the output of the first matrix before its activation (`wi`,
-      of gated blocks the gate `wi_0`), 'linear' that of the gate's partner
-      `wi_1`. Their product, the input of `wo`, is not offered: where a gate is
-      shut its sign is that of a rounding error.
-    devices: where to run.
-
-  Returns:
-    'encoder' -> [N, L, F] float32, at the token behind the prompt;
-    'decoder' -> [N, L, F] float32, at the start token.
-
-  Raises:
-    InputError: if there is no such token or kind, or a prompt is of another
-      width.
-  """
-  config = devices.configure(backbone.config)
-  table = table_of(prompts)
-  if table.shape[-1] != config.emb_dim:
-    raise InputError(
-      f'the prompts are {table.shape[-1]} wide, and {backbone.name}'
-      f' {config.emb_dim}'
-    )
-  neuron, token = _neuron(config, kind), sentinel_id(backbone, sentinel)
-  mesh = partitioning.make_mesh(devices.num_partitions)
-  params = partitioning.place_backbone(
-    backbone.params,
-    mesh,
-    dtype=config.matrix_dtype,
-    scan_layers=devices.scan_layers,
-    shard_backbone=devices.shard_backbone,
-  )
-  count, length = table.shape[:2]
-  tokens = np.full((count, length + 1), token)
-  slots = np.broadcast_to([*range(1, length + 1), 0], tokens.shape)
-  rows = np.broadcast_to(np.arange(count)[:, None], tokens.shape)
-  first = np.full((count, 1), backbone.special_ids.of_model()['start_id'])
-
-  places = [np.asarray(a, np.int32) for a in (tokens, slots, rows, first)]
-  found = partitioning.to_host(
-    _run(params, table, *places, config=config, neuron=neuron)
-  )
-  return {side: np.asarray(a, np.float32) for side, a in found.items()}
-
-
-@functools.partial(jax.jit, static_argnames=('config', 'neuron'))
-def _run(
-  params: Any,
-  table: Any,
-  tokens: Any,
-  slots: Any,
-  rows: Any,
-  first: Any,
-  config: t5.T5Config,
-  neuron: str,
-) -> dict[str, Any]:
-  """The outputs of the matrices called `neuron`, by side; `first` [N, 1]."""
-  _, state = t5.Transformer(config).apply(
-    {'params': params},
-    tokens,
-    first,
-    # It is real, whatever its id.
-    jnp.ones_like(first),
-    enable_dropout=False,
-    prompt_table=table,
-    encoder_prompt_slots=slots,
-    encoder_task_ids=rows,
-    mutable=['intermediates'],
-    capture_intermediates=lambda module, method: (
-      module.name == neuron and method == '__call__'
-    ),
-  )
-  found = state['intermediates']
-  return {side: _by_layer(found[side], neuron) for side in SIDES}
-
-
-def _by_layer(found: Mapping[str, Any], neuron: str) -> Any:
-  """[N, L, F] at the last position of a stack, of what it has captured."""
-  if 'layers' in found:  # scanned: [L, N, S, F]
-    [stacked] = found['layers']['mlp'][neuron]['__call__']
-    return jnp.swapaxes(stacked[:, :, -1], 0, 1)
-  layers = [found[f'layers_{i}'] for i in range(len(found))]
-  outputs = [layer['mlp'][neuron]['__call__'][0] for layer in layers]
-  return jnp.stack([output[:, -1] for output in outputs], axis=1)
-
-
-def _neuron(config: t5.T5Config, kind: str) -> str:
-  """The name of the matrix whose outputs are the neurons."""
-  gated = len(config.mlp_activations) > 1
-  if kind not in ACTIVATIONS:
-    reason = (
-      ": of the product behind the gate the sign is a rounding error's"
-      if kind == 'mid'
-      else nearest(str(kind), ACTIVATIONS)
-    )
-    raise InputError(
-      f'ACTIVATIONS is {kind!r}, expected one of {", ".join(ACTIVATIONS)}'
-      f'{reason}'
-    )
-  number = ACTIVATIONS[kind]
-  if number and not gated:
-    raise InputError(
-      f"ACTIVATIONS is {kind!r}, but this backbone's blocks have no gate: take"
-      " 'pre'"
-    )
-  return f'wi_{number}' if gated else 'wi'
-
-
-def sentinel_id(backbone: Backbone, sentinel: str | int | None = None) -> int:
-  """Returns our id of the token behind a prompt; see `activations`.
-
-  Raises:
-    InputError: if it is no single token of the backbone.
-  """
-  special, rows = backbone.special_ids, backbone.config.vocab_size
-  if isinstance(sentinel, int):
-    if not 0 <= sentinel < rows or sentinel == special.pad:
-      raise InputError(
-        f'SENTINEL is {sentinel}, expected an id below {rows} that does not pad'
-      )
-    return special.swap([sentinel])[0]
-  if backbone.vocabulary is None:
-    backbone = backbone.with_vocabulary()
-  vocabulary = backbone.vocabulary
-  known = vocabulary.id_of(sentinel or _SENTINEL) if vocabulary else None
-  if known is not None:
-    return special.swap([known])[0]
-  if sentinel is not None:
-    raise InputError(
-      f'SENTINEL is {sentinel!r}, which is no token of {backbone.name}: give'
-      " one as its vocabulary writes it ('</s>'), or its id"
-    )
-  highest = (rows if vocabulary is None else vocabulary.size) - 1
-  log.warning(
-    '%s has no %s: id %d, its highest, stands behind the prompts; SENTINEL'
-    ' names another',
-    backbone.name,
-    _SENTINEL,
-    highest,
-  )
-  return special.swap([highest])[0]
-
-
-def windows(layers: int, width: int) -> list[Window]:
-  """Returns windows of layers, (first, behind the last), and that of all.
-
-  They stand one behind another from the bottom, as in Su et al., who have
-  three layers in each; the last may be shorter. 'All layers' comes last.
-
-  Examples:
-    >>> windows(8, 3)
-    [(0, 3), (3, 6), (6, 8), (0, 8)]
-  """
-  found = [(i, min(i + width, layers)) for i in range(0, layers, width)]
-  return [*found, (0, layers)] if len(found) > 1 else found
-
-
-def _active(states: np.ndarray, window: Window | None) -> np.ndarray:
-  """[N, neurons of the window] float64, 1 where active."""
-  layers = states.shape[1]
-  first, behind = window or (0, layers)
-  if not 0 <= first < behind <= layers:
-    raise InputError(
-      f'the window {first, behind} is not within the {layers} layers: expected'
-      ' (first, behind the last)'
-    )
-  chosen = states[:, first:behind] > 0
-  return chosen.reshape(len(states), -1).astype(np.float64)
-
-
-def on(states: np.ndarray, window: Window | None = None) -> np.ndarray:
-  """Returns ON, the overlapping rate of activated neurons (Su et al., 5.1).
-
-  Args:
-    states: [N, L, F], from `activations`; a neuron is active above 0.
-    window: (first layer, behind the last); None is all.
-
-  Returns:
-    [N, N] float64, |A and B| / sqrt(|A| |B|): the cosine of the sets.
-  """
-  units = retrieval.units(_active(states, window))
-  return units @ units.T
-
-
-def jaccard(states: np.ndarray, window: Window | None = None) -> np.ndarray:
-  """Returns |A and B| / |A or B| [N, N]; arguments as `on`."""
-  active = _active(states, window)
-  both, sizes = active @ active.T, active.sum(1)
-  either = sizes[:, None] + sizes[None, :] - both
-  return np.divide(both, either, out=np.zeros_like(both), where=either > 0)
-
-
-def raw_cosine(states: np.ndarray) -> np.ndarray:
-  """Returns the cosines [L, N, N] of the activations of each layer."""
-  units = retrieval.units(np.asarray(states, np.float64).swapaxes(0, 1))
-  return units @ units.swapaxes(1, 2)
-
-
-def overlap(
-  backbone: Backbone,
-  prompts: Sequence[SourcePrompt],
-  side: str = 'decoder',
-  window: Window | None = None,
+  width: int = 3,
   **options: Any,
-) -> np.ndarray:
-  """Returns ON of prompts from one run through their backbone.
+) -> list[Indicator]:
+  """Returns every indicator of some prompts.
 
   Args:
     backbone: the prompts' own.
     prompts: N of one shape.
-    side: 'decoder', at the start token, as the paper has it for T5; or
-      'encoder', at the token behind the prompt.
-    window: (first layer, behind the last); None is all.
+    width: of the windows of layers.
     **options: see `activations`.
 
   Returns:
-    [N, N] float64, 0..1. Unrelated prompts overlap a lot, too: compare ranks.
+    The similarities, without starts too if all are known, and what is said of
+    neurons by windows of layers; `raw_cosine` is the mean over a window's.
+  """
+  found = [Indicator(n, v) for n, v in similarities(prompts).items()]
+  if all(prompt.start is not None for prompt in prompts):
+    without = similarities(prompts, minus_start=True)
+    found += [Indicator(n, v, True) for n, v in without.items()]
+  for side, states in activations(backbone, prompts, **options).items():
+    cosines = raw_cosine(states)
+    for window in windows(states.shape[1], width):
+      for name, values in (
+        ('ON', on(states, window)),
+        ('jaccard', jaccard(states, window)),
+        ('raw_cosine', cosines[slice(*window)].mean(0)),
+      ):
+        found.append(Indicator(name, values, side=side, window=window))
+  return found
+
+
+def starts_of(prompts: Sequence[SourcePrompt]) -> str:
+  """'same', 'different' or 'unknown': what prompts of a run began with.
+
+  Prompts of different runs may have different starts; they are compared within
+  a run (`correlation.Pairs`).
+  """
+  trained = [prompt for prompt in prompts if prompt.kind in (VALUE, KEY)]
+  if not trained or any(prompt.start is None for prompt in trained):
+    return 'unknown'
+  by_run: dict[str, set[bytes]] = {}
+  for prompt in trained:
+    start = np.asarray(prompt.start, np.float32)
+    by_run.setdefault(prompt.run, set()).add(start.tobytes())
+  return 'same' if all(len(s) == 1 for s in by_run.values()) else 'different'
+
+
+def indicators(
+  *,
+  model_dir: str,
+  backbone: BackboneSource | Backbone | str,
+  prompts: str | Sequence[Any] | Mapping[str, Any],
+  matrix: str | None = None,
+  window: Positive = 3,
+  sentinel: str | int | None = None,
+  kind: str = 'pre',
+  categories: Mapping[str, str] | None = None,
+  devices: Devices = Devices(),
+) -> dict[str, Any]:
+  """Measures how alike prompts are, and how well that predicts transfer.
+
+  Args:
+    model_dir: folder for what is found.
+    backbone: the prompts' own, or where it is read.
+    prompts: see `sources.read`.
+    matrix: `matrix.json` of the verb `matrix`, or its folder; None correlates
+      with nothing.
+    window: how many layers are looked at together.
+    sentinel: the token behind a prompt, see `activations`.
+    kind: whose signs make a neuron active, see `activations`.
+    categories: {task: category}, over our own.
+    devices: where to run.
+
+  Returns:
+    What `indicators.json` holds.
 
   Raises:
-    InputError: see `activations`; or if there is no such side or window.
+    InputError: if something given is wrong.
   """
-  if side not in SIDES:
-    raise InputError(
-      f'side is {side!r}, expected one of {", ".join(SIDES)}'
-      f'{nearest(str(side), SIDES)}'
+  check_least(1, WINDOW=window)
+  folder = require_local(model_dir)
+  loaded = predictor.load_backbone(backbone)
+  found = _ordered(read(prompts, loaded), categories)
+  table_of(found)
+  scores = None if matrix is None else _read_matrix(matrix)
+  pairs = None if scores is None else correlation.read_matrix(scores, found)
+  settings = {
+    'backbone': loaded.fingerprint,
+    **{f'prompt {prompt.name}': prompt.digest for prompt in found},
+    'MATRIX': None if scores is None else _digest(scores),
+    'WINDOW': window,
+    'SENTINEL': sentinel_id(loaded, sentinel),
+    'ACTIVATIONS': kind,
+    'CATEGORIES': dict(categories or {}),
+  }
+  with lock.hold(folder):
+    if (done := records.begin(folder, 'indicators', settings)) is not None:
+      log.info('%s: finished, nothing to do', folder)
+      return done
+    face().keep_log(folder)
+    measured = measure(
+      loaded, found, window, sentinel=sentinel, kind=kind, devices=devices
     )
-  return on(activations(backbone, prompts, **options)[side], window)
+    written = _as_json(loaded, found, measured, pairs, settings)
+    pictures = indicator_tables.pictures(found, measured, pairs, categories)
+    for name, content in (
+      *pictures.items(),
+      ('indicators.csv', indicator_tables.csv(found, measured, categories)),
+      ('indicators.json', files.json_bytes(written)),
+    ):
+      files.write_file(os.path.join(folder, name), content)
+  indicator_tables.say(written)
+  return written
+
+
+def _ordered(
+  prompts: Sequence[SourcePrompt], categories: Mapping[str, str] | None
+) -> list[SourcePrompt]:
+  """The prompts, those of a category side by side."""
+  tasks = list(dict.fromkeys(prompt.task for prompt in prompts))
+  places = {task: i for i, task in enumerate(ordered(tasks, categories))}
+  return sorted(prompts, key=lambda prompt: places[prompt.task])
+
+
+def _read_matrix(path: str) -> dict[str, Any]:
+  path = require_local(path)
+  if os.path.isdir(path):
+    path = os.path.join(path, 'matrix.json')
+  found = records.read(path)
+  for key in ('sources', 'targets', 'cells'):
+    if not isinstance(found.get(key), list):
+      raise InputError(
+        f'MATRIX {path!r} has no {key}: give what the verb `matrix` wrote'
+      )
+  return found
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+  return f'sha256:{hashlib.sha256(files.json_bytes(content)).hexdigest()}'
+
+
+def _as_json(
+  backbone: Backbone,
+  prompts: Sequence[SourcePrompt],
+  measured: Sequence[Indicator],
+  pairs: correlation.Pairs | None,
+  settings: Mapping[str, Any],
+) -> dict[str, Any]:
+  """What `indicators.json` holds."""
+  categories = settings['CATEGORIES']
+  starts = starts_of(prompts)
+  return {
+    'version': 1,
+    'backbone': {'name': backbone.name, 'fingerprint': backbone.fingerprint},
+    'names': [prompt.name for prompt in prompts],
+    'prompts': [
+      {
+        **{name: getattr(prompt, name) for name in _ABOUT},
+        'digest': prompt.digest,
+      }
+      for prompt in prompts
+    ],
+    'starts': starts,
+    'same_start': starts == 'same',
+    'no_start': [p.name for p in prompts if p.start is None],
+    'sentinel': settings['SENTINEL'],
+    'activations': settings['ACTIVATIONS'],
+    'indicators': [
+      {
+        **_about(each),
+        'groups': indicator_tables.groups(prompts, each.values, categories),
+      }
+      for each in measured
+    ],
+    'similarities': {each.name: each.values.tolist() for each in measured},
+    'means': dict(MEANINGS),
+    'correlations': [
+      {
+        **_about(each),
+        **correlation.correlate(
+          similarity, pairs.performance['relative'], pairs.own
+        ),
+        'pooled_gain': correlation.correlate(
+          similarity, pairs.performance['gain'], pairs.own
+        )['pooled'],
+      }
+      for each in measured
+      for similarity in [pairs.similarity(each.values)]
+    ]
+    if pairs
+    else [],
+    'correlated': {'sources': pairs.tasks, 'targets': pairs.targets}
+    if pairs
+    else None,
+  }
+
+
+_ABOUT = ('name', 'task', 'kind', 'run', 'step', 'score')
+
+
+def _about(each: Indicator) -> dict[str, Any]:
+  return {
+    'name': each.name,
+    'indicator': each.indicator + ' minus start' * each.minus_start,
+    'minus_start': each.minus_start,
+    'side': each.side,
+    'window': list(each.window) if each.window else None,
+  }

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mpt_jax.engine.settings import Devices
-from mpt_jax.transfer import indicators
+from mpt_jax.transfer import correlation, indicators, neurons
 from mpt_jax.transfer.sources import SourcePrompt
 from tests import goldens
 from tests.goldens import networks
@@ -51,7 +51,7 @@ def test_similarities_of_prompts(golden):
 @pytest.mark.parametrize('golden', GOLDENS)
 def test_activations_and_their_overlap(golden, scan):
   io, backbone = golden.io, _backbone(golden)
-  states = indicators.activations(
+  states = neurons.activations(
     backbone,
     prompts_of(golden),
     sentinel=int(io['sentinel']),
@@ -59,7 +59,26 @@ def test_activations_and_their_overlap(golden, scan):
   )
   for side, got in states.items():
     goldens.close(got, io[f'{side}_pre'])
-    CLOSE(indicators.raw_cosine(got), io[f'{side}_raw_cosine'], atol=1e-5)
+    CLOSE(neurons.raw_cosine(got), io[f'{side}_raw_cosine'], atol=1e-5)
     for i, window in enumerate(io[f'{side}_windows'].tolist()):
-      CLOSE(indicators.on(got, window), io[f'{side}_on'][i])
-      CLOSE(indicators.jaccard(got, window), io[f'{side}_jaccard'][i])
+      CLOSE(neurons.on(got, window), io[f'{side}_on'][i])
+      CLOSE(neurons.jaccard(got, window), io[f'{side}_jaccard'][i])
+
+
+@pytest.mark.parametrize('golden', goldens.of('correlation'))
+def test_correlation_with_performance(golden):
+  io = golden.config
+  scores = np.array(io['scores_source_by_target'])
+  performance = correlation.relative_performance(scores, scores.diagonal())
+  CLOSE(performance, io['relative_performance'])
+  own = np.eye(len(scores), dtype=bool)
+  got = correlation.correlate(io['similarity'], performance, own)
+  want = io['spearman_by_target_without_itself']
+  CLOSE([rho for rho, _ in got['per_target']['targets']], want)
+  CLOSE(got['per_target']['rho'], np.mean(want))
+  CLOSE(got['pooled']['rho'], io['spearman_pooled_without_diagonal'])
+  for found in got.values():
+    assert found['low'] <= found['rho'] <= found['high']
+  everything = correlation.correlate(io['similarity'], performance, own & False)
+  want = io['spearman_by_target_all_sources']
+  CLOSE([rho for rho, _ in everything['per_target']['targets']], want)
