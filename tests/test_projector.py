@@ -198,7 +198,8 @@ def test_distance_minimising_comes_nearer(distance, folder, loaded):
   lines = pathlib.Path(run, 'metrics.jsonl').read_text().splitlines()
   told = [json.loads(line) for line in lines]
   curve = [line['train/loss'] for line in told if 'train/loss' in line]
-  assert len(curve) == 4 and curve[-1] < curve[0]
+  assert len(curve) == 4
+  assert curve[-1] < curve[0]
   last = next(line for line in told[::-1] if 'train/loss' in line)
   parts = [last[f'train/distance/{task}'] for task in TASKS]
   assert np.mean(parts) == pytest.approx(last['train/loss'], rel=1e-5)
