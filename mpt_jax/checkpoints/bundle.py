@@ -417,9 +417,11 @@ class PromptBundle:
       InputError: if the task is unknown or left open, or the folder cannot be
         written.
     """
-    self.check_format('peft')
+    kind = _kind(self.method)
+    composed = task is not None and not kind.no_matrix
+    self.check_format('peft_composed' if composed else 'peft')
     learner, arrays, tasks = self.learner, self.arrays, self.task_names
-    if _kind(self.method).no_matrix:
+    if kind.no_matrix:
       arrays, tasks = self.one(task)
     elif task is not None:
       arrays, tasks = {'prompt': self.compose(task)}, (task,)
