@@ -228,13 +228,13 @@ def _targets(matrix: Found) -> list[dict[str, Any]]:
 
 def _rows(matrix: Found) -> dict[str, list[Found]]:
   """Rows by their title: the sources, with the runs of a task together."""
-  rows: dict[str, list[Found]] = {}
+  alike: dict[Any, list[Found]] = {}
   for source in matrix['sources']:
-    run = str(source['run'])
-    name = source['name']
-    if run and source['kind'] != sources.RANDOM:
-      name = name.removesuffix(f'/{run}')
-    rows.setdefault(name, []).append(source)
+    alike.setdefault((source['task'], source['kind']), []).append(source)
+  rows = {}
+  for (task, kind), some in alike.items():
+    title = task if kind == sources.VALUE else f'{kind} {task}'.strip()
+    rows[title if len(some) > 1 and title else some[0]['name']] = some
   return rows
 
 
@@ -308,22 +308,22 @@ def _relative(known: list[Found], target: Found) -> str:
 def _indicators(found: Found) -> list[page.Block]:
   rows = [
     [
-      row['indicator'],
-      _window(row),
+      row['name'],
       _rho(row['per_target']),
-      str(row['per_target'].get('n', '-')),
+      str(row['per_target']['n']),
       _rho(row['pooled']),
-      str(row['pooled'].get('n', '-')),
+      str(row['pooled']['n']),
     ]
     for row in found['correlations']
+    if row['score'] == 'relative'
   ]
   said = (
-    'All prompts had one start.'
+    'The prompts of a run had one start.'
     if found['same_start']
-    else 'The prompts had different starts: *_concat compares vectors by their'
-    ' place, which means nothing then.'
+    else 'The prompts had different starts, or nobody knows: *_concat compares'
+    ' vectors by their place, which means nothing then.'
   )
-  header = ['indicator', 'layers', 'rho per target', 'n', 'rho pooled', 'n']
+  header = ['indicator', 'rho per target', 'n', 'rho pooled', 'n']
   return [
     Heading('What predicts transfer'),
     Text(
@@ -336,15 +336,6 @@ def _indicators(found: Found) -> list[page.Block]:
     ),
     Table(header, rows),
   ]
-
-
-def _window(row: Found) -> str:
-  window = row.get('window')
-  if window is None:
-    return row.get('side') or '-'
-  if not isinstance(window, str):
-    window = f'{window[0]} to {window[-1]}'
-  return f'{row["side"]} {window}' if row.get('side') else window
 
 
 def _by(rows: Iterable[Found], *names: str) -> dict[Any, list[Found]]:
@@ -485,7 +476,34 @@ def _retrieve(found: Found) -> list[page.Block]:
 
 
 def _groups(matrix: Found) -> list[page.Block]:
-  return []
+  """Transfer inside a category and out of it."""
+  rows = []
+  for what, digits in (('relative', 1), ('gain', 2)):
+    groups = {name: known.get(what) for name, known in matrix['groups'].items()}
+    if not any(groups.values()):
+      continue
+    line = [what]
+    for name in ('same', 'other', 'difference'):
+      known = groups.get(name)
+      line.append(
+        _with_interval(known['mean'], (known['low'], known['high']), digits)
+        if known
+        else '-'
+      )
+      if name != 'difference':
+        line.append(str(known['pairs']) if known else '0')
+    rows.append(line)
+  if not rows:
+    return []
+  return [
+    Text(
+      'How to read this: means over pairs of two different tasks, each the'
+      ' mean over its runs; n pairs, and 95 % over pairs. If prompts carry what'
+      ' tasks have in common, those of the same category are ahead, in the'
+      ' gain too.'
+    ),
+    Table(['', 'same category', 'n', 'other', 'n', 'difference'], rows),
+  ]
 
 
 # Folder and verb -> what is told of it, in this order.

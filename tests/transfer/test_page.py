@@ -67,7 +67,10 @@ def _matrix():
       for task, category in TASKS.items()
     ],
     'cells': cells,
-    'groups': {},
+    'groups': {
+      name: {'relative': {'mean': 80.0, 'low': 75.5, 'high': 84.0, 'pairs': 2}}
+      for name in ('same', 'other', 'difference')
+    },
   }
 
 
@@ -76,7 +79,7 @@ def _rho(value, n):
 
 
 def _indicators():
-  rows = [('C_average', None, None), ('ON', [4, 6], 'decoder')]
+  names = ('C_average', 'ON decoder 4-6')
   return {
     'version': 1,
     'backbone': BACKBONE,
@@ -84,13 +87,13 @@ def _indicators():
     'same_start': False,
     'correlations': [
       {
-        'indicator': name,
-        'window': window,
-        'side': side,
+        'name': name,
+        'score': score,
         'per_target': _rho(0.43, 3),
         'pooled': _rho(-0.1, 6),
       }
-      for name, window, side in rows
+      for name in names
+      for score in ('relative', 'gain')
     ],
   }
 
@@ -191,10 +194,9 @@ def test_a_page_has_each_number_with_its_count_and_interval(folder):
   assert '† collapsed' in text
   assert '100 (+0.25)' in text
   rows = _table(text, 'What predicts transfer')[2:]
-  assert rows[0][0::2] == ['C\\_average'.replace('\\', ''), *rows[0][2::2]]
-  assert rows[1] == [
-    *('ON', 'decoder 4 to 6', '0.43 (0.23 to 0.63)', '3'),
-    *('-0.10 (-0.30 to 0.10)', '6'),
+  assert [row[0] for row in rows] == ['C_average', 'ON decoder 4-6']
+  assert rows[1][1:] == [
+    *('0.43 (0.23 to 0.63)', '3', '-0.10 (-0.30 to 0.10)', '6')
   ]
   assert 'different starts' in text
   [row] = _table(text, 'Transfer as a start')[2:]
@@ -210,7 +212,8 @@ def test_a_page_has_each_number_with_its_count_and_interval(folder):
     '**77.0 (70.0 to 81.0)**',
     *2 * ['77.0 (70.0 to 81.0)'],
   ]
-  assert text.count('How to read this') == 5
+  assert text.count('How to read this') == 6
+  assert '| relative | 80.0 (75.5 to 84.0) | 2 |' in text
 
 
 class _Page(html.parser.HTMLParser):

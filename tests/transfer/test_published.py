@@ -10,7 +10,7 @@ import pytest
 
 from mpt_jax.transfer import categories
 
-DOCS = pathlib.Path(__file__).parents[1] / 'docs'
+DOCS = pathlib.Path(__file__).parents[2] / 'docs'
 PUBLISHED = json.loads((DOCS / 'transfer_published.json').read_text())
 CATEGORIES = {
   task: category
