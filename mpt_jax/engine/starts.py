@@ -299,7 +299,7 @@ def _task_of(name: str) -> str:
 
 
 def _of_library(
-  path: str, tasks: Sequence[str] | None, backbone: Backbone
+  path: str, tasks: Sequence[str] | None, backbone: Backbone | None
 ) -> PromptBundle:
   """The values of a library as one bundle."""
   items = shelf.read(path, tasks=tasks, backbone=backbone)
