@@ -24,6 +24,10 @@ VERBS: Mapping[str, tuple[str, str, str]] = {
     'indicators',
     'indicators',
     'how alike prompts are, and whether that predicts transfer',
+  'retrieve': (
+    'retrieve',
+    'retrieve',
+    'which tasks are near, and starts',
   ),
 }
 
