@@ -19,15 +19,12 @@ VERBS: Mapping[str, tuple[str, str, str]] = {
   'add': ('library', 'add', 'prompts into a library, a folder by task'),
   'list': ('library', 'listing', 'what a library holds'),
   'check': ('library', 'check', 'verifies a library and its index'),
+  'retrieve': ('retrieve', 'retrieve', 'which tasks are near, and starts'),
   'matrix': ('matrix', 'matrix', 'scores every prompt on every task'),
   'indicators': (
     'indicators',
     'indicators',
     'how alike prompts are, and whether that predicts transfer',
-  'retrieve': (
-    'retrieve',
-    'retrieve',
-    'which tasks are near, and starts',
   ),
 }
 

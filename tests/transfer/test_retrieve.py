@@ -9,6 +9,7 @@ import json
 import logging
 import re
 
+import gin
 import numpy as np
 import pytest
 
@@ -20,6 +21,13 @@ from mpt_jax.types import InputError
 P, D = 3, 7
 TASKS = ('mnli', 'qqp', 'sst2', 'rte')
 RUNS = (0, 1, 2)
+
+
+@pytest.fixture(autouse=True)
+def _clean_gin():
+  gin.clear_config()
+  yield
+  gin.clear_config()
 
 
 def prompt(*seed):
