@@ -40,6 +40,7 @@ RUNS = {
   'transfer_check': ('mpt_jax.transfer.library', 'check'),
   'transfer_matrix': ('mpt_jax.transfer.matrix', 'matrix'),
   'transfer_indicators': ('mpt_jax.transfer.indicators', 'indicators'),
+  'transfer_retrieve': ('mpt_jax.transfer.retrieve', 'retrieve'),
 }
 # Bound and run by other tests, or only included.
 INCLUDED = (
@@ -73,6 +74,7 @@ REQUIRED = {
   'PROMPTS': "'prompts'",
   'OUTPUT': "'out'",
   'LIBRARY': "'library'",
+  'TARGET_KEY': "'key'",
   'PROMPT_LABELS': "['yes', 'no']",
   'PROMPT_TEXT': "'a text'",
   'PROMPT_FILE': "'prompt.npy'",

@@ -19,6 +19,7 @@ VERBS: Mapping[str, tuple[str, str, str]] = {
   'add': ('library', 'add', 'prompts into a library, a folder by task'),
   'list': ('library', 'listing', 'what a library holds'),
   'check': ('library', 'check', 'verifies a library and its index'),
+  'retrieve': ('retrieve', 'retrieve', 'which tasks are near, and starts'),
   'matrix': ('matrix', 'matrix', 'scores every prompt on every task'),
   'indicators': (
     'indicators',
