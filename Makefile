@@ -13,7 +13,7 @@ help:
 	@echo 'make demo       the method end to end on the embedded benchmark'
 	@echo '                (one seed, under 10 minutes on 2 cores) -> demo/'
 	@echo 'make demo-full  the same with 3 seeds, full and few-shot -> demo-full/'
-	@echo 'make backbone   pretrain the demo backbone anew, about 20 minutes'
+	@echo 'make backbone   pretrain both demo backbones anew, about half an hour'
 	@echo 'make test       every test but those of test-long'
 	@echo 'make test-fast  the tests that take less than about five seconds'
 	@echo 'make test-long  a run killed at ten moments: some minutes'
@@ -34,6 +34,11 @@ backbone: $(STAMP)
 	  --gin_file=gin_configs/runs/pretrain_demo.gin \
 	  --gin.MODEL_DIR="'pretrained'"
 	$(BIN)/python -m tasks.offline.ship pretrained
+	$(BIN)/python -m mpt_jax.train \
+	  --gin_file=gin_configs/runs/pretrain_demo_small.gin \
+	  --gin.MODEL_DIR="'pretrained-small'"
+	$(BIN)/python -m tasks.offline.ship pretrained-small \
+	  --out tasks/offline/demo_small_backbone
 
 test: $(STAMP)
 	$(BIN)/python -m pytest

@@ -64,7 +64,7 @@ setup(
   package_data={
     '': ['*.gin', '*.json'],
     'mpt_jax.t5': ['*.c'],
-    'tasks.offline': ['demo_backbone/*'],
+    'tasks.offline': ['demo_backbone/*', 'demo_small_backbone/*'],
   },
   install_requires=_CORE + _DATA + _RUNS,
   extras_require={

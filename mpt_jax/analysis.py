@@ -310,32 +310,44 @@ def plot_similarity(prompts: Prompts, kind: str = 'mean') -> 'Figure':
 
 
 def plot_matrix(
-  cosine: Any, names: Sequence[str], title: str = 'Composed task prompts'
+  cosine: Any,
+  names: Sequence[str],
+  title: str = 'Composed task prompts',
+  label: str = 'cosine',
+  spread: bool = False,
 ) -> 'Figure':
-  """Draws cosines that have been computed.
+  """Draws cosines that have been computed, or other similarities.
 
   Args:
     cosine: [N, N].
     names: N of them.
     title: what stands above.
+    label: what the numbers are.
+    spread: whether they are tiny, or all alike: colours go from the least to
+      the greatest off the diagonal in place of 0 to 1, and more digits are
+      shown.
   """
   cosine = np.asarray(cosine)
-  size = 2.2 + 0.5 * len(names)
+  low, high, digits = min(0.0, cosine.min()), 1.0, 2
+  others = cosine[~np.eye(len(cosine), dtype=bool)]
+  if spread and len(others):
+    low, high, digits = others.min(), others.max(), 4
+  size = 2.2 + (0.6 if spread else 0.5) * len(names)
   made, axes = figure(size + 0.8, size)
-  image = axes.imshow(cosine, vmin=min(0.0, cosine.min()), vmax=1.0)
+  image = axes.imshow(cosine, vmin=low, vmax=high)
   axes.set_xticks(range(len(names)), names, rotation=45, ha='right')
   axes.set_yticks(range(len(names)), names)
   for (row, column), value in np.ndenumerate(cosine):
     axes.text(
       column,
       row,
-      f'{value:.2f}',
+      f'{value:.{digits}f}',
       ha='center',
       va='center',
       fontsize=7,
-      color='black' if value > 0.6 else 'white',
+      color='black' if value > low + 0.6 * (high - low) else 'white',
     )
-  made.colorbar(image, shrink=0.8, label='cosine')
+  made.colorbar(image, shrink=0.8, label=label)
   axes.set_title(title, fontsize=10)
   return made
 

@@ -111,6 +111,38 @@ def squared_error_per_position(teacher: Array, student: Array) -> Array:
   return jnp.mean(jnp.square(difference), axis=-1)
 
 
+# By which prompts are near, see `prompt_distances`.
+DISTANCES = ('l2', 'l2_squared', 'mse')
+
+
+def prompt_distances(prompts: Array, wanted: Array, kind: str = 'l2') -> Array:
+  """How far prompts are from others.
+
+  Args:
+    prompts: [K, P, D].
+    wanted: [K, P, D], what they shall be near to.
+    kind: 'l2', the Frobenius norm of the difference; 'l2_squared', its square;
+      or 'mse', the mean of the squares of its entries.
+
+  Returns:
+    [K]; its mean is the loss. At a distance of 0 the gradient of 'l2' is 0.
+
+  Raises:
+    ValueError: if the shapes differ, or there is no such kind.
+  """
+  check_shape('prompts', prompts, wanted.shape)
+  squares = jnp.square(prompts - wanted)
+  if kind == 'mse':
+    return jnp.mean(squares, axis=(1, 2))
+  if kind not in DISTANCES:
+    raise ValueError(f'kind is {kind!r}, expected {" or ".join(DISTANCES)}')
+  total = jnp.sum(squares, axis=(1, 2))
+  if kind == 'l2_squared':
+    return total
+  some = total > 0
+  return jnp.where(some, jnp.sqrt(jnp.where(some, total, 1.0)), 0.0)
+
+
 def select_states(states: Sequence[Array], layers: str) -> Sequence[Array]:
   """Picks the hidden states that are compared.
 

@@ -663,6 +663,52 @@ class DistilledPromptedT5(PromptedT5):
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class DistancePromptedT5(PromptedT5):
+  """Prompts that shall be near to finished ones of the same tasks.
+
+  The loss is their distance, whatever the batch: neither backbone nor text has
+  a part in it (Su et al., NAACL 2022, distance minimizing).
+
+  Attributes:
+    distance: see `losses.prompt_distances`.
+  """
+
+  distance: str = 'l2'
+
+  @property
+  def term_names(self) -> tuple[str, ...]:
+    """The names that `loss_terms` returns."""
+    return ('distance',)
+
+  def loss_terms(
+    self, params: PyTree, batch: Batch, dropout_rng: Array | None
+  ) -> Metrics:
+    """The distance of each task; every row of the batch has a share in it."""
+    del dropout_rng
+    table = self.prompt_table(params)
+    if table is None:
+      raise InputError(
+        'a distance needs one prompt a task, and method'
+        f' {getattr(self.method, "name", None)!r} has none'
+      )
+    wanted = params['teacher_prompts']['prompt_table']
+    found = losses.prompt_distances(table, wanted, self.distance)
+    [weights] = self.loss_weights(batch).values()
+    return {'distance': (found * weights, weights)}
+
+  def loss_weights(self, batch: Batch) -> dict[str, Array]:
+    """See `PromptedT5.loss_weights`: the rows, for every task."""
+    rows = batch['encoder_input_tokens'].shape[0]
+    return {'distance': jnp.full((self.num_tasks,), float(rows))}
+
+  def combine(self, terms: Metrics, num_targets: Array | int) -> Array:
+    """The mean over the tasks."""
+    del num_targets
+    sums, weights = terms['distance']
+    return jnp.mean(sums / jnp.maximum(weights, 1.0))
+
+
 _BACKBONE = ('token_embedder', 'encoder', 'decoder')
 
 

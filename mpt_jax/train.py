@@ -41,11 +41,12 @@ from mpt_jax.engine.settings import (
   Logging,
   Loss,
 )
-from mpt_jax.engine.starts import Distillation, Source
+from mpt_jax.engine.starts import Distance, Distillation, Source
 
 __all__ = [
   'BackboneSource',
   'Devices',
+  'Distance',
   'Distillation',
   'Evaluation',
   'Logging',

@@ -27,8 +27,11 @@ REASONS = {
   ('*', 'TRAIN_DATASET'): 'made of the macros above',
   ('*', 'PROMPT_INIT'): 'a file of gin_configs/prompts says it',
   ('source', 'DISTILLATION'): 'what makes the stage; others have none',
+  ('target', 'START'): "that of its method; None is each one's own",
   ('target', 'SOURCE_PROMPTS'): 'the stage cannot start without them',
   ('attempt', 'SOURCE_PROMPTS'): 'the method has nothing to mix without them',
+  ('projector', 'SOURCE_PROMPTS'): 'the method has nothing to project',
+  ('projector', 'SCHEDULE'): "that of the paper's code",
   ('eval', 'PROMPTS'): 'to score a bare backbone is said, not forgotten',
   ('infer', 'PROMPTS'): 'as in eval',
   ('answer', 'PROMPTS'): 'as in eval',
@@ -39,7 +42,9 @@ REASONS = {
   ('answer', 'BATCH_SIZE'): 'smaller: lines are answered as they come',
 }
 # Recipes: each of their numbers is there to differ.
-RECIPES = {'baselines', 'demo', 'demo_full', 'pretrain_demo'}
+RECIPES = {
+  *('baselines', 'demo', 'demo_full', 'pretrain_demo', 'pretrain_demo_small')
+}
 FILES = sorted(
   path.stem
   for path in RUNS.glob('*.gin')

@@ -79,6 +79,10 @@ NAMES: dict[str, set[str]] = {
     (f'delta/{place}' for place in ('encoder', 'decoder', 'cross')),
     *('embedding', 'hidden_kernel', 'hidden_bias', 'out_kernel', 'out_bias'),
   ),
+  'projector': {
+    f'prompts/{array}'
+    for array in ('w1', 'b1', 'w2', 'b2', 'ln_weight', 'ln_bias')
+  },
   'deep': {'delta/encoder/prompt', f'{_ENCODER}/prompt'},
 }
 

@@ -162,7 +162,7 @@ def _started(method, tasks=2, **kwargs):
 
 @pytest.mark.parametrize(
   ('start', 'rows'),
-  [('average', range(6)), ('task:t4', [4]), ('nearest', [2])],
+  [('average', range(6)), ('task:t4', [4])],
 )
 def test_target_starts_from_shared_prompt_and_factors(start, rows):
   source = _source()
@@ -170,7 +170,6 @@ def test_target_starts_from_shared_prompt_and_factors(start, rows):
   target = _started(
     methods.MultitaskPrompts(P, start=start),
     source=source,
-    nearest=lambda bundle: bundle.task_names[2],
   )
   np.testing.assert_array_equal(
     target['shared_prompt'], arrays['shared_prompt']
@@ -247,6 +246,11 @@ COUNTS = {
     methods.MultitaskPrompts(100),
     8,
     (7012, 10468, 13924),
+  ),
+  'projector': (
+    methods.Projector(source_length=100, source_width=768),
+    1,
+    (98356992, 118043904, 137730816),
   ),
   'prefix of PEFT': (
     methods.Prefix(places=('decoder',)),

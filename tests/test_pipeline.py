@@ -726,9 +726,10 @@ def test_tiny_pipeline_end_to_end_and_again(tmp_path):
 
 
 def test_demo_is_a_name_and_a_folder_has_a_path(tmp_path, monkeypatch):
-  (tmp_path / 'demo').mkdir()
   monkeypatch.chdir(tmp_path)
-  assert run_lib._find_backbone('demo') == 'demo'
-  assert run_lib._find_backbone('./demo') == './demo'
+  for name in ('demo', 'demo-small'):
+    (tmp_path / name).mkdir()
+    assert run_lib._find_backbone(name) == name
+    assert run_lib._find_backbone(f'./{name}') == f'./{name}'
   with pytest.raises(InputError, match="there is no backbone at 'dema'"):
     run_lib._find_backbone('dema')

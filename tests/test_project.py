@@ -47,6 +47,7 @@ LAYERS = (
   {
     *('mpt_jax.pretrained', 'mpt_jax.analysis', 'mpt_jax.engine.predictor'),
     *('mpt_jax.engine.starts', 'mpt_jax.engine.evaluator'),
+    *('mpt_jax.engine.keys', 'mpt_jax.engine.picks'),
     *('mpt_jax.engine.answers', 'mpt_jax.engine.results'),
     *('mpt_jax.engine.outcome', 'mpt_jax.engine.job', 'mpt_jax.engine.run'),
     *('mpt_jax.study', 'mpt_jax.transfer'),

@@ -37,8 +37,12 @@ _RUNTIME_FIELDS = (
 )
 
 
-# The tiny backbone that comes with the package: a name, wherever one works.
+# The tiny backbones that come with the package: names, wherever one works.
 DEMO = 'demo'
+DEMOS: Mapping[str, str] = {
+  DEMO: 'demo_backbone',
+  'demo-small': 'demo_small_backbone',
+}
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -122,19 +126,24 @@ class Backbone:
     )
 
 
-def demo_folder() -> str:
-  """Returns the folder of the demo backbone, beside the installed package."""
-  return installed('tasks', 'offline', 'demo_backbone')
+def demo_folder(name: str = DEMO) -> str:
+  """Returns the folder of a demo backbone, beside the installed package.
+
+  Args:
+    name: 'demo' or 'demo-small', which is narrower and deeper.
+  """
+  return installed('tasks', 'offline', DEMOS[name])
 
 
 def find_backbone(path: str) -> str:
   """Returns the path that a name of a backbone stands for.
 
   Args:
-    path: 'demo' is the one that comes with the package, whatever lies in the
-      working folder (`./demo` is a folder there); all else is a path.
+    path: 'demo' and 'demo-small' are those that come with the package,
+      whatever lies in the working folder (`./demo` is a folder there); all
+      else is a path.
   """
-  return demo_folder() if path == DEMO else path
+  return demo_folder(path) if path in DEMOS else path
 
 
 def load_backbone(
@@ -145,7 +154,8 @@ def load_backbone(
   Args:
     path: an HF folder (`config.json` and safetensors), or a T5X checkpoint, in
       its legacy or its orbax layout: the folder of one step or the one above,
-      of which the last step is taken; or 'demo', see `find_backbone`.
+      of which the last step is taken; or 'demo' or 'demo-small', see
+      `find_backbone`.
     config: the architecture or the name of a published one. An HF folder says
       it itself, a T5X checkpoint implies it by its shapes; when given, it must
       agree, and decides how the model runs (dtype, dropout).

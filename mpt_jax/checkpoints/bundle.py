@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
 import hashlib
+import json
 import logging
 import math
 import os
@@ -71,6 +72,9 @@ class PromptBundle:
     package_version: the mpt_jax that wrote them.
     texts: task -> how its text is written, where that is known.
     settings: the method's own, where its arrays do not show them.
+    origin: of prompts that were made of others, by name what they were made
+      of: 'source_backbone', 'source_fingerprint', 'source_prompts' and
+      'projector', the last two digests.
 
   Raises:
     ValueError: if the parts do not fit together, or a value is not finite.
@@ -88,6 +92,7 @@ class PromptBundle:
   package_version: str = mpt_jax.__version__
   texts: Mapping[str, TaskText] = dataclasses.field(default_factory=dict)
   settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  origin: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self):
     kind = _kind(self.method)
@@ -127,12 +132,13 @@ class PromptBundle:
       if not np.isfinite(array).all():
         raise ValueError(f'{name} holds NaN or infinity')
     put('settings', _plain_settings(self.settings))
+    put('origin', _check_origin(self.origin))
     learner = self.learner  # It checks the settings.
-    if isinstance(learner, methods.PromptsByExample):
+    if kind.branch == methods.PROMPTS and not _has_prompts(kind):
       difference = self._difference(learner, methods.Width(self.emb_dim))
       if difference:
         raise ValueError(f'by its settings, {self.method} has {difference}')
-    if _has_prompts(kind):
+    if not kind.no_matrix:
       with np.errstate(over='ignore', invalid='ignore'):
         if not np.isfinite(self.table).all():
           raise ValueError('the arrays make a prompt with NaN or infinity')
@@ -195,13 +201,15 @@ class PromptBundle:
     Raises:
       InputError: if the method has no prompts.
     """
-    kind = _kind(self.method)
-    if not _has_prompts(kind):
+    kind, tasks = _kind(self.method), len(self.task_names)
+    if kind.no_matrix:
       raise InputError(
         f'a bundle of method {self.method!r} has no prompt matrix:'
         f' {kind.no_matrix}'
       )
-    return kind.compose(self.arrays, len(self.task_names))
+    if _has_prompts(kind):
+      return kind.compose(self.arrays, tasks)
+    return np.asarray(self.learner.prompt_table(self.arrays, tasks))
 
   @property
   def _anchor(self) -> np.ndarray:
@@ -213,8 +221,10 @@ class PromptBundle:
     kind = _kind(self.method)
     if kind.branch != methods.PROMPTS:
       return 0, 0, 0
+    if not _has_prompts(kind):
+      return *self.learner.size_of(self.arrays), 0
     length, width = self._anchor.shape[-2:]
-    return length, width, kind.rank_of(self.arrays) if _has_prompts(kind) else 0
+    return length, width, kind.rank_of(self.arrays)
 
   def _difference(self, learner: methods.Method, config: Any) -> str:
     """What of the arrays is not as the method has it on such a backbone."""
@@ -334,12 +344,21 @@ class PromptBundle:
     except ValueError as e:
       raise InputError(str(e)) from e
 
+  @property
+  def digest(self) -> str:
+    """Of all that `save` writes."""
+    return json.loads(self._stored()[CONFIG])[_DIGEST]
+
   def save(self, path: str) -> None:
     """Writes the bundle; a bundle that is there already is replaced.
 
     Raises:
       InputError: if the folder cannot be written, or holds other files.
     """
+    files.write_folder(path, self._stored(path))
+
+  def _stored(self, path: str = 'the bundle') -> dict[str, bytes]:
+    """Returns the bundle's files as its reader takes them."""
     contents = self._contents(self.texts)
     if len(contents[CONFIG]) > files.MAX_JSON_BYTES and self.texts:
       log.warning(
@@ -349,13 +368,13 @@ class PromptBundle:
         files.MAX_JSON_BYTES,
       )
       contents = self._contents({})
-    files.write_folder(path, contents)
+    return contents
 
   def _contents(self, texts: Mapping[str, TaskText]) -> dict[str, bytes]:
     """Returns the bundle's files."""
     stored = not _has_prompts(_kind(self.method))
     config = {
-      'format_version': 2 if texts or stored else 1,
+      'format_version': 2 if texts or stored or self.origin else 1,
       'prompt_length': self.prompt_length,
       'emb_dim': self.emb_dim,
       'rank': self.rank,
@@ -363,6 +382,8 @@ class PromptBundle:
     if stored:
       config[_SETTINGS] = dict(self.settings)
       config[_SHAPES] = {k: list(v.shape) for k, v in self.arrays.items()}
+    if self.origin:
+      config[_ORIGIN] = dict(self.origin)
     if texts:
       config[_TEXTS] = {k: dataclasses.asdict(v) for k, v in texts.items()}
     tensors = files.tensor_bytes(self.arrays, {'format': 'np'})
@@ -396,9 +417,11 @@ class PromptBundle:
       InputError: if the task is unknown or left open, or the folder cannot be
         written.
     """
-    self.check_format('peft')
+    kind = _kind(self.method)
+    composed = task is not None and not kind.no_matrix
+    self.check_format('peft_composed' if composed else 'peft')
     learner, arrays, tasks = self.learner, self.arrays, self.task_names
-    if not _has_prompts(_kind(self.method)):
+    if kind.no_matrix:
       arrays, tasks = self.one(task)
     elif task is not None:
       arrays, tasks = {'prompt': self.compose(task)}, (task,)
@@ -507,10 +530,11 @@ _DIGEST = 'digest'
 # What version 2 holds and version 1 does not.
 _TEXTS = 'texts'
 _SETTINGS, _SHAPES = 'settings', 'shapes'
+_ORIGIN = 'origin'
 _STORED_FIELDS = tuple(
   f.name
   for f in dataclasses.fields(PromptBundle)
-  if f.name not in ('arrays', _TEXTS, _SETTINGS)
+  if f.name not in ('arrays', _TEXTS, _SETTINGS, _ORIGIN)
 )
 
 
@@ -561,9 +585,20 @@ def merge(bundles: Sequence[PromptBundle]) -> PromptBundle:
       step=max(b.step for b in bundles),
       metrics={k: v for b in bundles for k, v in b.metrics.items()},
       texts={k: v for b in bundles for k, v in b.texts.items()},
+      origin=_common_origin(bundles),
     )
   except ValueError as e:
     raise InputError(str(e)) from e
+
+
+def _common_origin(bundles: Sequence[PromptBundle]) -> dict[str, str]:
+  """What bundles were made of, as far as that is the same."""
+  first, *others = (bundle.origin for bundle in bundles)
+  return {
+    name: text
+    for name, text in first.items()
+    if all(other.get(name) == text for other in others)
+  }
 
 
 def _check_same(field: str, bundles: Sequence[PromptBundle]) -> None:
@@ -755,8 +790,8 @@ def _load_bundle(path: str) -> PromptBundle:
   stored = {name: config[name] for name in _STORED_FIELDS}
   try:
     texts = _parse_texts(config[_TEXTS]) if _TEXTS in config else {}
-    settings = config.get(_SETTINGS, {})
-    return PromptBundle(arrays=arrays, texts=texts, settings=settings, **stored)
+    more = {n: config[n] for n in (_SETTINGS, _ORIGIN) if n in config}
+    return PromptBundle(arrays=arrays, texts=texts, **more, **stored)
   except ValueError as e:
     raise InputError(f'{config_path}: {e}') from e
 
@@ -772,8 +807,12 @@ def _known_keys(
   if version == 1:
     return known, ()
   if 'method' in config and not _has_prompts(_kind(config['method'])):
-    return (*known, _SETTINGS, _SHAPES, _TEXTS), (_TEXTS,)
-  return (*known, _TEXTS), ()
+    known = (*known, _SETTINGS, _SHAPES)
+    return (*known, _ORIGIN, _TEXTS), (_ORIGIN, _TEXTS)
+  # One of the two makes it version 2.
+  bare = _ORIGIN in config and _TEXTS not in config
+  optional = (_TEXTS,) if bare else (_ORIGIN,)
+  return (*known, _ORIGIN, _TEXTS), optional
 
 
 def _stored_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -908,6 +947,15 @@ def _check_texts(
     if not isinstance(text, TaskText):
       raise ValueError(f'texts of {task!r} is {text!r}, expected a TaskText')
   return {task: texts[task] for task in task_names if task in texts}
+
+
+def _check_origin(origin: Any) -> dict[str, str]:
+  """Returns what prompts were made of."""
+  if not isinstance(origin, Mapping) or not all(
+    isinstance(text, str) for text in (*origin, *origin.values())
+  ):
+    raise ValueError(f'origin is {origin!r}, expected texts by name')
+  return dict(origin)
 
 
 def _plain_settings(settings: Mapping[str, Any]) -> dict[str, Any]:

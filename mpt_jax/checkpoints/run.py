@@ -42,7 +42,10 @@ RESULTS = 'results.json'
 DATA = 'data'
 # Its key for where the prompts lie that it starts from.
 PATHS = 'paths'
-_PATH_FIELDS = ('prompts', 'teacher_prompts', 'path')
+_PATH_FIELDS = (
+  *('prompts', 'teacher_prompts', 'target_prompts', 'path'),
+  *('target_key', 'source_keys'),
+)
 # Stands for the class of a setting that is the run's own.
 _RUN = 'run'
 # What is recorded under another name than its parameter's, or follows from it.

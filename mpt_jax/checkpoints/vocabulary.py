@@ -533,6 +533,13 @@ class Vocabulary:
     """Returns how one of the checkpoint's ids is written."""
     return self.added.get(token) or self._core.piece(token)
 
+  def id_of(self, piece: str) -> int | None:
+    """Returns the checkpoint's id of what is written so, None without one."""
+    for number, other in self.added.items():
+      if other == piece:
+        return number
+    return self._core.id_of(piece)
+
   def _place(self, said: _Said) -> dict[int, str]:
     """Gives every token that is not the core's its id."""
     added = dict(self._core.added)
@@ -559,12 +566,6 @@ class Vocabulary:
       added[number] = text
     return dict(sorted(added.items()))
 
-  def _find(self, text: str) -> int | None:
-    for number, other in self.added.items():
-      if other == text:
-        return number
-    return self._core.id_of(text)
-
   def _check_names(self, said: _Said) -> None:
     """Compares the tokenizer's pad and end marks with the model's."""
     for key, want in (
@@ -574,7 +575,7 @@ class Vocabulary:
       if key not in said.names:
         continue
       text, file = said.names[key]
-      number = self._find(text)
+      number = self.id_of(text)
       if number is None:
         continue  # `_place` has seen to the end mark.
       if number != want:
@@ -597,7 +598,7 @@ class Vocabulary:
           tokens[text] = dataclasses.replace(token, lstrip=True, rstrip=True)
       for i in range(self.num_sentinels):
         tokens.setdefault(f'<extra_id_{i}>', _Token(None, ''))
-    found = {text: (self._find(text), token) for text, token in tokens.items()}
+    found = {text: (self.id_of(text), token) for text, token in tokens.items()}
     return {
       text: (number, token)
       for text, (number, token) in found.items()

@@ -282,13 +282,14 @@ class Best:
     said: Mapping[str, Mapping[str, Metric]],
     step: int,
     kept: BestPrompts | BestBackbone,
+    together: bool = False,
   ) -> 'Best':
     """Takes up what the run has seen up to a step."""
     followed = selection.Selection(
       evaluation.best_metric,
       evaluation.patience,
       said,
-      together=isinstance(kept, BestBackbone),
+      together=together or isinstance(kept, BestBackbone),
     )
     path = os.path.join(kept.model_dir, METRICS)
     for then, scores in multihost.on_first(lambda: past_scores(path, step)):

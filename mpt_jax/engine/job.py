@@ -14,9 +14,11 @@ from mpt_jax import methods, models
 from mpt_jax.checkpoints import run as run_lib
 from mpt_jax.checkpoints.backbone import Backbone
 from mpt_jax.engine import (
+  keys,
   multihost,
   optimizers,
   partitioning,
+  picks,
   selection,
   starts,
 )
@@ -32,7 +34,7 @@ from mpt_jax.engine.settings import (
   Logging,
   Loss,
 )
-from mpt_jax.engine.starts import Distillation, Source
+from mpt_jax.engine.starts import Lesson, Source
 from mpt_jax.t5 import products
 from mpt_jax.types import InputError, PyTree, nearest
 
@@ -81,7 +83,7 @@ class Settings:
   start: Source
   dataset: Any
   steps: int
-  distillation: Distillation | None
+  distillation: Lesson | None
   optimizer: optimizers.Optimizer
   evaluation: Evaluation | None
   devices: Devices
@@ -109,6 +111,7 @@ class Job:
     said: what the tasks' metrics say of themselves, where one selects.
     synthetic: whether the data are.
     following: the command to go on with, or ''.
+    nearest: what was compared to pick its source, see `picks.Picked.found`.
   """
 
   settings: Settings
@@ -123,6 +126,7 @@ class Job:
   said: Mapping[str, Mapping[str, Metric]]
   synthetic: bool
   following: str
+  nearest: Mapping[str, Any] | None
 
   @property
   def task_names(self) -> tuple[str, ...]:
@@ -155,6 +159,7 @@ def check(stage: str, method: methods.Method) -> None:
 def read(settings: Settings) -> Job:
   """Reads what a run needs before its folder is touched."""
   dataset, devices, method = settings.dataset, settings.devices, settings.method
+  keys.check(settings.logging.key_step, settings.steps, method)
   mesh = partitioning.make_mesh(devices.num_partitions)
   partitioning.check_batch_size(
     dataset.batch_size, mesh, devices.microbatches or 1
@@ -180,8 +185,10 @@ def read(settings: Settings) -> Job:
     mix=len(settings.tasks or ()) > 1,
   )
   loaded = _read_backbone(settings)
-  method = starts.informed(method, settings.start, loaded)
-  settings = dataclasses.replace(settings, method=method)
+  start = settings.start.of_tasks(method, settings.tasks)
+  picked = picks.pick(method, start, loaded, settings.tasks or ())
+  method = starts.informed(picked.method, picked.source, loaded)
+  settings = dataclasses.replace(settings, method=method, start=picked.source)
   model = _make_model(settings, loaded)
   optimizer = settings.optimizer.of_run(
     optimizers.method_groups(method, *rates(settings)), settings.steps
@@ -208,9 +215,10 @@ def read(settings: Settings) -> Job:
     batches=batches,
     texts=data.task_texts(settings.tasks or (), dataset.split),
     examples=examples,
-    said=_check_selection(dataset, settings.evaluation, method.branch is None),
+    said=_check_selection(dataset, settings.evaluation, method),
     synthetic=synthetic,
     following=_next_command(settings, dataset, 'test' in provider.splits),
+    nearest=picked.found,
   )
 
 
@@ -304,14 +312,14 @@ def _examine(
 
 
 def _check_selection(
-  dataset: Any, evaluation: Evaluation | None, together: bool
+  dataset: Any, evaluation: Evaluation | None, method: methods.Method
 ) -> dict[str, dict[str, Metric]]:
   """Refuses a selection by a metric that the tasks don't have.
 
   Args:
     dataset: the data.
     evaluation: what is selected by.
-    together: whether all tasks have one best step.
+    method: what is learned.
 
   Returns:
     Task -> what its metric functions say of what they give; empty where
@@ -324,10 +332,12 @@ def _check_selection(
   declared: dict[str, tuple[dict[str, Metric], bool]] = {}
   for name in evaluation.examples(dataset).names:
     declared |= data.metrics_of(name, evaluation.split, dataset.module)
+  together = method.branch is None or method.together
   selection.check_declared(declared, evaluation.best_metric, together)
   if together:
     log.info(
-      'one backbone for all tasks: the best %s of %s decides',
+      'one %s for all tasks: the best %s of %s decides',
+      'backbone' if method.branch is None else method.title,
       evaluation.best_metric or 'mean main score',
       ', '.join(declared),
     )
@@ -390,8 +400,11 @@ def record_of(job: Job) -> dict[str, Any]:
   multihost.check_same('run', record)
   record[run_lib.PATHS] = run_lib.real_paths(
     settings.start.prompts,
+    settings.start.target_key,
+    settings.start.source_keys,
     getattr(getattr(method, 'init', None), 'path', None),
-    distillation and distillation.teacher_prompts,
+    getattr(distillation, 'teacher_prompts', None),
+    getattr(distillation, 'target_prompts', None),
   )
   return record
 

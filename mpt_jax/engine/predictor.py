@@ -12,7 +12,7 @@ import numpy as np
 from mpt_jax import models, t5
 from mpt_jax.checkpoints import backbone as backbone_lib
 from mpt_jax.checkpoints import bundle as bundle_lib
-from mpt_jax.checkpoints.backbone import DEMO, Backbone, demo_folder
+from mpt_jax.checkpoints.backbone import DEMOS, Backbone, demo_folder
 from mpt_jax.checkpoints.bundle import PromptBundle
 from mpt_jax.checkpoints.vocabulary import Vocabulary
 from mpt_jax.engine import hostmemory, partitioning, trainer
@@ -83,8 +83,8 @@ def _read(source: BackboneSource, seed: int, fresh: bool) -> Backbone:
 
 def _with_vocabulary(loaded: Backbone, vocabulary: str | None) -> Backbone:
   """A backbone with the vocabulary that is given, else with its own."""
-  if vocabulary == DEMO:
-    vocabulary = os.path.join(demo_folder(), 'spiece.model')
+  if vocabulary and vocabulary in DEMOS:
+    vocabulary = os.path.join(demo_folder(vocabulary), 'spiece.model')
   vocabulary = vocabulary and local_path(vocabulary)
   if vocabulary is not None and '://' in vocabulary:
     return dataclasses.replace(

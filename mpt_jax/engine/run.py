@@ -24,9 +24,11 @@ from mpt_jax.checkpoints import run as run_lib
 from mpt_jax.checkpoints.backbone import Backbone
 from mpt_jax.engine import (
   hostmemory,
+  keys,
   multihost,
   optimizers,
   partitioning,
+  picks,
   preemption,
   starts,
   trainer,
@@ -54,7 +56,7 @@ from mpt_jax.engine.settings import (
   Logging,
   Loss,
 )
-from mpt_jax.engine.starts import Distillation, Source
+from mpt_jax.engine.starts import Distance, Distillation, Lesson, Source
 from mpt_jax.engine.writers import METRICS, Writers, make_writer, tags
 from mpt_jax.t5 import native
 from mpt_jax.types import (
@@ -83,6 +85,7 @@ class _Begin:
     fixed: what of the method does not, on the host.
     window: the metrics summed since they were last written; None is none.
     checkpointer: saves the state.
+    keeper: writes its key.
   """
 
   state: trainer.TrainState
@@ -90,6 +93,7 @@ class _Begin:
   fixed: Mapping[str, Any]
   window: Mapping[str, Any] | None
   checkpointer: run_lib.RunCheckpointer
+  keeper: keys.Keeper
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +126,7 @@ def train(
   stage: str | None = None,
   start: str | Sequence[str] | Mapping[str, str] | Source | None = None,
   each_task: bool = False,
-  distillation: Distillation | None = None,
+  distillation: Lesson | None = None,
   optimizer: optimizers.Optimizer = optimizers.Optimizer(),
   evaluation: Evaluation | None = Evaluation(),
   devices: Devices = Devices(),
@@ -139,7 +143,7 @@ def train(
   Args:
     model_dir: the run's folder: checkpoints, metrics, the chosen examples of
       a few-shot run, and at the end the prompt bundle `prompts/` (or
-      `backbone/`) and `results.json`.
+      `backbone/`) and `results.json`; see docs/runs.md.
     backbone: where it is read, or its path alone, or a loaded one; None draws
       a fresh one (`finetune` only).
     method: what is learned, and where it enters; see `mpt_jax.methods`.
@@ -154,7 +158,8 @@ def train(
     start: what another run learned, to start from, or its path (or those of
       several); None is the method's own start.
     each_task: whether each task, also of a mixture, has a run of its own.
-    distillation: teachers of a source run; None trains without.
+    distillation: teachers of a source run, or the prompts that a run's own
+      shall be near to; None trains without.
     optimizer: rates, schedule, groups; what it leaves open is the stage's own.
     evaluation: how to evaluate; None never does.
     devices: devices, memory and speed.
@@ -198,7 +203,7 @@ def train(
     start=start,
     dataset=dataset,
     steps=steps,
-    distillation=distillation,
+    distillation=_lesson(distillation),
     optimizer=optimizer,
     evaluation=evaluation,
     devices=devices,
@@ -291,7 +296,7 @@ def _one(settings: Settings) -> Run:
     held.enter_context(request.listening())
     state = _fit(job, begin, beside)
     begin.checkpointer.close()
-    scores = _finish(job, begin.fixed, state, beside)
+    scores = _finish(job, begin, state, beside)
   _tell_results(model_dir, job.following)
   return Run(model_dir, scores, settings.backbone.load, beside.needs[-1])
 
@@ -362,14 +367,21 @@ def _resumption(settings: Settings) -> str:
 
 
 def _stage(
-  method: methods.Method, distillation: Distillation | None, start: Source
+  method: methods.Method, distillation: Lesson | None, start: Source
 ) -> str:
   """The stage of a run that names none."""
-  if distillation is not None:
+  if isinstance(distillation, Distillation):
     return 'source'
   if method.per_task:
     return 'source' if start.prompts is None else 'target'
   return next(iter(method.rates))
+
+
+def _lesson(given: Lesson | None) -> Lesson | None:
+  """What teaches a run; a distance to nothing is None."""
+  if isinstance(given, Distance) and given.target_prompts is None:
+    return None
+  return given
 
 
 def _task_names(method: methods.Method, names: Any) -> tuple[str, ...] | None:
@@ -386,12 +398,17 @@ def _start_values(job: Job) -> dict[str, Any]:
     job.model, job.loaded, settings.start, settings.stage, settings.seed
   )
   if distillation is not None:
+    given = {'TEACHER_PROMPTS': getattr(distillation, 'teacher_prompts', None)}
+    if isinstance(distillation, Distance):
+      given = {'TARGET_PROMPTS': distillation.target_prompts}
+    [(macro, prompts)] = given.items()
     params['teacher_prompts'] = {
       'prompt_table': starts.teacher_table(
-        distillation.teacher_prompts,
+        prompts,
         job.task_names,
         job.model.prompt_length,
         job.loaded,
+        macro,
       )
     }
   return params
@@ -437,7 +454,8 @@ def _begin(job: Job) -> _Begin:
   for line in params_lib.describe(trained, frozen):
     log.info(line)
   _check_count(trained, job.model)
-  fixed = frozen.get(settings.method.branch or '', {})
+  branch = settings.method.branch or ''
+  fixed = frozen.get(branch, {})
   state = trainer.make_state(
     job.model,
     job.optimizer,
@@ -456,6 +474,15 @@ def _begin(job: Job) -> _Begin:
     job.batches.set_state(position)
     window = position.get('window')
     log.info('resumed %s at step %d', settings.model_dir, int(state.step))
+  light = job.without_backbone()
+  keeper = keys.Keeper(
+    settings.model_dir,
+    settings.logging.key_step,
+    lambda step, arrays: _make_bundle(light, fixed, step, arrays, {}),
+  )
+  keeper.begin(
+    trained.get(branch, {}), int(state.step), state.params.get(branch, {})
+  )
   frozen = partitioning.place_backbone(
     frozen,
     job.mesh,
@@ -463,7 +490,7 @@ def _begin(job: Job) -> _Begin:
     scan_layers=devices.scan_layers,
     shard_backbone=devices.shard_backbone,
   )
-  return _Begin(state, frozen, fixed, window, checkpointer)
+  return _Begin(state, frozen, fixed, window, checkpointer, keeper)
 
 
 def _beside(
@@ -493,7 +520,9 @@ def _beside(
     )
     if settings.method.branch is None:
       kept = BestBackbone(settings.model_dir, job.loaded)
-    best = Best.create(evaluation, job.said, step, kept)
+    best = Best.create(
+      evaluation, job.said, step, kept, settings.method.together
+    )
     evaluate.follow(best.update)
   return _Beside(writer, evaluate, best, request, [0])
 
@@ -515,6 +544,7 @@ def _fit(job: Job, begin: _Begin, beside: _Beside) -> trainer.TrainState:
   settings, evaluation = job.settings, job.settings.evaluation
   started = time.monotonic()
   step, steps = int(begin.state.step), settings.steps
+  branch = settings.method.branch or ''
   period = evaluation.period if evaluation else 0
   if beside.evaluate is not None and period and 0 < step < steps:
     # Its checkpoint came before it was stopped, or killed.
@@ -539,11 +569,13 @@ def _fit(job: Job, begin: _Begin, beside: _Beside) -> trainer.TrainState:
         settings.logging.log_period,
         settings.logging.checkpoint_period,
         period or None,
+        settings.logging.key_step,
       ),
       trainer.Hooks(
         checkpointer=begin.checkpointer,
         evaluate=beside.evaluate,
         writer=beside.writer,
+        keep=lambda at, params: begin.keeper.keep(at, params[branch]),
         finished=lambda: (
           beside.best is not None and beside.best.selection.finished
         ),
@@ -568,7 +600,7 @@ def _fit(job: Job, begin: _Begin, beside: _Beside) -> trainer.TrainState:
 
 def _finish(
   job: Job,
-  fixed: Mapping[str, Any],
+  begin: _Begin,
   state: trainer.TrainState,
   beside: _Beside,
 ) -> dict[str, dict[str, float]]:
@@ -586,7 +618,8 @@ def _finish(
   product = partitioning.to_host(trained)
   branch = settings.method.branch
   if branch is not None:
-    bundle = _make_bundle(job, fixed, step, product[branch], scores)
+    bundle = _make_bundle(job, begin.fixed, step, product[branch], scores)
+    begin.keeper.end(step, product[branch])
   if best is not None and best.kept is not None:
     chosen, kept = best.selection.best, best.kept
     if isinstance(kept, BestPrompts):
@@ -714,10 +747,16 @@ def _open_run(
   model_dir = job.settings.model_dir
   held.enter_context(lock.hold(model_dir))
   existed = run_lib.check_run_config(model_dir, record, face().name_of)
-  results = os.path.join(model_dir, run_lib.RESULTS)
-  if existed and os.path.exists(results):
-    return files.read_json(results)['scores']
+  path = os.path.join(model_dir, run_lib.RESULTS)
+  if existed and os.path.exists(path):
+    results = files.read_json(path)
+    if key_step := job.settings.logging.key_step:
+      keys.check_kept(model_dir, min(key_step, results['step']))
+    return results['scores']
   face().write_config(model_dir)
+  if job.nearest is not None:
+    path = os.path.join(model_dir, picks.PICKED)
+    files.write_file(path, files.json_bytes(job.nearest))
   if job.batches.chosen:
     _write_few_shot(model_dir, job.dataset, job.batches.chosen)
   return None

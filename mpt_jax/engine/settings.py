@@ -25,7 +25,8 @@ class BackboneSource:
   """Where a backbone is read from.
 
   Attributes:
-    path: an HF folder, a T5X checkpoint, or 'demo'; None draws a fresh one.
+    path: an HF folder, a T5X checkpoint, 'demo' or 'demo-small'; None draws a
+      fresh one.
     config: its sizes or their name, where the checkpoint has none.
     vocabulary: SentencePiece file, `tokenizer.json` or a folder with one; None
       is the one beside the backbone.
@@ -121,12 +122,15 @@ class Logging:
     checkpoint_period: steps between checkpoints.
     max_checkpoints: how many of the newest ones to keep.
     tensorboard: also write TensorBoard events beside `metrics.jsonl`.
+    key_step: the step whose prompts are kept in `key`, to find the task by
+      (`mpt_jax.transfer`), and those of step 0 in `start`; None keeps neither.
   """
 
   log_period: Positive = 100
   checkpoint_period: Positive = 1000
   max_checkpoints: Positive = 3
   tensorboard: bool = True
+  key_step: Positive | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,15 +12,17 @@ from typing import Any
 import jax
 import numpy as np
 
-from mpt_jax import methods, models, t5
+from mpt_jax import losses, methods, models, t5
 from mpt_jax.checkpoints import bundle as bundle_lib
 from mpt_jax.checkpoints.backbone import Backbone
 from mpt_jax.checkpoints.bundle import PromptBundle
 from mpt_jax.engine import params as params_lib
 from mpt_jax.engine.predictor import tokenizer
+from mpt_jax.transfer import shelf
 from mpt_jax.types import (
   InputError,
   Rate,
+  nearest,
 )
 
 log = logging.getLogger(__name__)
@@ -49,6 +51,32 @@ class Distillation:
 
 
 @dataclasses.dataclass(frozen=True)
+class Distance:
+  """Prompts that a run's own shall be near to, in place of its tasks' loss.
+
+  Attributes:
+    target_prompts: each task's finished prompt on this backbone, as
+      `Distillation.teacher_prompts`; None is the tasks' loss.
+    kind: 'l2', 'l2_squared' or 'mse', see `losses.prompt_distances`.
+  """
+
+  target_prompts: Any = None
+  kind: str = 'l2'
+
+  def __post_init__(self):
+    if self.kind not in losses.DISTANCES:
+      raise InputError(
+        f'DISTANCE = {self.kind!r}, expected one of'
+        f' {", ".join(losses.DISTANCES)}'
+        f'{nearest(str(self.kind), losses.DISTANCES)}'
+      )
+
+
+# What may teach a run.
+Lesson = Distillation | Distance
+
+
+@dataclasses.dataclass(frozen=True)
 class Source:
   """What a run starts from.
 
@@ -56,11 +84,29 @@ class Source:
     prompts: path of a bundle (or PEFT folder, or `.npy`), or of several, whose
       tasks are put together: a list, {task: path}, or a pattern with '{task}'
       in it for each task that `task` names. None is nothing.
-    task: which task of it to take, or which ones, in order; None is all.
+      A library gives the values of its tasks.
+    task: which task of it to take, or which ones, in order; None is all. Of a
+      library 'rte/1' is a task's run.
+    target_key: path of the key of the task to train, where the nearest source
+      is to be picked.
+    source_keys: the library whose keys are compared with it; None is that of
+      `prompts`, or `prompts` themselves.
+    similarity: how, see `transfer.retrieval.similarity`; None is 'average'.
   """
 
   prompts: str | Sequence[str] | Mapping[str, str] | None = None
   task: str | Sequence[str] | None = None
+  target_key: str | None = None
+  source_keys: str | None = None
+  similarity: str | None = None
+
+  def of_tasks(
+    self, method: methods.Method, tasks: Sequence[str] | None
+  ) -> 'Source':
+    """Returns it with a prompt for each task, where the method takes that."""
+    if not method.foreign_source or self.prompts is None or self.task:
+      return self
+    return dataclasses.replace(self, task=tuple(tasks or ()))
 
 
 NO_SOURCE = Source()
@@ -84,7 +130,7 @@ def make_model(
   config: t5.T5Config,
   method: methods.Method,
   num_tasks: int,
-  distillation: Distillation | None,
+  distillation: Lesson | None,
   **loss: Any,
 ) -> models.PromptedT5:
   """Makes a stage's model.
@@ -93,7 +139,8 @@ def make_model(
     config: the backbone's sizes.
     method: what to train.
     num_tasks: K.
-    distillation: weights of a source run's losses; None for none.
+    distillation: weights of a source run's losses, or the distance that is
+      the loss; None for neither.
     **loss: the loss settings and special ids of `models.PromptedT5`.
 
   Returns:
@@ -101,6 +148,11 @@ def make_model(
   """
   if distillation is None:
     return models.PromptedT5(config, method, num_tasks, **loss)
+  if isinstance(distillation, Distance):
+    kind = distillation.kind
+    return models.DistancePromptedT5(
+      config, method, num_tasks, **loss, distance=kind
+    )
   return models.DistilledPromptedT5(
     config,
     method,
@@ -134,9 +186,9 @@ def informed(
   """
 
   def read() -> PromptBundle | None:
-    bundle = read_source(source, backbone)
+    bundle = read_source(source, None if method.foreign_source else backbone)
     if bundle is not None and isinstance(source.task, str):
-      bundle = bundle.with_tasks([source.task])
+      bundle = bundle.with_tasks([_task_of(source.task)])
     return bundle
 
   try:
@@ -179,12 +231,12 @@ def start_values(
       )
     return {}
   given: dict[str, Any] = {}
-  bundle = read_source(source, backbone)
+  bundle = read_source(source, None if method.foreign_source else backbone)
   if bundle is not None:
     log.info('starting from the prompts in %s', source.prompts)
     given = {'source': bundle, 'path': source.prompts}
     if isinstance(source.task, str):
-      given['source_task'] = source.task
+      given['source_task'] = _task_of(source.task)
   if 'token_embedder' in backbone.params:
     given['embedding'] = backbone.params['token_embedder']['embedding']
   start = methods.Start(
@@ -197,12 +249,15 @@ def start_values(
   return {method.branch: params_lib.unflatten(arrays)}
 
 
-def read_source(source: Source, backbone: Backbone) -> PromptBundle | None:
+def read_source(
+  source: Source, backbone: Backbone | None
+) -> PromptBundle | None:
   """Reads what a run starts from.
 
   Args:
     source: where it is.
-    backbone: the backbone; its parameters are not read.
+    backbone: the backbone, whose parameters are not read; None where the
+      prompts are of another one.
 
   Returns:
     The bundle, of the tasks that are listed; None if there is nothing.
@@ -216,6 +271,8 @@ def read_source(source: Source, backbone: Backbone) -> PromptBundle | None:
   if isinstance(given, os.PathLike):
     given = os.fspath(given)
   named = [tasks] if isinstance(tasks, str) else list(tasks or ())
+  if isinstance(given, str) and shelf.is_library(given):
+    return _of_library(given, named or None, backbone)
   if isinstance(given, str) and '{task}' not in given:
     bundle = bundle_lib.load_prompts(given)
   elif isinstance(given, str | Mapping):
@@ -231,8 +288,29 @@ def read_source(source: Source, backbone: Backbone) -> PromptBundle | None:
     bundle = bundle_lib.load_several(given)
   if not isinstance(tasks, str | None):
     bundle = bundle.with_tasks(named)
-  bundle_lib.check_backbone(bundle, backbone)
+  if backbone is not None:
+    bundle_lib.check_backbone(bundle, backbone)
   return bundle
+
+
+def _task_of(name: str) -> str:
+  """The task of 'rte/1', a run of a library; no task's name has a '/'."""
+  return name.partition('/')[0]
+
+
+def _of_library(
+  path: str, tasks: Sequence[str] | None, backbone: Backbone | None
+) -> PromptBundle:
+  """The values of a library as one bundle."""
+  items = shelf.read(path, tasks=tasks, backbone=backbone)
+  found = [item.place.task for item in items]
+  for item in items:
+    if found.count(item.place.task) > 1:
+      raise InputError(
+        f'the library {path} has several runs of {item.place.task!r}: name one'
+        f' as SOURCE_TASK, such as {item.name!r}'
+      )
+  return bundle_lib.merge([item.bundle for item in items])
 
 
 def _by_task(
@@ -269,6 +347,7 @@ def teacher_table(
   task_names: Sequence[str],
   length: int,
   backbone: Backbone,
+  macro: str = 'TEACHER_PROMPTS',
 ) -> np.ndarray:
   """Reads the teachers' prompts.
 
@@ -277,6 +356,7 @@ def teacher_table(
     task_names: the run's tasks, in row order.
     length: P.
     backbone: the backbone; its parameters are not read.
+    macro: where they were given.
 
   Returns:
     [K, P, D] float32: each task's teacher prompt, in the run's row order.
@@ -287,10 +367,10 @@ def teacher_table(
   if isinstance(given, str):
     if '{task}' not in given:
       raise InputError(
-        f"TEACHER_PROMPTS = {given!r} must contain '{{task}}', or be a list of"
+        f"{macro} = {given!r} must contain '{{task}}', or be a list of"
         ' paths, or {task: path}'
       )
-  found = _by_task('TEACHER_PROMPTS has no teacher', given, task_names)
+  found = _by_task(f'{macro} has no teacher', given, task_names)
   rows = []
   for task in task_names:
     teacher = found[task]

@@ -665,11 +665,13 @@ class Periods:
     log: between metric fetches; the device is not waited for in between.
     checkpoint: between checkpoints; the last step has one too.
     evaluation: between evaluations, and at the last step; None is never.
+    key: the one step that is kept; None is none.
   """
 
   log: int = 100
   checkpoint: int = 1000
   evaluation: int | None = None
+  key: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -680,6 +682,7 @@ class Hooks:
     checkpointer: saves the state; None saves nothing.
     evaluate: (step, trainable params) -> scalars to write.
     writer: takes the scalars.
+    keep: (step, trainable params) of the key's step.
     finished: whether the run is over before its last step; asked at the start
       and after each evaluation.
     request: asks the run to save its state and stop; looked at at each step,
@@ -691,6 +694,7 @@ class Hooks:
   checkpointer: Checkpointer | None = None
   evaluate: Callable[[int, PyTree], Mapping[str, float]] | None = None
   writer: Writer | None = None
+  keep: Callable[[int, PyTree], None] = lambda step, params: None
   finished: Callable[[], bool] = lambda: False
   request: preemption.StopRequest | None = None
   compiled: Callable[[int], None] = lambda needs: None
@@ -862,11 +866,15 @@ class _Loop:
       and periods.evaluation is not None
       and (last or self.step % periods.evaluation == 0)
     )
-    if logs or saves or evaluates:
+    keeps = self.step == periods.key
+    if logs or saves or evaluates or keeps:
       check_finite(self.state, self._training.task_names)
     if logs:
       self._log()
     progress.maybe_print(self.step, self._note, force=last)
+    if keeps:  # Before what a resumed run would begin behind.
+      with progress.outside():
+        hooks.keep(self.step, self.state.params)
     if saves:
       self._save()
     if stops:

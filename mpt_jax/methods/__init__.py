@@ -11,6 +11,7 @@ from mpt_jax.methods.adapter import Adapter
 from mpt_jax.methods.attempt import Attempt
 from mpt_jax.methods.base import (
   DELTA,
+  NEAREST,
   PROMPTS,
   Delta,
   Inputs,
@@ -45,12 +46,14 @@ from mpt_jax.methods.multitask import (
   join_prompts,
 )
 from mpt_jax.methods.prefix import Prefix
+from mpt_jax.methods.projector import Projector
 from mpt_jax.methods.soft import SoftPrompts
 from mpt_jax.types import InputError, Positive, nearest
 
 __all__ = [
   'DELTA',
   'IA3',
+  'NEAREST',
   'PROMPTS',
   'Adapter',
   'Attempt',
@@ -67,6 +70,7 @@ __all__ = [
   'Method',
   'MultitaskPrompts',
   'Prefix',
+  'Projector',
   'PromptInit',
   'PromptMethod',
   'PromptsByExample',
@@ -118,6 +122,7 @@ for _method in (
   IA3,
   Prefix,
   DeepPrompts,
+  Projector,
 ):
   register(_method)
 
@@ -164,7 +169,7 @@ def prompt_method(
   length: Positive = 100,
   rank: Positive = 1,
   init: PromptInit = WORDS,
-  start: str = 'average',
+  start: str | None = None,
 ) -> Method:
   """The prompt method that a gin file names; what it does not have is left.
 
@@ -173,7 +178,7 @@ def prompt_method(
     length: PROMPT_LENGTH.
     rank: PROMPT_RANK.
     init: PROMPT_INIT.
-    start: START.
+    start: START; None is the method's own.
 
   Returns:
     The method.
@@ -188,7 +193,8 @@ def prompt_method(
     'length': length,
     'rank': rank,
     'init': init,
-    'start': start,
   }
+  if start is not None:
+    given['start'] = start
   has = {field.name for field in dataclasses.fields(method)}
   return method(**{name: v for name, v in given.items() if name in has})

@@ -2,21 +2,25 @@
 
 from collections.abc import Callable, Mapping
 import dataclasses
-import hashlib
 import math
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from mpt_jax.methods.base import Inputs, PromptsByExample, Start, by_rows
+from mpt_jax.methods.base import (
+  Inputs,
+  PromptsByExample,
+  Start,
+  by_rows,
+  layer_norm,
+  prompt_digest,
+)
 from mpt_jax.methods.initializers import PromptInit, Uniform
 from mpt_jax.types import Array, InputError, Positive, Rate
 
 # Of the normal start values of W_down and W_up.
 _STDDEV = 0.01
-_EPSILON = 1e-5
 _TARGET = 'target'
 
 
@@ -123,7 +127,9 @@ class Attempt(PromptsByExample):
         ' tasks: a bundle with all of them, a list of bundles, or a path with'
         " '{task}' in it and the tasks as SOURCE_TASK"
       )
-    named = zip(source.task_names, map(_digest, source.table), strict=True)
+    named = zip(
+      source.task_names, map(prompt_digest, source.table), strict=True
+    )
     return dataclasses.replace(self, sources=tuple(named))
 
   def shapes(self, config: Any, num_tasks: int) -> dict[str, tuple[int, ...]]:
@@ -224,11 +230,9 @@ class Attempt(PromptsByExample):
     # Products of so few numbers are not worth rounding.
     x = jnp.matmul(own['attn_W_down'], x, precision='highest')
     x = jnp.matmul(own['attn_W_up'], jax.nn.silu(x), precision='highest')
-    x = x[:, :, 0]
-    mean = jnp.mean(x, axis=-1, keepdims=True)
-    variance = jnp.var(x, axis=-1, keepdims=True)
-    x = (x - mean) / jnp.sqrt(variance + _EPSILON)
-    return x * own['layer_norm_weight'] + own['layer_norm_bias']
+    return layer_norm(
+      x[:, :, 0], own['layer_norm_weight'], own['layer_norm_bias']
+    )
 
   def scores(self, own: Mapping[str, Any], query: Array) -> Array:
     """What the softmax is taken of [B, S + 1], the target last."""
@@ -264,9 +268,3 @@ def _own(arrays: Mapping[str, Any], inputs: Inputs) -> Mapping[str, Any]:
     {name: jnp.asarray(value) for name, value in arrays.items()}, inputs.rows
   )
   return own
-
-
-def _digest(prompt: Any) -> str:
-  """The digest of a prompt [P, D]."""
-  content = np.ascontiguousarray(prompt, np.float32).tobytes()
-  return f'sha256:{hashlib.sha256(content).hexdigest()}'

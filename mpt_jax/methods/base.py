@@ -19,6 +19,7 @@ A method with neither trains the backbone itself.
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import hashlib
 import math
 from typing import Any, ClassVar, NamedTuple
 
@@ -28,11 +29,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from mpt_jax.methods.initializers import WORDS, PromptInit, Tokenize, Uniform
-from mpt_jax.types import Array, InputError, Positive
+from mpt_jax.types import Array, InputError, Positive, nearest
 
 PROMPTS, DELTA = 'prompts', 'delta'
+# How a run starts from a source with several tasks: from all of them, from
+# the one that retrieval picks (`mpt_jax.transfer`), or from the one named.
+AVERAGE, NEAREST, TASK = 'average', 'nearest', 'task:'
 # Formats of `mpt_jax.export`.
 BUNDLE = 'bundle'
+# Of the variance in a layer norm.
+_EPSILON = 1e-5
 NO_T5X = {'t5x': 'the T5X engine trains prompts; use mpt_jax.train'}
 
 
@@ -48,7 +54,6 @@ class Start:
     source: the bundle to start from, or None.
     path: where that was, for messages.
     source_task: which of its tasks to start from; None is the whole.
-    nearest: the source task that retrieval picks of a bundle, or None.
   """
 
   key: Array
@@ -58,7 +63,6 @@ class Start:
   source: Any = None
   path: str = ''
   source_task: str | None = None
-  nearest: Callable[[Any], str] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +84,9 @@ class Method:
     arrays: the names in its branch, where no backbone changes them; the first
       is [P, D], or [K, P, D].
     per_task: whether each task of a run has parameters of its own.
+    together: whether KEEP_BEST keeps one step for all tasks of a run.
+    foreign_source: whether what a run starts from are prompts of another
+      backbone, one for each of its tasks; else they are refused.
     groups: (name pattern in the branch, which rate it takes), all of them;
       the rate is 'learning_rate' or 'task_learning_rate'.
     rates: stage -> the two rates, as its paper or its code has them.
@@ -95,6 +102,8 @@ class Method:
   branch: ClassVar[str | None] = None
   arrays: ClassVar[tuple[str, ...]] = ()
   per_task: ClassVar[bool] = False
+  together: ClassVar[bool] = False
+  foreign_source: ClassVar[bool] = False
   groups: ClassVar[tuple[tuple[str, str], ...]] = (('.*', 'learning_rate'),)
   rates: ClassVar[Mapping[str, tuple[float, float | None]]]
   formats: ClassVar[tuple[str, ...]] = (BUNDLE,)
@@ -121,6 +130,16 @@ class Method:
   def trainable(self) -> tuple[str, ...]:
     """Patterns of the whole names of what trains."""
     return ('.*',) if self.branch is None else (f'{self.branch}/.*',)
+
+  @property
+  def picks(self) -> bool:
+    """Whether someone must say which task of a source is the nearest."""
+    return False
+
+  def picked(self, task: str) -> 'Method':
+    """Returns the method once that was said."""
+    del task
+    return self
 
   def of_source(self, read: Callable[[], Any]) -> 'Method':
     """Returns the method with what it must know of what a run starts from.
@@ -198,6 +217,11 @@ class Method:
     del arrays, num_tasks
     return None
 
+  def size_of(self, arrays: Mapping[str, Any]) -> tuple[int, int]:
+    """(P, D), of the arrays of a method of the first seam."""
+    length, width = arrays[self.arrays[0]].shape[-2:]
+    return length, width
+
   def select(
     self, arrays: Mapping[str, Any], rows: Sequence[int]
   ) -> dict[str, Any]:
@@ -231,21 +255,61 @@ class PromptMethod(Method):
   Attributes:
     length: P, the number of prompt vectors.
     init: how the [P, D] prompt starts when no source prompts are given.
+    start: what becomes of a source's tasks, one of `starts` or 'task:NAME';
+      None is for a source of one.
   """
 
   branch: ClassVar[str | None] = PROMPTS
   no_matrix: ClassVar[str] = ''
   # Our names -> PEFT's.
   peft_names: ClassVar[Mapping[str, str]] = {}
+  starts: ClassVar[tuple[str, ...]] = (AVERAGE, NEAREST)
 
   length: Positive = 100
   init: PromptInit = dataclasses.field(
     default=WORDS, kw_only=True, compare=False
   )
+  start: str | None = dataclasses.field(
+    default=None, kw_only=True, compare=False
+  )
 
   def __post_init__(self):
     if self.length < 1:
       raise InputError(f'PROMPT_LENGTH = {self.length} must be at least 1')
+    start = self.start
+    if start is not None and start not in self.starts:
+      if not start.startswith(TASK):
+        raise InputError(
+          f'START = {start!r}, expected one of {", ".join(self.starts)} or'
+          f" '{TASK}NAME'{nearest(start, self.starts)}"
+        )
+
+  @property
+  def picks(self) -> bool:
+    """See `Method.picks`."""
+    return self.start == NEAREST
+
+  def picked(self, task: str) -> 'PromptMethod':
+    """See `Method.picked`."""
+    return dataclasses.replace(self, start=f'{TASK}{task}')
+
+  def _start_task(self, start: Start) -> str | None:
+    """The one task of a source to start from; None is all.
+
+    Raises:
+      InputError: if that has still to be picked.
+    """
+    if start.source_task is not None:
+      return start.source_task
+    if self.picks:
+      raise InputError(
+        f'START = {NEAREST!r} needs something that says which source task is'
+        f" the nearest: give '{TASK}NAME', one of"
+        f' {", ".join(start.source.task_names)}'
+      )
+    if self.start is None or not self.start.startswith(TASK):
+      return None
+    return self.start.removeprefix(TASK)
 
   @property
   def prompt_length(self) -> int:
@@ -583,6 +647,19 @@ def by_rows(tree: Any, rows: Array) -> Any:
     rows: [B] int32, the task of each example.
   """
   return jax.tree.map(lambda a: a if a.shape[0] == 1 else a[rows], tree)
+
+
+def layer_norm(x: Array, weight: Array, bias: Array) -> Array:
+  """Normalizes the vectors on the last axis: mean 0, variance (1/n) 1."""
+  mean = jnp.mean(x, axis=-1, keepdims=True)
+  variance = jnp.var(x, axis=-1, keepdims=True)
+  return (x - mean) / jnp.sqrt(variance + _EPSILON) * weight + bias
+
+
+def prompt_digest(prompt: Any) -> str:
+  """The digest of a prompt [P, D]."""
+  content = np.ascontiguousarray(prompt, np.float32).tobytes()
+  return f'sha256:{hashlib.sha256(content).hexdigest()}'
 
 
 def check_peft(config: Mapping[str, Any], known: Sequence[str]) -> None:

@@ -8,12 +8,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mpt_jax.methods.base import BUNDLE, PromptMethod, Start, start_prompt
+from mpt_jax.methods.base import (
+  AVERAGE,
+  BUNDLE,
+  NEAREST,
+  PromptMethod,
+  Start,
+  start_prompt,
+)
 from mpt_jax.methods.initializers import FromArray
-from mpt_jax.types import Array, InputError, Positive, check_shape, nearest
+from mpt_jax.types import Array, InputError, Positive, check_shape
 
-# How a target starts from the source tasks' factors; `TASK` names one.
-AVERAGE, SHARED, NEAREST, TASK = 'average', 'shared', 'nearest', 'task:'
+# A target's start from P* alone.
+SHARED = 'shared'
 
 
 def compose_task_prompts(
@@ -92,17 +99,12 @@ class MultitaskPrompts(PromptMethod):
     'task_v': 'prefix_task_rows',
   }
 
-  rank: Positive = 1
-  start: str = dataclasses.field(default=AVERAGE, kw_only=True, compare=False)
+  starts: ClassVar[tuple[str, ...]] = (AVERAGE, SHARED, NEAREST)
 
-  def __post_init__(self):
-    super().__post_init__()
-    known = AVERAGE, SHARED, NEAREST
-    if self.start not in known and not self.start.startswith(TASK):
-      raise InputError(
-        f'START = {self.start!r}, expected one of {", ".join(known)} or'
-        f" '{TASK}NAME'{nearest(self.start, known)}"
-      )
+  rank: Positive = 1
+  start: str | None = dataclasses.field(
+    default=AVERAGE, kw_only=True, compare=False
+  )
 
   @classmethod
   def sized(cls, length: int, rank: int) -> 'MultitaskPrompts':
@@ -160,6 +162,12 @@ class MultitaskPrompts(PromptMethod):
   ) -> dict[str, Array]:
     """Takes over P*, and starts all tasks from the source's factors."""
     source = start.source.arrays
+    if 'shared_prompt' not in source:
+      raise InputError(
+        f'SOURCE_PROMPTS {start.path!r} holds prompts of method'
+        f' {start.source.method!r}, which have nothing in common: name one of'
+        f' {", ".join(start.source.task_names)} as SOURCE_TASK'
+      )
     want = (self.length, config.emb_dim, self.rank)
     got = (*np.shape(source['shared_prompt']), np.shape(source['task_u'])[-1])
     if got != want:
@@ -176,9 +184,8 @@ class MultitaskPrompts(PromptMethod):
         'task_u': task_u_init(key, shapes['task_u']),
         'task_v': task_v_init(key, shapes['task_v']),
       }
-    row = None
-    if self.start != AVERAGE:
-      row = start.source.row(self._source_task(start))
+    task = self._start_task(start)
+    row = None if task is None else start.source.row(task)
 
     def factor(name: str) -> Array:
       values = jnp.asarray(source[name], jnp.float32)
@@ -193,18 +200,6 @@ class MultitaskPrompts(PromptMethod):
       'task_u': factor('task_u'),
       'task_v': factor('task_v'),
     }
-
-  def _source_task(self, start: Start) -> str:
-    """The one source task whose factors are taken."""
-    if self.start != NEAREST:
-      return self.start.removeprefix(TASK)
-    if start.nearest is None:
-      raise InputError(
-        f'START = {NEAREST!r} needs something that says which source task is'
-        f" the nearest: give '{TASK}NAME', one of"
-        f' {", ".join(start.source.task_names)}'
-      )
-    return start.nearest(start.source)
 
   @classmethod
   def compose(cls, arrays: Mapping[str, Any], num_tasks: int) -> np.ndarray:

@@ -8,7 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mpt_jax.methods.base import BUNDLE, PromptMethod, Start, start_prompt
+from mpt_jax.methods.base import (
+  AVERAGE,
+  BUNDLE,
+  PromptMethod,
+  Start,
+  start_prompt,
+)
 from mpt_jax.methods.initializers import FromArray
 from mpt_jax.types import Array, InputError
 
@@ -49,19 +55,26 @@ class SoftPrompts(PromptMethod):
     """See `Method.initial`: a source prompt, or what `init` draws."""
     method = self
     if start.source is not None:
-      if start.source_task is None and start.source.per_task:
-        raise InputError(
-          f'SOURCE_PROMPTS {start.path!r} holds'
-          f' {len(start.source.task_names)} task prompts and this run trains'
-          ' one plain prompt: name one of'
-          f' {", ".join(start.source.task_names)} as SOURCE_TASK'
-        )
-      prompt = start.source.compose(
-        start.source_task or start.source.task_names[0]
+      method = dataclasses.replace(self, init=FromArray(self._source(start)))
+    elif self.start is not None:
+      raise InputError(
+        f'START = {self.start!r} needs SOURCE_PROMPTS, prompts to start from'
       )
-      method = dataclasses.replace(self, init=FromArray(prompt))
     key, _ = jax.random.split(start.key)
     return {'prompt': start_prompt(method, config, key, start)}
+
+  def _source(self, start: Start) -> np.ndarray:
+    """The prompt [P, D] of a source to start from."""
+    source, task = start.source, self._start_task(start)
+    if task is not None or not source.per_task:
+      return source.compose(task or source.task_names[0])
+    if self.start == AVERAGE:
+      return source.table.mean(axis=0, dtype=np.float64).astype(np.float32)
+    raise InputError(
+      f'SOURCE_PROMPTS {start.path!r} holds {len(source.task_names)} task'
+      ' prompts and this run trains one plain prompt: name one of'
+      f' {", ".join(source.task_names)} as SOURCE_TASK, or give START'
+    )
 
   @classmethod
   def compose(cls, arrays: Mapping[str, Any], num_tasks: int) -> np.ndarray:

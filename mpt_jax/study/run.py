@@ -14,7 +14,7 @@ from typing import Any
 
 from mpt_jax import cli
 from mpt_jax.checkpoints import files, lock
-from mpt_jax.checkpoints.backbone import DEMO
+from mpt_jax.checkpoints.backbone import DEMOS
 from mpt_jax.engine import preemption
 from mpt_jax.engine.settings import Examples
 from mpt_jax.study import rates, report, results, steps
@@ -168,10 +168,10 @@ def _inside(path: str, folder: str) -> str:
 
 def _find_backbone(path: str) -> str:
   """The backbone's path; what we ship is found from any working folder."""
-  if path == DEMO:
+  if path in DEMOS:
     return path
   path = local_path(path)
-  if path == DEMO:  # ./demo, which must not become the name.
+  if path in DEMOS:  # ./demo, which must not become the name.
     path = os.path.join(os.curdir, path)
   if os.path.exists(path) or os.path.isabs(path):
     return path

@@ -167,10 +167,14 @@ def _run_layers(
     x = call(layer, x)
     return x, x
 
-  # Caches keep their rows in front, where the decoding loops want them.
+  # Caches keep their rows in front, where the decoding loops want them. Who
+  # captures intermediates gets those of all layers; else there are none.
   scan = nn.scan(
     body,
-    variable_axes={'params': 0, 'delta': 0, 'cache': 1, 'encoder_cache': 1},
+    variable_axes={
+      **{'params': 0, 'delta': 0, 'intermediates': 0},
+      **{'cache': 1, 'encoder_cache': 1},
+    },
     split_rngs={'params': True, 'dropout': True},
     length=num_layers,
   )

@@ -19,7 +19,7 @@ from mpt_jax.checkpoints import bundle as bundle_lib
 from mpt_jax.checkpoints import files, huggingface, t5x_format
 from mpt_jax.checkpoints import run as run_lib
 from mpt_jax.checkpoints import vocabulary as vocabulary_lib
-from mpt_jax.checkpoints.backbone import DEMO, find_backbone
+from mpt_jax.checkpoints.backbone import DEMOS, demo_folder, find_backbone
 from mpt_jax.data.dataset import check_lengths
 from mpt_jax.data.libraries import tf
 from mpt_jax.data.lookup import check_labels
@@ -84,9 +84,9 @@ def train_model(
 
   Args:
     stage: 'teacher', 'source' or 'target'.
-    backbone: a T5X checkpoint (gs:// too), an HF folder, or 'demo'; its sizes
-      where it does not say them; a vocabulary where none lies beside it and
-      it is not T5's public one.
+    backbone: a T5X checkpoint (gs:// too), an HF folder, 'demo' or
+      'demo-small'; its sizes where it does not say them; a vocabulary where
+      none lies beside it and it is not T5's public one.
     method: what is learned, a method of prompts.
     prompt_tasks: the run's tasks in row order.
     total_steps: the T5X step at which the run ends, see `total_steps`.
@@ -399,8 +399,8 @@ def _use_vocabulary(
   if not remote.is_remote(path):
     special = vocabulary_lib.read_special_ids(path)
     vocabulary_lib.require_ordinary(special, path)
-  if given == DEMO:
-    given = os.path.join(find_backbone(DEMO), huggingface.VOCABULARY)
+  if given and given in DEMOS:
+    given = os.path.join(demo_folder(given), huggingface.VOCABULARY)
   if given is not None:
     given = local_path(given)
     if not tf.io.gfile.exists(given):

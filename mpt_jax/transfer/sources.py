@@ -15,11 +15,14 @@ import numpy as np
 
 from mpt_jax.checkpoints import bundle as bundle_lib
 from mpt_jax.checkpoints.bundle import PromptBundle
+from mpt_jax.engine import selection
+from mpt_jax.transfer import shelf
 from mpt_jax.types import InputError
 
 # What a prompt is. A value is the finished one, a key an early one by which
 # tasks are compared.
-VALUE, KEY, SHARED, RANDOM, ZERO = 'value', 'key', 'shared', 'random', 'zero'
+VALUE, KEY = shelf.VALUE, shelf.KEY
+SHARED, RANDOM, ZERO = 'shared', 'random', 'zero'
 PROJECTED, COMPOSED = 'projected', 'composed'
 _SHARED = 'shared_prompt'
 
@@ -104,6 +107,22 @@ def of_bundle(bundle: PromptBundle, kind: str = VALUE) -> list[SourcePrompt]:
   ]
 
 
+def of_library(items: Iterable[shelf.Item]) -> list[SourcePrompt]:
+  """Returns the prompts of what was read of a library."""
+  found = []
+  for item in items:
+    [prompt] = of_bundle(item.bundle, item.place.kind)
+    found.append(
+      dataclasses.replace(
+        prompt,
+        name=item.name,
+        run=item.place.run,
+        start=None if item.start is None else item.start.table[0],
+      )
+    )
+  return found
+
+
 def shared_of(bundle: PromptBundle, name: str = 'P*') -> SourcePrompt:
   """Returns P* of an MPT bundle.
 
@@ -149,9 +168,9 @@ def read(given: Given, backbone: Any = None) -> list[SourcePrompt]:
   """Reads prompts to transfer.
 
   Args:
-    given: a bundle, whatever `load_prompts` reads, a list of these, or
-      {name: one of these}, whose names stand before those of several tasks
-      ('mpt/rte').
+    given: a bundle, a library (its values), whatever `load_prompts` reads, a
+      list of these, or {name: one of these}, whose names stand before those of
+      several tasks ('mpt/rte').
     backbone: they must be of this one; None does not check.
 
   Returns:
@@ -187,6 +206,8 @@ def _read(given: Given, backbone: Any) -> list[SourcePrompt]:
     return named
   if isinstance(given, str | os.PathLike):
     path = os.fspath(given)
+    if shelf.is_library(path):
+      return of_library(shelf.read(path, VALUE, backbone=backbone))
     given = bundle_lib.load_prompts(path)
   if isinstance(given, PromptBundle):
     if backbone is not None:
@@ -197,12 +218,22 @@ def _read(given: Given, backbone: Any) -> list[SourcePrompt]:
 
 def main_score(metrics: Any) -> float | None:
   """Returns a task's main score of those in a bundle; None if it has none."""
-  # Imported here: a study's numbers are a floor of their own.
-  from mpt_jax.study import stats
+  return named_score(metrics)[1]
 
+
+def named_score(metrics: Any) -> tuple[str, float | None]:
+  """Returns (name, value) of a task's main score in a bundle.
+
+  Args:
+    metrics: the task's.
+
+  Returns:
+    ('', None) if it has none; a value that is not defined is None.
+  """
   if not isinstance(metrics, Mapping) or not metrics:
-    return None
-  return stats.main_score(metrics)[1]
+    return '', None
+  name = selection.main_metric(metrics)
+  return name, metrics[name]
 
 
 def table_of(prompts: Iterable[SourcePrompt]) -> np.ndarray:

@@ -20,7 +20,6 @@ from typing import Any
 from mpt_jax.types import InputError
 
 DEMO_BACKBONE = os.path.join(os.path.dirname(__file__), 'demo_backbone')
-NAME = 'mpt_jax demo backbone'
 
 
 def measure(backbone: str, num_examples: int | None = None) -> dict[str, Any]:
@@ -73,7 +72,7 @@ def ship(
 
   Args:
     model_dir: MODEL_DIR of the pretraining run, or a backbone's folder.
-    out: folder to write.
+    out: folder to write; its name becomes the backbone's.
     num_examples: per skill; None is all.
 
   Returns:
@@ -86,6 +85,7 @@ def ship(
   from mpt_jax.checkpoints import files, huggingface
   from tasks.offline import vocabulary
 
+  name = os.path.basename(os.path.abspath(out)).replace('_', ' ')
   folder = os.path.join(model_dir, 'backbone')
   folder = folder if os.path.isdir(folder) else model_dir
   loaded = backbone_lib.load_backbone(folder)
@@ -100,7 +100,7 @@ def ship(
         ' tasks.offline: pretrain again'
       )
     huggingface.save_huggingface(
-      out, loaded.config, loaded.params, spiece, 'float16', NAME
+      out, loaded.config, loaded.params, spiece, 'float16', f'mpt_jax {name}'
     )
   result = measure(out, num_examples)
   files.write_file(os.path.join(out, 'skills.json'), files.json_bytes(result))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mpt_jax import checkpoints, t5
-from mpt_jax.checkpoints.backbone import demo_folder
+from mpt_jax.checkpoints.backbone import DEMOS, demo_folder
 from mpt_jax.engine import predictor
 from mpt_jax.engine.settings import BackboneSource
 from mpt_jax.types import InputError
@@ -22,17 +22,21 @@ TINY = t5.T5Config(
 )
 
 
-def test_demo_is_the_shipped_backbone_wherever_one_works(tmp_path, monkeypatch):
-  shipped = checkpoints.load_backbone(demo_folder())
+@pytest.mark.parametrize('name', DEMOS)
+def test_a_demo_is_a_shipped_backbone_wherever_one_works(
+  tmp_path, monkeypatch, name
+):
+  shipped = checkpoints.load_backbone(demo_folder(name))
   # What `make demo` leaves, and a copy that is a backbone but not this one.
-  (tmp_path / 'demo').mkdir()
-  (tmp_path / 'demo' / 'report.md').write_text('a report')
+  (tmp_path / name).mkdir()
+  (tmp_path / name / 'report.md').write_text('a report')
   monkeypatch.chdir(tmp_path)
-  loaded = predictor.load_backbone(BackboneSource('demo', vocabulary='demo'))
+  loaded = predictor.load_backbone(BackboneSource(name, vocabulary=name))
   assert loaded.fingerprint == shipped.fingerprint
-  assert loaded.vocabulary_file == os.path.join(demo_folder(), 'spiece.model')
+  words = os.path.join(demo_folder(name), 'spiece.model')
+  assert loaded.vocabulary_file == words
   with pytest.raises(InputError, match='there is no backbone in'):
-    checkpoints.load_backbone('./demo')
+    checkpoints.load_backbone(f'./{name}')
 
 
 def test_fingerprint_tells_backbones_apart():

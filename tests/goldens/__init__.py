@@ -198,16 +198,19 @@ def layouts(golden: Golden) -> list[str]:
   return sorted({file.parent.name for file in found})
 
 
-def backbone_of(golden: Golden, width: int, vocab_size: int) -> pathlib.Path:
+def backbone_of(
+  golden: Golden, width: int, vocab_size: int, **sizes: int
+) -> pathlib.Path:
   """The folder of transformers that a golden's numbers were made with.
 
-  It is the one whose sizes fit; of several, the one that the golden's
-  configuration or a README names.
+  It is the one whose sizes fit, also others by their names in `config.json`;
+  of several, the one that the golden's configuration or a README names.
   """
+  sizes = {'d_model': width, 'vocab_size': vocab_size, **sizes}
   fit = [
     g.folder
     for g in find('transformers')
-    if (g.config['d_model'], g.config['vocab_size']) == (width, vocab_size)
+    if all(g.config.get(n, size) == size for n, size in sizes.items())
   ]
   if not fit:
     pytest.skip(f'{golden.name}: its backbone is not in {ROOT}')

@@ -42,6 +42,9 @@ METHODS: dict[str, methods.Method] = {
   'ia3': methods.IA3(),
   'prefix': methods.Prefix(P, hidden=5),
   'deep': methods.DeepPrompts(P, combine='add'),
+  'projector': methods.Projector(
+    P, 6, sources=(('same', ''), ('other', '')), source_length=4, source_width=7
+  ),
 }
 
 # One of each seam's kinds: what takes long is done with these in every run of
@@ -128,14 +131,17 @@ def start_of(method: methods.Method, folder, width: int) -> str | None:
   if not sources:
     return None
   rng = np.random.default_rng(0)
+  length = P
+  if method.foreign_source:
+    length, width = method.source_length, method.source_width
   path = str(folder / 'sources')
   bundle.PromptBundle(
     method='multitask',
     stage='source',
     task_names=tuple(name for name, _ in sources),
     arrays={
-      'shared_prompt': rng.normal(size=(P, width)),
-      'task_u': rng.normal(size=(len(sources), P, 1)),
+      'shared_prompt': rng.normal(size=(length, width)),
+      'task_u': rng.normal(size=(len(sources), length, 1)),
       'task_v': rng.normal(size=(len(sources), 1, width)),
     },
   ).save(path)

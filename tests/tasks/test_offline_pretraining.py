@@ -12,6 +12,7 @@ seqio = pytest.importorskip('seqio')
 from mpt_jax import data, t5  # noqa: E402
 from mpt_jax.checkpoints import backbone as backbone_lib  # noqa: E402
 from mpt_jax.checkpoints import huggingface  # noqa: E402
+from mpt_jax.checkpoints.backbone import DEMOS, demo_folder  # noqa: E402
 from mpt_jax.types import InputError  # noqa: E402
 from tasks import offline  # noqa: E402
 from tasks.offline import corpus, datasets, pretraining, ship  # noqa: E402
@@ -83,13 +84,30 @@ def test_skill_tasks_are_canonical(skill):
       assert example['targets_pretokenized'].decode() in allowed
 
 
-def test_shipped_backbone_is_small_and_says_its_skills():
+def test_shipped_backbones_differ_in_all_sizes_but_the_words():
+  first, second = (
+    backbone_lib.load_backbone(demo_folder(name)) for name in DEMOS
+  )
+  assert first.name == 'mpt_jax demo backbone'
+  assert second.name == 'mpt_jax demo small backbone'
+  assert first.config.vocab_size == second.config.vocab_size
+  digests = {
+    backbone_lib.digest_vocabulary(x.vocabulary_file) for x in (first, second)
+  }
+  assert len(digests) == 1
+  sizes = ('emb_dim', 'num_heads', 'num_encoder_layers', 'mlp_dim')
+  for size in sizes:
+    assert getattr(first.config, size) != getattr(second.config, size), size
+
+
+@pytest.mark.parametrize('name', DEMOS)
+def test_shipped_backbone_is_small_and_says_its_skills(name):
+  folder = demo_folder(name)
   sizes = [
-    os.path.getsize(os.path.join(ship.DEMO_BACKBONE, name))
-    for name in os.listdir(ship.DEMO_BACKBONE)
+    os.path.getsize(os.path.join(folder, file)) for file in os.listdir(folder)
   ]
   assert sum(sizes) < 3 * 2**20
-  with open(os.path.join(ship.DEMO_BACKBONE, 'skills.json')) as file:
+  with open(os.path.join(folder, 'skills.json')) as file:
     told = json.load(file)
   assert told['tasks'] == dict(pretraining.SKILL_OF)
   assert set(told['skills']) == set(corpus.SKILLS)
@@ -98,10 +116,11 @@ def test_shipped_backbone_is_small_and_says_its_skills():
 
 
 @pytest.mark.slow
-def test_shipped_skills_are_what_is_measured():
-  with open(os.path.join(ship.DEMO_BACKBONE, 'skills.json')) as file:
+@pytest.mark.parametrize('name', DEMOS)
+def test_shipped_skills_are_what_is_measured(name):
+  with open(os.path.join(demo_folder(name), 'skills.json')) as file:
     told = json.load(file)['skills']
-  found = ship.measure(ship.DEMO_BACKBONE, num_examples=300)['skills']
+  found = ship.measure(demo_folder(name), num_examples=300)['skills']
   for skill, values in found.items():
     # 300 of the same 1,000 examples: three standard errors, and a little.
     assert values['accuracy'] == pytest.approx(
