@@ -9,6 +9,7 @@ import dataclasses
 import json
 import logging
 
+import jax
 import numpy as np
 import pytest
 
@@ -17,6 +18,7 @@ from mpt_jax import pretrained
 from mpt_jax.checkpoints.bundle import PromptBundle
 from mpt_jax.checkpoints.vocabulary import Vocabulary
 from mpt_jax.data import memory
+from mpt_jax.engine import predictor
 from mpt_jax.engine.settings import Decoding, Examples
 from mpt_jax.transfer import scoring, sources
 from mpt_jax.types import InputError
@@ -104,12 +106,13 @@ def test_a_cell_is_what_eval_says(backbone, bundle, prompts, tmp_path, beams):
   bundle.save(str(tmp_path / 'prompts'))
   decoding = Decoding(num_beams=beams)
   scorer = _scorer(backbone, readout='generate', decoding=decoding)
-  cells = _by_place(scorer.score(prompts, list(TASKS)))
-  assert list(cells) == [(s, t) for s in SOURCES for t in TASKS]
+  tasks = ['moods', 'names']
+  cells = _by_place(scorer.score(prompts, tasks))
+  assert list(cells) == [(s, t) for s in SOURCES for t in tasks]
   for source in SOURCES:
     said = mpt_jax.evaluate(
       backbone,
-      list(TASKS),
+      tasks,
       prompts=str(tmp_path / 'prompts'),
       prompt_task=source,
       batch_size=8,
@@ -130,37 +133,69 @@ def test_a_cell_is_what_eval_says(backbone, bundle, prompts, tmp_path, beams):
 
 
 def test_labels_are_ranked_as_the_model_ranks_them(backbone, bundle, prompts):
-  texts = {name: memory.find(name).text('test') for name in TASKS}
-  cells = _by_place(_scorer(backbone).score(prompts, list(TASKS)))
-  vocabulary = Vocabulary(str(tiny.VOCABULARY))
-  model = pretrained.PromptedT5(backbone, bundle, vocabulary)
-  right = {}
-  for task in ('moods', 'kinds'):
-    rows = TASKS[task].test
-    inputs = [texts[task].fill(row) for row in rows]
-    answers = texts[task].answers()
-    for source in SOURCES:
-      found = np.array(
+  model = pretrained.PromptedT5(
+    backbone, bundle, Vocabulary(str(tiny.VOCABULARY))
+  )
+  task = TASKS['kinds']
+  text = memory.find('kinds').text('test')
+  inputs = [text.fill(row) for row in task.test]
+  ranked = {
+    source: [
+      max(answers, key=answers.get)
+      for answers in zip_words(
+        text.answers(),
         [
-          model.score(inputs, [answer] * len(rows), source)
-          for answer in answers.values()
-        ]
-      ).argmax(axis=0)
-      labels = np.array([row['label'] for row in rows])
-      right[source, task] = 100 * float(np.mean(found == labels))
-      cell = cells[source, task]
-      assert cell.score == pytest.approx(right[source, task])
-      assert cell.readout == 'labels'
-      assert cell.collapsed == (len(set(found.tolist())) == 1)
-  assert {cells[s, 'names'].readout for s in SOURCES} == {'generate'}
+          model.score(inputs, [answer] * len(inputs), source)
+          for answer in text.answers().values()
+        ],
+      )
+    ]
+    for source in SOURCES
+  }
+  # The labels are what the first prompt answers, so it is right everywhere.
+  rows = [
+    {**row, 'label': word}
+    for row, word in zip(task.test, ranked['a'], strict=True)
+  ]
+  memory.register({'kinds': dataclasses.replace(task, test=rows)})
+  cells = _scorer(backbone).score(prompts, ['kinds', 'names'])
+  assert [cell.readout for cell in cells] == ['labels', 'generate'] * 3
+  for cell in cells[::2]:
+    same = np.array(ranked[cell.source]) == np.array(ranked['a'])
+    assert cell.score == pytest.approx(100 * same.mean())
+  assert cells[0].score == 100 > min(cell.score for cell in cells[::2])
+
+
+def zip_words(answers, scores):
+  """{word: score} of each text, of scores by word."""
+  return [
+    dict(zip(answers, by, strict=True)) for by in zip(*scores, strict=True)
+  ]
+
+
+def test_words_have_the_scores_of_single_answers(backbone, bundle):
+  model, params = predictor.prompted_model(backbone, bundle)
+  batch = next(tiny.Batches(5, 3, P, config=tiny.SERVED))
+  words = np.array([[7, 9, 1], [8, 1, 0], [11, 12, 1], [0, 0, 0]], np.int32)
+  found = np.asarray(jax.jit(model.score_words)(params, batch, words))
+  score = jax.jit(model.score_batch)
+  for column, word in enumerate(words[:3]):
+    targets = np.tile(word, (5, 1))
+    one = batch | {
+      'decoder_target_tokens': targets,
+      'decoder_input_tokens': np.pad(targets, ((0, 0), (1, 0)))[:, :-1],
+      'decoder_loss_weights': (targets > 0).astype(np.int32),
+    }
+    np.testing.assert_allclose(found[:, column], score(params, one), rtol=1e-5)
+  assert not found[:, 3].any()
 
 
 @pytest.mark.parametrize('readout', scoring.READOUTS)
 def test_prompts_per_call_change_nothing(backbone, prompts, readout):
-  whole = _scorer(backbone, readout=readout).score(prompts, list(TASKS))
-  for count in (1, 2):
-    scorer = _scorer(backbone, readout=readout, prompts_per_call=count)
-    assert scorer.score(prompts, list(TASKS)) == whole
+  tasks = ['moods', 'names']
+  whole = _scorer(backbone, readout=readout).score(prompts, tasks)
+  few = _scorer(backbone, readout=readout, prompts_per_call=2)
+  assert few.score(prompts, tasks) == whole
 
 
 def test_prompts_of_several_lengths(backbone, prompts):
@@ -278,8 +313,6 @@ def test_what_cannot_be_scored_is_named(backbone, prompts):
     other = dataclasses.replace(prompts[0], **change)
     with pytest.raises(InputError, match="'a' .*sha256:other"):
       scorer.score([other], ['moods'])
-  with pytest.raises(InputError, match="did you mean 'moods'"):
-    scorer.score(prompts, ['mods'])
   with pytest.raises(InputError, match="readout is 'label'.*'labels'"):
     _scorer(backbone, readout='label')
   with pytest.raises(InputError, match='prompts_per_call'):

@@ -416,7 +416,8 @@ def _targets(
   category: Callable[[str], str],
 ) -> tuple[list[dict[str, Any]], list[str]]:
   """The targets with what their scores are compared with; and what is not."""
-  targets, said = [], []
+  targets: list[dict[str, Any]] = []
+  said: dict[str, list[str]] = {}
   for task in dict.fromkeys(cell.task for cell in found):
     cells = [cell for cell in found if cell.task == task]
 
@@ -440,35 +441,32 @@ def _targets(
       'random': mean(sources_lib.RANDOM, ''),
     }
     targets.append(target)
-    said += _undefined(target)
+    reasons = _undefined(target)
     undefined = [cell.source for cell in cells if cell.score is None]
     if undefined:
-      said.append(
-        f'{task}: {first.metric} is not defined for {", ".join(undefined)}'
-      )
-  return targets, said
+      reasons.append(f'{first.metric} of {", ".join(undefined)} is not defined')
+    for reason in reasons:
+      said.setdefault(reason, []).append(task)
+  return targets, [f'{", ".join(t)}: {reason}' for reason, t in said.items()]
 
 
 def _undefined(target: Mapping[str, Any]) -> list[str]:
   """Why a target has no relative scores, or no gains."""
-  task, own, floor = target['task'], target['own'], target['random']
+  own, floor = target['own'], target['random']
   if own is None:
-    return [
-      f'{task}: no prompt of its own has a score, so there are no relative'
-      ' scores and no gains'
-    ]
+    return ['no prompt of its own has a score: no relative scores, no gains']
   said = []
   if _relative(own, target) is None:
     reason = f"its own prompt's {target['metric']} is {own:.2f}, not above 0"
     if target['better'] != 'more':
       reason = f'less {target["metric"]} is better'
-    said.append(f'{task}: no relative scores, since {reason}')
+    said.append(f'no relative scores, since {reason}')
   if floor is None:
-    said.append(f'{task}: no gains, since no random prompt has a score')
+    said.append('no gains, since no random prompt has a score')
   elif _gain(own, target) is None:
     said.append(
-      f'{task}: no gains, since its own prompt ({own:.2f}) is not better than'
-      f' random ones ({floor:.2f})'
+      f'no gains, since its own prompt ({own:.2f}) is not better than random'
+      f' ones ({floor:.2f})'
     )
   return said
 

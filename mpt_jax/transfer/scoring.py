@@ -24,6 +24,7 @@ from mpt_jax import methods, models
 from mpt_jax.checkpoints import files
 from mpt_jax.checkpoints.backbone import Backbone
 from mpt_jax.engine import (
+  hostmemory,
   metrics,
   multihost,
   partitioning,
@@ -47,8 +48,8 @@ log = logging.getLogger(__name__)
 LABELS, GENERATE = 'labels', 'generate'
 READOUTS = (LABELS, GENERATE)
 # What the rows of a call may need beside the weights, where the device does
-# not say what it has. More rows at once make a CPU no faster.
-_ROOM = 256 << 20
+# not say what it has. More rows at once make a CPU slower.
+_ROOM = 128 << 20
 # Of what a device has left.
 _SHARE = 0.5
 # Seconds between two lines on what is left.
@@ -172,11 +173,11 @@ class Scorer:
       scan_layers=devices.scan_layers,
       shard_backbone=devices.shard_backbone,
     )
+    hostmemory.keep()
     self._examples, self._size = examples, batch_size
     self._readout, self._decoding = readout, decoding
     self._cache = None if cache is None else require_local(cache)
     self._at_once = prompts_per_call
-    self._steps = functools.cache(self._make_steps)
 
   def score(
     self, prompts: Sequence[SourcePrompt], tasks: Sequence[str]
@@ -320,18 +321,6 @@ class Scorer:
       return _ROOM
     return int(_SHARE * (stats['bytes_limit'] - stats.get('bytes_in_use', 0)))
 
-  def _make_steps(
-    self, prompt_length: int
-  ) -> tuple[Callable[..., Array], Callable[..., Array]]:
-    """The compiled steps: one generates, one compares words."""
-    model = models.PromptedT5(
-      self._backbone.config,
-      _Table(prompt_length),
-      **self._backbone.special_ids.of_model(),
-    )
-    generate = trainer.make_predict_step(model, **self._decoding.search)
-    return generate, jax.jit(model.score_words)
-
   def _answer(self, call: '_Call') -> list[Cell]:
     """Asks the prompts of a call."""
     questions = call.questions
@@ -343,7 +332,12 @@ class Scorer:
       **self._params,
       methods.PROMPTS: partitioning.shard_params({'table': table}, self._mesh),
     }
-    generate, compare = self._steps(table.shape[1])
+    model = models.PromptedT5(
+      self._backbone.config,
+      _Table(table.shape[1]),
+      **self._backbone.special_ids.of_model(),
+    )
+    generate, compare = _steps(model, self._decoding)
 
     def answer(batch: Mapping[str, np.ndarray]) -> np.ndarray:
       rows = trainer.put_batch(
@@ -367,6 +361,15 @@ class Scorer:
       _judged(prompt, questions, scores, readout)
       for prompt, scores in zip(call.prompts, each, strict=True)
     ]
+
+
+@functools.lru_cache(maxsize=8)
+def _steps(
+  model: models.PromptedT5, decoding: Decoding
+) -> tuple[Callable[..., Array], Callable[..., Array]]:
+  """The compiled steps of all scorers: one generates, one compares words."""
+  generate = trainer.make_predict_step(model, **decoding.search)
+  return generate, jax.jit(model.score_words)
 
 
 @dataclasses.dataclass(frozen=True)
