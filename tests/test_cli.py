@@ -40,6 +40,7 @@ RUNS = {
   'transfer_check': ('mpt_jax.transfer.library', 'check'),
   'transfer_matrix': ('mpt_jax.transfer.matrix', 'matrix'),
   'transfer_indicators': ('mpt_jax.transfer.indicators', 'indicators'),
+  'transfer_speedup': ('mpt_jax.transfer.speedup', 'speedup'),
 }
 # Bound and run by other tests, or only included.
 INCLUDED = (
@@ -71,6 +72,7 @@ REQUIRED = {
   'TEACHER_PROMPTS': "'teachers/{task}'",
   'SOURCE_PROMPTS': "'source'",
   'PROMPTS': "'prompts'",
+  'SOURCES': "'sources'",
   'OUTPUT': "'out'",
   'LIBRARY': "'library'",
   'PROMPT_LABELS': "['yes', 'no']",
