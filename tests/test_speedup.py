@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mpt_jax.checkpoints import bundle as bundle_lib
-from mpt_jax.transfer import curves, runs, speedup
+from mpt_jax.transfer import curves, records, runs, speedup
 from mpt_jax.transfer.curves import Curve, compare
 from mpt_jax.transfer.speedup import Recipe
 from mpt_jax.types import InputError
@@ -294,3 +294,10 @@ def test_the_best_foreign_source_of_a_matrix(ran):
     _speedup(folder, targets='rtee', **given)
   with pytest.raises(InputError, match='or with MATRIX a path with {source}'):
     _speedup(folder, sources='library', matrix=str(folder))
+
+
+def test_the_order_of_a_dictionary_is_no_setting(tmp_path):
+  for macros in ({'A': 1, 'B': 2}, {'B': 2, 'A': 1}):
+    assert records.begin(str(tmp_path), 'x', {'macros': macros}) is None
+  with pytest.raises(InputError, match='macros: {"A": 1, "B": 2} there, {"A"'):
+    records.begin(str(tmp_path), 'x', {'macros': {'A': 1}})
