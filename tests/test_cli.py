@@ -41,6 +41,7 @@ RUNS = {
   'transfer_matrix': ('mpt_jax.transfer.matrix', 'matrix'),
   'transfer_indicators': ('mpt_jax.transfer.indicators', 'indicators'),
   'transfer_retrieve': ('mpt_jax.transfer.retrieve', 'retrieve'),
+  'transfer_speedup': ('mpt_jax.transfer.speedup', 'speedup'),
 }
 # Bound and run by other tests, or only included.
 INCLUDED = (
@@ -72,6 +73,7 @@ REQUIRED = {
   'TEACHER_PROMPTS': "'teachers/{task}'",
   'SOURCE_PROMPTS': "'source'",
   'PROMPTS': "'prompts'",
+  'SOURCES': "'sources'",
   'OUTPUT': "'out'",
   'LIBRARY': "'library'",
   'TARGET_KEY': "'key'",

@@ -26,6 +26,11 @@ VERBS: Mapping[str, tuple[str, str, str]] = {
     'indicators',
     'how alike prompts are, and whether that predicts transfer',
   ),
+  'speedup': (
+    'speedup',
+    'speedup',
+    'another prompt as a start: how much faster, how much better',
+  ),
 }
 
 
