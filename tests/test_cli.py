@@ -35,6 +35,7 @@ RUNS = {
   'export': ('mpt_jax.export', 'export'),
   'convert': ('mpt_jax.convert', 'convert'),
   'transfer_report': ('mpt_jax.transfer.report', 'report'),
+  'transfer_matrix': ('mpt_jax.transfer.matrix', 'matrix'),
 }
 # Bound and run by other tests, or only included.
 INCLUDED = (
@@ -70,6 +71,7 @@ REQUIRED = {
   'PROMPT_LABELS': "['yes', 'no']",
   'PROMPT_TEXT': "'a text'",
   'PROMPT_FILE': "'prompt.npy'",
+  'SOURCES': "'sources'",
 }
 
 

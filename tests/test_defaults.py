@@ -36,6 +36,8 @@ REASONS = {
   ('answer', 'PROMPTS'): 'as in eval',
   ('export', 'INITIAL_CHECKPOINT_PATH'): 'one format alone reads a backbone',
   ('answer', 'INPUT'): 'what makes it this file',
+  ('transfer_matrix', 'EVAL_EXAMPLES'): 'of all pairs: a part of each will do',
+  ('transfer_matrix', 'MODEL_DIR'): 'what a command writes, a notebook shows',
   ('answer', 'BATCH_SIZE'): 'smaller: lines are answered as they come',
 }
 # Recipes: each of their numbers is there to differ.

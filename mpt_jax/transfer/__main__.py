@@ -16,6 +16,7 @@ from mpt_jax.types import nearest
 # which one goes on from one to the next.
 VERBS: Mapping[str, tuple[str, str, str]] = {
   'report': ('report', 'report', 'one page about a folder of results'),
+  'matrix': ('matrix', 'matrix', 'scores every prompt on every task'),
 }
 
 

@@ -20,7 +20,7 @@ from mpt_jax.types import InputError
 # What a prompt is. A value is the finished one, a key an early one by which
 # tasks are compared.
 VALUE, KEY, SHARED, RANDOM, ZERO = 'value', 'key', 'shared', 'random', 'zero'
-PROJECTED = 'projected'
+PROJECTED, COMPOSED = 'projected', 'composed'
 _SHARED = 'shared_prompt'
 
 Given = str | PromptBundle | Sequence[Any] | Mapping[str, Any]
@@ -34,7 +34,8 @@ class SourcePrompt:
     name: what tables and plots call it.
     array: [P, D] float32.
     task: what it was learned on; '' for nothing, or several tasks.
-    kind: 'value', 'key', 'shared' (MPT's P*), 'random', 'zero' or 'projected'.
+    kind: 'value', 'key', 'shared' (MPT's P*), 'composed' (of P* and a task's
+      factors), 'random', 'zero' or 'projected'.
     run: which of several runs of the task, a seed or a name; '' for the only.
     step: training steps behind it.
     score: its own score on its own task in percent, if known.
