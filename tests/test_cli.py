@@ -36,6 +36,7 @@ RUNS = {
   'convert': ('mpt_jax.convert', 'convert'),
   'transfer_report': ('mpt_jax.transfer.report', 'report'),
   'transfer_matrix': ('mpt_jax.transfer.matrix', 'matrix'),
+  'transfer_project': ('mpt_jax.transfer.project', 'project'),
 }
 # Bound and run by other tests, or only included.
 INCLUDED = (
@@ -72,6 +73,7 @@ REQUIRED = {
   'PROMPT_TEXT': "'a text'",
   'PROMPT_FILE': "'prompt.npy'",
   'SOURCES': "'sources'",
+  'TRAIN_ON': "[['mnli']]",
 }
 
 
