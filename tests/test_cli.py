@@ -42,6 +42,7 @@ RUNS = {
   'transfer_indicators': ('mpt_jax.transfer.indicators', 'indicators'),
   'transfer_retrieve': ('mpt_jax.transfer.retrieve', 'retrieve'),
   'transfer_speedup': ('mpt_jax.transfer.speedup', 'speedup'),
+  'transfer_project': ('mpt_jax.transfer.project', 'project'),
 }
 # Bound and run by other tests, or only included.
 INCLUDED = (
@@ -81,6 +82,7 @@ REQUIRED = {
   'PROMPT_TEXT': "'a text'",
   'PROMPT_FILE': "'prompt.npy'",
   'SOURCES': "'sources'",
+  'TRAIN_ON': "[['mnli']]",
 }
 
 

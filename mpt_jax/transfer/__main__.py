@@ -15,6 +15,7 @@ from mpt_jax.types import nearest
 # Verb -> (module of the package, its function, what it does). In the order in
 # which one goes on from one to the next.
 VERBS: Mapping[str, tuple[str, str, str]] = {
+  'project': ('project', 'project', 'moves prompts to another backbone'),
   'report': ('report', 'report', 'one page about a folder of results'),
   'add': ('library', 'add', 'prompts into a library, a folder by task'),
   'list': ('library', 'listing', 'what a library holds'),
