@@ -81,7 +81,6 @@ REQUIRED = {
   'PROMPT_LABELS': "['yes', 'no']",
   'PROMPT_TEXT': "'a text'",
   'PROMPT_FILE': "'prompt.npy'",
-  'SOURCES': "'sources'",
   'TRAIN_ON': "[['mnli']]",
 }
 
