@@ -29,6 +29,7 @@ import scipy.stats
 
 from mpt_jax.checkpoints import backbone as backbone_lib
 from mpt_jax.checkpoints import files
+from mpt_jax.engine import predictor
 from mpt_jax.study import stats
 from mpt_jax.study.steps import Step
 from mpt_jax.transfer import library, ranking, retrieve, runs, shelf, sources
@@ -41,7 +42,7 @@ TARGETS = {
   **{'boolq': 'qnli', 'cola': 'sst2'},
 }
 FIXED = 'mnli'
-METRICS = ('average', 'per_token')
+METRICS = ranking.AVERAGE, 'per_token', ranking.ON
 SOFT, MPT = 'soft', 'mpt'
 # Rates that demo_full.gin found for few examples.
 FROM_SOURCE, SCRATCH, OF_MPT = 0.1, 1.0, (0.1, 0.1)
@@ -185,12 +186,13 @@ def rankings(study: Study) -> dict[tuple[int, int, str], dict[str, Ranking]]:
     given = {task: study.teacher(seed, task) for task in SOURCES}
     library.add(library=study.library, prompts=given, run=seed)
   found = {}
+  backbone = predictor.load_backbone('demo')
   for seed, k, target in study.cells:
     path = os.path.join(study.folder, f'key/{seed}/{k}/{target}/key')
     names = [f'{task}/{seed}' for task in SOURCES]
     keys = ranking.source_keys(study.library, None, names)
     targets = sources.read(path)
-    each = {m: ranking.compare(keys, targets, m) for m in METRICS}
+    each = {m: ranking.compare(keys, targets, m, backbone) for m in METRICS}
     found[seed, k, target] = each
     values = {i.name: i.bundle for i in shelf.read(study.library, tasks=names)}
     shares = each[METRICS[0]].weights(TOP, 'clip')
