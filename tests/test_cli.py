@@ -74,7 +74,6 @@ REQUIRED = {
   'TEACHER_PROMPTS': "'teachers/{task}'",
   'SOURCE_PROMPTS': "'source'",
   'PROMPTS': "'prompts'",
-  'SOURCES': "'sources'",
   'OUTPUT': "'out'",
   'LIBRARY': "'library'",
   'TARGET_KEY': "'key'",
