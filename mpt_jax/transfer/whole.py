@@ -412,7 +412,9 @@ def _retrieve(site: _Site) -> None:
   from mpt_jax.transfer import retrieve
 
   plan = site.plan
-  told = plan.told('retrieve', ('metrics', 'k', 'start', 'negative', 'fixed'))
+  others = (len(plan.teachers.tasks) - 1) * len(plan.teachers.seeds)
+  known = ('metrics', 'k', 'start', 'negative', 'fixed')
+  told = plan.told('retrieve', known, k=min(3, others))
   for target in plan.asked:
     retrieve.retrieve(
       library=plan.library,
