@@ -50,7 +50,7 @@ def report(model_dir: str) -> dict[str, str]:
   found = {
     part: there
     for part in _SECTIONS
-    if (there := [read(path) for path in _files(folder, part)])
+    if (there := [_read(path) for path in _files(folder, part)])
   }
   if not found:
     raise InputError(
@@ -85,12 +85,7 @@ def _files(folder: str, part: str) -> list[str]:
   return sorted(glob.glob(inner)) if part == 'retrieve' else []
 
 
-def read(path: str) -> dict[str, Any]:
-  """Reads what a verb has written.
-
-  Raises:
-    InputError: if it is damaged, or of another version.
-  """
+def _read(path: str) -> dict[str, Any]:
   found = files.read_json(path, most_bytes=_MOST_BYTES)
   if found.get('version') != _VERSION:
     raise InputError(
@@ -395,7 +390,7 @@ def _times(found: Found) -> str:
 
 def _retrieve(every: Mapping[str, Sequence[Found]]) -> list[page.Block]:
   """Rankings; with a matrix, what their first ones score on the target."""
-  scored = Foreign(every['matrix'][0]) if 'matrix' in every else None
+  scored = _Foreign(every['matrix'][0]) if 'matrix' in every else None
   metrics = list(
     dict.fromkeys(m for f in every['retrieve'] for m in f['metrics'])
   )
@@ -443,7 +438,7 @@ def _near(row: Found) -> str:
   return f'{row["name"]} {row["similarity"]:.3f}{std}'
 
 
-class Foreign:
+class _Foreign:
   """Relative performance of other tasks' prompts, the mean over runs."""
 
   def __init__(self, matrix: Found):

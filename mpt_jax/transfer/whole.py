@@ -431,7 +431,6 @@ def _speedup(site: _Site) -> None:
   from mpt_jax.transfer import speedup
 
   plan, teachers = site.plan, site.plan.teachers
-  best = {target: _best_source(plan, target) for target in plan.asked}
   recipe = plan.told(
     'speedup',
     _fields(speedup.Recipe),
@@ -448,25 +447,12 @@ def _speedup(site: _Site) -> None:
   speedup.speedup(
     model_dir=plan.folder('speedup'),
     backbone=teachers.backbone,
-    sources={
-      target: os.path.join(plan.library, source, '{seed}', 'value')
-      for target, source in best.items()
-    },
+    sources=os.path.join(plan.library, '{source}', '{seed}', 'value'),
+    matrix=plan.folder('matrix'),
+    targets=tuple(plan.asked),
     recipe=speedup.Recipe(**recipe),
     workers=site.workers,
   )
-
-
-def _best_source(plan: Plan, target: str) -> str:
-  """The other task whose prompts score best on a target, by the matrix."""
-  matrix = report.read(plan.folder('matrix/matrix.json'))
-  row = report.Foreign(matrix).of(target)
-  if not row:
-    raise InputError(
-      f'the matrix in {plan.folder("matrix")} has no scores of other prompts on'
-      f' {target!r}'
-    )
-  return max(row, key=lambda task: row[task])
 
 
 def _project(site: _Site) -> None:
