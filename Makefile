@@ -7,12 +7,14 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTHONS ?= python3.11 python3.12 python3.13 python3
 
-.PHONY: help demo demo-full backbone test test-fast test-long fuzz lint clean
+.PHONY: help demo demo-full demo-transfer backbone test test-fast test-long fuzz lint clean
 
 help:
 	@echo 'make demo       the method end to end on the embedded benchmark'
 	@echo '                (one seed, under 10 minutes on 2 cores) -> demo/'
 	@echo 'make demo-full  the same with 3 seeds, full and few-shot -> demo-full/'
+	@echo 'make demo-transfer  prompts on other tasks and on another backbone'
+	@echo '                (3 seeds, under 20 minutes) -> demo-transfer/'
 	@echo 'make backbone   pretrain both demo backbones anew, about half an hour'
 	@echo 'make test       every test but those of test-long'
 	@echo 'make test-fast  the tests that take less than about five seconds'
@@ -24,10 +26,18 @@ help:
 demo: $(STAMP)
 	$(BIN)/python -m mpt_jax.pipeline --gin_file=gin_configs/runs/demo.gin \
 	  --gin.MODEL_DIR="'demo'"
+	$(BIN)/python -m mpt_jax.transfer all \
+	  --gin_file=gin_configs/runs/demo_page.gin --tfds_data_dir=demo/data \
+	  --gin.MODEL_DIR="'demo/transfer'"
 
 demo-full: $(STAMP)
 	$(BIN)/python -m mpt_jax.pipeline \
 	  --gin_file=gin_configs/runs/demo_full.gin --gin.MODEL_DIR="'demo-full'"
+
+demo-transfer: $(STAMP)
+	$(BIN)/python -m mpt_jax.transfer all \
+	  --gin_file=gin_configs/runs/demo_transfer.gin \
+	  --gin.MODEL_DIR="'demo-transfer'"
 
 backbone: $(STAMP)
 	$(BIN)/python -m mpt_jax.train \

@@ -1,6 +1,7 @@
 """Gin files and error manners: one line on stderr, exit code 2."""
 
 import importlib
+import inspect
 import pathlib
 import re
 import shlex
@@ -43,6 +44,7 @@ RUNS = {
   'transfer_retrieve': ('mpt_jax.transfer.retrieve', 'retrieve'),
   'transfer_speedup': ('mpt_jax.transfer.speedup', 'speedup'),
   'transfer_project': ('mpt_jax.transfer.project', 'project'),
+  'transfer_all': ('mpt_jax.transfer.whole', 'whole'),
 }
 # Bound and run by other tests, or only included.
 INCLUDED = (
@@ -50,6 +52,8 @@ INCLUDED = (
   'common',
   'demo',
   'demo_full',
+  'demo_page',
+  'demo_transfer',
   'method_common',
   'pipeline_common',
   'pretrain_demo',
@@ -79,6 +83,7 @@ REQUIRED = {
   'TARGET_KEY': "'key'",
   'PROMPT_LABELS': "['yes', 'no']",
   'PROMPT_TEXT': "'a text'",
+  'SOURCE_TASKS': "['rte', 'cb']",
   'PROMPT_FILE': "'prompt.npy'",
   'TRAIN_ON': "[['mnli']]",
 }
@@ -132,6 +137,8 @@ def test_every_run_file_binds_its_entry_point(monkeypatch, name):
   )
   # What reads a folder needs no more than its path.
   assert len(captured) >= (1 if name.startswith('transfer_') else 4)
+  function = getattr(importlib.import_module(RUNS[name][0]), RUNS[name][1])
+  assert len(captured) >= min(4, len(inspect.signature(function).parameters))
 
 
 @pytest.mark.parametrize('name', T5X)

@@ -42,10 +42,17 @@ REASONS = {
   ('transfer_project', 'EVAL_EXAMPLES'): 'as in transfer_matrix',
   ('transfer_matrix', 'MODEL_DIR'): 'what a command writes, a notebook shows',
   ('answer', 'BATCH_SIZE'): 'smaller: lines are answered as they come',
+  ('transfer_all', 'TEACHER_STEPS'): 'that of teacher.gin',
+  ('transfer_all', 'SHARED_STEPS'): 'that of source.gin',
+  ('transfer_all', 'BATCH_SIZE'): 'that of teacher.gin',
+  ('transfer_all', 'SHARED_LEARNING_RATE'): 'that of teacher.gin',
+  ('transfer_all', 'TASK_LEARNING_RATE'): 'that of source.gin',
+  ('transfer_all', 'EVAL_EXAMPLES'): 'all would be K * K times the test split',
 }
 # Recipes: each of their numbers is there to differ.
 RECIPES = {
-  *('baselines', 'demo', 'demo_full', 'pretrain_demo', 'pretrain_demo_small')
+  *('baselines', 'demo', 'demo_full', 'demo_page', 'demo_transfer'),
+  *('pretrain_demo', 'pretrain_demo_small'),
 }
 FILES = sorted(
   path.stem

@@ -107,7 +107,7 @@ class _Study:
     ) as pool:
       if given is None:
         log.info('no --tfds_data_dir: SYNTHETIC DATA in %s', data_dir)
-        pool.call(_write_data, data_dir, plan.all_tasks)
+        pool.call(write_data, data_dir, plan.all_tasks)
       facts = pool.call(_examine_data, data_dir, plan)
       backbone = pool.call(_examine_backbone, plan.backbone)
       pool.shared = {
@@ -186,7 +186,8 @@ def _find_backbone(path: str) -> str:
 # In the first worker.
 
 
-def _write_data(data_dir: str, tasks: Sequence[str]) -> None:
+def write_data(data_dir: str, tasks: Sequence[str]) -> None:
+  """Writes made up data of tasks, where there are none."""
   from tasks.offline import writer
 
   writer.write(data_dir, list(tasks))

@@ -24,6 +24,7 @@ VERBS: Mapping[str, tuple[str, str, str]] = {
   'speedup': ('speedup', 'speedup', 'a prompt as the start of another'),
   'project': ('project', 'project', 'moves prompts to another backbone'),
   'report': ('report', 'report', 'one page about a folder of results'),
+  'all': ('whole', 'whole', 'all of these, from teachers to the page'),
 }
 
 

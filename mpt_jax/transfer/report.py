@@ -9,15 +9,16 @@ and the page says so. With the same files the page is the same.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+import glob
 import logging
-import math
 import os
 import statistics
 from typing import Any
 
 from mpt_jax.checkpoints import files
 from mpt_jax.study import cells, stats
-from mpt_jax.transfer import page, sources
+from mpt_jax.transfer import matrix_views as views
+from mpt_jax.transfer import page, project_views, sources
 from mpt_jax.transfer.page import Heading, Picture, Strong, Table, Text
 from mpt_jax.types import InputError, require_local
 
@@ -27,6 +28,8 @@ MARKDOWN, HTML = 'transfer.md', 'transfer.html'
 _MOST_BYTES = 1 << 26
 _VERSION = 1
 _NOT = 'not reached'
+# The control of a retrieval: one source for all targets.
+_FIXED = 'mnli'
 
 Found = Mapping[str, Any]
 
@@ -44,22 +47,23 @@ def report(model_dir: str) -> dict[str, str]:
     InputError: if the folder holds no result of a verb, or a damaged one.
   """
   folder = require_local(model_dir)
-  found = {}
-  for part in _SECTIONS:
-    path = os.path.join(folder, part, f'{part}.json')
-    if os.path.lexists(path):
-      found[part] = _read(path)
+  found = {
+    part: there
+    for part in _SECTIONS
+    if (there := [_read(path) for path in _files(folder, part)])
+  }
   if not found:
     raise InputError(
       f'{folder} has no result to report: expected one of'
       f' {", ".join(f"{part}/{part}.json" for part in _SECTIONS)}'
     )
+  first = {part: there[0] for part, there in found.items()}
   blocks: list[page.Block] = [Heading('Transfer of prompts', 1)]
-  blocks += _guarded(_opening, found, os.path.join(folder, next(iter(found))))
+  blocks += _guarded(folder, list(found), _opening, first)
   for part, section in _SECTIONS.items():
     if part in found:
-      path = os.path.join(folder, part, f'{part}.json')
-      blocks += _guarded(section, found[part], path)
+      given = found if part == 'retrieve' else first[part]
+      blocks += _guarded(folder, [part], section, given)
       blocks += _pictures(folder, part)
   written = {
     'markdown': (MARKDOWN, page.markdown(blocks)),
@@ -72,6 +76,15 @@ def report(model_dir: str) -> dict[str, str]:
   return paths
 
 
+def _files(folder: str, part: str) -> list[str]:
+  """The file of a part; of a retrieval for several tasks one for each."""
+  own = os.path.join(folder, part, f'{part}.json')
+  if os.path.lexists(own):
+    return [own]
+  inner = os.path.join(glob.escape(folder), part, '*', f'{part}.json')
+  return sorted(glob.glob(inner)) if part == 'retrieve' else []
+
+
 def _read(path: str) -> dict[str, Any]:
   found = files.read_json(path, most_bytes=_MOST_BYTES)
   if found.get('version') != _VERSION:
@@ -82,15 +95,19 @@ def _read(path: str) -> dict[str, Any]:
 
 
 def _guarded(
-  section: Callable[[Any], list[page.Block]], found: Any, path: str
+  folder: str,
+  parts: Sequence[str],
+  section: Callable[[Any], list[page.Block]],
+  found: Any,
 ) -> list[page.Block]:
   """A section; what its file lacks ends as a line that names it."""
   try:
     return section(found)
   except (KeyError, TypeError, ValueError, AttributeError, IndexError) as e:
+    named = ' or '.join(f'{part}/{part}.json' for part in parts)
     raise InputError(
-      f'{path} is damaged: {type(e).__name__} {e}; delete its folder and let'
-      ' its verb write it again'
+      f'{named} of {folder} is damaged: {type(e).__name__} {e}; delete its'
+      ' folder and let its verb write it again'
     ) from e
 
 
@@ -98,7 +115,8 @@ def _pictures(folder: str, part: str) -> list[page.Block]:
   names = sorted(
     name
     for name in os.listdir(os.path.join(folder, part))
-    if name.endswith('.png')
+    # Of all pairs of prompts there are too many for a page.
+    if name.endswith('.png') and (part, name[:7]) != ('indicators', 'heatmap')
   )
   return [
     Picture(f'{part}/{name}', f'{part}: {name.removesuffix(".png")}')
@@ -188,8 +206,10 @@ def _opening(found: Mapping[str, Found]) -> list[page.Block]:
     )
   if 'matrix' in found:
     matrix = found['matrix']
-    runs = sorted({str(s['run']) for s in matrix['sources'] if s['task']})
-    examples = _counts(t['examples'] for t in _targets(matrix))
+    runs = sorted(
+      {s['run'] for s in matrix['sources'] if s['kind'] == sources.VALUE}
+    )
+    examples = _counts(t['examples'] for t in matrix['targets'])
     lines.append(
       f'Split {matrix["split"]}, {examples} examples a task; readout'
       f' {matrix["readout"]}; '
@@ -217,41 +237,23 @@ def _backbone(known: Any) -> str:
   return f'{name} ({digest[:12]})' if digest else name
 
 
-def _targets(matrix: Found) -> list[dict[str, Any]]:
-  """The targets, each with how many examples its cells have."""
-  counts = {cell['task']: cell['examples'] for cell in matrix['cells']}
-  return [
-    {**target, 'examples': counts.get(target['task'])}
-    for target in matrix['targets']
-  ]
-
-
-def _rows(matrix: Found) -> dict[str, list[Found]]:
-  """Rows by their title: the sources, with the runs of a task together."""
-  alike: dict[Any, list[Found]] = {}
-  for source in matrix['sources']:
-    alike.setdefault((source['task'], source['kind']), []).append(source)
-  rows = {}
-  for (task, kind), some in alike.items():
-    title = task if kind == sources.VALUE else f'{kind} {task}'.strip()
-    rows[title if len(some) > 1 and title else some[0]['name']] = some
-  return rows
+def _rows(matrix: Found) -> list[views.Row]:
+  """The rows by category; of several runs their mean alone."""
+  members = {name for mean in matrix['means'] for name in mean['of']}
+  rows = views.rows(matrix)
+  return [row for row in rows if row.runs > 1 or row.name not in members]
 
 
 def _matrix(matrix: Found) -> list[page.Block]:
-  targets = _targets(matrix)
-  by_place = {(c['source'], c['task']): c for c in matrix['cells']}
-  rows = _rows(matrix)
+  targets = matrix['targets']
 
-  def table(show: Callable[[list[Found], Found], str]) -> list[list[str]]:
+  def table(show: Callable[[Found], str]) -> list[list[str]]:
     lines = []
-    for title, some in rows.items():
-      line = [title, some[0]['category'] if some[0]['task'] else '']
+    for row in _rows(matrix):
+      line = [row.name, row.source['category'] if row.source['task'] else '']
       for target in targets:
-        known = [by_place.get((s['name'], target['task'])) for s in some]
-        there = [cell for cell in known if cell is not None]
-        text = show(there, target) if there else '-'
-        own = some[0]['task'] == target['task']
+        text = show(row.cells[target['task']])
+        own = not row.is_control and row.source['task'] == target['task']
         line.append(Strong(text) if own else text)
       lines.append(line)
     return lines
@@ -289,33 +291,34 @@ def _matrix(matrix: Found) -> list[page.Block]:
   ]
 
 
-def _score(known: list[Found], target: Found) -> str:
-  del target
-  scores = [cell['score'] for cell in known]
-  return _over_runs(scores, known[0]['interval'], _marks(known))
+def _score(cell: Found) -> str:
+  """'81.2 (76.0 to 86.1)' of one prompt, '81.2 ± 1.3' of several runs."""
+  if cell['score'] is None:
+    return f'-{stats.UNDEFINED}'
+  text = (
+    f'{cell["score"]:.1f} ± {cell["std"]:.1f}'
+    if cell.get('std') is not None
+    else _with_interval(cell['score'], cell.get('interval'))
+  )
+  return text + _marks([cell])
 
 
-def _relative(known: list[Found], target: Found) -> str:
-  del target
-  values = [c['relative'] for c in known if c['relative'] is not None]
-  gains = [c['gain'] for c in known if c['gain'] is not None]
-  if not values:
+def _relative(cell: Found) -> str:
+  """'102 (+1.03)': relative performance, and the gain."""
+  if cell['relative'] is None:
     return '-'
-  gain = f' ({statistics.fmean(gains):+.2f})' if gains else ''
-  return f'{statistics.fmean(values):.0f}{gain}'
+  gain = '' if cell['gain'] is None else f' ({cell["gain"]:+.2f})'
+  return f'{cell["relative"]:.0f}{gain}'
 
 
 def _indicators(found: Found) -> list[page.Block]:
   rows = [
     [
       row['name'],
-      _rho(row['per_target']),
-      str(row['per_target']['n']),
-      _rho(row['pooled']),
-      str(row['pooled']['n']),
+      *(_rho(row['per_target']), str(row['per_target']['n'])),
+      *(_rho(row['pooled']), str(row['pooled']['n'])),
     ]
     for row in found['correlations']
-    if row['score'] == 'relative'
   ]
   said = (
     'The prompts of a run had one start.'
@@ -338,141 +341,211 @@ def _indicators(found: Found) -> list[page.Block]:
   ]
 
 
-def _by(rows: Iterable[Found], *names: str) -> dict[Any, list[Found]]:
-  """Rows with equal values of these names, together."""
-  found: dict[Any, list[Found]] = {}
-  for row in rows:
-    found.setdefault(tuple(str(row.get(n)) for n in names), []).append(row)
-  return found
-
-
 def _speedup(found: Found) -> list[page.Block]:
-  rows = []
-  for (task, source, setting), some in _by(
-    found['rows'], 'task', 'source', 'setting'
-  ).items():
-    rows.append(
-      [
-        task,
-        source,
-        setting,
-        _over_runs([r['step0'] for r in some]),
-        _over_runs([r['final'] for r in some]),
-        _times([r['convergence_speedup'] for r in some]),
-        _times([r['comparable_speedup'] for r in some]),
-        str(len(some)),
-      ]
-    )
+  scores = ('step0', 'scratch_step0', 'final', 'scratch_final')
+  rows = [
+    [
+      *(row['task'], row['source'], row['setting']),
+      *(_mean(row[name]) for name in scores),
+      *(_times(row[name]) for name in ('convergence', 'comparable')),
+      str(row['final']['n']),
+    ]
+    for row in found['tasks']
+  ]
+  overall = [_times(found['overall'][n]) for n in ('convergence', 'comparable')]
+  rows.append(['all', *[''] * 6, *overall, str(len(found['tasks']))])
   header = [
-    *('target', 'start', 'setting', 'at step 0', 'at the end'),
-    *('convergence', 'comparable result', 'n'),
+    *('target', 'start', 'setting', 'step 0', 'step 0, scratch', 'end'),
+    *('end, scratch', 'convergence', 'comparable result', 'n'),
   ]
   return [
     Heading('Transfer as a start'),
     Text(
       'How to read this: a target trained from a prompt of another task and'
       ' from scratch, both with the same grid of rates. Above 1 the transferred'
-      f' start is faster; "{_NOT}" is a result. Of several runs the geometric'
-      ' mean over those that reached it.'
+      f' start is faster; "{_NOT}" is a result. Means over n seeds (of all:'
+      f' over targets), 95 % by the t distribution; split {found["split"]}.'
     ),
-    *(Text(f'{name}: {words}') for name, words in found['definitions'].items()),
     Table(header, rows),
+    *(
+      Text(f'{name}: {words}.') for name, words in found['definitions'].items()
+    ),
   ]
 
 
-def _times(values: Sequence[float | None]) -> str:
-  """'2.1', '2.1 (1 of 3 not reached)' or 'not reached'."""
-  known = [v for v in values if v is not None]
-  if not known:
+def _mean(found: Found) -> str:
+  return _with_interval(found['mean'], (found['low'], found['high']))
+
+
+def _times(found: Found) -> str:
+  """'2.10 (1.20 to 3.70)', with how often it was not reached."""
+  if found['mean'] is None:
     return _NOT
-  mean = math.exp(statistics.fmean(map(math.log, known)))
-  left = len(values) - len(known)
-  return f'{mean:.2f}' + (f' ({left} of {len(values)} {_NOT})' if left else '')
+  text = _with_interval(found['mean'], (found['low'], found['high']), 2)
+  left = found['not_reached']
+  return text + (
+    f', {left} of {left + found["reached"]} {_NOT}' if left else ''
+  )
+
+
+def _retrieve(every: Mapping[str, Sequence[Found]]) -> list[page.Block]:
+  """Rankings; with a matrix, what their first ones score on the target."""
+  scored = _Foreign(every['matrix'][0]) if 'matrix' in every else None
+  metrics = list(
+    dict.fromkeys(m for f in every['retrieve'] for m in f['metrics'])
+  )
+  rows, zero_shot = [], []
+  for found in every['retrieve']:
+    target = found['target']
+    ranked = {m: found['metrics'][m]['tasks'] for m in metrics}
+    rows.append(
+      [
+        target,
+        str(len(ranked[metrics[0]])),
+        *(', '.join(map(_near, ranked[m][:3])) for m in metrics),
+      ]
+    )
+    if scored is not None and scored.of(target):
+      first = [scored.shown(target, ranked[m][0]['name']) for m in metrics]
+      zero_shot.append([target, *first, *scored.controls(target)])
+  blocks: list[page.Block] = [
+    Heading('Retrieval'),
+    Text(
+      'How to read this: the sources whose keys (early prompts) are nearest to'
+      " the target's, of n; the mean cosine over all pairs of runs ± its"
+      ' standard deviation. Small numbers are usual: the order counts.'
+    ),
+    Table(['target', 'n', *(f'nearest by {m}' for m in metrics)], rows),
+  ]
+  if zero_shot:
+    blocks += [
+      Text(
+        'How to read this: what the nearest source scores on the target with'
+        " nothing trained, in percent of the target's own prompt (matrix). A"
+        ' choice is worth something where it is above one fixed source for all'
+        ' and above the mean; the oracle knows the matrix.'
+      ),
+      Table(
+        ['target', *metrics, f'always {_FIXED}', 'mean of all', 'oracle'],
+        zero_shot,
+      ),
+    ]
+  return blocks
+
+
+def _near(row: Found) -> str:
+  std = '' if row['std'] is None else f' ± {row["std"]:.3f}'
+  return f'{row["name"]} {row["similarity"]:.3f}{std}'
+
+
+class _Foreign:
+  """Relative performance of other tasks' prompts, the mean over runs."""
+
+  def __init__(self, matrix: Found):
+    task_of = {
+      s['name']: s['task']
+      for s in matrix['sources']
+      if s['kind'] == sources.VALUE
+    }
+    several: dict[str, dict[str, list[float]]] = {}
+    for cell in matrix['cells']:
+      source = task_of.get(cell['source'])
+      if source and source != cell['task'] and cell['relative'] is not None:
+        row = several.setdefault(cell['task'], {})
+        row.setdefault(source, []).append(cell['relative'])
+    self._means = {
+      target: {task: statistics.fmean(some) for task, some in row.items()}
+      for target, row in several.items()
+    }
+
+  def of(self, target: str) -> Mapping[str, float]:
+    """Source task -> its mean."""
+    return self._means.get(target, {})
+
+  def shown(self, target: str, source: str) -> str:
+    """'mnli 92', or '-'."""
+    value = self.of(target).get(source)
+    return '-' if value is None else f'{source} {value:.0f}'
+
+  def controls(self, target: str) -> list[str]:
+    """One fixed source, the mean, and the best there is."""
+    row = self.of(target)
+    best = max(row, key=lambda task: row[task])
+    return [
+      self.shown(target, _FIXED),
+      f'{statistics.fmean(row.values()):.0f} (n = {len(row)})',
+      self.shown(target, best),
+    ]
 
 
 def _project(found: Found) -> list[page.Block]:
-  tasks = list(dict.fromkeys(row['task'] for row in found['rows']))
-  target = _backbone(found['target_backbone'])
-  rows = [
-    [f'its own prompt, on {target}', *_measured(found['own'], tasks)],
-    ['random prompt', *_measured(found['random'], tasks)],
-  ]
-  groups: dict[str, dict[str, list[Found]]] = {}
-  for title, some in _by_projector(found['rows']).items():
-    by_task = _by(some, 'task')
+  targets = found['targets']
+  own = f'own prompt, on {_backbone(found["target_backbone"])}'
+  rows = [[own, *(cells.plain(target['own']) for target in targets)]]
+  by_title: dict[str, list[Found]] = {}
+  for row in found['rows']:
+    by_title.setdefault(project_views.title(row['projector']), []).append(row)
+  for title, some in by_title.items():
     line = [title]
-    for task in tasks:
-      known = by_task.get((task,), [])
-      text = (
-        _over_runs(
-          [r['score'] for r in known], known[0]['interval'], _marks(known)
-        )
-        if known
-        else '-'
-      )
-      trained = any(r['group'] == 'trained' for r in known)
+    for target in targets:
+      known = [row for row in some if row['task'] == target['task']]
+      text = '-'
+      if known:
+        scores = [row['score'] for row in known]
+        text = _over_runs(scores, known[0]['interval'], _marks(known))
+      trained = any(row['group'] == project_views.TRAINED for row in known)
       line.append(Strong(text) if trained else text)
     rows.append(line)
-    groups[title] = {group: r for (group,), r in _by(some, 'group').items()}
-  header = ['prompt', *tasks]
-  names = list(dict.fromkeys(g for some in groups.values() for g in some))
-  table = Table(header, rows)
-  examples = _counts(row['examples'] for row in found['rows'])
+  rows.append(
+    ['majority class', *(cells.plain(t['majority']) for t in targets)]
+  )
+  heads = [f'{t["task"]} (n = {t["examples"]})' for t in targets]
+  table = Table(['prompt, or trained on: goal, form', *heads], rows)
   return [
     Heading('Projectors'),
     Text(
-      f'How to read this: prompts of'
-      f' {_backbone(found["source_backbone"])}, moved to {target}, each scored'
-      f' on {examples} examples with nothing trained on the task. Bold: the'
-      ' projector was trained on it. A projector transfers if what is not bold'
-      ' is above the random prompt.'
+      'How to read this: a prompt of'
+      f' {_backbone(found["source_backbone"])} goes through a projector and is'
+      ' scored on its own task, on the other backbone, with nothing trained on'
+      ' it but where the number is bold. A projector transfers if what is not'
+      ' bold is above the random prompt. What is "distance" had an own prompt'
+      ' as its aim, what is "task" the answers; "linear" and "anchors" train'
+      ' nothing.'
     ),
     table,
     *_legend(table),
-    Text('The same by group: mean over tasks and runs, and n cells.'),
-    Table(
-      ['projector', *(name for group in names for name in (group, 'n'))],
-      [
-        [title, *(c for name in names for c in _mean_of(some.get(name, [])))]
-        for title, some in groups.items()
-      ],
-    ),
+    *_projected_groups(found['groups']),
   ]
 
 
-def _mean_of(rows: Sequence[Found]) -> tuple[str, str]:
-  known = [row['score'] for row in rows if row['score'] is not None]
-  if not known:
-    return '-', '0'
-  return cells.show(stats.stat(dict(enumerate(known)))), str(len(known))
-
-
-def _by_projector(rows: Iterable[Found]) -> dict[str, list[Found]]:
-  found: dict[str, list[Found]] = {}
-  for row in rows:
-    made = row['projector']
-    if isinstance(made, Mapping):
-      trained = made['trained_on']
-      on = trained if isinstance(trained, str) else ', '.join(trained)
-      made = f'trained on {on}: {made["goal"]}, {made["form"]}'
-    found.setdefault(str(made), []).append(row)
-  return found
-
-
-def _measured(known: Found, tasks: Sequence[str]) -> list[str]:
-  """Scores by task, with their intervals where there are any."""
-  shown = []
-  for task in tasks:
-    value = known.get(task)
-    if isinstance(value, Mapping):
-      shown.append(_with_interval(value['score'], value.get('interval')))
-    else:
-      shown.append(cells.plain(value))
-  return shown
-
-
-def _retrieve(found: Found) -> list[page.Block]:
-  return []
+def _projected_groups(found: Sequence[Found]) -> list[page.Block]:
+  """The scores by group of tasks, as the paper sums them up."""
+  rows: dict[tuple[str, str], dict[str, str]] = {}
+  for group in found:
+    score, gain, name = group['score'], group['gain'], group['projector']
+    text = '-'
+    if score is not None:
+      error = '' if score['se'] is None else f' ± {score["se"]:.1f}'
+      text = f'{score["mean"]:.1f}{error}'
+      text += '' if gain is None else f' ({gain["mean"]:+.2f})'
+      text += f', n = {score["tasks"]}'
+    key = '+'.join(group['trained_on']), name.partition(': ')[2] or name
+    rows.setdefault(key, {})[group['group']] = text
+  return [
+    Text(
+      'How to read this: the same by group: the tasks that a projector was'
+      ' trained on, others of their categories, and all others. Means over n'
+      ' tasks ± the standard error over these; in brackets the share of the'
+      ' way from a random prompt (0) to the own one (1).'
+    ),
+    Table(
+      ['trained on', 'by', *project_views.GROUPS],
+      [
+        [*key, *(texts.get(g, '-') for g in project_views.GROUPS)]
+        for key, texts in rows.items()
+      ],
+    ),
+  ]
 
 
 def _groups(matrix: Found) -> list[page.Block]:
@@ -507,7 +580,7 @@ def _groups(matrix: Found) -> list[page.Block]:
 
 
 # Folder and verb -> what is told of it, in this order.
-_SECTIONS: Mapping[str, Callable[[Found], list[page.Block]]] = {
+_SECTIONS: Mapping[str, Callable[[Any], list[page.Block]]] = {
   'matrix': _matrix,
   'indicators': _indicators,
   'speedup': _speedup,

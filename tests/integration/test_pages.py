@@ -4,9 +4,13 @@ import base64
 import json
 import pathlib
 import re
+import shlex
 
 import pytest
 
+from mpt_jax import cli
+from mpt_jax.cli import flags
+from mpt_jax.transfer import __main__ as transfer
 from tests.helpers import pages
 
 DOCS = pathlib.Path(__file__).parents[2] / 'docs'
@@ -27,6 +31,28 @@ def test_the_page_runs():
   for number, want in stored.items():
     found = outputs[number]['text/plain']
     assert pages.same(want, found), (cells[number], want, found)
+
+
+def test_the_commands_of_the_page_on_transfer_can_be_typed():
+  text = (DOCS / 'transfer.md').read_text().replace('\\\n', ' ')
+  blocks = re.findall(r'```(?:bash)?\n(.*?)```', text, re.DOTALL)
+  lines = [line for block in blocks for line in block.splitlines()]
+  verbs = set()
+  for line in lines:
+    if not line.startswith('python -m mpt_jax.') or '…' in line:
+      continue
+    _, _, module, *words = shlex.split(line, comments=True)
+    if module == 'mpt_jax.transfer':
+      if not words or words[0] == 'VERB':
+        continue
+      verb = words.pop(0)
+      verbs.add(verb)
+      module = f'mpt_jax.transfer.{transfer.VERBS[verb][0]}'
+      if not any(word.startswith('--gin_file') for word in words):
+        words.append(f'--gin_file=gin_configs/runs/transfer_{verb}.gin')
+    flags_of, bindings = flags.parse(module, words)
+    cli.check_macros(flags_of.gin_file, bindings)
+  assert {'add', 'matrix', 'indicators', 'report'} <= verbs
 
 
 def _tour():

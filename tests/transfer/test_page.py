@@ -3,7 +3,6 @@
 import base64
 import html.parser
 import json
-import math
 import re
 
 import pytest
@@ -67,6 +66,21 @@ def _matrix():
       for task, category in TASKS.items()
     ],
     'cells': cells,
+    'means': [
+      {
+        'source': f'{task} (mean of 3)',
+        'of': [f'{task}/{seed}' for seed in SEEDS],
+        'task': target,
+        'score': 53.0 + 10 * i,
+        'std': 3.0,
+        'runs': 3,
+        'relative': 100.0 + i,
+        'gain': 0.25,
+        'collapsed': 0,
+      }
+      for task in TASKS
+      for i, target in enumerate(TASKS)
+    ],
     'groups': {
       name: {'relative': {'mean': 80.0, 'low': 75.5, 'high': 84.0, 'pairs': 2}}
       for name in ('same', 'other', 'difference')
@@ -79,22 +93,27 @@ def _rho(value, n):
 
 
 def _indicators():
-  names = ('C_average', 'ON decoder 4-6')
   return {
     'version': 1,
     'backbone': BACKBONE,
-    'names': list(TASKS),
     'same_start': False,
     'correlations': [
-      {
-        'name': name,
-        'score': score,
-        'per_target': _rho(0.43, 3),
-        'pooled': _rho(-0.1, 6),
-      }
-      for name in names
-      for score in ('relative', 'gain')
+      {'name': name, 'per_target': _rho(0.43, 3), 'pooled': _rho(-0.1, 6)}
+      for name in ('C_average', 'ON decoder 4-6')
     ],
+  }
+
+
+def _mean(value):
+  return {'mean': value, 'low': value - 2, 'high': value + 2.5, 'n': 3}
+
+
+def _ratio(value, left=0):
+  low, high = (None, None) if value is None else (value / 2, value * 2)
+  reached = 3 - left
+  return {
+    **{'mean': value, 'low': low, 'high': high},
+    **{'reached': reached, 'not_reached': left},
   }
 
 
@@ -102,43 +121,70 @@ def _speedup():
   return {
     'version': 1,
     'backbone': BACKBONE,
+    'split': 'validation',
     'definitions': {'convergence': 'within half a point of the best'},
-    'rows': [
+    'tasks': [
       {
-        'task': 'rte',
-        'source': 'cb',
-        'setting': 'full',
-        'seed': seed,
-        'step0': 60.0 + seed,
-        'final': 80.0,
-        'convergence_speedup': 2.0 ** (seed + 1),
-        'comparable_speedup': None if seed else 4.0,
+        **{'task': 'rte', 'source': 'cb', 'setting': 'full'},
+        **{'step0': _mean(60.0), 'scratch_step0': _mean(10.0)},
+        **{'final': _mean(80.0), 'scratch_final': _mean(81.0)},
+        **{'convergence': _ratio(2.0), 'comparable': _ratio(4.0, 1)},
       }
-      for seed in (0, 1)
     ],
+    'overall': {'convergence': _ratio(2.0), 'comparable': _ratio(None, 3)},
+  }
+
+
+def _retrieve():
+  tasks = [
+    {'name': name, 'similarity': value, 'std': 0.012}
+    for name, value in (('cb', 0.3), ('mrpc', -0.1))
+  ]
+  return {
+    'version': 1,
+    'backbone': BACKBONE,
+    'target': 'rte',
+    'metrics': {
+      'average': {'tasks': tasks},
+      'per_token': {'tasks': tasks[::-1]},
+    },
   }
 
 
 def _project():
-  made = {'goal': 'distance', 'form': 'flat', 'trained_on': ['rte'], 'seed': 0}
+  made = {
+    **{'goal': 'distance', 'form': 'flat', 'trained_on': ['rte'], 'seed': 0}
+  }
   groups = {'rte': 'trained', 'cb': 'same category', 'mrpc': 'other'}
+  over = {'mean': 71.5, 'se': 1.25, 'tasks': 4, 'seeds': 3}
   return {
     'version': 1,
     'source_backbone': {**BACKBONE, 'name': 'small'},
     'target_backbone': BACKBONE,
-    'own': {'rte': 90.0, 'cb': {'score': 88.0, 'interval': [80.0, 93.0]}},
-    'random': {'rte': 50.0},
+    'targets': [
+      {'task': task, 'own': 90.0, 'majority': 50.0, 'examples': 64}
+      for task in TASKS
+    ],
     'rows': [
       {
         'projector': projector,
         'task': task,
-        'group': groups[task],
+        'group': None if projector == 'zero' else groups[task],
         'score': 77.0,
-        'examples': 64,
+        'collapsed': False,
         'interval': [70.0, 81.0],
       }
-      for projector in (made, 'zero prompt')
+      for projector in ('zero', made)
       for task in TASKS
+    ],
+    'groups': [
+      {
+        'trained_on': ['rte'],
+        'projector': 'rte: distance, flat',
+        'group': 'same category',
+        'score': over,
+        'gain': {**over, 'mean': 0.5},
+      }
     ],
   }
 
@@ -147,6 +193,7 @@ PARTS = {
   'matrix': _matrix,
   'indicators': _indicators,
   'speedup': _speedup,
+  'retrieve': _retrieve,
   'project': _project,
 }
 
@@ -181,13 +228,19 @@ def test_a_page_has_each_number_with_its_count_and_interval(folder):
   assert 'SYNTHETIC DATA: those of cb, rte' in text
   assert 'tiny (a1a1a1a1a1a1)' in text
   assert 'Split validation, 64 examples a task; readout labels' in text
-  assert 'not on this page: retrieve.' in text
+  assert 'not on this page' not in text
   header, _, *rows = _table(text, 'Matrix')
   assert header[2:] == [f'{task} (accuracy, n = 64)' for task in TASKS]
   cells = {row[0]: row[1:] for row in rows}
-  assert list(cells) == [*TASKS, 'random', r'P\*', 'majority class']
+  means = [f'{task} (mean of 3)' for task in TASKS]
+  assert list(cells) == [*means, 'random', r'P\*', 'majority class']
   # Three runs: their mean and deviation; the diagonal is bold.
-  assert cells['rte'] == ['nli', '**53.0 ± 3.0**', '63.0 ± 3.0', '73.0 ± 3.0']
+  assert cells[means[0]] == [
+    'nli',
+    '**53.0 ± 3.0**',
+    '63.0 ± 3.0',
+    '73.0 ± 3.0',
+  ]
   assert cells['random'][1] == '50.0 (40.0 to 90.5)†'
   assert cells[r'P\*'][3] == '70.0 (40.0 to 90.5)'
   assert cells['majority class'][1:] == ['52.5'] * 3
@@ -199,20 +252,26 @@ def test_a_page_has_each_number_with_its_count_and_interval(folder):
     *('0.43 (0.23 to 0.63)', '3', '-0.10 (-0.30 to 0.10)', '6')
   ]
   assert 'different starts' in text
-  [row] = _table(text, 'Transfer as a start')[2:]
+  [row, every] = _table(text, 'Transfer as a start')[2:]
   assert row[3:] == [
-    *('60.5 ± 0.7', '80.0 ± 0.0', f'{math.sqrt(8):.2f}'),
-    *('4.00 (1 of 2 not reached)', '2'),
+    *('60.0 (58.0 to 62.5)', '10.0 (8.0 to 12.5)'),
+    *('80.0 (78.0 to 82.5)', '81.0 (79.0 to 83.5)'),
+    *('2.00 (1.00 to 4.00)', '4.00 (2.00 to 8.00), 1 of 3 not reached', '3'),
   ]
+  assert every[-2:] == ['not reached', '1']
+  [row] = _table(text, 'Retrieval')[2:]
+  assert row[:3] == ['rte', '2', 'cb 0.300 ± 0.012, mrpc -0.100 ± 0.012']
+  # Relative performance on rte is 100 of all in this matrix.
+  assert '| rte | cb 100 | mrpc 100 | - | 100 (n = 2) | cb 100 |' in text
   rows = {row[0]: row[1:] for row in _table(text, 'Projectors')[2:]}
-  assert rows['its own prompt, on tiny (a1a1a1a1a1a1)'] == [
-    *('90.0', '88.0 (80.0 to 93.0)', '-')
-  ]
-  assert rows['trained on rte: distance, flat'] == [
+  assert rows['own prompt, on tiny (a1a1a1a1a1a1)'] == ['90.0'] * 3
+  assert rows['majority class'] == ['50.0'] * 3
+  assert rows['rte: distance, flat'] == [
     '**77.0 (70.0 to 81.0)**',
     *2 * ['77.0 (70.0 to 81.0)'],
   ]
-  assert text.count('How to read this') == 6
+  assert '| rte | distance, flat | - | 71.5 ± 1.2 (+0.50), n = 4 | - |' in text
+  assert text.count('How to read this') == 9
   assert '| relative | 80.0 (75.5 to 84.0) | 2 |' in text
 
 
@@ -272,10 +331,10 @@ def test_each_part_stands_alone(folder, part):
   [
     (lambda path: path.write_text('{'), 'speedup.json cannot be read as JSON'),
     (lambda path: path.write_text('{"version": 2}'), 'has the version 2'),
-    (lambda path: path.write_text('{"version": 1}'), 'speedup.json is damaged'),
+    (lambda path: path.write_text('{"version": 1}'), "KeyError 'tasks'"),
     (
-      lambda path: path.write_text('{"version": 1, "rows": 3}'),
-      'speedup.json is damaged: TypeError',
+      lambda path: path.write_text('{"version": 1, "tasks": 3}'),
+      'speedup/speedup.json of .* is damaged: TypeError',
     ),
   ],
 )
@@ -299,3 +358,14 @@ def test_an_empty_folder_has_nothing_to_report(tmp_path):
   (tmp_path / 'matrix' / 'a.png').write_bytes(b'GIF89a')
   with pytest.raises(InputError, match=r'a\.png is no PNG'):
     report.report(str(tmp_path))
+
+
+def test_a_retrieval_for_each_of_several_targets_is_one_table(folder):
+  (folder / 'retrieve' / 'retrieve.json').unlink()
+  for target in ('rte', 'cb'):
+    (folder / 'retrieve' / target).mkdir()
+    path = folder / 'retrieve' / target / 'retrieve.json'
+    path.write_text(json.dumps({**_retrieve(), 'target': target}))
+  report.report(str(folder))
+  text = (folder / 'transfer.md').read_text()
+  assert [row[0] for row in _table(text, 'Retrieval')[2:]] == ['cb', 'rte']
