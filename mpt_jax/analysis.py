@@ -277,13 +277,16 @@ def embedding_norms(
 # ---------------------------------------------------------------------------
 
 
-def figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
+def figure(
+  width: float, height: float, columns: int = 1, rows: int = 1
+) -> tuple[Any, Any]:
   """Returns a figure and its axes, without pyplot: no state, no display.
 
   Args:
     width: in inches.
     height: in inches.
     columns: how many axes beside one another; of several a list is returned.
+    rows: and below one another, row by row.
   """
   from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure
@@ -292,8 +295,9 @@ def figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
   FigureCanvasAgg(made)
   # A notebook asks for it, and shows the picture.
   made._repr_png_ = lambda: png(made, dpi=80)
-  axes = [made.add_subplot(1, columns, i + 1) for i in range(columns)]
-  return made, axes[0] if columns == 1 else axes
+  count = columns * rows
+  axes = [made.add_subplot(rows, columns, i + 1) for i in range(count)]
+  return made, axes[0] if count == 1 else axes
 
 
 def png(made: 'Figure', dpi: int = 110) -> bytes:

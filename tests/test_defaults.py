@@ -38,6 +38,7 @@ REASONS = {
   ('export', 'INITIAL_CHECKPOINT_PATH'): 'one format alone reads a backbone',
   ('answer', 'INPUT'): 'what makes it this file',
   ('transfer_matrix', 'EVAL_EXAMPLES'): 'of all pairs: a part of each will do',
+  ('transfer_project', 'EVAL_EXAMPLES'): 'as in transfer_matrix',
   ('transfer_matrix', 'MODEL_DIR'): 'what a command writes, a notebook shows',
   ('answer', 'BATCH_SIZE'): 'smaller: lines are answered as they come',
 }

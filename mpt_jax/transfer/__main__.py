@@ -15,16 +15,15 @@ from mpt_jax.types import nearest
 # Verb -> (module of the package, its function, what it does). In the order in
 # which one goes on from one to the next.
 VERBS: Mapping[str, tuple[str, str, str]] = {
-  'report': ('report', 'report', 'one page about a folder of results'),
   'add': ('library', 'add', 'prompts into a library, a folder by task'),
   'list': ('library', 'listing', 'what a library holds'),
   'check': ('library', 'check', 'verifies a library and its index'),
-  'matrix': ('matrix', 'matrix', 'scores every prompt on every task'),
-  'indicators': (
-    'indicators',
-    'indicators',
-    'how alike prompts are, and whether that predicts transfer',
-  ),
+  'retrieve': ('retrieve', 'retrieve', 'which tasks are near, and starts'),
+  'matrix': ('matrix', 'matrix', 'every prompt on every task, zero-shot'),
+  'indicators': ('indicators', 'indicators', 'what predicts transfer'),
+  'speedup': ('speedup', 'speedup', 'a prompt as the start of another'),
+  'project': ('project', 'project', 'moves prompts to another backbone'),
+  'report': ('report', 'report', 'one page about a folder of results'),
 }
 
 

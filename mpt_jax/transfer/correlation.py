@@ -9,15 +9,14 @@ targets; and, as a second number, all pairs of source and target in one pool.
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-import logging
+import os
 from typing import Any
 
 import numpy as np
 
+from mpt_jax.transfer import records
 from mpt_jax.transfer.sources import VALUE, SourcePrompt
-from mpt_jax.types import InputError
-
-log = logging.getLogger(__name__)
+from mpt_jax.types import InputError, require_local
 
 _LEAST = 3  # points, of which a rank correlation says something
 _DRAWS = 1000
@@ -171,6 +170,36 @@ class Pairs:
     return float(np.mean([values[pair] for pair in alike or every]))
 
 
+def load_matrix(path: str) -> dict[str, Any]:
+  """Reads what the verb `matrix` has written.
+
+  Args:
+    path: `matrix.json`, or its folder.
+
+  Raises:
+    InputError: if it is nothing of the kind.
+  """
+  path = require_local(path)
+  if os.path.isdir(path):
+    path = os.path.join(path, 'matrix.json')
+  found = records.read(path)
+  for key in ('sources', 'targets', 'cells'):
+    if not isinstance(found.get(key), list):
+      raise InputError(
+        f'MATRIX {path!r} has no {key}: give what the verb `matrix` wrote'
+      )
+  return found
+
+
+def trained(matrix: Mapping[str, Any]) -> dict[str, str]:
+  """Returns the rows that are a task's finished prompts: name -> task."""
+  return {
+    row['name']: row['task']
+    for row in matrix['sources']
+    if row['task'] and row.get('kind', VALUE) == VALUE
+  }
+
+
 def read_matrix(
   matrix: Mapping[str, Any], prompts: Sequence[SourcePrompt]
 ) -> Pairs:
@@ -188,10 +217,8 @@ def read_matrix(
     InputError: if these are not the prompts that the matrix scored, or too few
       tasks are in both.
   """
-  rows = [row for row in matrix['sources'] if row['task']]
-  rows = [row for row in rows if row.get('kind', VALUE) == VALUE]
-  task_of = {row['name']: row['task'] for row in rows}
-  digests = {row['digest'] for row in rows}
+  task_of = trained(matrix)
+  digests = {row['digest'] for row in matrix['sources']}
   members: dict[str, list[int]] = {}
   others = []
   for i, prompt in enumerate(prompts):

@@ -276,7 +276,7 @@ def indicators(
   loaded = predictor.load_backbone(backbone)
   found = _ordered(read(prompts, loaded), categories)
   table_of(found)
-  scores = None if matrix is None else _read_matrix(matrix)
+  scores = None if matrix is None else correlation.load_matrix(matrix)
   pairs = None if scores is None else correlation.read_matrix(scores, found)
   settings = {
     'backbone': loaded.fingerprint,
@@ -314,19 +314,6 @@ def _ordered(
   tasks = list(dict.fromkeys(prompt.task for prompt in prompts))
   places = {task: i for i, task in enumerate(ordered(tasks, categories))}
   return sorted(prompts, key=lambda prompt: places[prompt.task])
-
-
-def _read_matrix(path: str) -> dict[str, Any]:
-  path = require_local(path)
-  if os.path.isdir(path):
-    path = os.path.join(path, 'matrix.json')
-  found = records.read(path)
-  for key in ('sources', 'targets', 'cells'):
-    if not isinstance(found.get(key), list):
-      raise InputError(
-        f'MATRIX {path!r} has no {key}: give what the verb `matrix` wrote'
-      )
-  return found
 
 
 def _digest(content: Mapping[str, Any]) -> str:

@@ -283,7 +283,12 @@ def _by_pattern(
   if tasks is None:
     parts = [glob.escape(part) for part in path.split(_TASK)]
     form = re.compile('(.+)'.join(map(re.escape, path.split(_TASK))))
-    paths = sorted(glob.glob('*'.join(parts)))
+    # Beside the folders of a run for each task lies its log, for example.
+    paths = [
+      path
+      for path in sorted(glob.glob('*'.join(parts)))
+      if os.path.isdir(path) or path.endswith('.npy')
+    ]
     matches = [match for match in map(form.fullmatch, paths) if match]
     tasks = [match[1] for match in matches]
     if not tasks:

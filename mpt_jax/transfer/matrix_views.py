@@ -107,25 +107,29 @@ def table(record: Record) -> str:
     line = [row.name]
     for target in targets:
       cell = row.cells[target['task']]
-      text = _text(cell['score'], 'score')
+      text = text_of(cell['score'], 'score')
       own = not row.is_control and row.source['task'] == target['task']
       marks = _COLLAPSED if cell['collapsed'] else ''
       line.append(f'[{text}]{marks}' if own else f'{text}{marks}')
     lines.append(line)
   lines.append(
-    ['majority class', *(_text(t['majority'], 'score') for t in targets)]
+    ['majority class', *(text_of(t['majority'], 'score') for t in targets)]
   )
   lines.append(['metric', *(t['metric'] for t in targets)])
   lines.append(['examples', *(str(t['examples']) for t in targets)])
+  return '\n'.join([as_table(lines), *_below(record)])
+
+
+def as_table(lines: Sequence[Sequence[str]]) -> str:
+  """Returns lines of cells as text, the first column to the left."""
   widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-  written = [
+  return '\n'.join(
     '  '.join(
       [line[0].ljust(widths[0])]
       + [c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True)]
     ).rstrip()
     for line in lines
-  ]
-  return '\n'.join([*written, *_below(record)])
+  )
 
 
 def _below(record: Record) -> list[str]:
@@ -158,7 +162,8 @@ def _below(record: Record) -> list[str]:
   return lines
 
 
-def _text(value: float | None, what: str) -> str:
+def text_of(value: float | None, what: str) -> str:
+  """Returns a 'score', 'relative' or 'gain' as text; '-' for none."""
   return '-' if value is None else format(value, _FORMATS[what])
 
 
@@ -185,7 +190,7 @@ def long_csv(record: Record) -> bytes:
           *(cell['relative'], cell['gain']),
         )
       )
-  return _csv(lines)
+  return as_csv(lines)
 
 
 def wide_csv(record: Record, what: str) -> bytes:
@@ -199,10 +204,11 @@ def wide_csv(record: Record, what: str) -> bytes:
   lines: list[Sequence[Any]] = [('source', *targets)]
   for row in rows(record):
     lines.append((row.name, *(row.cells[t][what] for t in targets)))
-  return _csv(lines)
+  return as_csv(lines)
 
 
-def _csv(lines: Iterable[Sequence[Any]]) -> bytes:
+def as_csv(lines: Iterable[Sequence[Any]]) -> bytes:
+  """Returns lines of values as a file."""
   text = io.StringIO()
   csv.writer(text, lineterminator='\n').writerows(lines)
   return text.getvalue().encode()
@@ -242,7 +248,7 @@ def heatmap(record: Record, what: str = 'relative') -> 'Figure':
       axes.text(
         j,
         i,
-        _text(cell[what], what) + mark,
+        text_of(cell[what], what) + mark,
         ha='center',
         va='center',
         fontsize=7,

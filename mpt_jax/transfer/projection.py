@@ -93,7 +93,7 @@ def project(
   table = np.asarray(method.prompt_table(network, len(prompts)))
   digest = digest_of(projector)
   return [
-    _bundle_of(array, prompt, projector, digest)
+    _moved(array, prompt, projector, digest)
     for array, prompt in zip(table, prompts, strict=True)
   ]
 
@@ -145,7 +145,7 @@ def linear(
   """
   matrix = anchors.linear_map(words.source, words.target)
   return [
-    _bundle_of(array, prompt, target, LINEAR)
+    _moved(array, prompt, target, LINEAR)
     for prompt in prompts
     for array in [_vectors(words, prompt) @ matrix]
   ]
@@ -174,7 +174,7 @@ def by_anchors(
     found: Found = anchors.search(
       [vectors], [words.source], words.target, words.embedding, **search
     )
-    made.append(_bundle_of(found.prompt, prompt, target, ANCHORS))
+    made.append(_moved(found.prompt, prompt, target, ANCHORS))
   return made
 
 
@@ -201,38 +201,65 @@ def _check_source(prompt: SourcePrompt, name: str, fingerprint: str) -> None:
     )
 
 
-def _bundle_of(
+def bundle_of(
+  prompt: SourcePrompt, task: str = '', **more: Any
+) -> PromptBundle:
+  """Returns a bundle of one plain prompt.
+
+  Args:
+    prompt: the prompt.
+    task: what its task is called; '' is its own, or its name.
+    **more: other fields of the bundle.
+
+  Raises:
+    InputError: if that is no name of a task.
+  """
+  arrays = {'prompt': prompt.array}
+  # A name of several runs, 'rte/1', is none of a task.
+  task = task or prompt.task or re.sub(r'[^\w.:-]', '_', prompt.name)
+  try:
+    return PromptBundle(
+      method=methods.holding(set(arrays)).name,
+      stage='imported',
+      task_names=(task,),
+      arrays=arrays,
+      backbone_name=prompt.backbone_name,
+      backbone_fingerprint=prompt.backbone_fingerprint,
+      vocabulary_digest=prompt.vocabulary_digest,
+      step=prompt.step,
+      **more,
+    )
+  except ValueError as e:
+    raise InputError(f'the prompt {prompt.name!r}: {e}') from e
+
+
+def _moved(
   array: np.ndarray,
   prompt: SourcePrompt,
   target: Backbone | PromptBundle,
   projector: str,
 ) -> PromptBundle:
   """A plain prompt of the target backbone, and what it was made of."""
-  arrays = {'prompt': np.asarray(array, np.float32)}
   if isinstance(target, PromptBundle):
-    names = 'backbone_name', 'backbone_fingerprint', 'vocabulary_digest', 'step'
-    of = {name: getattr(target, name) for name in names}
+    name, fingerprint = target.backbone_name, target.backbone_fingerprint
+    vocabulary, step = target.vocabulary_digest, target.step
   else:
-    of = {
-      'backbone_name': target.name,
-      'backbone_fingerprint': target.fingerprint,
-      'vocabulary_digest': vocabulary_digest(target),
-    }
-  # A name of several runs, 'rte/1', is none of a task.
-  task = prompt.task or re.sub(r'[^\w.:-]', '_', prompt.name).strip('.:-')
-  try:
-    return PromptBundle(
-      method=methods.holding(set(arrays)).name,
-      stage='imported',
-      task_names=(task or 'prompt',),
-      arrays=arrays,
-      origin={
-        'source_backbone': prompt.backbone_name,
-        'source_fingerprint': prompt.backbone_fingerprint,
-        'source_prompts': prompt.digest,
-        'projector': projector,
-      },
-      **of,
-    )
-  except ValueError as e:
-    raise InputError(f'the prompt {prompt.name!r}, projected: {e}') from e
+    name, fingerprint = target.name, target.fingerprint
+    vocabulary, step = vocabulary_digest(target), 0
+  moved = dataclasses.replace(
+    prompt,
+    array=array,
+    score=None,
+    start=None,
+    step=step,
+    backbone_name=name,
+    backbone_fingerprint=fingerprint,
+    vocabulary_digest=vocabulary,
+  )
+  origin = {
+    'source_backbone': prompt.backbone_name,
+    'source_fingerprint': prompt.backbone_fingerprint,
+    'source_prompts': prompt.digest,
+    'projector': projector,
+  }
+  return bundle_of(moved, origin=origin)

@@ -1,6 +1,7 @@
 """What a verb keeps in its folder, so that the same command goes on there."""
 
 from collections.abc import Mapping
+import json
 import os
 from typing import Any
 
@@ -33,7 +34,7 @@ def begin(
   if os.path.exists(path):
     before = read(path)
     details = run_lib.differences(
-      *({k: str(v) for k, v in record.items()} for record in (before, now))
+      *({k: _text(v) for k, v in record.items()} for record in (before, now))
     )
     if details:
       raise InputError(
@@ -46,6 +47,13 @@ def begin(
     files.write_file(path, files.json_bytes(now))
   done = os.path.join(folder, f'{verb}.json')
   return read(done) if os.path.exists(done) else None
+
+
+def _text(value: Any) -> str:
+  """A setting in words, however a dictionary is ordered."""
+  if isinstance(value, str):
+    return value
+  return json.dumps(value, sort_keys=True, ensure_ascii=False)
 
 
 def read(path: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import os
 import pathlib
 import shutil
 
+import gin
 import numpy as np
 import pytest
 
@@ -21,6 +22,13 @@ from tests.helpers import tiny
 
 P, D = 5, tiny.SERVED.emb_dim
 TASKS = ('rte', 'cb')
+
+
+@pytest.fixture(autouse=True)
+def _clean_gin():
+  gin.clear_config()
+  yield
+  gin.clear_config()
 
 
 def prompt(seed, shape=(P, D)):
