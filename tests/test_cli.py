@@ -79,6 +79,7 @@ REQUIRED = {
   'SOURCE_PROMPTS': "'source'",
   'PROMPTS': "'prompts'",
   'OUTPUT': "'out'",
+  'SOURCES': "'sources'",
   'LIBRARY': "'library'",
   'TARGET_KEY': "'key'",
   'PROMPT_LABELS': "['yes', 'no']",

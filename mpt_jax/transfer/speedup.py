@@ -226,8 +226,7 @@ def _best_foreign(
   if matrix is None or not (_SOURCE in pattern or shelf.is_library(pattern)):
     raise InputError(
       f'SOURCES is {pattern!r}: give {{target: path}}; or with MATRIX a'
-      f' library, or a path with {_SOURCE} in it:'
-      f" 'runs/{_SEED}/{_SOURCE}/prompts'"
+      f' library, or a path with {_SOURCE} in it'
     )
   content = correlation.load_matrix(matrix)
   task_of = correlation.trained(content)
