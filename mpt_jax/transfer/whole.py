@@ -18,12 +18,12 @@ import functools
 import logging
 import os
 import time
-from typing import Any
+from typing import Any, cast
 
 from mpt_jax import cli
 from mpt_jax.checkpoints import files, lock
 from mpt_jax.checkpoints import run as run_lib
-from mpt_jax.engine.face import face
+from mpt_jax.engine.face import Face, face, showing
 from mpt_jax.engine.settings import BackboneSource, Examples
 from mpt_jax.engine.trainer import format_seconds
 from mpt_jax.study import run
@@ -192,9 +192,11 @@ def whole(plan: Plan, workers: Positive | None = None) -> dict[str, Any]:
     face().keep_log(plan.model_dir)
     site = _Site(plan, _find_data(plan), workers)
     clock = _Clock(parts, plan.folder(RECORD))
-    for part in parts:
+    for number, part in enumerate(parts):
       clock.begin(part)
-      PARTS[part](site)
+      done = f'{number} of {len(parts)} parts are done; of {part}'
+      with showing(cast(Face, _Part(face(), done))):
+        PARTS[part](site)
       record = {
         'version': 1,
         'seconds': clock.end(part),
@@ -203,6 +205,21 @@ def whole(plan: Plan, workers: Positive | None = None) -> dict[str, Any]:
       }
       files.write_file(plan.folder(RECORD), files.json_bytes(record))
   return record
+
+
+class _Part:
+  """The face of a part: an interrupt says what was done before it."""
+
+  def __init__(self, whole: Face, done: str):
+    self._whole, self._done = whole, done
+    self.at_interrupt(lambda: 'the same command goes on')
+
+  def at_interrupt(self, resumes: Callable[[], str]) -> None:
+    """Takes what the part says of its repetition."""
+    self._whole.at_interrupt(lambda: f'{self._done}: {resumes()}')
+
+  def __getattr__(self, name: str) -> Any:
+    return getattr(self._whole, name)
 
 
 class _Clock:
@@ -217,15 +234,12 @@ class _Clock:
     self._seconds: dict[str, float] = {}
 
   def begin(self, part: str) -> None:
-    """Says which part is next; an interrupt says so too."""
+    """Says which part is next."""
     number, total = self._parts.index(part) + 1, len(self._parts)
     so_far = format_seconds(time.monotonic() - self._begin)
     log.info(
       'part %d of %d: %s (%s so far, ETA %s)',
       *(number, total, part, so_far, self._left(number - 1)),
-    )
-    face().at_interrupt(
-      lambda: f'the same command resumes at part {number} of {total}, {part}'
     )
 
   def _left(self, number: int) -> str:

@@ -7,6 +7,7 @@ import logging
 import pytest
 
 from mpt_jax import cli
+from mpt_jax.engine import face
 from mpt_jax.engine.settings import Examples
 from mpt_jax.study.plan import Training
 from mpt_jax.transfer import whole
@@ -63,6 +64,26 @@ def test_parts_run_in_order_and_say_so(tmp_path, done, caplog):
   (tmp_path / 'whole.json').write_text(json.dumps(stored))
   again = whole.whole(_plan(tmp_path, source_backbone='demo-small'))
   assert min(again['seconds'].values()) >= 100
+
+
+def test_an_interrupt_says_which_parts_are_done(tmp_path, done, monkeypatch):
+  said = []
+
+  class Shown(face.Face):
+    def at_interrupt(self, resumes):
+      said.append(resumes)
+
+  def verb(site):
+    face.face().at_interrupt(lambda: '3 of 8 runs are finished')
+
+  monkeypatch.setitem(whole.PARTS, 'matrix', verb)
+  with face.showing(Shown()):
+    whole.whole(_plan(tmp_path, parts=('teachers', 'matrix')))
+  assert [resumes() for resumes in said] == [
+    '0 of 2 parts are done; of teachers: the same command goes on',
+    '1 of 2 parts are done; of matrix: the same command goes on',
+    '1 of 2 parts are done; of matrix: 3 of 8 runs are finished',
+  ]
 
 
 @pytest.mark.parametrize(
