@@ -90,9 +90,9 @@ class Plan:
     prompts: those of the teachers where they are trained already, as
       `sources.read` takes them; None trains them.
     parts: which of `PARTS` are run; what they read must be there.
-    targets: the tasks of `retrieve` and `speedup`; None is all.
     options: part -> more settings of its verb: fields of `matrix.Controls`, of
-      `speedup.Recipe`, of `project.Projectors`; of the others arguments.
+      `speedup.Recipe`, of `project.Projectors`, of the others arguments; and
+      of `retrieve` and `speedup` the `targets`, which are all tasks else.
   """
 
   model_dir: str
@@ -103,18 +103,11 @@ class Plan:
   source_seeds: Sequence[Natural] | None = None
   prompts: Any = None
   parts: Names = ()
-  targets: Names | None = None
   options: Mapping[str, Mapping[str, Any]] | None = None
 
   def __post_init__(self):
     check_names('a part', self.parts, PARTS)
     check_names('a part with options', list(self.options or ()), PARTS)
-    check_names('a target', list(self.targets or ()), self.teachers.tasks)
-
-  @property
-  def asked(self) -> Names:
-    """The tasks of `retrieve` and `speedup`."""
-    return self.teachers.tasks if self.targets is None else self.targets
 
   @property
   def others(self) -> Teachers | None:
@@ -427,9 +420,13 @@ def _retrieve(site: _Site) -> None:
 
   plan = site.plan
   others = (len(plan.teachers.tasks) - 1) * len(plan.teachers.seeds)
-  known = ('metrics', 'k', 'start', 'negative', 'fixed')
-  told = plan.told('retrieve', known, k=min(3, others))
-  for target in plan.asked:
+  told = plan.told(
+    'retrieve',
+    ('targets', 'metrics', 'k', 'start', 'negative', 'fixed'),
+    targets=plan.teachers.tasks,
+    k=min(3, others),
+  )
+  for target in told.pop('targets'):
     retrieve.retrieve(
       library=plan.library,
       target_key=[
@@ -447,7 +444,8 @@ def _speedup(site: _Site) -> None:
   plan, teachers = site.plan, site.plan.teachers
   recipe = plan.told(
     'speedup',
-    _fields(speedup.Recipe),
+    ('targets', *_fields(speedup.Recipe)),
+    targets=plan.teachers.tasks,
     steps=teachers.training.steps,
     period=max(1, teachers.training.steps // 10),
     batch_size=teachers.training.batch_size,
@@ -463,7 +461,7 @@ def _speedup(site: _Site) -> None:
     backbone=teachers.backbone,
     sources=os.path.join(plan.library, '{source}', '{seed}', 'value'),
     matrix=plan.folder('matrix'),
-    targets=tuple(plan.asked),
+    targets=tuple(recipe.pop('targets')),
     recipe=speedup.Recipe(**recipe),
     workers=site.workers,
   )
