@@ -17,7 +17,7 @@ from typing import Any
 
 from mpt_jax.checkpoints import files
 from mpt_jax.study import cells, stats
-from mpt_jax.transfer import page, sources
+from mpt_jax.transfer import page, project_views, sources
 from mpt_jax.transfer.page import Heading, Picture, Strong, Table, Text
 from mpt_jax.types import InputError, require_local
 
@@ -397,7 +397,6 @@ def _project(found: Found) -> list[page.Block]:
     [f'its own prompt, on {target}', *_measured(found['own'], tasks)],
     ['random prompt', *_measured(found['random'], tasks)],
   ]
-  groups: dict[str, dict[str, list[Found]]] = {}
   for title, some in _by_projector(found['rows']).items():
     by_task = _by(some, 'task')
     line = [title]
@@ -413,9 +412,7 @@ def _project(found: Found) -> list[page.Block]:
       trained = any(r['group'] == 'trained' for r in known)
       line.append(Strong(text) if trained else text)
     rows.append(line)
-    groups[title] = {group: r for (group,), r in _by(some, 'group').items()}
   header = ['prompt', *tasks]
-  names = list(dict.fromkeys(g for some in groups.values() for g in some))
   table = Table(header, rows)
   examples = _counts(row['examples'] for row in found['rows'])
   return [
@@ -429,22 +426,38 @@ def _project(found: Found) -> list[page.Block]:
     ),
     table,
     *_legend(table),
-    Text('The same by group: mean over tasks and runs, and n cells.'),
-    Table(
-      ['projector', *(name for group in names for name in (group, 'n'))],
-      [
-        [title, *(c for name in names for c in _mean_of(some.get(name, [])))]
-        for title, some in groups.items()
-      ],
+    Text(
+      'The same by group: mean score over n tasks, and the share of the way'
+      ' from the random to the own prompt. What trains nothing stands beside each'
+      ' projector with the same tasks.'
     ),
+    _by_group(found['groups']),
   ]
 
 
-def _mean_of(rows: Sequence[Found]) -> tuple[str, str]:
-  known = [row['score'] for row in rows if row['score'] is not None]
-  if not known:
-    return '-', '0'
-  return cells.show(stats.stat(dict(enumerate(known)))), str(len(known))
+def _by_group(groups: Iterable[Found]) -> Table:
+  """A line for each projector, and for what is free on the same tasks."""
+  lines: dict[tuple[str, str], dict[str, list[str]]] = {}
+  for group in groups:
+    line = lines.setdefault(
+      ('+'.join(group['trained_on']), group['projector']), {}
+    )
+    score, gain = group['score'], group['gain']
+    line[group['group']] = [
+      '-' if score is None else f'{score["mean"]:.1f}',
+      '-' if gain is None else f'{gain["mean"]:.2f}',
+      '0' if score is None else str(score['tasks']),
+    ]
+  names = project_views.GROUPS
+  header = ['trained on', 'by', *(c for n in names for c in (n, 'gain', 'n'))]
+  empty = ['-', '-', '0']
+  return Table(
+    header,
+    [
+      [*key, *(c for name in names for c in line.get(name, empty))]
+      for key, line in lines.items()
+    ],
+  )
 
 
 def _by_projector(rows: Iterable[Found]) -> dict[str, list[Found]]:

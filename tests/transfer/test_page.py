@@ -140,6 +140,16 @@ def _project():
       for projector in (made, 'zero prompt')
       for task in TASKS
     ],
+    'groups': [
+      {
+        'trained_on': ['rte'],
+        'projector': 'rte: distance, flat',
+        'group': group,
+        'score': {'mean': 77.0, 'tasks': 1},
+        'gain': None,
+      }
+      for group in groups.values()
+    ],
   }
 
 
