@@ -428,8 +428,8 @@ def _project(found: Found) -> list[page.Block]:
     *_legend(table),
     Text(
       'The same by group: mean score over n tasks, and the share of the way'
-      ' from the random to the own prompt. What trains nothing stands beside each'
-      ' projector with the same tasks.'
+      ' from the random to the own prompt. What trains nothing stands beside'
+      ' each projector with the same tasks.'
     ),
     _by_group(found['groups']),
   ]
