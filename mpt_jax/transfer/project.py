@@ -167,7 +167,7 @@ class _Job:
 
   Attributes:
     folder: of the verb.
-    backbone: the target backbone's path.
+    backbone: macros that say where the target backbone is read.
     loaded: it.
     sources: task -> its source prompt.
     own: task -> the prompts of the target backbone for it.
@@ -176,7 +176,7 @@ class _Job:
   """
 
   folder: str
-  backbone: str
+  backbone: Mapping[str, str]
   loaded: Backbone
   sources: Mapping[str, SourcePrompt]
   own: Mapping[str, Sequence[SourcePrompt]]
@@ -193,7 +193,7 @@ class _Job:
 def project(
   *,
   model_dir: str,
-  backbone: BackboneSource | str,
+  backbone: BackboneSource | Backbone | str,
   sources: Any,
   targets: Sequence[str] | None = None,
   projectors: Projectors,
@@ -207,7 +207,7 @@ def project(
 
   Args:
     model_dir: folder of all files.
-    backbone: where the target backbone is read.
+    backbone: where the target backbone is read, or a loaded one.
     sources: prompts of the source backbone: a library, bundles, paths, a list,
       {task: one}, or a path with '{task}' in it for each of the targets.
     targets: tasks to score on; None is those of the sources.
@@ -226,7 +226,6 @@ def project(
       settings.
   """
   folder = require_local(model_dir)
-  path = backbone if isinstance(backbone, str) else backbone.trained
   loaded = predictor.load_backbone(backbone)
   moved = _by_task('SOURCES', sources, targets, None)
   tasks = categories_lib.ordered(list(targets or moved), categories)
@@ -235,7 +234,7 @@ def project(
     own = _by_task('TARGET_PROMPTS', projectors.target_prompts, tasks, loaded)
   job = _Job(
     folder,
-    path,
+    _read_by_workers(backbone),
     loaded,
     {task: _first(task, moved) for task in tasks},
     own,
@@ -268,6 +267,22 @@ def project(
 
 # ---------------------------------------------------------------------------
 # What is given.
+
+
+def _read_by_workers(
+  backbone: BackboneSource | Backbone | str,
+) -> dict[str, str]:
+  """The macros by which a run reads the target backbone."""
+  if isinstance(backbone, Backbone):
+    backbone = backbone.path
+  if isinstance(backbone, str):
+    backbone = BackboneSource(backbone or None)
+  found = {
+    'INITIAL_CHECKPOINT_PATH': backbone.trained,
+    'MODEL': backbone.config,
+    'VOCABULARY': backbone.vocabulary,
+  }
+  return {name: text for name, text in found.items() if isinstance(text, str)}
 
 
 def _by_task(
@@ -359,14 +374,15 @@ def _record(
     },
     **settings,
     **dataclasses.asdict(free),
-    'categories': {
-      task: categories_lib.category_of(task, categories) for task in job.sources
+    **{
+      f'category of {task}': categories_lib.category_of(task, categories)
+      for task in job.sources
     },
     'readout': asking.readout,
     **asking.decoding.search,
     'split': job.examples.split,
     'num_examples': job.examples.num_examples,
-    'task_feature_lengths': {k: lengths[k] for k in sorted(lengths)},
+    **{f'task_feature_lengths {k!r}': lengths[k] for k in sorted(lengths)},
   }
 
 
@@ -382,9 +398,8 @@ def _train(job: _Job) -> Iterator[Step]:
     _keep(os.path.join(job.folder, 'targets', task), some[:1], task)
   folder = os.path.join(job.folder, RUNS)
   steps = list(_steps(job, folder))
-  runs.run(
-    folder, steps, job.backbone, job.examples.module, job.settings.workers
-  )
+  path = job.backbone['INITIAL_CHECKPOINT_PATH']
+  runs.run(folder, steps, path, job.examples.module, job.settings.workers)
   return iter(steps)
 
 
@@ -404,7 +419,7 @@ def _steps(job: _Job, folder: str) -> Iterator[Step]:
         for seed in settings.seeds:
           name = f'{goal}/{form}/{"+".join(tasks)}/{seed}'
           made = {
-            'INITIAL_CHECKPOINT_PATH': job.backbone,
+            **job.backbone,
             'MODEL_DIR': os.path.join(folder, name),
             'MIXTURE_OR_TASK_NAME': tasks[0] if len(tasks) == 1 else [*tasks],
             'MIXTURE_OR_TASK_MODULE': job.examples.module,
@@ -473,6 +488,12 @@ def _rows(job: _Job, steps: Sequence[Step], free: Free) -> list[_Row]:
     random = sources_lib.random_prompt(shape, seed, f'random/{seed}')
     rows.append(_Row(random, '', 'random'))
   rows.append(_Row(sources_lib.zero_prompt(shape), '', 'zero'))
+  for task in dict.fromkeys(t for tasks in job.settings.groups for t in tasks):
+    for prompt in job.own.get(task, [])[:1]:
+      name = f'{project_views.ALWAYS}{task}'
+      kind = sources_lib.PROJECTED
+      same = dataclasses.replace(prompt, name=name, kind=kind, task='')
+      rows.append(_Row(same, '', name))
   prompts = list(job.sources.values())
   for step in steps:
     folder = os.path.join(job.folder, RUNS, step.name, PROMPTS)
