@@ -488,6 +488,12 @@ def _rows(job: _Job, steps: Sequence[Step], free: Free) -> list[_Row]:
     random = sources_lib.random_prompt(shape, seed, f'random/{seed}')
     rows.append(_Row(random, '', 'random'))
   rows.append(_Row(sources_lib.zero_prompt(shape), '', 'zero'))
+  for task in dict.fromkeys(t for tasks in job.settings.groups for t in tasks):
+    for prompt in job.own.get(task, [])[:1]:
+      name = f'{project_views.ALWAYS}{task}'
+      kind = sources_lib.PROJECTED
+      same = dataclasses.replace(prompt, name=name, kind=kind, task='')
+      rows.append(_Row(same, '', name))
   prompts = list(job.sources.values())
   for step in steps:
     folder = os.path.join(job.folder, RUNS, step.name, PROMPTS)

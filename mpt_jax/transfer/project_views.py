@@ -16,6 +16,8 @@ Found = Mapping[str, Any]
 
 TRAINED, SAME, OTHER = 'trained', 'same category', 'other'
 GROUPS = TRAINED, SAME, OTHER
+# What a projector would give that makes one prompt of all.
+ALWAYS = 'always that of '
 _COLLAPSED = '†'
 # What the numbers of `project.json` mean.
 DEFINITIONS = {
@@ -27,6 +29,9 @@ DEFINITIONS = {
   'gain': '(score - random) / (own - random)',
   'group': "of a projector's scores: 'trained' (the task is one that it was"
   " trained on), 'same category' as one of these, or 'other'",
+  'always that of': "the target backbone's own prompt of a trained-on task, on"
+  ' every task: what a projector has that makes one prompt of all. One that'
+  ' transfers must beat it',
   'groups': 'mean over the tasks of a group, of the mean over seeds; se is over'
   ' tasks, seeds_std over the means of single seeds. What trains nothing is'
   ' given for the same tasks',
@@ -110,7 +115,7 @@ def groups(
     some: dict[tuple[str, str], list[Found]] = {}
     for row in rows:
       made = row['projector']
-      if not isinstance(made, str) and list(made['trained_on']) != tasks:
+      if not _stands_beside(made, tasks):
         continue
       group = group_of(row['task'], tasks, category)
       some.setdefault((title(made), group), []).append(row)
@@ -129,6 +134,13 @@ def groups(
   return sorted(
     found, key=lambda g: (trained_on_key(g, trained_on), order[g['group']])
   )
+
+
+def _stands_beside(made: Any, trained_on: Sequence[str]) -> bool:
+  """Whether a row is told of with a projector."""
+  if not isinstance(made, str):
+    return list(made['trained_on']) == trained_on
+  return not made.startswith(ALWAYS) or made[len(ALWAYS) :] in trained_on
 
 
 def trained_on_key(group: Found, trained_on: Sequence[Sequence[str]]) -> int:

@@ -18,12 +18,12 @@ import functools
 import logging
 import os
 import time
-from typing import Any
+from typing import Any, cast
 
 from mpt_jax import cli
 from mpt_jax.checkpoints import files, lock
 from mpt_jax.checkpoints import run as run_lib
-from mpt_jax.engine.face import face
+from mpt_jax.engine.face import Face, face, showing
 from mpt_jax.engine.settings import BackboneSource, Examples
 from mpt_jax.engine.trainer import format_seconds
 from mpt_jax.study import run
@@ -90,9 +90,9 @@ class Plan:
     prompts: those of the teachers where they are trained already, as
       `sources.read` takes them; None trains them.
     parts: which of `PARTS` are run; what they read must be there.
-    targets: the tasks of `retrieve` and `speedup`; None is all.
     options: part -> more settings of its verb: fields of `matrix.Controls`, of
-      `speedup.Recipe`, of `project.Projectors`; of the others arguments.
+      `speedup.Recipe`, of `project.Projectors`, of the others arguments; and
+      of `retrieve` and `speedup` the `targets`, which are all tasks else.
   """
 
   model_dir: str
@@ -103,18 +103,11 @@ class Plan:
   source_seeds: Sequence[Natural] | None = None
   prompts: Any = None
   parts: Names = ()
-  targets: Names | None = None
   options: Mapping[str, Mapping[str, Any]] | None = None
 
   def __post_init__(self):
     check_names('a part', self.parts, PARTS)
     check_names('a part with options', list(self.options or ()), PARTS)
-    check_names('a target', list(self.targets or ()), self.teachers.tasks)
-
-  @property
-  def asked(self) -> Names:
-    """The tasks of `retrieve` and `speedup`."""
-    return self.teachers.tasks if self.targets is None else self.targets
 
   @property
   def others(self) -> Teachers | None:
@@ -192,9 +185,11 @@ def whole(plan: Plan, workers: Positive | None = None) -> dict[str, Any]:
     face().keep_log(plan.model_dir)
     site = _Site(plan, _find_data(plan), workers)
     clock = _Clock(parts, plan.folder(RECORD))
-    for part in parts:
+    for number, part in enumerate(parts):
       clock.begin(part)
-      PARTS[part](site)
+      done = f'{number} of {len(parts)} parts are done; of {part}'
+      with showing(cast(Face, _Part(face(), done))):
+        PARTS[part](site)
       record = {
         'version': 1,
         'seconds': clock.end(part),
@@ -203,6 +198,21 @@ def whole(plan: Plan, workers: Positive | None = None) -> dict[str, Any]:
       }
       files.write_file(plan.folder(RECORD), files.json_bytes(record))
   return record
+
+
+class _Part:
+  """The face of a part: an interrupt says what was done before it."""
+
+  def __init__(self, whole: Face, done: str):
+    self._whole, self._done = whole, done
+    self.at_interrupt(lambda: 'the same command goes on')
+
+  def at_interrupt(self, resumes: Callable[[], str]) -> None:
+    """Takes what the part says of its repetition."""
+    self._whole.at_interrupt(lambda: f'{self._done}: {resumes()}')
+
+  def __getattr__(self, name: str) -> Any:
+    return getattr(self._whole, name)
 
 
 class _Clock:
@@ -217,15 +227,12 @@ class _Clock:
     self._seconds: dict[str, float] = {}
 
   def begin(self, part: str) -> None:
-    """Says which part is next; an interrupt says so too."""
+    """Says which part is next."""
     number, total = self._parts.index(part) + 1, len(self._parts)
     so_far = format_seconds(time.monotonic() - self._begin)
     log.info(
       'part %d of %d: %s (%s so far, ETA %s)',
       *(number, total, part, so_far, self._left(number - 1)),
-    )
-    face().at_interrupt(
-      lambda: f'the same command resumes at part {number} of {total}, {part}'
     )
 
   def _left(self, number: int) -> str:
@@ -413,9 +420,13 @@ def _retrieve(site: _Site) -> None:
 
   plan = site.plan
   others = (len(plan.teachers.tasks) - 1) * len(plan.teachers.seeds)
-  known = ('metrics', 'k', 'start', 'negative', 'fixed')
-  told = plan.told('retrieve', known, k=min(3, others))
-  for target in plan.asked:
+  told = plan.told(
+    'retrieve',
+    ('targets', 'metrics', 'k', 'start', 'negative', 'fixed'),
+    targets=plan.teachers.tasks,
+    k=min(3, others),
+  )
+  for target in told.pop('targets'):
     retrieve.retrieve(
       library=plan.library,
       target_key=[
@@ -433,7 +444,8 @@ def _speedup(site: _Site) -> None:
   plan, teachers = site.plan, site.plan.teachers
   recipe = plan.told(
     'speedup',
-    _fields(speedup.Recipe),
+    ('targets', *_fields(speedup.Recipe)),
+    targets=plan.teachers.tasks,
     steps=teachers.training.steps,
     period=max(1, teachers.training.steps // 10),
     batch_size=teachers.training.batch_size,
@@ -449,7 +461,7 @@ def _speedup(site: _Site) -> None:
     backbone=teachers.backbone,
     sources=os.path.join(plan.library, '{source}', '{seed}', 'value'),
     matrix=plan.folder('matrix'),
-    targets=tuple(plan.asked),
+    targets=tuple(recipe.pop('targets')),
     recipe=speedup.Recipe(**recipe),
     workers=site.workers,
   )

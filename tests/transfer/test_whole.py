@@ -7,6 +7,7 @@ import logging
 import pytest
 
 from mpt_jax import cli
+from mpt_jax.engine import face
 from mpt_jax.engine.settings import Examples
 from mpt_jax.study.plan import Training
 from mpt_jax.transfer import whole
@@ -65,6 +66,26 @@ def test_parts_run_in_order_and_say_so(tmp_path, done, caplog):
   assert min(again['seconds'].values()) >= 100
 
 
+def test_an_interrupt_says_which_parts_are_done(tmp_path, done, monkeypatch):
+  said = []
+
+  class Shown(face.Face):
+    def at_interrupt(self, resumes):
+      said.append(resumes)
+
+  def verb(site):
+    face.face().at_interrupt(lambda: '3 of 8 runs are finished')
+
+  monkeypatch.setitem(whole.PARTS, 'matrix', verb)
+  with face.showing(Shown()):
+    whole.whole(_plan(tmp_path, parts=('teachers', 'matrix')))
+  assert [resumes() for resumes in said] == [
+    '0 of 2 parts are done; of teachers: the same command goes on',
+    '1 of 2 parts are done; of matrix: the same command goes on',
+    '1 of 2 parts are done; of matrix: 3 of 8 runs are finished',
+  ]
+
+
 @pytest.mark.parametrize(
   ('changes', 'left'),
   [
@@ -86,7 +107,6 @@ def test_what_nobody_asks_for_is_not_run(tmp_path, done, changes, left):
   ('changes', 'message'),
   [
     ({'parts': ('matrx',)}, "a part is 'matrx'.*'matrix'"),
-    ({'targets': ('rtee',)}, "a target is 'rtee'.*'rte'"),
     ({'options': {'matrx': {}}}, "a part with options is 'matrx'.*'matrix'"),
   ],
 )

@@ -159,8 +159,9 @@ def test_three_groups_and_what_is_free(made, backbone, tmp_path, monkeypatch):
     'fingerprint': 'sha256:small',
   }
   rows = told['rows']
-  # Two projectors of two seeds, three random prompts, zeros, two ways.
-  assert len(rows) == 4 * (4 + 3 + 1 + 2)
+  # Two projectors of two seeds, three random prompts, zeros, two ways; and
+  # the two prompts that a projector might make of all.
+  assert len(rows) == 4 * (4 + 3 + 1 + 2 + 2)
   groups = {
     (tuple(row['projector']['trained_on']), row['task']): row['group']
     for row in rows
@@ -178,7 +179,8 @@ def test_three_groups_and_what_is_free(made, backbone, tmp_path, monkeypatch):
     (('kinds', 'names'), 'more'): other,
   }
   assert {r['projector'] for r in rows if isinstance(r['projector'], str)} == {
-    *('random', 'zero', 'linear', 'anchors')
+    *('random', 'zero', 'linear', 'anchors'),
+    *('always that of moods', 'always that of kinds'),
   }
   assert set(told['own']) == set(CATEGORIES)
   assert told['own']['names'] is None  # It has no prompt of its own.
@@ -199,6 +201,12 @@ def test_three_groups_and_what_is_free(made, backbone, tmp_path, monkeypatch):
   by = {(g['projector'], g['group']): g for g in told['groups']}
   assert by['moods: task, flat', same]['score']['seeds'] == 2
   assert ('linear', trained) in by
+  always = [
+    g['trained_on'] for g in told['groups'] if 'moods' in g['projector']
+  ]
+  assert all(on == ['moods'] for on in always)
+  own = [r for r in rows if r['projector'] == 'always that of moods']
+  assert own[0]['prompt'] == sources.of_bundle(_own(backbone)[0])[0].digest
 
   with open(folder / 'project.csv', newline='') as f:
     lines = list(csv.DictReader(f))
