@@ -23,13 +23,14 @@ import json
 import logging
 import os
 import statistics
+import sys
 from typing import Any
 
 import scipy.stats
 
 from mpt_jax.checkpoints import backbone as backbone_lib
 from mpt_jax.checkpoints import files
-from mpt_jax.engine import predictor
+from mpt_jax.engine import predictor, preemption
 from mpt_jax.study import stats
 from mpt_jax.study.steps import Step
 from mpt_jax.transfer import library, ranking, retrieve, runs, shelf, sources
@@ -473,4 +474,7 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  main()
+  try:
+    main()
+  except preemption.Interrupted:
+    sys.exit('stopped; the same command goes on with what is missing')
