@@ -20,7 +20,7 @@ from mpt_jax.checkpoints.texts import TaskText
 from mpt_jax.pretrained import Tokenizer
 from mpt_jax.t5 import param_shapes
 from mpt_jax.types import InputError
-from tests.helpers import tiny
+from tests.helpers import found, tiny
 
 ROOT = pathlib.Path(__file__).parents[2]
 CORPUS = pathlib.Path(__file__).parent / 'corpus'
@@ -434,6 +434,22 @@ def _read_records(folder: str, seed: int) -> None:
   _check(taken == min(3, count), 'lost rows')
 
 
+def _found_seeds() -> list[dict[str, bytes]]:
+  files = {
+    f'{part}/{part}.json': json.dumps(made()).encode()
+    for part, made in found.PARTS.items()
+  }
+  return [files]
+
+
+def _read_found(folder: str, seed: int) -> None:
+  from mpt_jax.transfer import report
+
+  text = report.rendered(folder)['html']
+  _check(text.endswith('</html>\n'), 'no whole page')
+  _check('<script' not in text, 'a name became markup')
+
+
 def _infer_seeds() -> list[dict[str, bytes]]:
   lines = [
     'a plain line',
@@ -535,6 +551,7 @@ READERS = {
     ),
     Reader('records', _record_seeds, _read_records),
     Reader('infer', _infer_seeds, _read_infer),
+    Reader('found', _found_seeds, _read_found, ('json',)),
     Reader('gin', _gin_seeds, _read_gin, own_files_only=False),
   )
 }
