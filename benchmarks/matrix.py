@@ -101,6 +101,7 @@ def main() -> None:
       words = ['mpt_jax.eval', '--gin_file=gin_configs/runs/eval.gin']
       words += [f'--tfds_data_dir={data}']
       words += [f"--gin.PROMPTS='{prompts.format(task=source)}'"]
+      words += [f"--gin.PROMPT_TASK='{source}'"]
       words += [f"--gin.MIXTURE_OR_TASK_NAME='{target}'"]
       run = os.path.join(folder, f'eval_{number}')
       return seconds([*words, f"--gin.MODEL_DIR='{run}'"], cache)

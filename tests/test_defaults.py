@@ -36,6 +36,7 @@ REASONS = {
   ('infer', 'PROMPTS'): 'as in eval',
   ('answer', 'PROMPTS'): 'as in eval',
   ('export', 'INITIAL_CHECKPOINT_PATH'): 'one format alone reads a backbone',
+  ('transfer_retrieve', 'INITIAL_CHECKPOINT_PATH'): 'one metric alone reads it',
   ('answer', 'INPUT'): 'what makes it this file',
   ('transfer_matrix', 'EVAL_EXAMPLES'): 'of all pairs: a part of each will do',
   ('transfer_project', 'EVAL_EXAMPLES'): 'as in transfer_matrix',

@@ -275,5 +275,5 @@ def test_correlations_of_few_points():
   assert [n for _, n in got['per_target']['targets']] == [3, 3, 2]
   assert (got['per_target']['n'], got['per_target']['low']) == (2, None)
   assert got['pooled']['n'] == 8
-  relative = correlation.relative_performance([[40, 5]], [80, 0])
+  relative = correlation.relative_performance([[40, 5]], [80, -1])
   np.testing.assert_array_equal(relative, [[50, np.nan]])

@@ -290,10 +290,13 @@ def test_the_best_foreign_source_of_a_matrix(ran):
   given = {'sources': str(folder / '{source}'), 'matrix': str(folder)}
   written = _speedup(folder, **given)
   assert {row['source'] for row in written['rows']} == {'mnli'}
+  _bundle().save(str(folder / 'library/mnli/0/value'))
+  library = {**given, 'sources': str(folder / 'library')}
+  assert _speedup(folder, **library) == written  # It is the same prompt.
   with pytest.raises(InputError, match="no source for 'rtee'; did you mean"):
     _speedup(folder, targets='rtee', **given)
-  with pytest.raises(InputError, match='or with MATRIX a path with {source}'):
-    _speedup(folder, sources='library', matrix=str(folder))
+  with pytest.raises(InputError, match='or with MATRIX a library, or'):
+    _speedup(folder, sources='nothing', matrix=str(folder))
 
 
 def test_the_order_of_a_dictionary_is_no_setting(tmp_path):

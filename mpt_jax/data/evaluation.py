@@ -430,9 +430,6 @@ class Questions:
   _task: TaskReader
   _padded: Sequence[int]
 
-  def __len__(self) -> int:
-    return len(self._reader.load(self._task).scored.examples)
-
   @property
   def positions(self) -> int:
     """The input positions of all its batches, padding included."""

@@ -34,10 +34,11 @@ def relative_performance(scores: Any, own: Any) -> np.ndarray:
     own: [T], of each target with its own prompt.
 
   Returns:
-    [S, T] float64 in percent, may be above 100; NaN where the own score is 0.
+    [S, T] float64 in percent, may be above 100; NaN where the own score is not
+    above 0.
   """
   values, best = np.asarray(scores, np.float64), np.asarray(own, np.float64)
-  some = np.broadcast_to(best != 0, values.shape)
+  some = np.broadcast_to(best > 0, values.shape)
   return 100 * np.divide(
     values, best, out=np.full(values.shape, np.nan), where=some
   )

@@ -1,7 +1,7 @@
 """What is faster: learning curves of two starts, and ratios of their steps.
 
 Su et al., "On Transferability of Prompt Tuning for Natural Language
-Processing", NAACL 2022, section 4.2, have two speed-ups; when a run converges
+Processing", NAACL 2022, have two speed-ups; when a run converges
 is not said there, and is what `definitions` says here.
 """
 

@@ -103,7 +103,7 @@ def similarities(
   """Returns how alike prompts are, as vectors.
 
   Su et al., "On Transferability of Prompt Tuning for Natural Language
-  Processing", NAACL 2022, section 5.1; `C_mean` is the first metric of SPoT.
+  Processing", NAACL 2022; `C_mean` is the first metric of SPoT.
   Of prompts A and B with vectors a_i and b_j:
 
     E_concat   1 / (1 + |A - B|), A and B as one vector of P * D numbers each

@@ -131,6 +131,8 @@ def add(
         )
       new[part.place] = part.bundle
       splits[part.place] = part.split
+  if not new:
+    raise InputError(f'PROMPTS = {prompts!r} has none of TASKS = {tasks!r}')
   _check_place(folder)
   with lock.hold(folder):
     _put(folder, new, splits, replace)

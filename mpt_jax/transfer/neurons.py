@@ -1,7 +1,7 @@
 """What prompts do in their backbone: which neurons they switch on.
 
 Su et al., "On Transferability of Prompt Tuning for Natural Language
-Processing", NAACL 2022, section 5.1. A neuron is an output of the first matrix
+Processing", NAACL 2022. A neuron is an output of the first matrix
 of a feed-forward block; it is active above 0.
 """
 
@@ -222,7 +222,7 @@ def _active(states: np.ndarray, window: Window | None) -> np.ndarray:
 
 
 def on(states: np.ndarray, window: Window | None = None) -> np.ndarray:
-  """Returns ON, the overlapping rate of activated neurons (Su et al., 5.1).
+  """Returns ON, the overlapping rate of activated neurons.
 
   Args:
     states: [N, L, F], from `activations`; a neuron is active above 0.

@@ -15,11 +15,14 @@ import numpy as np
 
 from mpt_jax.transfer import retrieval, shelf, sources
 from mpt_jax.transfer.sources import SourcePrompt
-from mpt_jax.types import InputError
+from mpt_jax.types import InputError, nearest
 
 log = logging.getLogger(__name__)
 
 AVERAGE = retrieval.METRICS[0]
+# By the neurons that prompts switch on, see `neurons.overlap`.
+ON = 'on'
+METRICS = (*retrieval.METRICS, ON)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,22 +127,48 @@ def compare(
   keys: Sequence[SourcePrompt],
   targets: Sequence[SourcePrompt],
   metric: str = AVERAGE,
+  backbone: Any = None,
 ) -> Ranking:
   """Compares the keys of sources with those of one target.
 
   Args:
     keys: of the sources.
     targets: of the target, one for each of its runs.
-    metric: see `retrieval.similarity`.
+    metric: see `retrieval.similarity`; or 'on', the overlap of neurons in all
+      layers of the decoder.
+    backbone: that of the prompts; needed for 'on' alone.
 
   Raises:
     InputError: if there is none, no such metric, or they do not fit.
   """
+  if metric not in METRICS:
+    raise InputError(
+      f'metric is {metric!r}, expected one of {", ".join(METRICS)}'
+      f'{nearest(str(metric), METRICS)}'
+    )
+  if metric == ON:
+    return _by_neurons(keys, targets, backbone)
   arrays = [key.array for key in keys]
   rows = [retrieval.similarity(arrays, t.array, metric) for t in targets]
   if not rows:
     raise InputError('the target has no key to compare')
   return Ranking(metric, tuple(keys), np.stack(rows))
+
+
+def _by_neurons(
+  keys: Sequence[SourcePrompt], targets: Sequence[SourcePrompt], backbone: Any
+) -> Ranking:
+  if backbone is None:
+    raise InputError(
+      f'metric {ON!r} compares what prompts do in their backbone: give'
+      ' INITIAL_CHECKPOINT_PATH'
+    )
+  # Imported here: nothing else here runs a network.
+  from mpt_jax.transfer import neurons
+
+  everything = neurons.overlap(backbone, [*keys, *targets])
+  rows = everything[len(keys) :, : len(keys)]
+  return Ranking(ON, tuple(keys), np.asarray(rows, np.float64))
 
 
 def warn_of_steps(

@@ -29,10 +29,13 @@ from typing import Any
 
 from mpt_jax import analysis, methods
 from mpt_jax.checkpoints import files, lock
-from mpt_jax.checkpoints import run as run_lib
+from mpt_jax.checkpoints.backbone import Backbone
 from mpt_jax.checkpoints.bundle import PromptBundle
+from mpt_jax.engine import predictor
+from mpt_jax.engine.face import face
+from mpt_jax.engine.settings import BackboneSource
 from mpt_jax.transfer import library as library_lib
-from mpt_jax.transfer import ranking, retrieval, shelf, sources
+from mpt_jax.transfer import ranking, records, retrieval, shelf, sources
 from mpt_jax.transfer.ranking import Ranking
 from mpt_jax.types import InputError, Names, Positive, nearest, require_local
 
@@ -45,7 +48,8 @@ RESULTS, PLOT, FOLDER = 'retrieve.json', 'retrieve.png', 'starts'
 _MEANING = (
   "similarity of the target's keys to each source's, the mean over all pairs"
   ' of runs; average: cosine of the means of the prompt vectors; per_token:'
-  ' mean of the cosines of all pairs of vectors (its own with itself is not 1)'
+  ' mean of the cosines of all pairs of vectors (its own with itself is not 1);'
+  ' on: overlap of active neurons in all layers of the decoder'
 )
 # In the mixture no task counts for more examples.
 _CAP = 2**19
@@ -56,6 +60,7 @@ def retrieve(
   library: str,
   target_key: Any,
   model_dir: str,
+  backbone: BackboneSource | Backbone | str | None = None,
   tasks: Names | None = None,
   metrics: Names = ('average', 'per_token'),
   k: Positive | None = 3,
@@ -69,8 +74,9 @@ def retrieve(
     library: the folder.
     target_key: the target's key: a bundle's path, or several, of its runs.
     model_dir: folder to write.
+    backbone: that of the prompts; only the metric 'on' reads it.
     tasks: tasks of the library to compare; None is all but the target's own.
-    metrics: by what; the first one decides. See `retrieval.similarity`.
+    metrics: by what; the first one decides. See `ranking.compare`.
     k: how many of the nearest; None is all.
     start: 'best', 'weighted' or 'mixture'; None writes no start.
     negative: what becomes of similarities below 0 in a weighted start:
@@ -91,7 +97,11 @@ def retrieve(
       f'{nearest(str(start), STARTS)}'
     )
   library_lib.open_library(path)
-  targets = sources.read(target_key)
+  wanted = [metrics] if isinstance(metrics, str) else metrics
+  loaded = None
+  if ranking.ON in wanted and getattr(backbone, 'path', backbone) is not None:
+    loaded = predictor.load_backbone(backbone)
+  targets = sources.read(target_key, loaded)
   names = {target.task for target in targets}
   if len(names) > 1:
     raise InputError(
@@ -99,32 +109,31 @@ def retrieve(
       ' keys of one task'
     )
   [target] = names
-  keys = ranking.source_keys(path, None, tasks, names)
+  keys = ranking.source_keys(path, loaded, tasks, names)
   _check_backbone(keys, targets)
   ranking.warn_of_steps(keys, targets)
-  wanted = [metrics] if isinstance(metrics, str) else metrics
-  found = [ranking.compare(keys, targets, metric) for metric in wanted]
+  found = [ranking.compare(keys, targets, m, loaded) for m in wanted]
   if k is not None and k > len(keys):
     raise InputError(f'K = {k}, and there are {len(keys)} source prompts')
+  chosen = _Chosen(path, folder, found[0], target, k, negative)
+  made = chosen.make(start, fixed)
   settings = {
-    'library': path,
-    'target_key': list(map(str, _listed(target_key))),
-    'tasks': None if tasks is None else list(_listed(tasks)),
-    'metrics': list(wanted),
-    'k': k,
-    'start': start,
-    'negative': negative,
-    'fixed': fixed,
-    'keys': {p.name: p.digest for p in keys},
-    'target_keys': [p.digest for p in targets],
+    'METRICS': list(wanted),
+    'K': k,
+    'START': start,
+    'NEGATIVE': negative,
+    'FIXED': fixed,
+    **{f'key of {key.name}': key.digest for key in keys},
+    'key of the target': [key.digest for key in targets],
   }
-  print(table(found))
-  if not _is_done(folder, settings):
-    chosen = _Chosen(path, folder, found[0], target, k, negative)
-    content = {'target': target, 'settings': settings, **_facts(keys, targets)}
-    _write(folder, found, chosen.make(start, fixed), content)
-  for line in files.read_json(os.path.join(folder, RESULTS))['told']:
-    print(line)
+  with lock.hold(folder):
+    if records.begin(folder, 'retrieve', settings) is None:
+      face().keep_log(folder)
+      content = {'target': target, 'library': path, **_facts(keys, targets)}
+      _write(folder, found, made, content)
+    else:
+      log.info('%s is finished; nothing to do', folder)
+  print('\n'.join([table(found), *made.facts['told']]))
   return found
 
 
@@ -143,38 +152,13 @@ def _write(
     for one in found
   }
   content = {'version': 1, **content, 'metrics': metrics, **made.facts}
-  with lock.hold(folder):
-    for name, bundle in made.bundles.items():
-      bundle.save(os.path.join(folder, FOLDER, name))
-    for name, text in made.files.items():
-      files.write_file(os.path.join(folder, name), text.encode())
-    picture = analysis.png(plot(found, content['target']))
-    files.write_file(os.path.join(folder, PLOT), picture)
-    files.write_file(os.path.join(folder, RESULTS), files.json_bytes(content))
-
-
-def _listed(given: Any) -> Sequence[Any]:
-  return [given] if isinstance(given, str | os.PathLike) else list(given)
-
-
-def _is_done(folder: str, settings: Mapping[str, Any]) -> bool:
-  """Whether a folder holds just this; refuses one that holds another."""
-  path = os.path.join(folder, RESULTS)
-  if not os.path.exists(path):
-    return False
-  before = files.read_json(path).get('settings')
-  there, here = (
-    {name: repr(value) for name, value in of.items()}
-    for of in (before if isinstance(before, dict) else {}, settings)
-  )
-  if differences := run_lib.differences(there, here):
-    raise InputError(
-      f'MODEL_DIR {folder!r} holds another retrieval; use another MODEL_DIR, or'
-      ' what it was made with',
-      differences,
-    )
-  log.info('%s is finished; nothing to do', folder)
-  return True
+  for name, bundle in made.bundles.items():
+    bundle.save(os.path.join(folder, FOLDER, name))
+  for name, text in made.files.items():
+    files.write_file(os.path.join(folder, name), text.encode())
+  picture = analysis.png(plot(found, content['target']))
+  files.write_file(os.path.join(folder, PLOT), picture)
+  files.write_file(os.path.join(folder, RESULTS), files.json_bytes(content))
 
 
 def _facts(

@@ -195,6 +195,8 @@ class Scorer:
       InputError: if a prompt is of another backbone, or a task cannot be
         scored.
     """
+    if not prompts or not tasks:
+      return []
     for prompt in prompts:
       check_backbone(prompt, self._backbone)
     from mpt_jax import data

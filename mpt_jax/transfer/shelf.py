@@ -87,6 +87,8 @@ def is_library(path: Any) -> bool:
   path = os.fspath(path)
   if os.path.lexists(os.path.join(path, INDEX)):
     return True
+  if os.path.lexists(os.path.join(path, bundle_lib.CONFIG)):
+    return False
   return any(place.kind == VALUE for place in places(path))
 
 

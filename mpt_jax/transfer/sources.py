@@ -204,14 +204,20 @@ def _read(given: Given, backbone: Any) -> list[SourcePrompt]:
         p.renamed(f'{name}/{p.name}' if several else name) for p in inner
       ]
     return named
+  where = ''
   if isinstance(given, str | os.PathLike):
     path = os.fspath(given)
+    where = f'{path}: '
     if shelf.is_library(path):
       return of_library(shelf.read(path, VALUE, backbone=backbone))
     given = bundle_lib.load_prompts(path)
   if isinstance(given, PromptBundle):
+    where = where or f'prompts of {", ".join(given.task_names)}: '
     if backbone is not None:
-      bundle_lib.check_backbone(given, backbone)
+      try:
+        bundle_lib.check_backbone(given, backbone)
+      except InputError as e:
+        raise InputError(f'{where}{e}') from e
     return of_bundle(given)
   return [prompt for one in given for prompt in _read(one, backbone)]
 

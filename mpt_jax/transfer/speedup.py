@@ -14,18 +14,13 @@ words, the curves), `speedup.csv` and `curves.png`. Step 0 is the score of the
 start itself. The same command goes on where it was stopped.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-import csv
+from collections.abc import Mapping, Sequence
 import dataclasses
-import io
 import logging
 import math
 import os
 import statistics
-import textwrap
 from typing import Any
-
-import numpy as np
 
 from mpt_jax import analysis
 from mpt_jax.checkpoints import bundle as bundle_lib
@@ -33,9 +28,17 @@ from mpt_jax.checkpoints import files
 from mpt_jax.checkpoints import run as run_lib
 from mpt_jax.engine import metrics, selection
 from mpt_jax.study.steps import Step
-from mpt_jax.transfer import correlation, curves, records, runs
+from mpt_jax.transfer import (
+  correlation,
+  curves,
+  records,
+  runs,
+  shelf,
+  speedup_tables,
+)
 from mpt_jax.transfer import sources as sources_lib
 from mpt_jax.transfer.curves import Curve
+from mpt_jax.transfer.speedup_tables import ARMS, SCRATCH, TRANSFER
 from mpt_jax.types import (
   InputError,
   Lengths,
@@ -50,10 +53,6 @@ from mpt_jax.types import (
 
 log = logging.getLogger(__name__)
 
-TRANSFER, SCRATCH = 'transfer', 'scratch'
-ARMS = (TRANSFER, SCRATCH)
-NOT_REACHED = 'not reached'
-_TITLES = {TRANSFER: 'transferred start', SCRATCH: 'from scratch'}
 _GIN = ('gin_configs/runs/teacher.gin',)
 _SEED, _SOURCE = '{seed}', '{source}'
 # In training examples, for the ETA: what a run costs beside its steps, and an
@@ -126,6 +125,10 @@ class Recipe:
     return [*range(0, self.steps, self.period), self.steps]
 
 
+# Seed -> path of a bundle.
+Paths = Mapping[int, str]
+
+
 @dataclasses.dataclass(frozen=True)
 class Start:
   """What a target starts from, by seed.
@@ -137,7 +140,7 @@ class Start:
   """
 
   source: str
-  paths: Mapping[int, str]
+  paths: Paths
   digests: Mapping[int, str]
 
 
@@ -158,9 +161,9 @@ def speedup(
     model_dir: folder for all runs and what is found.
     backbone: its path.
     sources: target -> path of a bundle to start from, with '{seed}' where each
-      seed has its own; of a bundle of several tasks [path, task]. Or a path
-      with '{source}' in it ('library/{source}/{seed}/value'): each target has
-      the foreign source that scores best on it in a matrix.
+      seed has its own; of a bundle of several tasks [path, task]. Or a
+      library, or a path with '{source}' in it: each target has the foreign
+      source that scores best on it in a matrix.
     matrix: `matrix.json` of the verb `matrix`, or its folder, for that.
     targets: which of its targets; None is all that have a foreign source.
     recipe: how the targets are trained.
@@ -176,10 +179,12 @@ def speedup(
   """
   folder = require_local(model_dir)
   if isinstance(sources, str):
-    sources = _best_foreign(sources, matrix, targets)
-  starts = {
-    task: _start(task, given, recipe.seeds) for task, given in sources.items()
-  }
+    starts = _best_foreign(sources, matrix, targets, recipe.seeds)
+  else:
+    starts = {}
+    for task, given in sources.items():
+      path, source = given if isinstance(given, list | tuple) else (given, None)
+      starts[task] = _start(task, _by_seed(path, recipe.seeds), source)
   if not starts:
     raise InputError('SOURCES is empty: give {target: path of a bundle}')
   settings = {
@@ -198,27 +203,30 @@ def speedup(
   runs.run(folder, list(steps.values()), backbone, recipe.module, workers)
   written = _collect(folder, steps, starts, recipe, tolerance)
   for name, content in (
-    ('curves.png', analysis.png(plot(written))),
-    ('speedup.csv', _csv(written)),
+    ('curves.png', analysis.png(speedup_tables.plot(written))),
+    ('speedup.csv', speedup_tables.csv(written)),
     ('speedup.json', files.json_bytes(written)),
   ):
     files.write_file(os.path.join(folder, name), content)
-  for line in _lines(written):
+  for line in speedup_tables.lines(written):
     log.info('%s', line)
   return written
 
 
 def _best_foreign(
-  pattern: str, matrix: str | None, targets: Names | None
-) -> dict[str, str]:
-  """Returns target -> path of the source that scores best on it, its own apart.
+  pattern: str,
+  matrix: str | None,
+  targets: Names | None,
+  seeds: Sequence[int],
+) -> dict[str, Start]:
+  """Returns each target's start: the source that scores best, its own apart.
 
   Of a source with several runs the mean counts.
   """
-  if _SOURCE not in pattern or matrix is None:
+  if matrix is None or not (_SOURCE in pattern or shelf.is_library(pattern)):
     raise InputError(
-      f'SOURCES is {pattern!r}: give {{target: path}}; or with MATRIX a path'
-      f" with {_SOURCE} in it, such as 'library/{_SOURCE}/{_SEED}/value'"
+      f'SOURCES is {pattern!r}: give {{target: path}}; or with MATRIX a'
+      f' library, or a path with {_SOURCE} in it'
     )
   content = correlation.load_matrix(matrix)
   task_of = correlation.trained(content)
@@ -239,16 +247,40 @@ def _best_foreign(
     means = {s: statistics.fmean(v) for s, v in found[name].items()}
     best = max(means, key=lambda source: means[source])
     log.info('%s starts from %s, the best of MATRIX', name, best)
-    chosen[name] = pattern.replace(_SOURCE, best)
+    chosen[name] = _start(name, _of_source(pattern, best, seeds), best)
   return chosen
 
 
-def _start(task: str, given: Any, seeds: Sequence[int]) -> Start:
-  """Reads what a target starts from."""
-  path, source = given if isinstance(given, list | tuple) else (given, None)
-  paths = {
-    seed: local_path(str(path).replace(_SEED, str(seed))) for seed in seeds
+def _of_source(pattern: str, source: str, seeds: Sequence[int]) -> Paths:
+  """The prompts of a source by seed: of a library the run of its name.
+
+  A seed without a run has the library's first.
+  """
+  if not shelf.is_library(pattern):
+    return _by_seed(pattern.replace(_SOURCE, source), seeds)
+  there = {
+    place.run: shelf.path_of(pattern, place)
+    for place in shelf.places(pattern)
+    if (place.task, place.kind) == (source, shelf.VALUE)
   }
+  if not there:
+    raise InputError(
+      f'the library {pattern} has no prompt of {source}, the best of MATRIX'
+    )
+  first = next(iter(there))
+  if others := [seed for seed in seeds if str(seed) not in there]:
+    log.info('%s: seeds %s start from run %s', source, others, first)
+  return {seed: there.get(str(seed), there[first]) for seed in seeds}
+
+
+def _by_seed(pattern: Any, seeds: Sequence[int]) -> Paths:
+  return {
+    seed: local_path(str(pattern).replace(_SEED, str(seed))) for seed in seeds
+  }
+
+
+def _start(task: str, paths: Paths, source: str | None) -> Start:
+  """Reads what a target starts from; a source of None is the only one."""
   digests, names = {}, set()
   for seed, place in paths.items():
     bundle = bundle_lib.load_prompts(place)
@@ -353,7 +385,7 @@ def _collect(
   for task, start in starts.items():
     name, meaning = _metric(folder, steps, task)
     rates[task] = {}
-    found: dict[str, list[Curve]] = {}
+    best: dict[str, list[Curve]] = {}
     for arm in ARMS:
       tried = {
         rate: [
@@ -362,40 +394,28 @@ def _collect(
         ]
         for rate in recipe.rates
       }
-      finals = {r: [c.gains[-1] for c in some] for r, some in tried.items()}
-      best = curves.best_rate(finals)
-      found[arm] = tried[best]
-      rates[task][arm] = {
-        'chosen': best,
-        'on_edge': len(tried) > 1 and best in (min(tried), max(tried)),
-        'finals': {
-          f'{rate:g}': [c.scores[-1] for c in some]
-          for rate, some in tried.items()
-        },
-      }
+      rates[task][arm] = _chosen(tried)
+      best[arm] = tried[rates[task][arm]['chosen']]
     drawn[task] = {
       arm: {
         str(seed): curve.as_json()
         for seed, curve in zip(recipe.seeds, some, strict=True)
       }
-      for arm, some in found.items()
+      for arm, some in best.items()
+    }
+    about = {
+      'task': task,
+      'source': start.source,
+      'setting': recipe.setting,
+      'metric': name,
+      'rate': rates[task][TRANSFER]['chosen'],
+      'scratch_rate': rates[task][SCRATCH]['chosen'],
     }
     for seed, ours, theirs in zip(
-      recipe.seeds, found[TRANSFER], found[SCRATCH], strict=True
+      recipe.seeds, best[TRANSFER], best[SCRATCH], strict=True
     ):
       compared = curves.compare(theirs, ours, tolerance, recipe.period)
-      rows.append(
-        {
-          'task': task,
-          'source': start.source,
-          'setting': recipe.setting,
-          'seed': seed,
-          'metric': name,
-          'rate': rates[task][TRANSFER]['chosen'],
-          'scratch_rate': rates[task][SCRATCH]['chosen'],
-          **compared,
-        }
-      )
+      rows.append({**about, 'seed': seed, **compared})
   tasks = [
     _summary([r for r in rows if r['task'] == task], rates[task])
     for task in starts
@@ -431,6 +451,20 @@ def _collect(
       'curves': drawn,
     }
   )
+
+
+def _chosen(tried: Mapping[float, Sequence[Curve]]) -> dict[str, Any]:
+  """Which rate of a grid an arm takes, and what the others scored."""
+  best = curves.best_rate(
+    {rate: [c.gains[-1] for c in some] for rate, some in tried.items()}
+  )
+  return {
+    'chosen': best,
+    'on_edge': len(tried) > 1 and best in (min(tried), max(tried)),
+    'finals': {
+      f'{rate:g}': [c.scores[-1] for c in some] for rate, some in tried.items()
+    },
+  }
 
 
 def _metric(
@@ -493,120 +527,3 @@ def _summary(
     'bounds': sum(row['bound'] for row in rows),
     'on_edge': [arm for arm in ARMS if rates[arm]['on_edge']],
   }
-
-
-_COLUMNS = (
-  *('task', 'source', 'setting', 'seed', 'metric', 'rate', 'scratch_rate'),
-  *('step0', 'final', 'best', 'convergence', 'collapsed'),
-  *('scratch_step0', 'scratch_final', 'scratch_best', 'scratch_convergence'),
-  *('scratch_collapsed', 'comparable', 'convergence_speedup'),
-  *('comparable_speedup', 'bound', 'why'),
-)
-# Of those, what may be not reached. A score may be not defined.
-_REACHED = (
-  *('convergence', 'scratch_convergence', 'comparable'),
-  *('convergence_speedup', 'comparable_speedup'),
-)
-
-
-def _csv(written: Mapping[str, Any]) -> bytes:
-  buffer = io.StringIO()
-  for name, words in written['definitions'].items():
-    buffer.write(f'# {name}: {words}\n')
-  table = csv.writer(buffer, lineterminator='\n')
-  table.writerow(_COLUMNS)
-  for row in written['rows']:
-    table.writerow(
-      (NOT_REACHED if name in _REACHED else 'none')
-      if row[name] is None
-      else row[name]
-      for name in _COLUMNS
-    )
-  return buffer.getvalue().encode()
-
-
-def _lines(written: Mapping[str, Any]) -> Iterator[str]:
-  """The definitions, and a table with a line for each task."""
-  for name, words in written['definitions'].items():
-    yield f'{name}: {words}'
-  rows = [
-    [
-      *('target', 'start', 'step 0', 'scratch', 'final', 'scratch'),
-      *('convergence', 'comparable'),
-    ]
-  ]
-  for task in written['tasks']:
-    scores = ('step0', 'scratch_step0', 'final', 'scratch_final')
-    rows.append(
-      [task['task'], task['source'], *(_score(task[s]) for s in scores)]
-      + [_times(task[n]) for n in ('convergence', 'comparable')]
-    )
-  overall = written['overall']
-  rows.append(
-    ['all', *[''] * 5, *(_times(overall[n]) for n in overall)],
-  )
-  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-  for row in rows:
-    yield '  '.join(c.ljust(w) for c, w in zip(row, widths, strict=True))
-  for task in written['tasks']:
-    if task['on_edge']:
-      arms = ' and '.join(_TITLES[arm] for arm in task['on_edge'])
-      yield (
-        f'{task["task"]}: the best rate of {arms} is at the edge of RATES; a'
-        ' wider grid may change this'
-      )
-
-
-def _score(found: Mapping[str, Any]) -> str:
-  return 'none' if found['mean'] is None else f'{found["mean"]:.1f}'
-
-
-def _times(found: Mapping[str, Any]) -> str:
-  """'2.10 [1.20, 3.70]', '2.10 (1 of 3 not reached)' or 'not reached'."""
-  if found['mean'] is None:
-    return NOT_REACHED
-  total = found['reached'] + found['not_reached']
-  text = f'{found["mean"]:.2f}'
-  if found['low'] is not None:
-    text += f' [{found["low"]:.2f}, {found["high"]:.2f}]'
-  if found['not_reached']:
-    text += f' ({found["not_reached"]} of {total} {NOT_REACHED})'
-  return text
-
-
-def plot(written: Mapping[str, Any]) -> Any:
-  """Draws the curves of both starts, a panel for each task.
-
-  Args:
-    written: what `speedup.json` holds.
-  """
-  tasks = written['tasks']
-  columns = min(4, len(tasks))
-  rows = -(-len(tasks) // columns)
-  made, axes = analysis.figure(0.6 + 3.6 * columns, 3.1 * rows, columns, rows)
-  axes = np.ravel(axes)
-  for task, place in zip(tasks, axes, strict=False):
-    for i, arm in enumerate(ARMS):
-      runs_of = written['curves'][task['task']][arm].values()
-      scores = np.array([c['scores'] for c in runs_of], np.float64)
-      x, mean = next(iter(runs_of))['steps'], scores.mean(0)
-      place.plot(x, mean, f'C{i}', marker='.', label=_TITLES[arm])
-      if len(scores) > 1:
-        spread = scores.std(0, ddof=1)
-        place.fill_between(
-          x, mean - spread, mean + spread, color=f'C{i}', alpha=0.15
-        )
-    place.set_title(f'{task["task"]} from {task["source"]}', fontsize=9)
-    place.set_xlabel('step', fontsize=8)
-    place.set_ylabel(task['metric'], fontsize=8)
-    place.grid(alpha=0.3)
-  for place in axes[len(tasks) :]:
-    place.set_axis_off()
-  axes[0].legend(fontsize=8)
-  said = (
-    'step 0: the start itself; band: standard deviation over'
-    f' {len(written["recipe"]["seeds"])} seeds. Converged:'
-    f' {written["definitions"]["convergence"]}'
-  )
-  made.suptitle(textwrap.fill(said, 28 * columns + 20), fontsize=8)
-  return made

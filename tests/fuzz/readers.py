@@ -19,6 +19,7 @@ from mpt_jax.checkpoints.bundle import PromptBundle, load_prompts
 from mpt_jax.checkpoints.texts import TaskText
 from mpt_jax.pretrained import Tokenizer
 from mpt_jax.t5 import param_shapes
+from mpt_jax.transfer import library
 from mpt_jax.types import InputError
 from tests.helpers import found, tiny
 
@@ -138,6 +139,27 @@ def _read_bundle(folder: str, seed: int) -> None:
     _check(
       array.tobytes() == got.arrays[name].tobytes(), f'{name} has other bits'
     )
+
+
+def _library_seeds() -> list[dict[str, bytes]]:
+  return [
+    _written(lambda path, b=bundle: library.add(library=path, prompts=b))
+    for bundle in bundles()
+  ]
+
+
+def _read_library(folder: str, seed: int) -> None:
+  want = bundles()[seed]
+  for found in library.open_library(folder).prompts(on_damage=_ignore):
+    _check(found.task in want.task_names, f'there is no {found.task}')
+    _check(found.run == '0', f'there is no run {found.run}')
+    same = np.array_equal(found.array, want.compose(found.task))
+    _check(same, f'{found.name} is another prompt')
+
+
+def _ignore(name: str, error: InputError) -> None:
+  _check(name.count('/') == 2 and '..' not in name, f'what is {name}?')
+  _check(str(error), f'{name} is left out without a word')
 
 
 def _peft_seeds() -> list[dict[str, bytes]]:
@@ -537,6 +559,7 @@ READERS = {
     Reader(
       'bundle', lambda: [_written(b.save) for b in bundles()], _read_bundle
     ),
+    Reader('library', _library_seeds, _read_library, ('json', 'safetensors')),
     Reader('peft', _peft_seeds, _read_peft, ('json', 'safetensors')),
     Reader('delta', _delta_seeds, _read_delta, ('json', 'safetensors')),
     Reader('adapterhub', _hub_seeds, _read_hub, ('json', 'safetensors')),

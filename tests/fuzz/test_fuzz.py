@@ -19,6 +19,7 @@ from tests.fuzz import cases, mutate, readers
 # Of the fixed sequence; a backbone is compiled anew for many of its cases.
 CASES = {
   'bundle': 400,
+  'library': 200,
   'peft': 400,
   'delta': 300,
   'adapterhub': 300,

@@ -16,7 +16,7 @@ from mpt_jax import methods
 from mpt_jax.checkpoints.bundle import PromptBundle, load_prompts
 from mpt_jax.engine.settings import Devices, Logging
 from mpt_jax.engine.starts import Source
-from mpt_jax.transfer import library, retrieval
+from mpt_jax.transfer import library, neurons, ranking, retrieval, sources
 from mpt_jax.types import InputError
 from tests.helpers import tiny
 
@@ -188,6 +188,17 @@ def test_multitask_starts_from_the_nearest_task(
   start = load_prompts(str(tmp_path / 'value/start'))
   want = prompt(TASKS.index(task), run, 9)
   np.testing.assert_array_equal(start.table[0], want)
+
+
+def test_the_overlap_of_neurons_is_a_metric_too(backbone, world):
+  keys = ranking.source_keys(str(world / 'library'), backbone, ['qqp', 'sst2'])
+  [target] = sources.read(str(world / 'key'), backbone)
+  found = ranking.compare(keys, [target], 'on', backbone)
+  names = ['qqp/0', 'qqp/1', 'sst2/0', 'sst2/1']
+  assert [key.name for key in found.sources] == names
+  for key, similarity in zip(keys, found.similarities[0], strict=True):
+    want = neurons.overlap(backbone, [target, key])[0, 1]
+    np.testing.assert_allclose(similarity, want, atol=1e-6)
 
 
 def test_the_mean_of_all_sources_is_a_start(backbone, world, tmp_path):

@@ -122,7 +122,7 @@ def test_again_does_nothing_and_another_is_refused(world, tmp_path, caplog):
   call(world, folder)
   assert 'is finished; nothing to do' in caplog.text
   assert (folder / 'retrieve.json').stat().st_mtime_ns == before
-  with pytest.raises(InputError, match='another retrieval.*k: 3 there, 2 here'):
+  with pytest.raises(InputError, match='other settings.*K: 3 there, 2 here'):
     call(world, folder, k=2)
 
 
@@ -132,6 +132,10 @@ def test_what_cannot_be_compared_is_refused(world, tmp_path, caplog):
     call(world, out, start='weigted')
   with pytest.raises(InputError, match='K = 10, and there are 9'):
     call(world, out, k=10)
+  with pytest.raises(
+    InputError, match="'on' compares.*INITIAL_CHECKPOINT_PATH"
+  ):
+    call(world, out, metrics=('on',))
   with pytest.raises(InputError, match='has no key of another task'):
     call(world, out, tasks=['rte'])
   path, settings = str(tmp_path / 'key'), {'library': str(world / 'library')}

@@ -22,12 +22,11 @@ from mpt_jax.transfer import matrix as matrix_lib
 from mpt_jax.transfer import scoring, sources
 from mpt_jax.transfer.matrix import Asking, Controls, matrix
 from mpt_jax.types import InputError
-from tests import test_scoring
-from tests.helpers import tiny
+from tests.helpers import scored, tiny
 
 CATEGORIES = {'moods': 'mood', 'kinds': 'kind', 'more': 'mood', 'names': 'name'}
-TASKS = test_scoring.TASKS | {'more': test_scoring.TASKS['moods']}
-P, D = test_scoring.P, test_scoring.D
+TASKS = scored.TASKS | {'more': scored.TASKS['moods']}
+P, D = scored.P, scored.D
 
 
 @pytest.fixture(autouse=True)
@@ -216,8 +215,8 @@ def test_the_whole_from_python(backbone, tmp_path, monkeypatch, caplog):
     'sources': given,
     'targets': ['names', 'moods'],
     'categories': CATEGORIES,
-    'examples': dataclasses.replace(test_scoring.EXAMPLES, num_examples=9),
-    'controls': Controls(2, mpt=test_scoring.bundle.__wrapped__()),
+    'examples': dataclasses.replace(scored.EXAMPLES, num_examples=9),
+    'controls': Controls(2, mpt=scored.bundle()),
     'asking': Asking(batch_size=8),
   }
   made = matrix(model_dir=str(tmp_path), **settings)
@@ -253,6 +252,16 @@ def test_the_whole_from_python(backbone, tmp_path, monkeypatch, caplog):
   other = settings | {'targets': ['moods'], 'asking': Asking('generate')}
   with pytest.raises(InputError, match='readout: labels.* targets: .* there'):
     matrix(model_dir=str(tmp_path), **other)
+  foreign = dataclasses.replace(
+    scored.bundle(), backbone_fingerprint='sha256:1'
+  )
+  narrow = sources.random_prompt((P, D - 1), name='narrow')
+  for given, said in (
+    (foreign, 'of a, b, c: .*sha256:1'),
+    (narrow, "'narrow'"),
+  ):
+    with pytest.raises(InputError, match=said):
+      matrix(**settings | {'sources': given})
   with pytest.raises(InputError, match='name the TARGETS'):
     matrix(
       **settings

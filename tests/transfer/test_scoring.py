@@ -15,50 +15,18 @@ import pytest
 
 import mpt_jax
 from mpt_jax import pretrained
-from mpt_jax.checkpoints.bundle import PromptBundle
 from mpt_jax.checkpoints.vocabulary import Vocabulary
 from mpt_jax.data import memory
 from mpt_jax.engine import predictor
-from mpt_jax.engine.settings import Decoding, Examples
+from mpt_jax.engine.settings import Decoding
 from mpt_jax.transfer import scoring, sources
 from mpt_jax.types import InputError
-from tests.helpers import tiny
-
-P, D = 4, tiny.SERVED.emb_dim
-LENGTHS = {'inputs': 84, 'targets': 10}
-WORDS = 'film food hotel music river garden window teacher'.split()
-SOURCES = 'abc'
-
-
-def _rows(count, seed):
-  rng = np.random.default_rng(seed)
-  return [
-    {'text': ' '.join(rng.choice(WORDS, rng.integers(2, 16))), 'label': i % 2}
-    for i in range(count)
-  ]
-
-
-TASKS = {
-  'moods': mpt_jax.Task(
-    test=_rows(23, 0), inputs='review: {text}', labels=('bad', 'good')
-  ),
-  'kinds': mpt_jax.Task(
-    test=_rows(18, 1),
-    inputs='kind: {text}',
-    targets='so {label}',
-    labels=tuple('abcdefgh'),
-  ),
-  'names': mpt_jax.Task(
-    test=[{**row, 'word': WORDS[i % 8]} for i, row in enumerate(_rows(11, 2))],
-    inputs='first: {text}',
-    targets='{word}',
-  ),
-}
+from tests.helpers import scored, tiny
 
 
 @pytest.fixture(autouse=True)
 def _registry():
-  memory.register(TASKS)
+  memory.register(scored.TASKS)
   yield
   memory.clear()
 
@@ -70,19 +38,7 @@ def backbone():
 
 @pytest.fixture(scope='module')
 def bundle():
-  """Three prompts of MPT, far from each other."""
-  rng = np.random.default_rng(5)
-  return PromptBundle(
-    'multitask',
-    'source',
-    tuple(SOURCES),
-    {
-      'shared_prompt': rng.normal(size=(P, D)),
-      'task_u': 2 * rng.normal(size=(3, P, 1)),
-      'task_v': 2 * rng.normal(size=(3, 1, D)),
-    },
-    backbone_fingerprint=tiny.served().fingerprint,
-  )
+  return scored.bundle()
 
 
 @pytest.fixture(scope='module')
@@ -90,11 +46,10 @@ def prompts(bundle):
   return sources.read(bundle)
 
 
-EXAMPLES = Examples('', 'test', LENGTHS, module=None)
-
-
 def _scorer(backbone, **kwargs):
-  return scoring.Scorer(backbone, EXAMPLES, **{'batch_size': 8, **kwargs})
+  return scoring.Scorer(
+    backbone, scored.EXAMPLES, **{'batch_size': 8, **kwargs}
+  )
 
 
 def _by_place(cells):
@@ -108,8 +63,8 @@ def test_a_cell_is_what_eval_says(backbone, bundle, prompts, tmp_path, beams):
   scorer = _scorer(backbone, readout='generate', decoding=decoding)
   tasks = ['moods', 'names']
   cells = _by_place(scorer.score(prompts, tasks))
-  assert list(cells) == [(s, t) for s in SOURCES for t in tasks]
-  for source in SOURCES:
+  assert list(cells) == [(s, t) for s in scored.SOURCES for t in tasks]
+  for source in scored.SOURCES:
     said = mpt_jax.evaluate(
       backbone,
       tasks,
@@ -117,7 +72,7 @@ def test_a_cell_is_what_eval_says(backbone, bundle, prompts, tmp_path, beams):
       prompt_task=source,
       batch_size=8,
       decoding=decoding,
-      task_feature_lengths=LENGTHS,
+      task_feature_lengths=scored.LENGTHS,
       module=None,
     )
     for task, values in said.items():
@@ -136,7 +91,7 @@ def test_labels_are_ranked_as_the_model_ranks_them(backbone, bundle, prompts):
   model = pretrained.PromptedT5(
     backbone, bundle, Vocabulary(str(tiny.VOCABULARY))
   )
-  task = TASKS['kinds']
+  task = scored.TASKS['kinds']
   text = memory.find('kinds').text('test')
   inputs = [text.fill(row) for row in task.test]
   ranked = {
@@ -150,7 +105,7 @@ def test_labels_are_ranked_as_the_model_ranks_them(backbone, bundle, prompts):
         ],
       )
     ]
-    for source in SOURCES
+    for source in scored.SOURCES
   }
   # The labels are what the first prompt answers, so it is right everywhere.
   rows = [
@@ -175,7 +130,7 @@ def zip_words(answers, scores):
 
 def test_words_have_the_scores_of_single_answers(backbone, bundle):
   model, params = predictor.prompted_model(backbone, bundle)
-  batch = next(tiny.Batches(5, 3, P, config=tiny.SERVED))
+  batch = next(tiny.Batches(5, 3, scored.P, config=tiny.SERVED))
   words = np.array([[7, 9, 1], [8, 1, 0], [11, 12, 1], [0, 0, 0]], np.int32)
   found = np.asarray(jax.jit(model.score_words)(params, batch, words))
   score = jax.jit(model.score_batch)
@@ -240,7 +195,11 @@ class TestCache:
     asked.clear()
     # Other data, another readout, another split are others.
     memory.register(
-      {'moods': dataclasses.replace(TASKS['moods'], test=_rows(23, 9))}
+      {
+        'moods': dataclasses.replace(
+          scored.TASKS['moods'], test=scored.rows(23, 9)
+        )
+      }
     )
     _scorer(backbone, cache=cache).score(prompts[:2], ['moods', 'kinds'])
     assert asked == [('moods', ['a', 'b'])]
@@ -301,7 +260,7 @@ class TestCache:
 
 def test_what_cannot_be_scored_is_named(backbone, prompts):
   scorer = _scorer(backbone)
-  narrow = sources.random_prompt((P, D - 1), name='narrow')
+  narrow = sources.random_prompt((scored.P, scored.D - 1), name='narrow')
   with pytest.raises(
     InputError, match="'narrow' is 15 wide.* tiny has emb_dim"
   ):
