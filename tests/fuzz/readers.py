@@ -150,9 +150,9 @@ def _library_seeds() -> list[dict[str, bytes]]:
 
 def _read_library(folder: str, seed: int) -> None:
   want = bundles()[seed]
-  for found in library.open_library(folder).prompts(on_damage=_ignore):
-    _check(found.task in want.task_names, f'there is no {found.task}')
-    _check(found.run == '0', f'there is no run {found.run}')
+  for there in library.open_library(folder).prompts(on_damage=_ignore):
+    _check(there.task in want.task_names, f'there is no {there.task}')
+    _check(there.run == '0', f'there is no run {there.run}')
     same = np.array_equal(found.array, want.compose(found.task))
     _check(same, f'{found.name} is another prompt')
 
