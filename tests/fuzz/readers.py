@@ -153,8 +153,8 @@ def _read_library(folder: str, seed: int) -> None:
   for there in library.open_library(folder).prompts(on_damage=_ignore):
     _check(there.task in want.task_names, f'there is no {there.task}')
     _check(there.run == '0', f'there is no run {there.run}')
-    same = np.array_equal(found.array, want.compose(found.task))
-    _check(same, f'{found.name} is another prompt')
+    same = np.array_equal(there.array, want.compose(there.task))
+    _check(same, f'{there.name} is another prompt')
 
 
 def _ignore(name: str, error: InputError) -> None:
