@@ -24,9 +24,13 @@ from mpt_jax.types import InputError, require_local
 
 log = logging.getLogger(__name__)
 
-MARKDOWN, HTML = 'transfer.md', 'transfer.html'
+_NAMES = {'markdown': 'transfer.md', 'html': 'transfer.html'}
 _MOST_BYTES = 1 << 26
 _VERSION = 1
+_DAMAGED = (
+  *(KeyError, TypeError, ValueError, AttributeError, IndexError),
+  ArithmeticError,
+)
 _NOT = 'not reached'
 # The control of a retrieval: one source for all targets.
 _FIXED = 'mnli'
@@ -47,6 +51,23 @@ def report(model_dir: str) -> dict[str, str]:
     InputError: if the folder holds no result of a verb, or a damaged one.
   """
   folder = require_local(model_dir)
+  paths = {}
+  for kind, text in rendered(folder).items():
+    paths[kind] = os.path.join(folder, _NAMES[kind])
+    files.write_file(paths[kind], text.encode())
+  log.info('page: %s', paths['html'])
+  return paths
+
+
+def rendered(folder: str) -> dict[str, str]:
+  """Returns the page of a folder as 'markdown' and 'html'.
+
+  Args:
+    folder: see `report`; nothing is written.
+
+  Raises:
+    InputError: see `report`.
+  """
   found = {
     part: there
     for part in _SECTIONS
@@ -65,15 +86,10 @@ def report(model_dir: str) -> dict[str, str]:
       given = found if part == 'retrieve' else first[part]
       blocks += _guarded(folder, [part], section, given)
       blocks += _pictures(folder, part)
-  written = {
-    'markdown': (MARKDOWN, page.markdown(blocks)),
-    'html': (HTML, page.page(blocks, folder)),
+  return {
+    'markdown': page.markdown(blocks),
+    'html': page.page(blocks, folder),
   }
-  for name, text in written.values():
-    files.write_file(os.path.join(folder, name), text.encode())
-  paths = {k: os.path.join(folder, name) for k, (name, _) in written.items()}
-  log.info('page: %s', paths['html'])
-  return paths
 
 
 def _files(folder: str, part: str) -> list[str]:
@@ -102,13 +118,15 @@ def _guarded(
 ) -> list[page.Block]:
   """A section; what its file lacks ends as a line that names it."""
   try:
-    return section(found)
-  except (KeyError, TypeError, ValueError, AttributeError, IndexError) as e:
+    blocks = section(found)
+    page.markdown(blocks)  # That all of it is text.
+  except _DAMAGED as e:
     named = ' or '.join(f'{part}/{part}.json' for part in parts)
     raise InputError(
       f'{named} of {folder} is damaged: {type(e).__name__} {e}; delete its'
       ' folder and let its verb write it again'
     ) from e
+  return blocks
 
 
 def _pictures(folder: str, part: str) -> list[page.Block]:

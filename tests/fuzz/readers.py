@@ -21,7 +21,7 @@ from mpt_jax.pretrained import Tokenizer
 from mpt_jax.t5 import param_shapes
 from mpt_jax.transfer import library
 from mpt_jax.types import InputError
-from tests.helpers import tiny
+from tests.helpers import found, tiny
 
 ROOT = pathlib.Path(__file__).parents[2]
 CORPUS = pathlib.Path(__file__).parent / 'corpus'
@@ -150,11 +150,11 @@ def _library_seeds() -> list[dict[str, bytes]]:
 
 def _read_library(folder: str, seed: int) -> None:
   want = bundles()[seed]
-  for found in library.open_library(folder).prompts(on_damage=_ignore):
-    _check(found.task in want.task_names, f'there is no {found.task}')
-    _check(found.run == '0', f'there is no run {found.run}')
-    same = np.array_equal(found.array, want.compose(found.task))
-    _check(same, f'{found.name} is another prompt')
+  for there in library.open_library(folder).prompts(on_damage=_ignore):
+    _check(there.task in want.task_names, f'there is no {there.task}')
+    _check(there.run == '0', f'there is no run {there.run}')
+    same = np.array_equal(there.array, want.compose(there.task))
+    _check(same, f'{there.name} is another prompt')
 
 
 def _ignore(name: str, error: InputError) -> None:
@@ -456,6 +456,22 @@ def _read_records(folder: str, seed: int) -> None:
   _check(taken == min(3, count), 'lost rows')
 
 
+def _found_seeds() -> list[dict[str, bytes]]:
+  files = {
+    f'{part}/{part}.json': json.dumps(made()).encode()
+    for part, made in found.PARTS.items()
+  }
+  return [files]
+
+
+def _read_found(folder: str, seed: int) -> None:
+  from mpt_jax.transfer import report
+
+  text = report.rendered(folder)['html']
+  _check(text.endswith('</html>\n'), 'no whole page')
+  _check('<script' not in text, 'a name became markup')
+
+
 def _infer_seeds() -> list[dict[str, bytes]]:
   lines = [
     'a plain line',
@@ -558,6 +574,7 @@ READERS = {
     ),
     Reader('records', _record_seeds, _read_records),
     Reader('infer', _infer_seeds, _read_infer),
+    Reader('found', _found_seeds, _read_found, ('json',)),
     Reader('gin', _gin_seeds, _read_gin, own_files_only=False),
   )
 }

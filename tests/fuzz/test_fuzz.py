@@ -26,6 +26,7 @@ CASES = {
   'npy': 400,
   'vocabulary': 300,
   'infer': 400,
+  'found': 300,
   'gin': 200,
   'huggingface': 120,
   't5x_legacy': 120,
