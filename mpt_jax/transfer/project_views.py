@@ -263,7 +263,8 @@ def picture(record: Found) -> 'Figure':
   figure, panels = analysis.figure(1.6 + 3.4 * count, 4.6, count)
   # The same has one colour in all panels.
   labels = list(dict.fromkeys(_short(group) for group in record['groups']))
-  colours = dict(zip(labels, [*colormaps['tab20'].colors] * 9, strict=False))
+  shades = colormaps['tab20']
+  colours = {name: shades(i % 20) for i, name in enumerate(labels)}
   for panel, (tasks, found) in zip(
     [panels] if count == 1 else panels, by_tasks.items(), strict=True
   ):
@@ -288,8 +289,8 @@ def picture(record: Found) -> 'Figure':
     panel.axhline(1, color='0.6', linewidth=0.8, linestyle='--')
     panel.set_title(f'trained on {tasks}', fontsize=9)
     panel.set_ylabel('(score - random) / (own - random)', fontsize=8)
-    place = {'loc': 'upper center', 'bbox_to_anchor': (0.5, -0.08)}
-    panel.legend(fontsize=6, ncols=2, **place)
+    below = 0.5, -0.08
+    panel.legend(fontsize=6, ncols=2, loc='upper center', bbox_to_anchor=below)
   return figure
 
 
