@@ -152,8 +152,7 @@ def search(
   top: int | None = None,
   steps: int = 2000,
   learning_rate: float = 5e-3,
-  start: Any = None,
-  seed: int = 0,
+  start: Any = 0,
   validate: Callable[[np.ndarray], float] | None = None,
   period: int = 50,
 ) -> Found:
@@ -168,8 +167,7 @@ def search(
       None is all.
     steps: of Adam.
     learning_rate: its rate.
-    start: [L, D]; None is drawn from N(0, 2 / (L + D)).
-    seed: of that.
+    start: [L, D], or the seed by which it is drawn from N(0, 2 / (L + D)).
     validate: prompt -> a score on the target task, more is better; None takes
       the last step.
     period: steps between two scores.
@@ -185,45 +183,49 @@ def search(
   mask = None if top is None else top_mask(codes[-1], top)
   anchors = jnp.asarray(target_anchors)
   embedding = np.asarray(target_embedding, np.float64)
-  if start is None:
+  if isinstance(start, int):
     shape = len(codes[0]), anchors.shape[1]
-    drawn = np.random.default_rng(seed).normal(size=shape)
+    drawn = np.random.default_rng(start).normal(size=shape)
     start = (drawn * np.sqrt(2 / sum(shape))).astype(anchors.dtype)
   make = functools.partial(
     standardised, mean=embedding.mean(), std=embedding.std()
   )
-  adam = optax.adam(learning_rate)
-
-  @functools.partial(jax.jit, static_argnames='count')
-  def run(state: Any, count: int) -> Any:
-    def step(state: Any, _: None) -> tuple[Any, Array]:
-      candidate, moments = state
-      value, gradient = jax.value_and_grad(
-        lambda x: loss(make(x), anchors, codes, mask)
-      )(candidate)
-      update, moments = adam.update(gradient, moments)
-      return (candidate + update, moments), value
-
-    return jax.lax.scan(step, state, length=count)
-
-  state = jnp.asarray(start), adam.init(jnp.asarray(start))
+  run = _descent(
+    optax.adam(learning_rate),
+    lambda candidate: loss(make(candidate), anchors, codes, mask),
+  )
+  state = run(jnp.asarray(start), None, 0)[0]
   losses: list[np.ndarray] = []
   best: tuple[float, np.ndarray, int] | None = None
-  done = 0
-  while done < steps:
+  for done in range(0, steps, period if validate else steps):
     count = min(period if validate else steps, steps - done)
-    state, values = run(state, count)
+    state, values = run(*state, count)
     losses.append(np.asarray(values))
-    done += count
-    if validate is not None:
-      prompt = np.asarray(make(state[0]), np.float32)
-      score = validate(prompt)
-      if best is None or score > best[0]:
-        best = score, prompt, done
-  if best is not None:
-    return Found(best[1], np.concatenate(losses), best[2])
-  prompt = np.asarray(make(state[0]), np.float32)
-  return Found(prompt, np.concatenate(losses), done)
+    prompt = np.asarray(make(state[0]), np.float32)
+    score = validate(prompt) if validate else 0.0
+    if best is None or score > best[0]:
+      best = score, prompt, done + count
+  assert best is not None
+  return Found(best[1], np.concatenate(losses), best[2])
+
+
+def _descent(
+  optimizer: optax.GradientTransformation, value: Callable[[Array], Array]
+) -> Callable[..., Any]:
+  """Steps downhill: (x, moments or None, count) -> ((x, moments), values)."""
+
+  def step(state: Any, _: None) -> tuple[Any, Array]:
+    x, moments = state
+    before, gradient = jax.value_and_grad(value)(x)
+    update, moments = optimizer.update(gradient, moments)
+    return (x + update, moments), before
+
+  @functools.partial(jax.jit, static_argnums=2)
+  def run(x: Array, moments: Any, count: int) -> Any:
+    moments = optimizer.init(x) if moments is None else moments
+    return jax.lax.scan(step, (x, moments), length=count)
+
+  return run
 
 
 def _codes(

@@ -216,13 +216,12 @@ def _group_lines(found: Sequence[Found]) -> list[list[str]]:
   written = [['trained on', 'by', *GROUPS]]
   seen: dict[tuple[str, str], dict[str, str]] = {}
   for group in found:
-    key = '+'.join(group['trained_on']), group['projector']
+    key = '+'.join(group['trained_on']), _short(group)
     score, gain = group['score'], group['gain']
     text = '-' if score is None else f'{score["mean"]:.1f}'
     text += '' if gain is None else f' ({gain["mean"]:.2f})'
     seen.setdefault(key, {})[group['group']] = text
   for (tasks, name), texts in seen.items():
-    name = name.partition(': ')[2] or name
     written.append([tasks, name, *(texts.get(g, '-') for g in GROUPS)])
   return written
 
@@ -255,31 +254,47 @@ def lines(record: Found) -> bytes:
 
 def picture(record: Found) -> 'Figure':
   """Draws the gain of each projector by group, one panel for each."""
+  from matplotlib import colormaps
+
   by_tasks: dict[str, list[Found]] = {}
   for group in record['groups']:
     by_tasks.setdefault('+'.join(group['trained_on']), []).append(group)
   count = len(by_tasks)
-  figure, axes = analysis.figure(1.6 + 3.4 * count, 3.6, count)
+  figure, panels = analysis.figure(1.6 + 3.4 * count, 4.6, count)
+  # The same has one colour in all panels.
+  labels = list(dict.fromkeys(_short(group) for group in record['groups']))
+  shades = colormaps['tab20']
+  colours = {name: shades(i % 20) for i, name in enumerate(labels)}
   for panel, (tasks, found) in zip(
-    [axes] if count == 1 else axes, by_tasks.items(), strict=True
+    [panels] if count == 1 else panels, by_tasks.items(), strict=True
   ):
-    names = list(dict.fromkeys(group['projector'] for group in found))
+    names = list(dict.fromkeys(map(_short, found)))
     for i, name in enumerate(names):
       at, gains, errors = [], [], []
-      for j, wanted in enumerate(GROUPS):
-        for group in found:
-          if (group['projector'], group['group']) != (name, wanted):
-            continue
-          if group['gain'] is not None:
-            at.append(j + 0.8 * (i + 0.5) / len(names) - 0.4)
-            gains.append(group['gain']['mean'])
-            errors.append(group['gain']['se'] or 0.0)
-      label = name.partition(': ')[2] or name
-      panel.bar(at, gains, 0.8 / len(names), yerr=errors, label=label)
+      for group in found:
+        if _short(group) == name and group['gain'] is not None:
+          place = GROUPS.index(group['group'])
+          at.append(place + 0.8 * (i + 0.5) / len(names) - 0.4)
+          gains.append(group['gain']['mean'])
+          errors.append(group['gain']['se'] or 0.0)
+      panel.bar(
+        *(at, gains, 0.8 / len(names)),
+        yerr=errors,
+        label=name,
+        color=colours[name],
+        error_kw={'elinewidth': 0.8},
+      )
     panel.set_xticks(range(len(GROUPS)), GROUPS, fontsize=8)
     panel.axhline(0, color='black', linewidth=0.8)
     panel.axhline(1, color='0.6', linewidth=0.8, linestyle='--')
     panel.set_title(f'trained on {tasks}', fontsize=9)
     panel.set_ylabel('(score - random) / (own - random)', fontsize=8)
-    panel.legend(fontsize=7)
+    below = 0.5, -0.08
+    panel.legend(fontsize=6, ncols=2, loc='upper center', bbox_to_anchor=below)
   return figure
+
+
+def _short(group: Found) -> str:
+  """A projector's name without what it was trained on."""
+  name: str = group['projector']
+  return name.partition(': ')[2] or name
