@@ -13,6 +13,7 @@ from mpt_jax.methods.base import (
   PromptsByExample,
   Start,
   by_rows,
+  check_sources,
   layer_norm,
   prompt_digest,
 )
@@ -101,9 +102,7 @@ class Attempt(PromptsByExample):
         f'ATTENTION_TEMPERATURE = {given} must be above 0; None is the width'
         ' of the backbone times e'
       )
-    for source in self.sources:
-      if len(source) != 2 or not all(isinstance(s, str) for s in source):
-        raise InputError(f'sources has {source!r}, expected (task, digest)')
+    check_sources(self.sources)
 
   @property
   def prompt_length(self) -> int:

@@ -662,6 +662,20 @@ def prompt_digest(prompt: Any) -> str:
   return f'sha256:{hashlib.sha256(content).hexdigest()}'
 
 
+def check_sources(sources: Sequence[Any]) -> None:
+  """Refuses a setting that does not say of which prompts a method is made.
+
+  Args:
+    sources: (task, `prompt_digest`) of each.
+
+  Raises:
+    InputError: if one is no such pair.
+  """
+  for source in sources:
+    if len(source) != 2 or not all(isinstance(s, str) for s in source):
+      raise InputError(f'sources has {source!r}, expected (task, digest)')
+
+
 def check_peft(config: Mapping[str, Any], known: Sequence[str]) -> None:
   """Refuses what an adapter's configuration asks for and we do not have.
 

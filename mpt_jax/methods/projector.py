@@ -14,6 +14,7 @@ from mpt_jax.methods.base import (
   PROMPTS,
   Sets,
   Start,
+  check_sources,
   layer_norm,
   prompt_digest,
 )
@@ -114,9 +115,7 @@ class Projector(Sets):
           f'{macro} = {value!r}, expected one of {", ".join(known)}'
           f'{nearest(str(value), known)}'
         )
-    for source in self.sources:
-      if len(source) != 2 or not all(isinstance(s, str) for s in source):
-        raise InputError(f'sources has {source!r}, expected (task, digest)')
+    check_sources(self.sources)
 
   @property
   def prompt_length(self) -> int:

@@ -36,8 +36,8 @@ from mpt_jax.engine.settings import (
   Examples,
 )
 from mpt_jax.transfer import categories as categories_lib
+from mpt_jax.transfer import correlation, records
 from mpt_jax.transfer import matrix_views as views
-from mpt_jax.transfer import records
 from mpt_jax.transfer import sources as sources_lib
 from mpt_jax.transfer.scoring import LABELS, Cell, Scorer
 from mpt_jax.transfer.sources import SourcePrompt
@@ -102,6 +102,21 @@ class Asking:
   prompts_per_call: Positive | None = None
   decoding: Decoding = Decoding()
   cache: str | None = None
+
+  def scorer(
+    self, backbone: Backbone, examples: Examples, devices: Devices
+  ) -> Scorer:
+    """Returns what asks so; arguments as `scoring.Scorer` has them."""
+    return Scorer(
+      backbone,
+      examples,
+      batch_size=self.batch_size,
+      readout=self.readout,
+      devices=devices,
+      decoding=self.decoding,
+      cache=self.cache,
+      prompts_per_call=self.prompts_per_call,
+    )
 
 
 class Matrix:
@@ -208,7 +223,7 @@ def matrix(
   rows = _rows(sources, loaded, controls)
   tasks = _tasks(rows, targets, categories)
   if model_dir is None:
-    found = _ask(loaded, rows, tasks, examples, asking, devices)
+    found = asking.scorer(loaded, examples, devices).score(rows, tasks)
     return Matrix(collect(rows, found, loaded, examples, asking, categories))
   folder = require_local(model_dir)
   asking = dataclasses.replace(
@@ -225,7 +240,7 @@ def matrix(
       log.info('%s holds the whole matrix; nothing to do', folder)
       made = Matrix(done)
     else:
-      found = _ask(loaded, rows, tasks, examples, asking, devices)
+      found = asking.scorer(loaded, examples, devices).score(rows, tasks)
       made = Matrix(collect(rows, found, loaded, examples, asking, categories))
       multihost.on_first(lambda: made.save(folder))
   if not face().interactive:
@@ -276,27 +291,6 @@ def _tasks(
   if len(set(targets)) < len(targets) or not targets:
     raise InputError(f'TARGETS = {targets}: expected some tasks, each once')
   return categories_lib.ordered(targets, categories)
-
-
-def _ask(
-  backbone: Backbone,
-  rows: Sequence[SourcePrompt],
-  tasks: Sequence[str],
-  examples: Examples,
-  asking: Asking,
-  devices: Devices,
-) -> list[Cell]:
-  scorer = Scorer(
-    backbone,
-    examples,
-    batch_size=asking.batch_size,
-    readout=asking.readout,
-    devices=devices,
-    decoding=asking.decoding,
-    cache=asking.cache,
-    prompts_per_call=asking.prompts_per_call,
-  )
-  return scorer.score(rows, tasks)
 
 
 def _settings(
@@ -473,9 +467,10 @@ def _undefined(target: Mapping[str, Any]) -> list[str]:
 
 def _relative(score: float | None, target: Mapping[str, Any]) -> float | None:
   own = target['own']
-  if score is None or own is None or own <= 0 or target['better'] != 'more':
+  if score is None or own is None or target['better'] != 'more':
     return None
-  return 100 * score / own
+  [[value]] = correlation.relative_performance([[score]], [own])
+  return None if np.isnan(value) else float(value)
 
 
 def _gain(score: float | None, target: Mapping[str, Any]) -> float | None:

@@ -47,7 +47,7 @@ from mpt_jax.transfer import (
 from mpt_jax.transfer import sources as sources_lib
 from mpt_jax.transfer.matrix import Asking
 from mpt_jax.transfer.project_views import Projected
-from mpt_jax.transfer.scoring import Cell, Scorer, check_backbone
+from mpt_jax.transfer.scoring import Cell, check_backbone
 from mpt_jax.transfer.sources import SourcePrompt
 from mpt_jax.types import (
   InputError,
@@ -549,16 +549,7 @@ def _of(bundles: Sequence[PromptBundle], name: str, made: Any) -> list[_Row]:
 def _ask(
   job: _Job, rows: Sequence[_Row], asking: Asking, devices: Devices
 ) -> list[Cell]:
-  scorer = Scorer(
-    job.loaded,
-    job.examples,
-    batch_size=asking.batch_size,
-    readout=asking.readout,
-    devices=devices,
-    decoding=asking.decoding,
-    cache=asking.cache,
-    prompts_per_call=asking.prompts_per_call,
-  )
+  scorer = asking.scorer(job.loaded, job.examples, devices)
   found = []
   for number, task in enumerate(job.sources, 1):
     log.info('%s, %d of %d tasks', task, number, len(job.sources))
