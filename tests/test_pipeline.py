@@ -264,7 +264,8 @@ def test_every_arm_trains_and_is_tested_on_the_same_text(name):
 
 def test_every_method_has_an_arm_that_can_be_told_from_the_others():
   made = {arm.method for arm in arms.TARGETS.values()}
-  assert made == set(every_method.METHODS)
+  # A projector learns no target task: transfer.project says what it is worth.
+  assert made == set(every_method.METHODS) - {'projector'}
   for thing in ('title', 'colour'):
     assert len({getattr(a, thing) for a in arms.TARGETS.values()}) == len(
       arms.TARGETS
