@@ -383,19 +383,7 @@ def _collect(
   rates: dict[str, dict[str, Any]] = {}
   drawn: dict[str, dict[str, Any]] = {}
   for task, start in starts.items():
-    name, meaning = _metric(folder, steps, task)
-    rates[task] = {}
-    best: dict[str, list[Curve]] = {}
-    for arm in ARMS:
-      tried = {
-        rate: [
-          _curve(folder, steps, (task, arm, seed, rate), name, meaning, recipe)
-          for seed in recipe.seeds
-        ]
-        for rate in recipe.rates
-      }
-      rates[task][arm] = _chosen(tried)
-      best[arm] = tried[rates[task][arm]['chosen']]
+    name, best, rates[task] = _best(folder, steps, task, recipe)
     drawn[task] = {
       arm: {
         str(seed): curve.as_json()
@@ -451,6 +439,26 @@ def _collect(
       'curves': drawn,
     }
   )
+
+
+def _best(
+  folder: str, steps: Mapping[Key, Step], task: str, recipe: Recipe
+) -> tuple[str, dict[str, list[Curve]], dict[str, Any]]:
+  """A task's metric, the curves of each arm's best rate, and its rates."""
+  name, meaning = _metric(folder, steps, task)
+  rates: dict[str, Any] = {}
+  best: dict[str, list[Curve]] = {}
+  for arm in ARMS:
+    tried = {
+      rate: [
+        _curve(folder, steps, (task, arm, seed, rate), name, meaning, recipe)
+        for seed in recipe.seeds
+      ]
+      for rate in recipe.rates
+    }
+    rates[arm] = _chosen(tried)
+    best[arm] = tried[rates[arm]['chosen']]
+  return name, best, rates
 
 
 def _chosen(tried: Mapping[float, Sequence[Curve]]) -> dict[str, Any]:
