@@ -91,15 +91,17 @@ def test_other_evaluations_are_no_comparison():
 
 
 def test_means_of_ratios_count_what_is_not_there():
-  got = curves.mean_ratio([4.0, 1.0, None])
+  got = curves.mean_ratio([4.0, 1.0, 2.0, None])
   assert math.isclose(got['mean'], 2)
-  assert (got['reached'], got['not_reached']) == (2, 1)
-  # t = 12.706 with one degree of freedom, standard error log(4) / 2.
-  assert math.isclose(got['high'], 2 * 4 ** (12.7062047 / 2), rel_tol=1e-6)
+  assert (got['reached'], got['not_reached']) == (3, 1)
+  # t = 4.3027 with two degrees of freedom, standard error log(2) / sqrt(3).
+  width = 2 ** (4.30265273 / math.sqrt(3))
+  assert math.isclose(got['high'], 2 * width, rel_tol=1e-6)
   assert math.isclose(got['low'] * got['high'], 4)
   none = curves.mean_ratio([None])
   assert (none['mean'], none['low'], none['not_reached']) == (None, None, 1)
-  assert curves.mean_ratio([2.0])['high'] is None
+  # Of two the t distribution's reaches from next to nothing to thousands.
+  assert curves.mean_ratio([2.0, 9.0])['high'] is None
   assert curves.mean_score([1.0, None])['n'] == 1
 
 

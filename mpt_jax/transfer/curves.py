@@ -12,6 +12,9 @@ import statistics
 from typing import Any
 
 
+_LEAST = 3  # values, of whose mean an interval says something
+
+
 def definitions(tolerance: float, period: int) -> dict[str, str]:
   """Returns in words what the numbers of two runs mean.
 
@@ -35,7 +38,8 @@ def definitions(tolerance: float, period: int) -> dict[str, str]:
     'not reached': 'there is no such evaluation: a result, which is null here'
     ' and counted, and no part of a mean',
     'mean': 'geometric, over seeds (of all tasks: over the means of tasks);'
-    ' interval of 95 % by the t distribution of the logarithms',
+    ' interval of 95 % by the t distribution of the logarithms, of fewer than'
+    ' three none',
   }
 
 
@@ -185,8 +189,8 @@ def mean_score(scores: Sequence[float | None]) -> dict[str, Any]:
 
 
 def _interval(values: Sequence[float]) -> tuple[float | None, float | None]:
-  """Of the mean, 95 % by the t distribution; of one value none."""
-  if len(values) < 2:
+  """Of the mean, 95 % by the t distribution; of fewer than three none."""
+  if len(values) < _LEAST:
     return None, None
   # Imported here: it takes a while.
   from scipy import stats
