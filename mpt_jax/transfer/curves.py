@@ -11,7 +11,6 @@ import math
 import statistics
 from typing import Any
 
-
 _LEAST = 3  # values, of whose mean an interval says something
 
 
