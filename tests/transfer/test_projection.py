@@ -24,6 +24,7 @@ from mpt_jax.transfer import project as project_lib
 from mpt_jax.transfer import project_views, projection, sources
 from mpt_jax.transfer.matrix import Asking
 from mpt_jax.transfer.project import Free, Projectors, project
+from mpt_jax.transfer.scoring import Scorer
 from mpt_jax.types import InputError
 from tests.helpers import tiny
 
@@ -231,14 +232,14 @@ def test_three_groups_and_what_is_free(made, backbone, tmp_path, monkeypatch):
     for row in rows
     if row['source'] == 'task/flat/moods/0/more' and row['task'] == 'more'
   )
-  scorer = project_lib.Scorer(backbone, EXAMPLES, batch_size=4)
+  scorer = Scorer(backbone, EXAMPLES, batch_size=4)
   [cell] = scorer.score(sources.of_bundle(bundle), ['more'])
   assert cell.score == score
 
 
 def test_stopped_and_repeated(made, tmp_path, monkeypatch):
   whole = made('whole').record
-  score = project_lib.Scorer.score
+  score = Scorer.score
   asked = []
 
   def stop(self, prompts, tasks):
@@ -248,13 +249,13 @@ def test_stopped_and_repeated(made, tmp_path, monkeypatch):
     return score(self, prompts, tasks)
 
   with monkeypatch.context() as patch:
-    patch.setattr(project_lib.Scorer, 'score', stop)
+    patch.setattr(Scorer, 'score', stop)
     with pytest.raises(KeyboardInterrupt):
       made('killed')
   assert not (tmp_path / 'killed/project.json').exists()
   assert made('killed').record == whole
   with monkeypatch.context() as patch:
-    patch.setattr(project_lib, 'Scorer', None)
+    patch.setattr(Scorer, 'score', None)
     patch.setattr(project_lib.runs, 'run', None)
     assert made('killed').record == json.loads(json.dumps(whole))
   with pytest.raises(InputError, match='other settings') as e:
