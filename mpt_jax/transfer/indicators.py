@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 import hashlib
 import logging
-import os
 from typing import Any
 
 import numpy as np
@@ -297,12 +296,12 @@ def indicators(
     )
     written = _as_json(loaded, found, measured, pairs, settings)
     pictures = indicator_tables.pictures(found, measured, pairs, categories)
-    for name, content in (
-      *pictures.items(),
-      ('indicators.csv', indicator_tables.csv(found, measured, categories)),
-      ('indicators.json', files.json_bytes(written)),
-    ):
-      files.write_file(os.path.join(folder, name), content)
+    contents = {
+      **pictures,
+      'indicators.csv': indicator_tables.csv(found, measured, categories),
+      'indicators.json': files.json_bytes(written),
+    }
+    records.write(folder, contents)
   indicator_tables.say(written)
   return written
 

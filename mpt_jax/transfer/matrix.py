@@ -35,6 +35,7 @@ from mpt_jax.engine.settings import (
   Devices,
   Examples,
 )
+from mpt_jax.study import stats
 from mpt_jax.transfer import categories as categories_lib
 from mpt_jax.transfer import correlation, records
 from mpt_jax.transfer import matrix_views as views
@@ -118,6 +119,17 @@ class Asking:
       prompts_per_call=self.prompts_per_call,
     )
 
+  def settings(self, examples: Examples) -> dict[str, Any]:
+    """Returns what the scores depend on, for a folder's record."""
+    lengths = examples.task_feature_lengths
+    return {
+      'readout': self.readout,
+      **self.decoding.search,
+      'split': examples.split,
+      'num_examples': examples.num_examples,
+      **{f'task_feature_lengths {k!r}': lengths[k] for k in sorted(lengths)},
+    }
+
 
 class Matrix:
   """Scores of sources on targets, and what they mean.
@@ -180,8 +192,7 @@ class Matrix:
       # The last: where it is, all is there.
       f'{VERB}.json': files.json_bytes(self.record),
     }
-    for name, content in contents.items():
-      files.write_file(os.path.join(folder, name), content)
+    records.write(folder, contents)
 
 
 def matrix(
@@ -303,7 +314,6 @@ def _settings(
   categories: Mapping[str, str] | None,
 ) -> dict[str, Any]:
   """What the numbers of a folder depend on."""
-  lengths = examples.task_feature_lengths
   return {
     'backbone': backbone.fingerprint,
     **{f'prompt {row.name!r}': row.digest for row in rows},
@@ -312,13 +322,7 @@ def _settings(
       f'category of {task}': categories_lib.category_of(task, categories)
       for task in dict.fromkeys([*tasks, *(r.task for r in rows if r.task)])
     },
-    'readout': asking.readout,
-    **asking.decoding.search,
-    'split': examples.split,
-    'num_examples': examples.num_examples,
-    **{
-      f'task_feature_lengths {key!r}': lengths[key] for key in sorted(lengths)
-    },
+    **asking.settings(examples),
     'dtype': devices.dtype,
     'precision': devices.precision,
   }
@@ -563,7 +567,7 @@ def _spread(pairs: Mapping[Any, Mapping[str, float]]) -> dict[str, Any] | None:
   )
   runs = sorted({run for by_run in pairs.values() for run in by_run})
   by_run = [
-    np.mean([pair[run] for pair in pairs.values() if run in pair])
+    float(np.mean([pair[run] for pair in pairs.values() if run in pair]))
     for run in runs
   ]
   low, high = _interval(_resampled(values))
@@ -571,11 +575,11 @@ def _spread(pairs: Mapping[Any, Mapping[str, float]]) -> dict[str, Any] | None:
     'mean': float(values.mean()),
     'median': float(np.median(values)),
     'pairs': len(values),
-    'se': _error(values),
+    'se': stats.standard_error(values.tolist()),
     'low': low,
     'high': high,
     'seeds': len(runs),
-    'seeds_se': _error(np.array(by_run)),
+    'seeds_se': stats.standard_error(by_run),
   }
 
 
@@ -604,10 +608,3 @@ def _resampled(values: np.ndarray, seed: int = 0) -> np.ndarray:
 def _interval(values: np.ndarray) -> tuple[float, float]:
   low, high = np.percentile(values, [2.5, 97.5])
   return float(low), float(high)
-
-
-def _error(values: np.ndarray) -> float | None:
-  """The standard error of a mean; None of a single value."""
-  if len(values) < 2:
-    return None
-  return float(values.std(ddof=1) / np.sqrt(len(values)))

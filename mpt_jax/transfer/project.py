@@ -252,7 +252,7 @@ def project(
       log.info('%s holds the whole; nothing to do', folder)
       made = Projected(done)
     else:
-      steps = list(_train(job))
+      steps = _train(job)
       face().keep_log(folder)
       face().at_interrupt(lambda: 'the same command goes on with the others')
       with preemption.interrupting(STOPPING):
@@ -361,7 +361,6 @@ def _record(
   categories: Mapping[str, str] | None,
 ) -> dict[str, Any]:
   """What the numbers of a folder depend on."""
-  lengths = job.examples.task_feature_lengths
   settings = dataclasses.asdict(job.settings)
   for name in ('target_prompts', 'workers'):
     del settings[name]
@@ -378,11 +377,7 @@ def _record(
       f'category of {task}': categories_lib.category_of(task, categories)
       for task in job.sources
     },
-    'readout': asking.readout,
-    **asking.decoding.search,
-    'split': job.examples.split,
-    'num_examples': job.examples.num_examples,
-    **{f'task_feature_lengths {k!r}': lengths[k] for k in sorted(lengths)},
+    **asking.settings(job.examples),
   }
 
 
@@ -390,22 +385,21 @@ def _record(
 # Training.
 
 
-def _train(job: _Job) -> Iterator[Step]:
+def _train(job: _Job) -> list[Step]:
   """Trains what is not trained; returns the steps of all projectors."""
   for task, prompt in job.sources.items():
-    _keep(os.path.join(job.folder, 'sources', task), [prompt], task)
+    _keep(os.path.join(job.folder, 'sources', task), prompt, task)
   for task, some in job.own.items():
-    _keep(os.path.join(job.folder, 'targets', task), some[:1], task)
+    _keep(os.path.join(job.folder, 'targets', task), some[0], task)
   folder = os.path.join(job.folder, RUNS)
   steps = list(_steps(job, folder))
   path = job.backbone['INITIAL_CHECKPOINT_PATH']
   runs.run(folder, steps, path, job.examples.module, job.settings.workers)
-  return iter(steps)
+  return steps
 
 
-def _keep(path: str, prompts: Sequence[SourcePrompt], task: str) -> None:
+def _keep(path: str, prompt: SourcePrompt, task: str) -> None:
   """Writes a prompt as a bundle that a run reads."""
-  [prompt] = prompts
   if not os.path.isdir(path):
     projection.bundle_of(prompt, task).save(path)
 

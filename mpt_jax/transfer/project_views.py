@@ -1,12 +1,13 @@
 """What projectors score, as a table, a file of lines and a picture."""
 
 from collections.abc import Iterable, Mapping, Sequence
-import os
 import statistics
 from typing import TYPE_CHECKING, Any
 
 from mpt_jax import analysis
 from mpt_jax.checkpoints import files
+from mpt_jax.study import stats
+from mpt_jax.transfer import records
 from mpt_jax.transfer.matrix_views import as_csv, as_table, mean, text_of
 
 if TYPE_CHECKING:
@@ -73,8 +74,7 @@ class Projected:
       # The last: where it is, all is there.
       'project.json': files.json_bytes(self.record),
     }
-    for name, content in contents.items():
-      files.write_file(os.path.join(folder, name), content)
+    records.write(folder, contents)
 
 
 def group_of(
@@ -162,10 +162,9 @@ def _over(rows: Sequence[Found], what: str) -> dict[str, Any] | None:
     return None
   values = [statistics.fmean(some) for some in by_task.values()]
   seeds = [statistics.fmean(some) for some in by_seed.values()]
-  several = len(values) > 1
   return {
     'mean': statistics.fmean(values),
-    'se': statistics.stdev(values) / len(values) ** 0.5 if several else None,
+    'se': stats.standard_error(values),
     'tasks': len(values),
     'seeds': len(seeds),
     'seeds_std': statistics.stdev(seeds) if len(seeds) > 1 else None,

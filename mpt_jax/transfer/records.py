@@ -56,6 +56,20 @@ def _text(value: Any) -> str:
   return json.dumps(value, sort_keys=True, ensure_ascii=False)
 
 
+def write(folder: str, contents: Mapping[str, bytes]) -> None:
+  """Writes a verb's files in their order; its JSON, the last, ends the verb.
+
+  Args:
+    folder: where to; made if it is not there.
+    contents: name -> content.
+
+  Raises:
+    InputError: if one cannot be written.
+  """
+  for name, content in contents.items():
+    files.write_file(os.path.join(folder, name), content)
+
+
 def read(path: str) -> dict[str, Any]:
   """Reads what a verb has written."""
   return files.read_json(path, most_bytes=_MOST_BYTES)

@@ -202,12 +202,12 @@ def speedup(
   steps = _steps(folder, backbone, starts, recipe)
   runs.run(folder, list(steps.values()), backbone, recipe.module, workers)
   written = _collect(folder, steps, starts, recipe, tolerance)
-  for name, content in (
-    ('curves.png', analysis.png(speedup_tables.plot(written))),
-    ('speedup.csv', speedup_tables.csv(written)),
-    ('speedup.json', files.json_bytes(written)),
-  ):
-    files.write_file(os.path.join(folder, name), content)
+  contents = {
+    'curves.png': analysis.png(speedup_tables.plot(written)),
+    'speedup.csv': speedup_tables.csv(written),
+    'speedup.json': files.json_bytes(written),
+  }
+  records.write(folder, contents)
   for line in speedup_tables.lines(written):
     log.info('%s', line)
   return written
