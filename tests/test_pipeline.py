@@ -301,6 +301,37 @@ def test_single_source_starts_from_the_named_teacher():
   assert step.macros['SOURCE_TASK'] == 'sst2'
 
 
+def test_a_task_may_have_lengths_of_its_own():
+  plan = changed(
+    EVERY,
+    lengths={'cola': {'inputs': 70}, 'sst2': {'targets': 9}},
+    source_mixture=None,
+  )
+  runs = steps_of(plan)
+
+  def lengths(name):
+    return tuple(runs[name].macros['TASK_FEATURE_LENGTHS'].values())
+
+  folder = 'seed0/target/full'
+  for name in (f'{folder}/mpt/cola', f'{folder}/mpt/cola/test'):
+    assert lengths(name) == (70, 4)
+  assert lengths(f'{folder}/lora/cola') == (60, 4)
+  assert lengths(f'{folder}/mpt/rte') == lengths('zero_shot/rte') == (58, 4)
+  # Those of all that is read.
+  source = runs['seed0/source/mpt']
+  assert lengths(source.name) == (58, 9)
+  # Without a mixture the tasks stand by themselves.
+  assert source.macros['MIXTURE_OR_TASK_NAME'] == ['mnli', 'sst2']
+
+
+def test_targets_need_no_source_picked_by_hand():
+  plan = changed(targets=('rte', 'cola'))
+  assert plan.tasks.targets == {'rte': None, 'cola': None}
+  assert 'seed1/target/k32/mpt/cola' in steps_of(plan)
+  with pytest.raises(InputError, match="TARGETS has none for 'cola'"):
+    changed(targets={'rte': 'mnli', 'cola': None}, methods=('single_source',))
+
+
 def test_exports_take_the_first_seed_with_most_data():
   step = steps_of()['export/npy-rte']
   assert step.macros['PROMPTS'] == 'F/seed0/target/k32/mpt/rte/prompts'
@@ -450,6 +481,8 @@ def test_bars_come_with_the_benchmarks_own_files_only():
     ({'methods': ('mtp',)}, "target method is 'mtp'.*'mpt'"),
     ({'variants': ('no_distillation',)}, "needs the source variant 'mpt'"),
     ({'targets': {'rte': 'mnlii'}}, "source of rte is 'mnlii'.*'mnli'"),
+    ({'lengths': {'colla': {}}}, "task of LENGTHS is 'colla'.*'cola'"),
+    ({'lengths': {'rte': {'input': 3}}}, "LENGTHS of rte is 'input'.*'inputs'"),
     ({'seeds': (0,)}, 'a seed of k32 is 1'),
     ({'tuning': Tuning(0, {}, ('k32',))}, 'tuning seed 0 is among'),
     ({'tuning': Tuning(9, {'mpt': [1.0]}, ('k32',))}, 'grids must have one'),

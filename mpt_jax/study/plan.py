@@ -5,7 +5,7 @@ Nothing runs here and nothing is read; `steps` says which runs a plan makes.
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-from typing import Any
+from typing import Any, cast
 
 from mpt_jax.study import arms
 from mpt_jax.types import (
@@ -78,21 +78,59 @@ class Tasks:
   """The tasks, and how much of them is read.
 
   Attributes:
-    source_mixture: mixture of the source tasks.
+    source_mixture: mixture of the source tasks; None is the tasks by
+      themselves, in equal shares.
     source_tasks: its tasks, in row order.
     targets: target task -> the source task whose teacher `single_source`
-      starts from, picked by hand.
+      starts from, picked by hand, or None; or the target tasks alone. Kept as
+      a mapping.
     task_feature_lengths: {'inputs': S with prompt slots, 'targets': T}.
     module: module that registers the tasks.
     eval_examples: validation examples per task, for curves and tuning.
+    lengths: task -> its own lengths, over `task_feature_lengths`:
+      {'multirc': {'inputs': 448}}.
   """
 
-  source_mixture: str
+  source_mixture: str | None
   source_tasks: Sequence[str]
-  targets: Mapping[str, str]
+  targets: Mapping[str, str | None] | Sequence[str]
   task_feature_lengths: Lengths
   module: str = 'tasks'
   eval_examples: Positive = 256
+  lengths: Mapping[str, Mapping[str, Positive]] | None = None
+
+  def __post_init__(self):
+    if not isinstance(self.targets, Mapping):
+      names = [self.targets] if isinstance(self.targets, str) else self.targets
+      object.__setattr__(self, 'targets', dict.fromkeys(names))
+    tasks = list(dict.fromkeys((*self.source_tasks, *self.targets)))
+    check_names('a task of LENGTHS', list(self.lengths or ()), tasks)
+    for task, own in (self.lengths or {}).items():
+      check_names(f'LENGTHS of {task}', list(own), self.task_feature_lengths)
+
+  @property
+  def single_sources(self) -> dict[str, str]:
+    """Target task -> its hand-picked source, of those that have one."""
+    picked = cast(Mapping[str, str | None], self.targets).items()
+    return {task: source for task, source in picked if source is not None}
+
+  def lengths_of(self, *tasks: str) -> dict[str, int]:
+    """The lengths of a task's examples; of several tasks, the longest.
+
+    Args:
+      *tasks: names of tasks.
+
+    Returns:
+      {'inputs': S with prompt slots, 'targets': T}.
+    """
+    each = [
+      {**self.task_feature_lengths, **(self.lengths or {}).get(task, {})}
+      for task in tasks
+    ]
+    return {
+      name: max(lengths[name] for lengths in each)
+      for name in self.task_feature_lengths
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,6 +200,7 @@ class Plan:
     macros: macros for every training run.
     benchmark_bars: whether the report holds the run against the bars of the
       embedded benchmark; they are shown for its own synthetic data only.
+    title: heading of the report; None is that of any study.
   """
 
   model_dir: str
@@ -173,6 +212,7 @@ class Plan:
   seeds: Sequence[Natural] = (0,)
   macros: Mapping[str, Any] | None = None
   benchmark_bars: bool = False
+  title: str | None = None
 
   def __post_init__(self):
     self._check_arms()
@@ -196,6 +236,7 @@ class Plan:
     flat['folder'] = flat.pop('model_dir')
     for part in ('tasks', 'prompts', 'source_stage', 'target_stage'):
       flat |= flat.pop(part)
+    flat['task_lengths'] = flat.pop('lengths')
     flat['lengths'] = flat.pop('task_feature_lengths')
     for name in ('distillation', 'macros'):
       flat[name] = flat[name] or {}
@@ -205,13 +246,27 @@ class Plan:
     variants, methods = self.source_stage.variants, self.target_stage.methods
     check_names('source variant', variants, arms.SOURCES)
     check_names('target method', methods, arms.TARGETS)
-    for task, source in self.tasks.targets.items():
+    for task, source in self.tasks.single_sources.items():
       check_names(f'the source of {task}', [source], self.tasks.source_tasks)
+    self._check_picked()
     for method in methods:
       start = arms.TARGETS[method].start
       if start in arms.SOURCES and start not in variants:
         raise InputError(
           f'target method {method!r} needs the source variant {start!r}'
+        )
+
+  def _check_picked(self) -> None:
+    """Of a target with no source picked by hand, no run starts from one."""
+    tasks = self.tasks
+    open_tasks = [t for t in tasks.targets if t not in tasks.single_sources]
+    for method in self.target_stage.methods:
+      if arms.TARGETS[method].start == arms.TEACHER and open_tasks:
+        raise InputError(
+          f'target method {method!r} starts from a source task that is picked'
+          f' by hand, and TARGETS has none for {open_tasks[0]!r}: give it one,'
+          f' {{{open_tasks[0]!r}: {tasks.source_tasks[0]!r}}}, or leave'
+          f' {method!r} out of METHODS'
         )
 
   def _check_settings(self) -> None:

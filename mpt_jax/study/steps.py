@@ -144,8 +144,9 @@ def _source(
 ) -> Step:
   """One source run."""
   arm, stage = arms.SOURCES[variant], plan.source_stage
+  mixture = plan.tasks.source_mixture
   macros: dict[str, Any] = {
-    'MIXTURE_OR_TASK_NAME': plan.tasks.source_mixture,
+    'MIXTURE_OR_TASK_NAME': mixture or list(plan.tasks.source_tasks),
     'RANDOM_SEED': chain.seed,
     'PROMPT_TASKS': list(plan.tasks.source_tasks),
     'PROMPT_METHOD': arm.method,
@@ -192,7 +193,7 @@ def _target(
   if arm.start is None:
     gin_files += (plan.prompts.prompt_init,)
   elif arm.start == arms.TEACHER:
-    source = plan.tasks.targets[task]
+    source = plan.tasks.single_sources[task]
     after = (f'{chain.root}/teacher/{source}',)
     macros |= {
       'SOURCE_PROMPTS': _path(plan, f'{after[0]}/prompts'),
@@ -242,6 +243,7 @@ def _training(
 ) -> Step:
   """A step that trains, of any stage."""
   arm = _arm(labels)
+  tasks = [labels['task']] if 'task' in labels else plan.tasks.source_tasks
   weight = _DISTILLED_COST if macros.get('TEACHER_PROMPTS') else 1.0
   cost = _RUN_COST + weight * training.steps * training.batch_size
   if labels['stage'] == 'source':
@@ -257,7 +259,7 @@ def _training(
       'INITIAL_CHECKPOINT_PATH': plan.backbone,
       'MODEL_DIR': _path(plan, name),
       'MIXTURE_OR_TASK_MODULE': plan.tasks.module,
-      'TASK_FEATURE_LENGTHS': _lengths(plan, arm),
+      'TASK_FEATURE_LENGTHS': _lengths(plan, arm, tasks),
       **({arm.length: plan.prompts.prompt_length} if arm.length else {}),
       'TRAIN_STEPS': training.steps,
       'BATCH_SIZE': training.batch_size,
@@ -283,9 +285,9 @@ def _arm(labels: Mapping[str, Any]) -> arms.Arm:
   return arms.TARGETS[labels.get('method', arms.PLAIN)]
 
 
-def _lengths(plan: Plan, arm: arms.Arm) -> dict[str, int]:
-  """The lengths of an arm's examples."""
-  lengths = dict(plan.tasks.task_feature_lengths)
+def _lengths(plan: Plan, arm: arms.Arm, tasks: Sequence[str]) -> dict[str, int]:
+  """The lengths of an arm's examples of some tasks."""
+  lengths = plan.tasks.lengths_of(*tasks)
   if not arm.slots:
     lengths['inputs'] -= plan.prompts.prompt_length
   return lengths
@@ -301,7 +303,7 @@ def _test(plan: Plan, run: Step, tasks: Sequence[str]) -> Step:
   return _evaluation(
     plan,
     f'{run.name}/test',
-    {**own, 'TASK_FEATURE_LENGTHS': _lengths(plan, arm)},
+    {**own, 'TASK_FEATURE_LENGTHS': _lengths(plan, arm, tasks)},
     list(tasks),
     after=(run.name,),
     cost=_TEST_COST * len(tasks),
@@ -316,7 +318,7 @@ def _zero_shots(plan: Plan) -> list[Step]:
     _evaluation(
       plan,
       f'zero_shot/{task}',
-      {'PROMPTS': None},
+      {'TASK_FEATURE_LENGTHS': plan.tasks.lengths_of(task)},
       task,
       cost=_TEST_COST,
       likeness='eval zero_shot',
@@ -340,7 +342,6 @@ def _evaluation(
     'PROMPTS': None,
     'MIXTURE_OR_TASK_NAME': tasks,
     'MIXTURE_OR_TASK_MODULE': plan.tasks.module,
-    'TASK_FEATURE_LENGTHS': dict(plan.tasks.task_feature_lengths),
     'EVAL_SPLIT': 'test',
     **own,
   }
