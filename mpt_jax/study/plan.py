@@ -47,6 +47,8 @@ class Setting:
     seeds: the seeds to run; each must be one of the plan's.
     rates: method -> (rate of P* or the plain prompt, rate of u and v).
     tuned_as: the setting whose tuned rates are used; None is this one.
+    keep_best: steps between scores on the validation split, of which the best
+      step is kept; None keeps the last step.
   """
 
   name: str
@@ -56,6 +58,7 @@ class Setting:
   seeds: tuple[Natural, ...]
   rates: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   tuned_as: str | None = None
+  keep_best: Positive | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,11 +144,14 @@ class Prompts:
     prompt_length: P.
     prompt_rank: R.
     prompt_init: gin file of the start values of teachers and source runs.
+    key_step: the early step whose prompts tell source tasks apart, where a
+      method picks the nearest; None is a quarter of the teachers' steps.
   """
 
   prompt_length: Positive
   prompt_rank: Positive = 1
   prompt_init: str = 'gin_configs/prompts/vocabulary.gin'
+  key_step: Positive | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,7 +161,8 @@ class SourceStage:
   Attributes:
     teacher: the teachers' training.
     source: the source runs' training.
-    variants: source variants, of `arms.SOURCES`.
+    variants: source variants, of `arms.SOURCES`; None is those that the target
+      methods start from.
     ablation_seeds: seeds of the variants beside MPT; None is all.
     distillation: macros of source.gin that set the distillation.
     curve_points: evaluations during a source run.
@@ -163,7 +170,7 @@ class SourceStage:
 
   teacher: Training
   source: Training
-  variants: Sequence[str] = tuple(arms.SOURCES)
+  variants: Sequence[str] | None = tuple(arms.SOURCES)
   ablation_seeds: Sequence[Natural] | None = None
   distillation: Mapping[str, Any] | None = None
   curve_points: Positive = 10
@@ -226,6 +233,44 @@ class Plan:
     return self.seeds if given is None else given
 
   @property
+  def variants(self) -> list[str]:
+    """The source variants."""
+    given = self.source_stage.variants
+    if given is not None:
+      return list(given)
+    starts = {arms.TARGETS[m].start for m in self.target_stage.methods}
+    return [name for name in arms.SOURCES if name in starts]
+
+  @property
+  def key_step(self) -> int | None:
+    """The step of the keys of tasks; None where no method compares them."""
+    if not any(arms.TARGETS[m].compares for m in self.target_stage.methods):
+      return None
+    quarter = max(self.source_stage.teacher.steps // 4, 1)
+    return self.prompts.key_step or quarter
+
+  def taught(
+    self, variants: Sequence[str], methods: Sequence[str]
+  ) -> list[str]:
+    """The source tasks whose teachers some arms read, in order.
+
+    Args:
+      variants: source arms.
+      methods: target arms.
+    """
+    read = [arms.TARGETS[m] for m in methods]
+    if (
+      any(arms.SOURCES[v].distilled for v in variants)
+      or any(arm.compares for arm in read)
+      or {arm.start for arm in read} & {arms.TEACHERS, arms.EACH}
+    ):
+      return list(self.tasks.source_tasks)
+    if not any(arm.start == arms.TEACHER for arm in read):
+      return []
+    picked = self.tasks.single_sources.values()
+    return [task for task in self.tasks.source_tasks if task in picked]
+
+  @property
   def all_tasks(self) -> list[str]:
     """Source tasks, then target tasks; none twice."""
     return list(dict.fromkeys((*self.tasks.source_tasks, *self.tasks.targets)))
@@ -240,15 +285,20 @@ class Plan:
     flat['lengths'] = flat.pop('task_feature_lengths')
     for name in ('distillation', 'macros'):
       flat[name] = flat[name] or {}
-    return {**flat, 'ablation_seeds': list(self.ablation_seeds)}
+    return {
+      **flat,
+      'variants': self.variants,
+      'key_step': self.key_step,
+      'ablation_seeds': list(self.ablation_seeds),
+    }
 
   def _check_arms(self) -> None:
-    variants, methods = self.source_stage.variants, self.target_stage.methods
+    variants, methods = self.variants, self.target_stage.methods
     check_names('source variant', variants, arms.SOURCES)
     check_names('target method', methods, arms.TARGETS)
     for task, source in self.tasks.single_sources.items():
       check_names(f'the source of {task}', [source], self.tasks.source_tasks)
-    self._check_picked()
+    self._check_sources()
     for method in methods:
       start = arms.TARGETS[method].start
       if start in arms.SOURCES and start not in variants:
@@ -256,18 +306,32 @@ class Plan:
           f'target method {method!r} needs the source variant {start!r}'
         )
 
-  def _check_picked(self) -> None:
-    """Of a target with no source picked by hand, no run starts from one."""
-    tasks = self.tasks
-    open_tasks = [t for t in tasks.targets if t not in tasks.single_sources]
-    for method in self.target_stage.methods:
-      if arms.TARGETS[method].start == arms.TEACHER and open_tasks:
+  def _check_sources(self) -> None:
+    """What starts from source tasks has some, and the one that it wants."""
+    tasks, methods = self.tasks, self.target_stage.methods
+    alone = [t for t in tasks.targets if t not in tasks.single_sources]
+    for name in methods:
+      arm = arms.TARGETS[name]
+      if not tasks.source_tasks and (
+        arm.start in arms.OF_TEACHERS or arm.start in arms.SOURCES
+      ):
         raise InputError(
-          f'target method {method!r} starts from a source task that is picked'
-          f' by hand, and TARGETS has none for {open_tasks[0]!r}: give it one,'
-          f' {{{open_tasks[0]!r}: {tasks.source_tasks[0]!r}}}, or leave'
-          f' {method!r} out of METHODS'
+          f'target method {name!r} starts from source tasks, and SOURCE_TASKS'
+          ' has none'
         )
+      if arm.start == arms.TEACHER and alone:
+        raise InputError(
+          f'target method {name!r} starts from a source task that is picked by'
+          f' hand, and TARGETS has none for {alone[0]!r}: give it one,'
+          f' {{{alone[0]!r}: {tasks.source_tasks[0]!r}}}, or leave {name!r} out'
+          ' of METHODS'
+        )
+    last = self.source_stage.teacher.steps
+    if (key := self.key_step) is not None and key > last:
+      raise InputError(
+        f"KEY_STEP = {key} is none of the teachers' steps: TEACHER_STEPS ="
+        f' {last}'
+      )
 
   def _check_settings(self) -> None:
     names = [s.name for s in self.target_stage.settings]
