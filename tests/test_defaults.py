@@ -19,7 +19,6 @@ _REGISTRY = 'tasks/ is the registry that the commands come with'
 # (file, or '*' for all; macro) -> why Python's default is another one.
 REASONS = {
   ('*', 'METHOD'): 'what makes the stage',
-  ('*', 'WARMUP_STEPS'): "that of the baselines' code",
   ('*', 'WEIGHT_DECAY'): "that of the baselines' code",
   ('source', 'MIXTURE_OR_TASK_NAME'): _REGISTRY,
   ('source', 'PROMPT_TASKS'): _REGISTRY,

@@ -101,6 +101,23 @@ def test_schedule():
   assert float(constant(1000)) == 0.5
 
 
+@pytest.mark.parametrize(
+  ('schedule', 'steps', 'warmup'),
+  [('linear', 30000, 500), ('linear', 200, 20), ('constant', 200, 0)],
+)
+def test_warmup_is_the_papers_and_a_tenth_at_most(schedule, steps, warmup):
+  made = optimizers.Optimizer(schedule=schedule).of_run((), steps)
+  assert made.warmup_steps == warmup
+  assert float(made.rate(0.5)(warmup)) == pytest.approx(0.5)
+  if warmup:
+    assert float(made.rate(0.5)(warmup // 2)) == pytest.approx(0.25)
+
+
+def test_a_warmup_without_end_is_said(caplog):
+  optimizers.Optimizer(warmup_steps=500).of_run((), 200)
+  assert 'a warm-up of 500 steps in a run of 200' in caplog.text
+
+
 def test_optimizer_mistakes_are_named():
   trainable = {'prompts': {'prompt': jnp.zeros((2, 3))}}
   with pytest.raises(InputError, match="'prompts/shared_prompt' matches no"):

@@ -6,6 +6,7 @@ demo backbone needs three groups. Both are a list of `Group`s, chosen by name.
 
 from collections.abc import Sequence
 import dataclasses
+import logging
 import re
 
 import jax.numpy as jnp
@@ -23,8 +24,11 @@ from mpt_jax.types import (
   nearest,
 )
 
+log = logging.getLogger(__name__)
+
 OPTIMIZERS = ('adamw', 'adafactor', 'muon')
 SCHEDULES = ('linear', 'constant')
+WARMUP = 500
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +60,9 @@ class Optimizer:
     schedule: after the warm-up 'linear' falls to 0 at `total_steps`,
       'constant' stays.
     total_steps: steps of the run, warm-up included; for 'linear'.
-    warmup_steps: steps of the linear rise from 0.
+    warmup_steps: steps of the linear rise from 0. None is what the papers'
+      code has: of 'linear' 500 (Asai et al., EMNLP 2022), at most a tenth of
+      the run; of 'constant' none (Lester et al., EMNLP 2021).
     weight_decay: decoupled, times the learning rate for AdamW and Muon.
     clip_norm: largest global norm of the gradient; None does not clip.
     learning_rate: peak rate of P* (or the plain prompt, or the backbone) in
@@ -69,7 +75,7 @@ class Optimizer:
   name: str = 'adamw'
   schedule: str = 'linear'
   total_steps: Positive | None = None
-  warmup_steps: Natural = 0
+  warmup_steps: Natural | None = None
   weight_decay: Rate = 1e-5
   clip_norm: Rate | None = None
   # A run's record has them in its groups.
@@ -109,28 +115,43 @@ class Optimizer:
       groups: the run's own, with their rates; not used if there are others.
       total_steps: steps of the run; a constant rate needs none.
     """
+    warmup = self._warmup(total_steps)
+    if total_steps and warmup >= total_steps:
+      log.warning(
+        'a warm-up of %d steps in a run of %d: no rate reaches its peak',
+        *(warmup, total_steps),
+      )
     return dataclasses.replace(
       self,
       groups=self.groups or tuple(groups),
       total_steps=total_steps,
+      warmup_steps=warmup,
       learning_rate=None,
       task_learning_rate=None,
     )
 
   def rate(self, peak: float) -> optax.Schedule:
     """The schedule of a group: step -> learning rate."""
+    warmup = self._warmup(self.total_steps)
     if self.schedule == 'constant':
       after = optax.constant_schedule(peak)
     else:
       if not self.total_steps:
         raise InputError("schedule 'linear' needs total_steps")
       after = optax.linear_schedule(
-        peak, 0.0, max(1, self.total_steps - self.warmup_steps)
+        peak, 0.0, max(1, self.total_steps - warmup)
       )
-    if not self.warmup_steps:
+    if not warmup:
       return after
-    rise = optax.linear_schedule(0.0, peak, self.warmup_steps)
-    return optax.join_schedules([rise, after], [self.warmup_steps])
+    rise = optax.linear_schedule(0.0, peak, warmup)
+    return optax.join_schedules([rise, after], [warmup])
+
+  def _warmup(self, total_steps: int | None) -> int:
+    if self.warmup_steps is not None:
+      return self.warmup_steps
+    if self.schedule == 'constant' or not total_steps:
+      return 0
+    return min(WARMUP, total_steps // 10)
 
   def make(self, trainable: PyTree) -> optax.GradientTransformation:
     """Builds the transformation for a tree of trainable parameters.

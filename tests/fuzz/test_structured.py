@@ -55,6 +55,7 @@ def folders(tmp_path_factory):
     if name not in made:
       parent = tmp_path_factory.mktemp(name)
       made[name] = cases.Arena(readers.READERS[name], str(parent))
+      made[name].check_intact()  # Loads what is loaded late.
     return made[name]
 
   return get
