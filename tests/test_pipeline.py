@@ -25,7 +25,7 @@ from mpt_jax.pipeline import (
   Training,
   Tuning,
 )
-from mpt_jax.study import arms, rates, steps, workers
+from mpt_jax.study import arms, picked, rates, steps, workers
 from mpt_jax.study import run as run_lib
 from mpt_jax.types import InputError
 from tests.helpers import every_method
@@ -245,10 +245,12 @@ EVERY = changed(
 @pytest.mark.parametrize('name', arms.TARGETS)
 def test_every_arm_trains_and_is_tested_on_the_same_text(name):
   arm, runs = arms.TARGETS[name], steps_of(EVERY)
-  folder = f'seed0/target/full/{name}/cola'
+  folder = f'seed0/target/full/{name}' + ('' if arm.together else '/cola')
   run, test = runs[folder], runs[f'{folder}/test']
+  if arm.start == arms.EACH:
+    run = runs[f'{folder}/from/mnli']
   assert run.macros[arm.rate] == 0.1
-  assert run.macros['TRAIN_STEPS'] == 5
+  assert run.macros['TRAIN_STEPS'] == (10 if arm.together else 5)
   # The study's own prompts are ten long.
   method = every_method.METHODS[arm.method]
   slots = 10 if method.prompt_length else 0
@@ -281,6 +283,127 @@ def test_attempt_has_the_teachers_of_all_source_tasks():
   assert step.macros['SOURCE_TASK'] == ['mnli', 'sst2']
 
 
+def test_the_nearest_source_is_picked_by_keys_on_the_same_data():
+  few = Setting('k4', 4, 5, 4, (0,), {'spot': 0.1, 'mpt_nearest': (0.1, 0.2)})
+  plan = changed(methods=('spot', 'mpt_nearest'), settings=(few,), key_step=3)
+  runs = steps_of(plan)
+  teachers = [f'seed0/teacher/{task}' for task in ('mnli', 'sst2')]
+  assert all(runs[name].macros['KEY_STEP'] == 3 for name in teachers)
+  key = runs['seed0/key/k4/rte'].macros
+  assert [key[n] for n in ('NUM_SHOTS', 'TRAIN_STEPS', 'KEY_STEP')] == [4, 3, 3]
+  assert key['SHARED_LEARNING_RATE'] == 0.3  # The teachers'.
+  compared = {
+    'START': 'nearest',
+    'TARGET_KEY': 'F/seed0/key/k4/rte/key',
+    'SOURCE_KEYS': 'F/seed0/teacher/{task}/key',
+  }
+  spot = runs['seed0/target/k4/spot/rte']
+  assert spot.macros['SOURCE_PROMPTS'] == 'F/seed0/teacher/{task}/prompts'
+  assert spot.macros['SOURCE_TASK'] == ['mnli', 'sst2']
+  ours = runs['seed0/target/k4/mpt_nearest/rte']
+  assert ours.macros['SOURCE_PROMPTS'] == 'F/seed0/source/mpt/prompts'
+  for run in (spot, ours):
+    assert run.macros.items() >= compared.items()
+    assert {*teachers, 'seed0/key/k4/rte'} <= {*run.after}
+  # No other plan has keys; and a default suits the teachers.
+  assert not any('KEY_STEP' in run.macros for run in steps_of().values())
+  assert changed(plan, key_step=None).key_step == 1
+  with pytest.raises(InputError, match='KEY_STEP = 8 is none of the teachers'):
+    changed(plan, key_step=8)
+
+
+def test_of_a_run_from_each_source_the_best_by_validation_counts(tmp_path):
+  setting = Setting('full', None, 5, 4, (0,), {'spot_oracle': 0.1})
+  plan = changed(
+    methods=('spot_oracle',), settings=(setting,), model_dir=str(tmp_path)
+  )
+  runs = steps_of(plan)
+  name = 'seed0/target/full/spot_oracle/rte'
+  tried = [runs[f'{name}/from/{task}'] for task in ('mnli', 'sst2')]
+  for run, source in zip(tried, ('mnli', 'sst2'), strict=True):
+    assert run.macros['SOURCE_TASK'] == source
+    assert run.after == (f'seed0/teacher/{source}',)
+    assert 'train.train.evaluation' not in run.macros  # On validation.
+    assert f'{run.name}/test' not in runs
+  best = runs[name]
+  assert best.after == tuple(run.name for run in tried)
+  assert best.labels['steps'] == 10
+  assert runs[f'{name}/test'].macros['PROMPTS'] == f'{tmp_path}/{name}/prompts'
+
+  def scored(**values):
+    for source, value in values.items():
+      path = tmp_path / name / 'from' / source
+      path.mkdir(parents=True, exist_ok=True)
+      scores = {} if value == 'diverged' else {'rte': {'accuracy': value}}
+      (path / 'results.json').write_text(json.dumps({'scores': scores}))
+    return picked.resolve(best, str(tmp_path))
+
+  for values, want in (
+    ({'mnli': 50.0, 'sst2': 60.0}, 'sst2'),
+    ({'mnli': 60.0, 'sst2': 60.0}, 'mnli'),
+    ({'mnli': 'diverged', 'sst2': 0.0}, 'sst2'),
+    ({'mnli': None, 'sst2': 1.0}, 'sst2'),
+  ):
+    found = scored(**values)
+    path = f'{tmp_path}/{name}/from/{want}/prompts'
+    assert found.macros['PROMPTS'] == path
+    results = json.loads((tmp_path / name / 'results.json').read_text())
+    assert results['picked'] == want
+    assert results['scores']['rte']['accuracy'] == values[want]
+    values = {n: None if v == 'diverged' else v for n, v in values.items()}
+    assert results['compared'] == values
+  with pytest.raises(RuntimeError, match='mnli, sst2 each has diverged'):
+    scored(mnli='diverged', sst2='diverged')
+
+
+def test_all_targets_together_are_one_run():
+  step = steps_of(EVERY)['seed0/target/full/mpt_group']
+  assert step.macros['MIXTURE_OR_TASK_NAME'] == ['rte', 'cola']
+  assert step.macros['PROMPT_TASKS'] == ['rte', 'cola']
+  assert step.macros['SOURCE_PROMPTS'] == 'F/seed0/source/mpt/prompts'
+  assert step.labels['tasks'] == ['rte', 'cola']
+  assert 'task' not in step.labels
+  test = steps_of(EVERY)[f'{step.name}/test']
+  assert test.macros['MIXTURE_OR_TASK_NAME'] == ['rte', 'cola']
+  tuned = changed(
+    TUNED,
+    methods=('mpt_group',),
+    tuning=Tuning(9, {'mpt_group': [(1, 2)]}, ('k32',)),
+  )
+  [name] = [
+    s.name for s in steps.search(tuned) if s.labels['stage'] == 'tuning'
+  ]
+  assert name == rates.search_name('k32', 'mpt_group', (1, 2), 'cola')
+
+
+def stages(plan):
+  return [s.name for s in steps_of(plan).values() if s.entry == 'train']
+
+
+def test_only_what_a_method_reads_is_run():
+  setting = Setting(
+    'full', None, 5, 4, (0,), {'pt': 0.3, 'lora': 0.3, 'single_source': 0.3}
+  )
+  plan = changed(methods=('pt', 'lora'), settings=(setting,), variants=None)
+  assert all('/target/' in name for name in stages(plan))
+  plan = changed(plan, methods=('single_source',), targets={'rte': 'sst2'})
+  assert stages(plan)[0] == 'seed0/teacher/sst2'
+  assert not any('teacher/mnli' in n or '/source/' in n for n in stages(plan))
+  with pytest.raises(InputError, match="'attempt' starts .*SOURCE_TASKS has"):
+    changed(plan, methods=('attempt',), targets=['rte'], source_tasks=())
+
+
+def test_the_best_step_by_validation_may_be_kept():
+  settings = [
+    dataclasses.replace(s, keep_best=2) for s in EVERY.target_stage.settings
+  ]
+  runs = steps_of(changed(EVERY, settings=settings))
+  for name, period in (('mpt/cola', 2), ('mpt_group', 4), ('lora/rte', 2)):
+    macros = runs[f'seed0/target/full/{name}'].macros
+    assert (macros['KEEP_BEST'], macros['EVAL_PERIOD']) == (True, period)
+    assert 'train.train.evaluation' not in macros
+
+
 def test_a_record_of_a_plan_has_one_level():
   record = changed(distillation=None, ablation_seeds=None).record()
   assert record['source_tasks'] == ('mnli', 'sst2')
@@ -299,6 +422,37 @@ def test_single_source_starts_from_the_named_teacher():
   assert step.after == ('seed0/teacher/sst2',)
   assert step.macros['SOURCE_PROMPTS'] == 'F/seed0/teacher/sst2/prompts'
   assert step.macros['SOURCE_TASK'] == 'sst2'
+
+
+def test_a_task_may_have_lengths_of_its_own():
+  plan = changed(
+    EVERY,
+    lengths={'cola': {'inputs': 70}, 'sst2': {'targets': 9}},
+    source_mixture=None,
+  )
+  runs = steps_of(plan)
+
+  def lengths(name):
+    return tuple(runs[name].macros['TASK_FEATURE_LENGTHS'].values())
+
+  folder = 'seed0/target/full'
+  for name in (f'{folder}/mpt/cola', f'{folder}/mpt/cola/test'):
+    assert lengths(name) == (70, 4)
+  assert lengths(f'{folder}/lora/cola') == (60, 4)
+  assert lengths(f'{folder}/mpt/rte') == lengths('zero_shot/rte') == (58, 4)
+  # Those of all that is read.
+  source = runs['seed0/source/mpt']
+  assert lengths(source.name) == (58, 9)
+  # Without a mixture the tasks stand by themselves.
+  assert source.macros['MIXTURE_OR_TASK_NAME'] == ['mnli', 'sst2']
+
+
+def test_targets_need_no_source_picked_by_hand():
+  plan = changed(targets=('rte', 'cola'))
+  assert plan.tasks.targets == {'rte': None, 'cola': None}
+  assert 'seed1/target/k32/mpt/cola' in steps_of(plan)
+  with pytest.raises(InputError, match="TARGETS has none for 'cola'"):
+    changed(targets={'rte': 'mnli', 'cola': None}, methods=('single_source',))
 
 
 def test_exports_take_the_first_seed_with_most_data():
@@ -450,6 +604,8 @@ def test_bars_come_with_the_benchmarks_own_files_only():
     ({'methods': ('mtp',)}, "target method is 'mtp'.*'mpt'"),
     ({'variants': ('no_distillation',)}, "needs the source variant 'mpt'"),
     ({'targets': {'rte': 'mnlii'}}, "source of rte is 'mnlii'.*'mnli'"),
+    ({'lengths': {'colla': {}}}, "task of LENGTHS is 'colla'.*'cola'"),
+    ({'lengths': {'rte': {'input': 3}}}, "LENGTHS of rte is 'input'.*'inputs'"),
     ({'seeds': (0,)}, 'a seed of k32 is 1'),
     ({'tuning': Tuning(0, {}, ('k32',))}, 'tuning seed 0 is among'),
     ({'tuning': Tuning(9, {'mpt': [1.0]}, ('k32',))}, 'grids must have one'),

@@ -79,9 +79,14 @@ def pick(
   else:
     given = starts.read_source(source, backbone)
     names = {(task, '') for task in given.task_names}
-  keys = ranking.source_keys(
-    source.source_keys or given, backbone, tasks, task_names
-  )
+  compared: Any = source.source_keys or given
+  if isinstance(compared, str) and '{task}' in compared:
+    compared = {
+      task: compared.replace('{task}', task)
+      for task, _ in sorted(names)
+      if task not in task_names
+    }
+  keys = ranking.source_keys(compared, backbone, tasks, task_names)
   keys = [
     key for key in keys if (key.task, key.run if library else '') in names
   ]

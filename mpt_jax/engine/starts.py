@@ -89,8 +89,9 @@ class Source:
       library 'rte/1' is a task's run.
     target_key: path of the key of the task to train, where the nearest source
       is to be picked.
-    source_keys: the library whose keys are compared with it; None is that of
-      `prompts`, or `prompts` themselves.
+    source_keys: the library whose keys are compared with it, or a pattern with
+      '{task}' in it for each source task; None is that of `prompts`, or
+      `prompts` themselves.
     similarity: how, see `transfer.retrieval.similarity`; None is 'average'.
   """
 

@@ -24,6 +24,13 @@ _TARGET = ('gin_configs/runs/target.gin',)
 TEACHER = 'the teacher of one source task'
 TEACHERS = 'the teachers of all source tasks'
 OWN = 'its own start values'
+# The source task is picked: by the similarity of early prompts, which needs a
+# short run of the target; or a run from each, the best by validation of which
+# counts.
+NEAREST = 'the nearest source task'
+EACH = 'the teacher of the best source task'
+# Starts that read teachers of source tasks.
+OF_TEACHERS = TEACHER, TEACHERS, NEAREST, EACH
 # The arm, of both stages, that the study is about, and that of teachers.
 OURS, PLAIN = 'mpt', 'pt'
 
@@ -38,8 +45,11 @@ class Arm:
     gin_files: what its runs read, before the study's macros.
     colour: of its curve or bars, as matplotlib writes it.
     start: the source arm whose prompts of the same seed it starts from, or
-      `TEACHER`, `TEACHERS` or `OWN`; None starts from the study's
+      one of `OF_TEACHERS`, or `OWN`; None starts from the study's
       `prompt_init`.
+    picks: whether, of the source arm it starts from, it takes the factors of
+      the nearest source task.
+    together: whether one run trains all target tasks.
     distilled: whether it learns from the teachers of its source tasks.
     line: style of its curve.
     rate: the macro of its learning rate.
@@ -54,12 +64,19 @@ class Arm:
   gin_files: tuple[str, ...]
   colour: str
   start: str | None = None
+  picks: bool = False
+  together: bool = False
   distilled: bool = False
   line: str = '-'
   rate: str = 'SHARED_LEARNING_RATE'
   length: str | None = 'PROMPT_LENGTH'
   slots: bool = True
   macros: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+  @property
+  def compares(self) -> bool:
+    """Whether it compares the keys of source tasks with its target's."""
+    return self.picks or self.start == NEAREST
 
   @property
   def product(self) -> str:
@@ -103,6 +120,22 @@ SOURCES = {
 }
 TARGETS = {
   'mpt': Arm(_MPT.title, _MPT.name, _TARGET, 'C0', start='mpt'),
+  'mpt_nearest': Arm(
+    'MPT, factors of the nearest source',
+    _MPT.name,
+    _TARGET,
+    'deeppink',
+    start='mpt',
+    picks=True,
+  ),
+  'mpt_group': Arm(
+    'MPT (m), all targets together',
+    _MPT.name,
+    _TARGET,
+    'slateblue',
+    start='mpt',
+    together=True,
+  ),
   'mpt_no_distillation': Arm(
     'MPT, source run without distillation',
     _MPT.name,
@@ -113,6 +146,12 @@ TARGETS = {
   'pt': Arm(_SOFT.title, _SOFT.name, _FRESH, 'C1'),
   'single_source': Arm(
     'single-source transfer', _SOFT.name, _FRESH, 'C2', start=TEACHER
+  ),
+  'spot': Arm(
+    'SPoT, nearest source', _SOFT.name, _FRESH, 'teal', start=NEAREST
+  ),
+  'spot_oracle': Arm(
+    'SPoT, best of all sources', _SOFT.name, _FRESH, 'darkgreen', start=EACH
   ),
   'attempt': _baseline('attempt', 'black', start=TEACHERS),
   'full': _inside('full', 'C5'),

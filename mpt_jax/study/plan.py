@@ -5,7 +5,7 @@ Nothing runs here and nothing is read; `steps` says which runs a plan makes.
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-from typing import Any
+from typing import Any, cast
 
 from mpt_jax.study import arms
 from mpt_jax.types import (
@@ -47,6 +47,8 @@ class Setting:
     seeds: the seeds to run; each must be one of the plan's.
     rates: method -> (rate of P* or the plain prompt, rate of u and v).
     tuned_as: the setting whose tuned rates are used; None is this one.
+    keep_best: steps between scores on the validation split, of which the best
+      step is kept; None keeps the last step.
   """
 
   name: str
@@ -56,6 +58,7 @@ class Setting:
   seeds: tuple[Natural, ...]
   rates: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   tuned_as: str | None = None
+  keep_best: Positive | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,21 +81,59 @@ class Tasks:
   """The tasks, and how much of them is read.
 
   Attributes:
-    source_mixture: mixture of the source tasks.
+    source_mixture: mixture of the source tasks; None is the tasks by
+      themselves, in equal shares.
     source_tasks: its tasks, in row order.
     targets: target task -> the source task whose teacher `single_source`
-      starts from, picked by hand.
+      starts from, picked by hand, or None; or the target tasks alone. Kept as
+      a mapping.
     task_feature_lengths: {'inputs': S with prompt slots, 'targets': T}.
     module: module that registers the tasks.
     eval_examples: validation examples per task, for curves and tuning.
+    lengths: task -> its own lengths, over `task_feature_lengths`:
+      {'multirc': {'inputs': 448}}.
   """
 
-  source_mixture: str
+  source_mixture: str | None
   source_tasks: Sequence[str]
-  targets: Mapping[str, str]
+  targets: Mapping[str, str | None] | Sequence[str]
   task_feature_lengths: Lengths
   module: str = 'tasks'
   eval_examples: Positive = 256
+  lengths: Mapping[str, Mapping[str, Positive]] | None = None
+
+  def __post_init__(self):
+    if not isinstance(self.targets, Mapping):
+      names = [self.targets] if isinstance(self.targets, str) else self.targets
+      object.__setattr__(self, 'targets', dict.fromkeys(names))
+    tasks = list(dict.fromkeys((*self.source_tasks, *self.targets)))
+    check_names('a task of LENGTHS', list(self.lengths or ()), tasks)
+    for task, own in (self.lengths or {}).items():
+      check_names(f'LENGTHS of {task}', list(own), self.task_feature_lengths)
+
+  @property
+  def single_sources(self) -> dict[str, str]:
+    """Target task -> its hand-picked source, of those that have one."""
+    picked = cast(Mapping[str, str | None], self.targets).items()
+    return {task: source for task, source in picked if source is not None}
+
+  def lengths_of(self, *tasks: str) -> dict[str, int]:
+    """The lengths of a task's examples; of several tasks, the longest.
+
+    Args:
+      *tasks: names of tasks.
+
+    Returns:
+      {'inputs': S with prompt slots, 'targets': T}.
+    """
+    each = [
+      {**self.task_feature_lengths, **(self.lengths or {}).get(task, {})}
+      for task in tasks
+    ]
+    return {
+      name: max(lengths[name] for lengths in each)
+      for name in self.task_feature_lengths
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,11 +144,14 @@ class Prompts:
     prompt_length: P.
     prompt_rank: R.
     prompt_init: gin file of the start values of teachers and source runs.
+    key_step: the early step whose prompts tell source tasks apart, where a
+      method picks the nearest; None is a quarter of the teachers' steps.
   """
 
   prompt_length: Positive
   prompt_rank: Positive = 1
   prompt_init: str = 'gin_configs/prompts/vocabulary.gin'
+  key_step: Positive | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +161,8 @@ class SourceStage:
   Attributes:
     teacher: the teachers' training.
     source: the source runs' training.
-    variants: source variants, of `arms.SOURCES`.
+    variants: source variants, of `arms.SOURCES`; None is those that the target
+      methods start from.
     ablation_seeds: seeds of the variants beside MPT; None is all.
     distillation: macros of source.gin that set the distillation.
     curve_points: evaluations during a source run.
@@ -125,7 +170,7 @@ class SourceStage:
 
   teacher: Training
   source: Training
-  variants: Sequence[str] = tuple(arms.SOURCES)
+  variants: Sequence[str] | None = tuple(arms.SOURCES)
   ablation_seeds: Sequence[Natural] | None = None
   distillation: Mapping[str, Any] | None = None
   curve_points: Positive = 10
@@ -162,6 +207,7 @@ class Plan:
     macros: macros for every training run.
     benchmark_bars: whether the report holds the run against the bars of the
       embedded benchmark; they are shown for its own synthetic data only.
+    title: heading of the report; None is that of any study.
   """
 
   model_dir: str
@@ -173,6 +219,7 @@ class Plan:
   seeds: Sequence[Natural] = (0,)
   macros: Mapping[str, Any] | None = None
   benchmark_bars: bool = False
+  title: str | None = None
 
   def __post_init__(self):
     self._check_arms()
@@ -186,6 +233,44 @@ class Plan:
     return self.seeds if given is None else given
 
   @property
+  def variants(self) -> list[str]:
+    """The source variants."""
+    given = self.source_stage.variants
+    if given is not None:
+      return list(given)
+    starts = {arms.TARGETS[m].start for m in self.target_stage.methods}
+    return [name for name in arms.SOURCES if name in starts]
+
+  @property
+  def key_step(self) -> int | None:
+    """The step of the keys of tasks; None where no method compares them."""
+    if not any(arms.TARGETS[m].compares for m in self.target_stage.methods):
+      return None
+    quarter = max(self.source_stage.teacher.steps // 4, 1)
+    return self.prompts.key_step or quarter
+
+  def taught(
+    self, variants: Sequence[str], methods: Sequence[str]
+  ) -> list[str]:
+    """The source tasks whose teachers some arms read, in order.
+
+    Args:
+      variants: source arms.
+      methods: target arms.
+    """
+    read = [arms.TARGETS[m] for m in methods]
+    if (
+      any(arms.SOURCES[v].distilled for v in variants)
+      or any(arm.compares for arm in read)
+      or {arm.start for arm in read} & {arms.TEACHERS, arms.EACH}
+    ):
+      return list(self.tasks.source_tasks)
+    if not any(arm.start == arms.TEACHER for arm in read):
+      return []
+    picked = self.tasks.single_sources.values()
+    return [task for task in self.tasks.source_tasks if task in picked]
+
+  @property
   def all_tasks(self) -> list[str]:
     """Source tasks, then target tasks; none twice."""
     return list(dict.fromkeys((*self.tasks.source_tasks, *self.tasks.targets)))
@@ -196,23 +281,57 @@ class Plan:
     flat['folder'] = flat.pop('model_dir')
     for part in ('tasks', 'prompts', 'source_stage', 'target_stage'):
       flat |= flat.pop(part)
+    flat['task_lengths'] = flat.pop('lengths')
     flat['lengths'] = flat.pop('task_feature_lengths')
     for name in ('distillation', 'macros'):
       flat[name] = flat[name] or {}
-    return {**flat, 'ablation_seeds': list(self.ablation_seeds)}
+    return {
+      **flat,
+      'variants': self.variants,
+      'key_step': self.key_step,
+      'ablation_seeds': list(self.ablation_seeds),
+    }
 
   def _check_arms(self) -> None:
-    variants, methods = self.source_stage.variants, self.target_stage.methods
+    variants, methods = self.variants, self.target_stage.methods
     check_names('source variant', variants, arms.SOURCES)
     check_names('target method', methods, arms.TARGETS)
-    for task, source in self.tasks.targets.items():
+    for task, source in self.tasks.single_sources.items():
       check_names(f'the source of {task}', [source], self.tasks.source_tasks)
+    self._check_sources()
     for method in methods:
       start = arms.TARGETS[method].start
       if start in arms.SOURCES and start not in variants:
         raise InputError(
           f'target method {method!r} needs the source variant {start!r}'
         )
+
+  def _check_sources(self) -> None:
+    """What starts from source tasks has some, and the one that it wants."""
+    tasks, methods = self.tasks, self.target_stage.methods
+    alone = [t for t in tasks.targets if t not in tasks.single_sources]
+    for name in methods:
+      arm = arms.TARGETS[name]
+      if not tasks.source_tasks and (
+        arm.start in arms.OF_TEACHERS or arm.start in arms.SOURCES
+      ):
+        raise InputError(
+          f'target method {name!r} starts from source tasks, and SOURCE_TASKS'
+          ' has none'
+        )
+      if arm.start == arms.TEACHER and alone:
+        raise InputError(
+          f'target method {name!r} starts from a source task that is picked by'
+          f' hand, and TARGETS has none for {alone[0]!r}: give it one,'
+          f' {{{alone[0]!r}: {tasks.source_tasks[0]!r}}}, or leave {name!r} out'
+          ' of METHODS'
+        )
+    last = self.source_stage.teacher.steps
+    if (key := self.key_step) is not None and key > last:
+      raise InputError(
+        f"KEY_STEP = {key} is none of the teachers' steps: TEACHER_STEPS ="
+        f' {last}'
+      )
 
   def _check_settings(self) -> None:
     names = [s.name for s in self.target_stage.settings]

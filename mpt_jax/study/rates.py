@@ -7,6 +7,7 @@ from typing import Any
 from mpt_jax.checkpoints import files
 from mpt_jax.checkpoints.run import RESULTS
 from mpt_jax.engine import metrics, selection
+from mpt_jax.study import arms
 from mpt_jax.study.plan import Plan
 from mpt_jax.types import InputError
 
@@ -23,9 +24,10 @@ def grid(plan: Plan, method: str) -> list[Rates]:
 
 
 def search_name(setting: str, method: str, rates: Rates, task: str) -> str:
-  """The folder of a search's run, below the study's."""
+  """The folder, below the study's, of a search's run that has a task."""
   tried = '-'.join(f'{r:g}' for r in rates if r is not None)
-  return f'tuning/{setting}/{method}/{tried}/{task}'
+  folder = f'tuning/{setting}/{method}/{tried}'
+  return folder if arms.TARGETS[method].together else f'{folder}/{task}'
 
 
 def given(plan: Plan) -> Chosen:

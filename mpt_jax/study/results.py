@@ -293,10 +293,13 @@ def _parameters(
 ) -> dict[str, Any]:
   """Trained numbers per target task, by the methods' closed formulas."""
   plan, backbone = record['plan'], record['backbone']
-  run = next(r for r in runs if r['stage'] == 'teacher')
-  prompts = _bundle(folder, run)
-  length, width = prompts.prompt_length, prompts.emb_dim
-  rank, tasks = plan['prompt_rank'], len(plan['targets'])
+  rank = plan['prompt_rank']
+  if any(run['stage'] == 'teacher' for run in runs):
+    run = next(r for r in runs if r['stage'] == 'teacher')
+    prompts = _bundle(folder, run)
+    length, width = prompts.prompt_length, prompts.emb_dim
+  else:
+    length, width = plan['prompt_length'], backbone['config']['emb_dim']
   sizes: Any = methods.Width(width)
   if 'config' in backbone:
     sizes = t5.T5Config.from_dict(backbone['config'])
@@ -306,16 +309,18 @@ def _parameters(
       counts[name] = backbone['parameters']
     # The method with the settings that it had.
     elif own := [run for run in runs if _is_target(run, name)]:
-      learner = _bundle(folder, own[0]).learner
-      counts[name] = learner.num_parameters(sizes, 1)
+      learned = _bundle(folder, own[0])
+      tasks = len(learned.task_names)
+      counts[name] = learned.learner.num_parameters(sizes, tasks) // tasks
   ours = methods.prompt_method(arms.TARGETS[arms.OURS].method, length, rank)
   return {
     'prompt_length': length,
     'emb_dim': width,
     'rank': rank,
-    'targets': tasks,
+    'targets': len(plan['targets']),
     'methods': counts,
-    'group': ours.num_parameters(sizes, tasks) / tasks,
+    'group': ours.num_parameters(sizes, len(plan['targets']))
+    / len(plan['targets']),
   }
 
 
@@ -339,7 +344,8 @@ def _costs(
   own = [
     run
     for run in runs
-    if run['stage'] in ('target', 'tuning') and run['method'] == method
+    if run['stage'] in ('target', 'candidate', 'tuning')
+    and run['method'] == method
   ]
   seconds = [s for run in own if (s := _step_seconds(folder, run))]
   needs = max((run['step_bytes'] for run in own), default=0)

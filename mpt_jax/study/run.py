@@ -206,7 +206,8 @@ def _examine_data(data_dir: str, plan: Plan) -> dict[str, dict[str, Any]]:
   from mpt_jax import data
 
   tasks = plan.tasks
-  mixture = data.check_data(tasks.source_mixture, 'train', tasks.module)
+  named = tasks.source_mixture or list(tasks.source_tasks)
+  mixture = data.check_data(named, 'train', tasks.module)
   mixed = sorted(task.name for task in mixture.tasks)
   if mixed != sorted(tasks.source_tasks):
     raise InputError(
@@ -248,13 +249,13 @@ def _examine_texts(plan: Plan) -> None:
       scored['validation'] = tasks.eval_examples
     for split, number in scored.items():
       examples = Examples(
-        name, split, tasks.task_feature_lengths, number, None, allowed
+        name, split, tasks.lengths_of(name), number, None, allowed
       )
       data.examine(examples, plan.prompts.prompt_length, ())
     if source or all_examples:
       config = data.DatasetConfig(
         mixture_or_task_name=name,
-        task_feature_lengths=tasks.task_feature_lengths,
+        task_feature_lengths=tasks.lengths_of(name),
         batch_size=1,
         allow_cut_targets=allowed,
       )

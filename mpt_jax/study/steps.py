@@ -5,7 +5,7 @@ import dataclasses
 import os
 from typing import Any
 
-from mpt_jax.engine.outcome import BACKBONE
+from mpt_jax.engine.outcome import BACKBONE, PROMPTS
 from mpt_jax.study import arms
 from mpt_jax.study import rates as rates_lib
 from mpt_jax.study.plan import Plan, Setting, Training
@@ -13,8 +13,12 @@ from mpt_jax.study.rates import Chosen, Rates
 
 # A macro for training runs that test runs need too.
 ALLOWED = 'ALLOW_CUT_TARGETS'
-_PRIORITIES = ('teacher', 'source', 'target', 'test', 'export')
+_PRIORITIES = ('teacher', 'key', 'source', 'target', 'test', 'export')
 _EVAL = ('gin_configs/runs/eval.gin',)
+_EXPORT = ('gin_configs/runs/export.gin',)
+# Of a step that takes the best of several runs: the folder of those, and what
+# stands for the best one in its macros.
+FROM, BEST = 'from', '{best}'
 # In training examples: what a run costs beside its steps, for the ETA.
 _RUN_COST, _TEST_COST, _DISTILLED_COST = 1500.0, 1000.0, 1.5
 _EVALUATION_COST = 0.5  # of one example
@@ -34,6 +38,8 @@ class Step:
     cost: expected work; a training example counts 1.
     likeness: steps of one likeness share a compiled program.
     may_diverge: a loss that is not finite is a result (no scores), no error.
+    best_of: names of runs in its folder `FROM`; the best of them by validation
+      stands for `BEST` in its macros, see `picked`.
     labels: what the report wants to know.
   """
 
@@ -46,6 +52,7 @@ class Step:
   cost: float = 1.0
   likeness: str = ''
   may_diverge: bool = False
+  best_of: tuple[str, ...] = ()
   labels: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   @property
@@ -70,6 +77,25 @@ class _Chain:
   scored: bool = False
 
 
+@dataclasses.dataclass(frozen=True)
+class _Trial:
+  """A target method, as it is run once on each task or on all together.
+
+  Attributes:
+    chain: the seed's runs that it may start from.
+    setting: how much data there is.
+    method: the target arm.
+    rates: its learning rates.
+    name: the folder.
+  """
+
+  chain: _Chain
+  setting: Setting
+  method: str
+  rates: Rates
+  name: str
+
+
 def reported(plan: Plan, chosen: Chosen) -> list[Step]:
   """The steps that a report tells of.
 
@@ -81,24 +107,24 @@ def reported(plan: Plan, chosen: Chosen) -> list[Step]:
     The steps, in an order in which they could run.
   """
   steps: list[Step] = []
+  stage = plan.target_stage
   for seed in plan.seeds:
     chain = _Chain(f'seed{seed}', seed)
+    settings = [s for s in stage.settings if seed in s.seeds]
     every = seed in plan.ablation_seeds
-    variants = plan.source_stage.variants if every else (arms.OURS,)
-    runs = _sources(plan, chain, variants)
+    variants = [v for v in plan.variants if every or v == arms.OURS]
+    runs = _sources(plan, chain, variants, stage.methods if settings else ())
     steps += runs
-    for run in runs:
-      own = run.labels.get('task')
-      steps.append(_test(plan, run, [own] if own else plan.tasks.source_tasks))
-    for setting in plan.target_stage.settings:
-      if seed not in setting.seeds:
-        continue
-      for method in plan.target_stage.methods:
+    steps += [_test(plan, run) for run in runs]
+    for setting in settings:
+      steps += _keys(plan, chain, setting)
+      for method in stage.methods:
         rates = chosen[setting.tuned_as or setting.name][method]
-        for task in plan.tasks.targets:
-          name = f'{chain.root}/target/{setting.name}/{method}/{task}'
-          run = _target(plan, chain, name, setting, method, task, rates)
-          steps += [run, _test(plan, run, [task])]
+        name = f'{chain.root}/target/{setting.name}/{method}'
+        for tasks in _groups(plan, method):
+          trial = _Trial(chain, setting, method, rates, _named(name, tasks))
+          runs = _trained(plan, trial, tasks)
+          steps += [*runs, _test(plan, runs[-1])]
   return [*steps, *_zero_shots(plan), *_exports(plan, steps)]
 
 
@@ -109,29 +135,50 @@ def search(plan: Plan) -> list[Step]:
     return []
   starts = {arms.TARGETS[method].start for method in stage.methods}
   chain = _Chain('tuning', tuning.seed, scored=True)
-  steps = _sources(plan, chain, [v for v in arms.SOURCES if v in starts])
+  variants = [v for v in arms.SOURCES if v in starts]
+  steps = _sources(plan, chain, variants, stage.methods)
   for setting in stage.settings:
     if setting.name not in tuning.settings:
       continue
+    steps += _keys(plan, chain, setting)
     for method in stage.methods:
       for rates in rates_lib.grid(plan, method):
-        for task in plan.tasks.targets:
-          name = rates_lib.search_name(setting.name, method, rates, task)
-          steps.append(_target(plan, chain, name, setting, method, task, rates))
+        for tasks in _groups(plan, method):
+          name = rates_lib.search_name(setting.name, method, rates, tasks[0])
+          trial = _Trial(chain, setting, method, rates, name)
+          steps += _trained(plan, trial, tasks)
   return steps
 
 
-def _sources(plan: Plan, chain: _Chain, variants: Sequence[str]) -> list[Step]:
-  """Teachers and source runs of a seed."""
+def _groups(plan: Plan, method: str) -> list[list[str]]:
+  """The tasks of each run of a target method."""
+  tasks = list(plan.tasks.targets)
+  return [tasks] if arms.TARGETS[method].together else [[t] for t in tasks]
+
+
+def _named(folder: str, tasks: Sequence[str]) -> str:
+  """The folder of a run of some tasks."""
+  return f'{folder}/{tasks[0]}' if len(tasks) == 1 else folder
+
+
+def _sources(
+  plan: Plan, chain: _Chain, variants: Sequence[str], methods: Sequence[str]
+) -> list[Step]:
+  """Teachers and source runs of a seed, as far as something reads them."""
   steps = []
-  for task in plan.tasks.source_tasks:
+  compared = any(arms.TARGETS[method].compares for method in methods)
+  for task in plan.taught(variants, methods):
     steps.append(
       _training(
         plan,
         f'{chain.root}/teacher/{task}',
         ('gin_configs/runs/teacher.gin', plan.prompts.prompt_init),
         plan.source_stage.teacher,
-        {'MIXTURE_OR_TASK_NAME': task, 'RANDOM_SEED': chain.seed},
+        {
+          'MIXTURE_OR_TASK_NAME': task,
+          'RANDOM_SEED': chain.seed,
+          **({'KEY_STEP': plan.key_step} if compared else {}),
+        },
         labels={'stage': 'teacher', 'seed': chain.seed, 'task': task},
       )
     )
@@ -139,13 +186,47 @@ def _sources(plan: Plan, chain: _Chain, variants: Sequence[str]) -> list[Step]:
   return steps + [_source(plan, chain, v, teachers) for v in variants]
 
 
+def _keys(plan: Plan, chain: _Chain, setting: Setting) -> list[Step]:
+  """A short run of each target on what the setting gives, for its key."""
+  if plan.key_step is None:
+    return []
+  teacher = plan.source_stage.teacher
+  return [
+    _training(
+      plan,
+      _key(chain, setting, task),
+      ('gin_configs/runs/teacher.gin', plan.prompts.prompt_init),
+      dataclasses.replace(teacher, steps=plan.key_step),
+      {
+        'MIXTURE_OR_TASK_NAME': task,
+        'RANDOM_SEED': chain.seed,
+        'NUM_SHOTS': setting.num_shots,
+        'KEY_STEP': plan.key_step,
+        'train.train.evaluation': None,
+      },
+      labels={
+        'stage': 'key',
+        'seed': chain.seed,
+        'setting': setting.name,
+        'task': task,
+      },
+    )
+    for task in plan.tasks.targets
+  ]
+
+
+def _key(chain: _Chain, setting: Setting, task: str) -> str:
+  return f'{chain.root}/key/{setting.name}/{task}'
+
+
 def _source(
   plan: Plan, chain: _Chain, variant: str, teachers: tuple[str, ...]
 ) -> Step:
   """One source run."""
   arm, stage = arms.SOURCES[variant], plan.source_stage
+  mixture = plan.tasks.source_mixture
   macros: dict[str, Any] = {
-    'MIXTURE_OR_TASK_NAME': plan.tasks.source_mixture,
+    'MIXTURE_OR_TASK_NAME': mixture or list(plan.tasks.source_tasks),
     'RANDOM_SEED': chain.seed,
     'PROMPT_TASKS': list(plan.tasks.source_tasks),
     'PROMPT_METHOD': arm.method,
@@ -169,66 +250,128 @@ def _source(
   )
 
 
+def _trained(plan: Plan, trial: _Trial, tasks: Sequence[str]) -> list[Step]:
+  """The runs of a target method on some tasks; the last one's is its product.
+
+  Where each source task is tried, a run from each of them comes before, and
+  the last step takes what the best of them has learned.
+  """
+  if arms.TARGETS[trial.method].start != arms.EACH:
+    return [_target(plan, trial, tasks)]
+  sources = [t for t in plan.tasks.source_tasks if t not in tasks]
+  tried = [_target(plan, trial, tasks, source) for source in sources]
+  labels = _target_labels(trial, tasks)
+  best = Step(
+    name=trial.name,
+    entry='export',
+    gin_files=_EXPORT,
+    macros={
+      'PROMPTS': _path(plan, f'{trial.name}/{FROM}/{BEST}/{PROMPTS}'),
+      'OUTPUT': _path(plan, f'{trial.name}/{PROMPTS}'),
+      'FORMAT': 'bundle',
+    },
+    after=tuple(step.name for step in tried),
+    priority=_PRIORITIES.index('target'),
+    likeness='export',
+    may_diverge=labels['stage'] == 'tuning',
+    best_of=tuple(sources),
+    # What it cost to find it.
+    labels={**labels, 'steps': sum(step.labels['steps'] for step in tried)},
+  )
+  return [*tried, best]
+
+
 def _target(
-  plan: Plan,
-  chain: _Chain,
-  name: str,
-  setting: Setting,
-  method: str,
-  task: str,
-  rates: Rates,
+  plan: Plan, trial: _Trial, tasks: Sequence[str], source: str | None = None
 ) -> Step:
-  """One target run."""
-  arm = arms.TARGETS[method]
-  macros = {
-    'MIXTURE_OR_TASK_NAME': task,
+  """One target run; from the teacher of a source task, where one is given."""
+  arm, setting, chain = arms.TARGETS[trial.method], trial.setting, trial.chain
+  # Together each task gets as many examples as by itself.
+  shared = len(tasks) if arm.together else 1
+  macros: dict[str, Any] = {
+    'MIXTURE_OR_TASK_NAME': list(tasks) if arm.together else tasks[0],
     'RANDOM_SEED': chain.seed,
     'NUM_SHOTS': setting.num_shots,
   }
-  if not chain.scored:
+  if setting.keep_best is not None:
+    macros |= {'KEEP_BEST': True, 'EVAL_PERIOD': shared * setting.keep_best}
+  elif source is None and not chain.scored:
     macros['train.train.evaluation'] = None
-  after: tuple[str, ...] = ()
   gin_files = arm.gin_files
   if arm.start is None:
     gin_files += (plan.prompts.prompt_init,)
-  elif arm.start == arms.TEACHER:
-    source = plan.tasks.targets[task]
-    after = (f'{chain.root}/teacher/{source}',)
+  starts, after = _start(plan, trial, tasks, source)
+  labels = _target_labels(trial, tasks)
+  name = trial.name
+  if source is not None:
+    name = f'{trial.name}/{FROM}/{source}'
+    labels |= {'stage': 'candidate', 'source': source}
+  return _training(
+    plan,
+    name,
+    gin_files,
+    Training(shared * setting.steps, setting.batch_size, *trial.rates),
+    macros | starts,
+    after=after,
+    labels=labels,
+  )
+
+
+def _target_labels(trial: _Trial, tasks: Sequence[str]) -> dict[str, Any]:
+  """What the report wants to know of a target run, but for its steps."""
+  together = arms.TARGETS[trial.method].together
+  return {
+    'stage': 'tuning' if trial.chain.scored else 'target',
+    'seed': trial.chain.seed,
+    'method': trial.method,
+    'setting': trial.setting.name,
+    **({'tasks': list(tasks)} if together else {'task': tasks[0]}),
+    'rates': list(trial.rates),
+  }
+
+
+def _start(
+  plan: Plan, trial: _Trial, tasks: Sequence[str], source: str | None
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+  """What a target run starts from: (its macros, the runs that it reads)."""
+  arm, root = arms.TARGETS[trial.method], trial.chain.root
+  if arm.start == arms.TEACHER:
+    source = plan.tasks.single_sources[tasks[0]]
+  teachers = f'{root}/teacher/{{task}}'
+  sources = list(plan.tasks.source_tasks)
+  macros: dict[str, Any] = {}
+  after: tuple[str, ...] = ()
+  if source is not None:
+    after = (teachers.format(task=source),)
     macros |= {
       'SOURCE_PROMPTS': _path(plan, f'{after[0]}/prompts'),
       'SOURCE_TASK': source,
     }
-  elif arm.start == arms.TEACHERS:
-    teachers = f'{chain.root}/teacher/{{task}}'
-    sources = list(plan.tasks.source_tasks)
+  elif arm.start in (arms.TEACHERS, arms.NEAREST):
     after = tuple(teachers.format(task=source) for source in sources)
     macros |= {
       'SOURCE_PROMPTS': _path(plan, f'{teachers}/prompts'),
       'SOURCE_TASK': sources,
     }
-  elif arm.start != arms.OWN:
-    after = (f'{chain.root}/source/{arm.start}',)
+  elif arm.start in arms.SOURCES:
+    after = (f'{root}/source/{arm.start}',)
     macros |= {
       'SOURCE_PROMPTS': _path(plan, f'{after[0]}/prompts'),
       'PROMPT_RANK': plan.prompts.prompt_rank,
-      'TASK_LEARNING_RATE': rates[1],
+      'TASK_LEARNING_RATE': trial.rates[1],
     }
-  return _training(
-    plan,
-    name,
-    gin_files,
-    Training(setting.steps, setting.batch_size, *rates),
-    macros,
-    after=after,
-    labels={
-      'stage': 'tuning' if chain.scored else 'target',
-      'seed': chain.seed,
-      'method': method,
-      'setting': setting.name,
-      'task': task,
-      'rates': list(rates),
-    },
-  )
+    if arm.together:
+      macros['PROMPT_TASKS'] = list(tasks)
+  if arm.compares:
+    key = _key(trial.chain, trial.setting, tasks[0])
+    read = (key, *(teachers.format(task=source) for source in sources))
+    after = tuple(dict.fromkeys((*after, *read)))
+    macros |= {
+      'START': 'nearest',
+      'TARGET_KEY': _path(plan, f'{key}/key'),
+      'SOURCE_KEYS': _path(plan, f'{teachers}/key'),
+    }
+  return macros, after
 
 
 def _training(
@@ -242,13 +385,16 @@ def _training(
 ) -> Step:
   """A step that trains, of any stage."""
   arm = _arm(labels)
+  tasks = _tasks_of(plan, labels)
   weight = _DISTILLED_COST if macros.get('TEACHER_PROMPTS') else 1.0
   cost = _RUN_COST + weight * training.steps * training.batch_size
-  if labels['stage'] == 'source':
-    examples = plan.tasks.eval_examples * len(plan.tasks.source_tasks)
-    evaluations = plan.source_stage.curve_points + 1
+  if 'train.train.evaluation' not in macros and labels['stage'] != 'teacher':
+    period = macros.get('EVAL_PERIOD') or training.steps
+    evaluations = 1 + training.steps // max(period, 1)
+    examples = plan.tasks.eval_examples * len(tasks)
     cost += _EVALUATION_COST * examples * evaluations
-  stage = 'target' if labels['stage'] == 'tuning' else labels['stage']
+  stage = labels['stage']
+  tried = stage in ('tuning', 'candidate')
   return Step(
     name=name,
     entry='train',
@@ -257,7 +403,7 @@ def _training(
       'INITIAL_CHECKPOINT_PATH': plan.backbone,
       'MODEL_DIR': _path(plan, name),
       'MIXTURE_OR_TASK_MODULE': plan.tasks.module,
-      'TASK_FEATURE_LENGTHS': _lengths(plan, arm),
+      'TASK_FEATURE_LENGTHS': _lengths(plan, arm, tasks),
       **({arm.length: plan.prompts.prompt_length} if arm.length else {}),
       'TRAIN_STEPS': training.steps,
       'BATCH_SIZE': training.batch_size,
@@ -268,12 +414,19 @@ def _training(
       **macros,
     },
     after=after,
-    priority=_PRIORITIES.index(stage),
+    priority=_PRIORITIES.index('target' if tried else stage),
     cost=cost,
     likeness=f'{gin_files[0]} {labels.get("method")} {training}',
-    may_diverge=labels['stage'] == 'tuning',
+    may_diverge=tried,
     labels={**labels, 'steps': training.steps},
   )
+
+
+def _tasks_of(plan: Plan, labels: Mapping[str, Any]) -> Sequence[str]:
+  """The tasks of a step that trains."""
+  if labels['stage'] == 'source':
+    return plan.tasks.source_tasks
+  return labels.get('tasks') or [labels['task']]
 
 
 def _arm(labels: Mapping[str, Any]) -> arms.Arm:
@@ -283,17 +436,17 @@ def _arm(labels: Mapping[str, Any]) -> arms.Arm:
   return arms.TARGETS[labels.get('method', arms.PLAIN)]
 
 
-def _lengths(plan: Plan, arm: arms.Arm) -> dict[str, int]:
-  """The lengths of an arm's examples."""
-  lengths = dict(plan.tasks.task_feature_lengths)
+def _lengths(plan: Plan, arm: arms.Arm, tasks: Sequence[str]) -> dict[str, int]:
+  """The lengths of an arm's examples of some tasks."""
+  lengths = plan.tasks.lengths_of(*tasks)
   if not arm.slots:
     lengths['inputs'] -= plan.prompts.prompt_length
   return lengths
 
 
-def _test(plan: Plan, run: Step, tasks: Sequence[str]) -> Step:
+def _test(plan: Plan, run: Step) -> Step:
   """Scores what a run has learned on its tasks' test splits."""
-  arm = _arm(run.labels)
+  arm, tasks = _arm(run.labels), _tasks_of(plan, run.labels)
   product = _path(plan, f'{run.name}/{arm.product}')
   own: dict[str, Any] = {'PROMPTS': product}
   if arm.product == BACKBONE:
@@ -301,7 +454,7 @@ def _test(plan: Plan, run: Step, tasks: Sequence[str]) -> Step:
   return _evaluation(
     plan,
     f'{run.name}/test',
-    {**own, 'TASK_FEATURE_LENGTHS': _lengths(plan, arm)},
+    {**own, 'TASK_FEATURE_LENGTHS': _lengths(plan, arm, tasks)},
     list(tasks),
     after=(run.name,),
     cost=_TEST_COST * len(tasks),
@@ -316,7 +469,7 @@ def _zero_shots(plan: Plan) -> list[Step]:
     _evaluation(
       plan,
       f'zero_shot/{task}',
-      {'PROMPTS': None},
+      {'TASK_FEATURE_LENGTHS': plan.tasks.lengths_of(task)},
       task,
       cost=_TEST_COST,
       likeness='eval zero_shot',
@@ -340,7 +493,6 @@ def _evaluation(
     'PROMPTS': None,
     'MIXTURE_OR_TASK_NAME': tasks,
     'MIXTURE_OR_TASK_MODULE': plan.tasks.module,
-    'TASK_FEATURE_LENGTHS': dict(plan.tasks.task_feature_lengths),
     'EVAL_SPLIT': 'test',
     **own,
   }
@@ -378,7 +530,7 @@ def _exports(plan: Plan, steps: Sequence[Step]) -> list[Step]:
         Step(
           name=f'export/{kind}-{task}',
           entry='export',
-          gin_files=('gin_configs/runs/export.gin',),
+          gin_files=_EXPORT,
           macros={
             'PROMPTS': _path(plan, f'{step.name}/prompts'),
             'OUTPUT': _path(plan, f'exported/{output}'),

@@ -26,6 +26,7 @@ from mpt_jax.checkpoints import files
 from mpt_jax.checkpoints import run as run_lib
 from mpt_jax.checkpoints.run import RESULTS
 from mpt_jax.engine import hostmemory, preemption, trainer
+from mpt_jax.study import picked
 from mpt_jax.study.progress import Progress
 from mpt_jax.study.steps import Step
 from mpt_jax.types import InputError, prefer_own_packages
@@ -443,17 +444,18 @@ def _run_step(
 
   def run() -> None:
     _warm_up(backbone, data_dir, module)
-    print(cli.log_header(command(step, data_dir)), flush=True)
     given = {}
     if step.macros.get('INITIAL_CHECKPOINT_PATH') == backbone:
       given = {'backbone': _shared['backbone']}
-    made = None
+    called, made = step, None
     try:
+      called = picked.resolve(step, folder)
+      print(cli.log_header(command(called, data_dir)), flush=True)
       made = cli.call(
         f'mpt_jax.{step.entry}',
         _FUNCTIONS[step.entry],
-        step.gin_files,
-        step.bindings,
+        called.gin_files,
+        called.bindings,
         **given,
       )
     except trainer.NonFiniteLossError as e:
@@ -466,7 +468,7 @@ def _run_step(
       files.json_bytes(
         {
           'settings': _settings(step, folder, shared),
-          'command': command(step, data_dir),
+          'command': command(called, data_dir),
           'seconds': round(time.monotonic() - begin, 2),
           # Of a step that trains.
           'step_bytes': getattr(made, 'step_bytes', 0),

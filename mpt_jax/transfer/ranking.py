@@ -195,8 +195,8 @@ def source_keys(
   """Reads what tells the tasks of a source apart.
 
   Args:
-    given: a library, of which the keys are taken whose value is whole; or
-      other prompts, which are their own keys.
+    given: a library, of which the keys are taken whose value is whole; {task:
+      path of its key}; or other prompts, which are their own keys.
     backbone: they must be of this one; None does not check.
     tasks: which tasks; None is all.
     without: tasks to leave out: a target is the nearest to itself.
@@ -218,7 +218,8 @@ def source_keys(
     ]
   else:
     keys = sources.read(given, backbone)
-    log.info('no library: tasks are compared by their finished prompts')
+    if not isinstance(given, Mapping):
+      log.info('no library: tasks are compared by their finished prompts')
     if tasks is not None:
       keys = [key for key in keys if key.task in tasks]
   own = sorted({key.task for key in keys if key.task in without})
