@@ -25,7 +25,7 @@ from mpt_jax.pipeline import (
   Training,
   Tuning,
 )
-from mpt_jax.study import arms, picked, rates, steps, workers
+from mpt_jax.study import arms, examine, picked, rates, steps, workers
 from mpt_jax.study import run as run_lib
 from mpt_jax.types import InputError
 from tests.helpers import every_method
@@ -124,10 +124,10 @@ def test_texts_are_examined_before_anything_is_trained(macros, test, message):
   )
   try:
     if message is None:
-      run_lib._examine_texts(plan)
+      examine.texts(plan)
     else:
       with pytest.raises(InputError, match=message):
-        run_lib._examine_texts(plan)
+        examine.texts(plan)
   finally:
     seqio.TaskRegistry.remove('own_late')
     data.use_vocabulary(None)

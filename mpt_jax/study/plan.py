@@ -87,7 +87,8 @@ class Tasks:
     targets: target task -> the source task whose teacher `single_source`
       starts from, picked by hand, or None; or the target tasks alone. Kept as
       a mapping.
-    task_feature_lengths: {'inputs': S with prompt slots, 'targets': T}.
+    task_feature_lengths: {'inputs': S with prompt slots, 'targets': T}; None
+      is what the longest texts need, found before anything is trained.
     module: module that registers the tasks.
     eval_examples: validation examples per task, for curves and tuning.
     lengths: task -> its own lengths, over `task_feature_lengths`:
@@ -97,7 +98,7 @@ class Tasks:
   source_mixture: str | None
   source_tasks: Sequence[str]
   targets: Mapping[str, str | None] | Sequence[str]
-  task_feature_lengths: Lengths
+  task_feature_lengths: Lengths | None
   module: str = 'tasks'
   eval_examples: Positive = 256
   lengths: Mapping[str, Mapping[str, Positive]] | None = None
@@ -109,7 +110,7 @@ class Tasks:
     tasks = list(dict.fromkeys((*self.source_tasks, *self.targets)))
     check_names('a task of LENGTHS', list(self.lengths or ()), tasks)
     for task, own in (self.lengths or {}).items():
-      check_names(f'LENGTHS of {task}', list(own), self.task_feature_lengths)
+      check_names(f'LENGTHS of {task}', list(own), ('inputs', 'targets'))
 
   @property
   def single_sources(self) -> dict[str, str]:
@@ -124,15 +125,17 @@ class Tasks:
       *tasks: names of tasks.
 
     Returns:
-      {'inputs': S with prompt slots, 'targets': T}.
+      {'inputs': S with prompt slots, 'targets': T}; what is not known yet is
+      left out.
     """
     each = [
-      {**self.task_feature_lengths, **(self.lengths or {}).get(task, {})}
+      {**(self.task_feature_lengths or {}), **(self.lengths or {}).get(task, {})}
       for task in tasks
     ]
     return {
       name: max(lengths[name] for lengths in each)
-      for name in self.task_feature_lengths
+      for name in ('inputs', 'targets')
+      if all(name in lengths for lengths in each)
     }
 
 

@@ -4,7 +4,6 @@ The same call goes on where it was stopped. Tasks and backbone are examined
 before anything is trained.
 """
 
-from collections.abc import Sequence
 import dataclasses
 import logging
 import os
@@ -16,8 +15,7 @@ from mpt_jax import cli
 from mpt_jax.checkpoints import files, lock
 from mpt_jax.checkpoints.backbone import DEMOS
 from mpt_jax.engine import preemption
-from mpt_jax.engine.settings import Examples
-from mpt_jax.study import rates, report, results, steps
+from mpt_jax.study import examine, rates, report, results, steps
 from mpt_jax.study.plan import Plan
 from mpt_jax.study.workers import STOPPING, Pool, standing
 from mpt_jax.types import InputError, local_path, require_local
@@ -93,6 +91,18 @@ class _Study:
     chosen, self._tuned = rates.tuned(self._plan)
     self._choose(chosen)
 
+  def _take_lengths(self, pool: Pool) -> None:
+    """Has lengths found in the data, where the plan has none."""
+    tasks = self._plan.tasks
+    if tasks.task_feature_lengths is not None:
+      return
+    found = pool.call(examine.lengths, self._plan)
+    log.info('TASK_FEATURE_LENGTHS = %s, by the longest texts', found)
+    tasks = dataclasses.replace(tasks, task_feature_lengths=found)
+    self._plan = dataclasses.replace(self._plan, tasks=tasks)
+    self._searched = steps.search(self._plan)
+    self._choose(self._chosen)
+
   def run(self, workers: int | None) -> dict[str, Any]:
     """Runs what is not finished; returns the report."""
     plan = self._plan
@@ -106,10 +116,15 @@ class _Study:
       plan.model_dir, workers, plan.backbone, data_dir, plan.tasks.module
     ) as pool:
       if given is None:
-        log.info('no --tfds_data_dir: SYNTHETIC DATA in %s', data_dir)
-        pool.call(write_data, data_dir, plan.all_tasks)
-      facts = pool.call(_examine_data, data_dir, plan)
-      backbone = pool.call(_examine_backbone, plan.backbone)
+        made_up = pool.call(
+          examine.write_data, data_dir, plan.all_tasks, plan.tasks.module
+        )
+        if made_up:
+          log.info('no --tfds_data_dir: SYNTHETIC DATA in %s', data_dir)
+      facts = pool.call(examine.tasks, data_dir, plan)
+      backbone = pool.call(examine.backbone, plan.backbone)
+      self._take_lengths(pool)
+      searched, plan = self._searched, self._plan
       pool.shared = {
         'backbone': backbone['fingerprint'],
         'tfds_data_dir': _inside(data_dir, plan.model_dir),
@@ -121,7 +136,8 @@ class _Study:
       if os.path.exists(path) and all(map(pool.is_done, everything)):
         log.info('every run is finished; nothing to do')
         return files.read_json(path)
-      pool.call(_examine_texts, plan)
+      for note in pool.call(examine.texts, plan):
+        log.warning(note)
       log.info(
         '%d worker%s on %s',
         pool.limit,
@@ -180,96 +196,3 @@ def _find_backbone(path: str) -> str:
     if os.path.exists(installed):
       return installed
   raise InputError(f'there is no backbone at {path!r}')
-
-
-# ---------------------------------------------------------------------------
-# In the first worker.
-
-
-def write_data(data_dir: str, tasks: Sequence[str]) -> None:
-  """Writes made up data of tasks, where there are none."""
-  from tasks.offline import writer
-
-  writer.write(data_dir, list(tasks))
-
-
-def _examine_data(data_dir: str, plan: Plan) -> dict[str, dict[str, Any]]:
-  """Checks every task before anything is trained.
-
-  Returns:
-    Task -> the sizes of its splits, and whether its data are synthetic.
-
-  Raises:
-    InputError: if data are missing, or the mixture has other tasks.
-  """
-  cli.use_data_dir(data_dir)
-  from mpt_jax import data
-
-  tasks = plan.tasks
-  named = tasks.source_mixture or list(tasks.source_tasks)
-  mixture = data.check_data(named, 'train', tasks.module)
-  mixed = sorted(task.name for task in mixture.tasks)
-  if mixed != sorted(tasks.source_tasks):
-    raise InputError(
-      f'mixture {tasks.source_mixture!r} has the tasks {", ".join(mixed)},'
-      f' but SOURCE_TASKS are {", ".join(tasks.source_tasks)}'
-    )
-  facts: dict[str, dict[str, Any]] = {}
-  for name in plan.all_tasks:
-    facts[name] = {'synthetic': data.is_synthetic(name)}
-    for split in ('train', 'validation', 'test'):
-      task = data.check_data(name, split, tasks.module)
-      facts[name][split] = task.num_input_examples(split)
-  if plan.target_stage.tuning is not None:
-    rates.check_metrics(
-      {
-        name: data.metrics_of(name, 'validation')[name]
-        for name in tasks.targets
-      }
-    )
-  return facts
-
-
-def _examine_texts(plan: Plan) -> None:
-  """Reads what will be trained on and scored, as the first runs do anyway.
-
-  Raises:
-    InputError: if a split has no labels, or if a target or a label word does
-      not fit: in hours a test run would find it.
-  """
-  from mpt_jax import data
-
-  tasks, targets = plan.tasks, plan.target_stage
-  allowed = bool((plan.macros or {}).get(steps.ALLOWED))
-  all_examples = any(setting.num_shots is None for setting in targets.settings)
-  for name in plan.all_tasks:
-    source = name in tasks.source_tasks
-    scored: dict[str, int | None] = {'test': None}
-    if source or targets.tuning is not None:
-      scored['validation'] = tasks.eval_examples
-    for split, number in scored.items():
-      examples = Examples(
-        name, split, tasks.lengths_of(name), number, None, allowed
-      )
-      data.examine(examples, plan.prompts.prompt_length, ())
-    if source or all_examples:
-      config = data.DatasetConfig(
-        mixture_or_task_name=name,
-        task_feature_lengths=tasks.lengths_of(name),
-        batch_size=1,
-        allow_cut_targets=allowed,
-      )
-      data.get_train_iterator(config, plan.prompts.prompt_length, ())
-
-
-def _examine_backbone(path: str) -> dict[str, Any]:
-  from mpt_jax.engine import params
-  from mpt_jax.engine import predictor as runs
-
-  loaded = runs.load_backbone(path)
-  return {
-    'name': loaded.name,
-    'fingerprint': loaded.fingerprint,
-    'parameters': params.count(loaded.params),
-    'config': loaded.config.to_dict(),
-  }

@@ -438,7 +438,7 @@ def _arm(labels: Mapping[str, Any]) -> arms.Arm:
 def _lengths(plan: Plan, arm: arms.Arm, tasks: Sequence[str]) -> dict[str, int]:
   """The lengths of an arm's examples of some tasks."""
   lengths = plan.tasks.lengths_of(*tasks)
-  if not arm.slots:
+  if not arm.slots and 'inputs' in lengths:
     lengths['inputs'] -= plan.prompts.prompt_length
   return lengths
 

@@ -26,7 +26,7 @@ from mpt_jax.checkpoints import run as run_lib
 from mpt_jax.engine.face import Face, face, showing
 from mpt_jax.engine.settings import BackboneSource, Examples
 from mpt_jax.engine.trainer import format_seconds
-from mpt_jax.study import run
+from mpt_jax.study import examine
 from mpt_jax.study.plan import Training, check_names
 from mpt_jax.study.steps import Step
 from mpt_jax.transfer import library, report, runs
@@ -280,8 +280,9 @@ def _find_data(plan: Plan) -> str:
   if given:
     return given
   data_dir = plan.folder('data')
-  log.info('no --tfds_data_dir: SYNTHETIC DATA in %s', data_dir)
-  run.write_data(data_dir, plan.teachers.tasks)
+  module = plan.examples.module
+  if examine.write_data(data_dir, plan.teachers.tasks, module):
+    log.info('no --tfds_data_dir: SYNTHETIC DATA in %s', data_dir)
   cli.use_data_dir(data_dir)
   return data_dir
 
