@@ -534,7 +534,8 @@ def _nothing_to_score(tasks: Sequence[str], split: str) -> InputError:
   return InputError(
     f'split {split!r} of {" and ".join(map(repr, tasks))} has no labels (they'
     ' are absent, empty or negative), so there is nothing to score;'
-    ' mpt_jax.infer answers it'
+    ' mpt_jax.infer answers it; to score, cut a split from one with labels'
+    ' (splits= of register_task)'
   )
 
 

@@ -96,7 +96,9 @@ def register_task(
   """
   rows.check_name(name)
   if name in seqio.TaskRegistry.names():
-    raise InputError(f'a task named {name!r} is registered already')
+    raise InputError(
+      f'a task named {name!r} is registered already: call this one otherwise'
+    )
   identity = rows.task_identity(name)
   for other in seqio.TaskRegistry.names():
     if rows.task_identity(other) == identity:

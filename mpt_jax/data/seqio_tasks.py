@@ -39,18 +39,20 @@ def import_module(module: str) -> None:
   prefer_own_packages(again=ours)
   try:
     importlib.import_module(module)
-  except ModuleNotFoundError as e:
-    # A module that it imports in turn may be missing: that is not our input.
-    if e.name is None or not (module + '.').startswith(e.name + '.'):
+  except InputError as e:
+    line = faults.users_line(e)
+    if not line or line in str(e):
       raise
-    raise InputError(
-      f'MIXTURE_OR_TASK_MODULE={module!r} cannot be imported: there is no '
-      f'module {e.name!r}'
-      + ("; `tasks` is mpt_jax's own package: call yours otherwise" * ours)
-    ) from None
-  except InputError:
-    raise
+    raise InputError(f'{line}: {e}') from e
   except Exception as e:
+    name = e.name if isinstance(e, ModuleNotFoundError) else None
+    # Of its own: one that it imports in turn may be missing too.
+    if name is not None and (module + '.').startswith(name + '.'):
+      raise InputError(
+        f'MIXTURE_OR_TASK_MODULE={module!r} cannot be imported: there is no '
+        f'module {name!r}'
+        + ("; `tasks` is mpt_jax's own package: call yours otherwise" * ours)
+      ) from None
     line = faults.users_line(e)
     where = f'{line}: ' if line else ''
     mixture = _unfinished_mixture(e)

@@ -133,11 +133,7 @@ def _check_split(name: str, split: str) -> None:
 
   task = seqio_tasks.find(name)
   assert task is not None
-  need = (
-    f'a study reads train, validation and test of each task; to cut {split!r}'
-    " from 'train', register it with splits={"
-    f"{split!r}: 'train[:200]', 'train': 'train[200:]', …}}"
-  )
+  need = f'a study reads train, validation and test of each task; {_cut(split)}'
   if split not in task.splits:
     raise InputError(
       f'task {name!r} has no split {split!r}, only'
@@ -150,6 +146,14 @@ def _check_split(name: str, split: str) -> None:
     while lost is not None and not isinstance(lost, FileNotFoundError):
       lost = lost.__cause__
     raise e if lost is None else InputError(f'{e}: {need}') from e
+
+
+def _cut(split: str) -> str:
+  """How a split is made of the train split."""
+  return (
+    f"to cut {split!r} from 'train', register the task with splits={{"
+    f"{split!r}: 'train[:200]', 'train': 'train[200:]', …}}"
+  )
 
 
 def lengths(plan: Plan) -> dict[str, int]:
@@ -185,7 +189,8 @@ def texts(plan: Plan) -> list[str]:
     plan: the study, with lengths; its backbone is loaded.
 
   Returns:
-    What a user should know: texts that are cut, examples without a label.
+    What a user should know: texts that are cut, examples without a label,
+    targets that are sources too.
 
   Raises:
     InputError: if a split has no labels, if a target or a label word does not
@@ -194,7 +199,12 @@ def texts(plan: Plan) -> list[str]:
   """
   from mpt_jax.data import counts
 
-  notes = []
+  notes = [
+    f'{name} is both in SOURCE_TASKS and in TARGETS: what starts from the'
+    ' sources has seen its training examples'
+    for name in plan.tasks.targets
+    if name in plan.tasks.source_tasks
+  ]
   slots = plan.prompts.prompt_length
   for name in plan.all_tasks:
     limits = plan.tasks.lengths_of(name)

@@ -129,7 +129,10 @@ class Tasks:
       left out.
     """
     each = [
-      {**(self.task_feature_lengths or {}), **(self.lengths or {}).get(task, {})}
+      {
+        **(self.task_feature_lengths or {}),
+        **(self.lengths or {}).get(task, {}),
+      }
       for task in tasks
     ]
     return {
