@@ -1,14 +1,25 @@
 """A study of a user's own tasks: what it needs of them is examined first."""
 
+import hashlib
 import importlib
+import json
+import os
+import pathlib
+import re
+import shlex
+import subprocess
 import sys
 
 import pytest
 
+from mpt_jax import cli
+from mpt_jax.cli import flags
 from mpt_jax.pipeline import Setting
 from mpt_jax.study import examine
 from mpt_jax.types import InputError
-from tests.test_pipeline import VOCABULARY, changed
+from tasks import reviews
+from tests.helpers import rated
+from tests.test_pipeline import QUICK, ROOT, VOCABULARY, changed
 
 pytestmark = pytest.mark.data
 
@@ -228,3 +239,145 @@ def test_what_a_user_would_not_expect_is_said(look, tmp_path):
   )
   assert notes[3] == "own_films/train: no example of class 'good'"
   assert len(notes) == 4
+
+
+# ---------------------------------------------------------------------------
+# docs/studies.md, the tutorial.
+
+PAGE = (ROOT / 'docs/studies.md').read_text().partition("\n## The papers'")[0]
+# What makes its study one of minutes.
+SMALL = {
+  'INITIAL_CHECKPOINT_PATH': 'demo',
+  'SOURCE_TASKS': ['movies', 'tweets'],
+  'METHODS': ['mpt', 'pt'],
+  'SETTINGS': '[@k32/pipeline.Setting()]',
+  'SEEDS': [0],
+  'TUNING': None,
+  'TEACHER_STEPS': 2,
+  'SOURCE_STEPS': 2,
+  'TARGET_STEPS': 2,
+  'EVAL_EXAMPLES': 10,
+  'WORKERS': 1,
+}
+WORDS = ('dull', 'a good film', 'we sat in the garden', 'very nice', 'it broke')
+
+
+def _commands():
+  text = PAGE.replace('\\\n', ' ')
+  for block in re.findall(r'```bash\n(.*?)```', text, re.DOTALL):
+    yield from block.strip().splitlines()
+
+
+def _write_files(folder):
+  """Writes the page's files; and the text, from no network."""
+  files = re.findall(r'^`([\w./]+)`\n\n```\w+\n(.*?)```', PAGE, re.M | re.S)
+  assert [name for name, _ in files] == ['review_tasks.py', 'my_study.gin']
+  for name, content in files:
+    (folder / name).write_text(content)
+  lines = {
+    kind: ''.join(
+      f'{i}\t{(i % 5 - 2) * 1.5}\t{kind} {WORDS[i % 5]} {i}\n'
+      for i in range(120)
+    )
+    for kind in reviews.SOURCES
+  }
+  content = rated.archive(lines)
+  (folder / 'archive.tar.gz').write_bytes(content)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(reviews, 'SHA256', hashlib.sha256(content).hexdigest())
+    reviews.write(str(folder / 'reviews'), str(folder / 'archive.tar.gz'))
+
+
+def _run(command, folder):
+  """Runs a command as a user would."""
+  environment = {
+    **os.environ,
+    'HOME': str(folder),
+    'PATH': f'{pathlib.Path(sys.executable).parent}:{os.environ["PATH"]}',
+    'PYTHONPATH': str(ROOT),
+    'XLA_FLAGS': QUICK,
+  }
+  environment.pop('TFDS_DATA_DIR', None)
+  return subprocess.run(
+    ['bash', '-c', command],
+    cwd=folder,
+    env=environment,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+
+
+def test_the_page_names_macros_and_defaults_that_there_are(tmp_path):
+  _write_files(tmp_path)
+  study = [c for c in _commands() if ' mpt_jax.pipeline ' in c]
+  assert len(study) == 2
+  for command in study:
+    _, _, module, *words = shlex.split(command)
+    words = [w.replace('my_study', str(tmp_path / 'my_study')) for w in words]
+    given, bindings = flags.parse(module, words)
+    cli.check_macros(given.gin_file, bindings)
+  own = (ROOT / 'gin_configs/studies/own_tasks.gin').read_text()
+  common = (ROOT / 'gin_configs/runs/pipeline_common.gin').read_text()
+  table = PAGE[PAGE.index('| macro |') :]
+  rows = re.findall(r'^\| (`.*?`) \| (.*?) \|', table, re.MULTILINE)
+  assert len(rows) == 8
+  for names, defaults in rows:
+    names = re.findall(r'`(\w+)`', names)
+    values = (
+      re.split(r', (?=\d)', defaults.strip('`'))
+      if names[1:]
+      else [defaults.strip('`')]
+    )
+    for name, value in zip(names, values, strict=True):
+      found = re.search(rf'^{name} = (.*?) *(#.*)?$', own, re.MULTILINE)
+      found = found or re.search(rf'^{name} = (.*?) *(#.*)?$', common, re.M)
+      assert found is not None, name
+      assert found[1] == value, name
+  # And what it says one must give, is all that is required.
+  asked = re.findall(r'^(\w+) = %gin.REQUIRED', own, re.MULTILINE)
+  assert asked == re.findall(
+    r'^(\w+) = ', (tmp_path / 'my_study.gin').read_text(), re.MULTILINE
+  )
+
+
+@pytest.mark.slow
+def test_the_page_runs(tmp_path):
+  _write_files(tmp_path)
+  small = ''.join(
+    f' --gin.{name}={shlex.quote(v if "@" in str(v) else repr(v))}'
+    for name, v in SMALL.items()
+  )
+  commands = list(_commands())
+  assert len(commands) == 4
+  for command in commands[:3]:
+    more = small if ' mpt_jax.pipeline ' in command else ''
+    done = _run(command + more, tmp_path)
+    assert done.returncode == 0, (command, done.stderr)
+  # The last one is that of the third, with other steps and seeds.
+  table = PAGE[PAGE.index('| file |') : PAGE.index('### What is looked')]
+  named = re.findall(
+    r'`([\w./]+)`', ''.join(re.findall(r'^\| (.*?) \|', table, re.M))
+  )
+  assert len(named) == 7
+  for name in named:
+    if name != 'tuning/':
+      assert (tmp_path / 'look' / name).exists(), name
+  assert not any((tmp_path / 'look/data').iterdir())
+  report = json.loads((tmp_path / 'look/report.json').read_text())
+  assert not report['synthetic']
+  assert not report['bars']
+  # What answers one word is marked wherever it is shown.
+  text = (tmp_path / 'look/report.md').read_text()
+  collapsed = {
+    method
+    for method, found in report['targets']['k32'].items()
+    if '†' in found['tasks']['mixed']['marks']
+  }
+  for method in ('mpt', 'pt'):
+    folder = tmp_path / f'look/seed0/target/k32/{method}/mixed/test'
+    results = json.loads((folder / 'results.json').read_text())
+    assert bool(results['collapsed']) == (method in collapsed)
+  assert collapsed, 'two steps from chance say nothing'
+  assert '† collapsed' in text
+  assert '† collapsed, k32' in done.stdout

@@ -1,15 +1,14 @@
 """Real text for a study of one's own, without the network."""
 
 import hashlib
-import io
 import json
 import subprocess
-import tarfile
 
 import pytest
 
 from mpt_jax.types import InputError
 from tasks import reviews
+from tests.helpers import rated
 
 LINES = {
   'movies': (
@@ -23,36 +22,10 @@ LINES = {
 }
 
 
-def tar(contents):
-  out = io.BytesIO()
-  with tarfile.open(fileobj=out, mode='w:gz') as file:
-    for name, content in contents.items():
-      info = tarfile.TarInfo(name)
-      info.size = len(content)
-      file.addfile(info, io.BytesIO(content))
-  return out.getvalue()
-
-
 @pytest.fixture
 def archive(tmp_path, monkeypatch):
   """A small archive in the real one's shape, with a member that escapes."""
-  inner = tar(
-    {
-      f'hutto_ICWSM_2014/{reviews.SOURCES[n]}_GroundTruth.txt': (
-        b'\xef\xbb\xbf' + text.encode()
-      )
-      for n, text in LINES.items()
-    }
-  )
-  root = 'vaderSentiment-3.3.2'
-  content = tar(
-    {
-      '../escaped': b'no',
-      f'{root}/LICENSE.txt': b'MIT',
-      f'{root}/additional_resources/hutto_ICWSM_2014.tar.gz': inner,
-      f'{root}/setup.py': b'raise SystemExit',
-    }
-  )
+  content = rated.archive(LINES)
   monkeypatch.setattr(reviews, 'SHA256', hashlib.sha256(content).hexdigest())
   path = tmp_path / 'given.tar.gz'
   path.write_bytes(content)
