@@ -86,18 +86,13 @@ class Arm:
 
 
 def _baseline(name: str, colour: str, **more: Any) -> Arm:
-  """The arm of a method that has a gin file of its name.
-
-  It trains by the schedule of all arms: its paper's warm-up is longer than a
-  short study.
-  """
+  """The arm of a method that has a gin file of its name."""
   return Arm(
     methods.get(name).title,
     name,
     (f'gin_configs/runs/{name}.gin',),
     colour,
     rate='LEARNING_RATE',
-    macros={'WARMUP_STEPS': 0},
     **more,
   )
 
@@ -161,6 +156,20 @@ TARGETS = {
   'ia3': _inside('ia3', 'C6'),
   'prefix': _inside('prefix', 'navy', length='PREFIX_LENGTH'),
   'deep': _baseline('deep', 'gold', start=OWN),
+  'mpt_no_decomposition': Arm(
+    'MPT, source run without decomposition',
+    _SOFT.name,
+    _FRESH,
+    'lightcoral',
+    start='shared_only',
+  ),
+  'mpt_neither': Arm(
+    'MPT, source run without either',
+    _SOFT.name,
+    _FRESH,
+    'rosybrown',
+    start='neither',
+  ),
 }
 
 
