@@ -5,8 +5,10 @@ r"""Runs the whole of MPT: teachers, source, targets, tests, export, report.
 
 Every step is one of the other commands, in its own folder below MODEL_DIR,
 with its `log.txt` and the command in `step.json`. The same command goes on
-where it was stopped; finished steps are skipped. Without --tfds_data_dir (or
-TFDS_DATA_DIR) synthetic data are written to MODEL_DIR/data and used.
+where it was stopped; finished steps are skipped. With --dry_run it only tells
+which runs there are, how long they take and what they fill. Without
+--tfds_data_dir (or TFDS_DATA_DIR) synthetic data are written to MODEL_DIR/data
+and used.
 """
 
 if __name__ == '__main__':
@@ -19,7 +21,7 @@ import os
 import sys
 from typing import Any
 
-from mpt_jax.study import report, screen
+from mpt_jax.study import forecast, report, screen
 from mpt_jax.study.plan import (
   Plan,
   Prompts,
@@ -47,20 +49,28 @@ __all__ = [
 ]
 
 
-def pipeline(plan: Plan, workers: Positive | None = None) -> dict[str, Any]:
+def pipeline(
+  plan: Plan, workers: Positive | None = None, dry_run: bool = False
+) -> dict[str, Any]:
   """Runs every step that is not finished, writes the report and shows it.
 
   Args:
     plan: what is run, and in which folder.
     workers: processes; None is one with an accelerator, else up to two.
+    dry_run: whether to tell only what would be run, and touch nothing; what
+      --dry_run says.
 
   Returns:
-    The report, as in `report.json`.
+    The report, as in `report.json`; of a dry run what `forecast.of` tells.
 
   Raises:
     InputError: if something given is wrong.
     SystemExit: with status 1, if a step failed by a bug.
   """
+  if dry_run:
+    told = forecast.of(plan, workers)
+    print(forecast.text(told))
+    return told
   try:
     written = run(plan, workers)
   except StepError as e:

@@ -229,6 +229,7 @@ def test_an_arm_is_a_row(monkeypatch):
 
 
 EVERY = changed(
+  variants=None,
   methods=tuple(arms.TARGETS),
   settings=(
     Setting(
@@ -750,7 +751,7 @@ def test_data_inside_the_folder_move_with_it(tmp_path):
 
 def test_unknown_backbone_is_refused():
   with pytest.raises(InputError, match="no backbone at 'no/such/backbone'"):
-    run_lib._find_backbone('no/such/backbone')
+    run_lib.find_backbone('no/such/backbone')
 
 
 # ---------------------------------------------------------------------------
@@ -886,7 +887,7 @@ def test_demo_is_a_name_and_a_folder_has_a_path(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   for name in ('demo', 'demo-small'):
     (tmp_path / name).mkdir()
-    assert run_lib._find_backbone(name) == name
-    assert run_lib._find_backbone(f'./{name}') == f'./{name}'
+    assert run_lib.find_backbone(name) == name
+    assert run_lib.find_backbone(f'./{name}') == f'./{name}'
   with pytest.raises(InputError, match="there is no backbone at 'dema'"):
-    run_lib._find_backbone('dema')
+    run_lib.find_backbone('dema')

@@ -70,6 +70,7 @@ ENTRY_POINTS = {
   'export',
   'convert',
   'pipeline',
+  'study.forecast',
   'study.run',
   'study.examine',
   'study.workers',

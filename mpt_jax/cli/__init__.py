@@ -181,12 +181,16 @@ def _run(
     given = {name: getattr(flags, name) for name in flags_lib.PROCESS_FLAGS}
     processes.initialize(**given, tell=log_only)
     processes.check_same('code version', processes.code_version())
+  if flags.dry_run and module not in flags_lib.DRY:
+    raise InputError(
+      f'--dry_run: {module} has none; {", ".join(flags_lib.DRY)} has'
+    )
   # Before JAX and TensorFlow are loaded, which takes seconds.
   check_macros(flags.gin_file, bindings, flags.gin_search_paths)
   target = getattr(importlib.import_module(module), function)
   if flags.tfds_data_dir is not None:
     if module in flags_lib.READ_DATA:
-      use_data_dir(flags.tfds_data_dir)
+      use_data_dir(flags.tfds_data_dir, missing=flags.dry_run)
     else:
       log.info('--tfds_data_dir: %s reads no data', module)
   logging.getLogger().setLevel(logging.WARNING)  # Gin logs every file.
@@ -203,7 +207,7 @@ def _run(
     hostmemory.prepare()
     native.use_compilation_cache()
   command.resumes = lambda: 'the same command starts from the start'
-  gin.get_configurable(target)()
+  gin.get_configurable(target)(**({'dry_run': True} if flags.dry_run else {}))
   if processes:
     processes.finish()
 
@@ -360,18 +364,19 @@ def _told(error: InputError, line: str) -> str:
 _data_dir: str | None = None
 
 
-def use_data_dir(path: str) -> None:
+def use_data_dir(path: str, missing: bool = False) -> None:
   """Makes every task read from this folder, as --tfds_data_dir does.
 
   Args:
     path: folder of prepared TFDS data.
+    missing: whether it need not be there.
 
   Raises:
     InputError: if there is no such folder.
   """
   global _data_dir
   path = local_path(path)
-  if not os.path.isdir(path) and '://' not in path:
+  if not missing and not os.path.isdir(path) and '://' not in path:
     raise InputError(
       f'--tfds_data_dir={path} does not exist; `python -m'
       ' tasks.offline --data_dir=…` writes synthetic data'

@@ -6,13 +6,15 @@ from collections.abc import Mapping, Sequence
 from mpt_jax.cli import reader
 from mpt_jax.types import InputError, nearest
 
-# The entry points that several processes run as one, and those that read data.
+# The entry points that several processes run as one, those that read data, and
+# those that can tell beforehand what they would do.
 MULTIPROCESS = ('mpt_jax.train', 'mpt_jax.eval', 'mpt_jax.infer')
 READ_DATA = (
   *MULTIPROCESS,
   'mpt_jax.pipeline',
   *(f'mpt_jax.transfer.{n}' for n in ('matrix', 'speedup', 'project', 'whole')),
 )
+DRY = ('mpt_jax.pipeline',)
 # Name -> (type, what stands for its value, help).
 PROCESS_FLAGS: Mapping[str, tuple[type, str, str]] = {
   'coordinator_address': (
@@ -75,6 +77,13 @@ def parser(module: str, spoken: str = '') -> argparse.ArgumentParser:
     metavar='FOLDER',
     help='folder of prepared TFDS data'
     if module in READ_DATA
+    else argparse.SUPPRESS,
+  )
+  parser.add_argument(
+    '--dry_run',
+    action='store_true',
+    help='tell what would be run, how long it takes and what it fills'
+    if module in DRY
     else argparse.SUPPRESS,
   )
   parser.add_argument(
@@ -142,6 +151,7 @@ def read(
         '--gin_search_paths',
         '--tfds_data_dir',
         '--debug',
+        *(['--dry_run'] if module in DRY else []),
         '--multiprocess_gpu',
         *(f'--{name}' for name in PROCESS_FLAGS),
       ]

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import glob
 import io
+import itertools
 import os
 import shutil
 import sys
@@ -58,10 +59,11 @@ def show_help(
 def _tell(module: str, function: str) -> list[str]:
   """What a command does, and its gin files with a line each."""
   names = []
-  folder = installed('gin_configs', 'runs')
-  for path in sorted(glob.glob(os.path.join(folder, '*.gin'))):
-    # Those that others include set only a part.
-    part = path.endswith('common.gin')
+  folders = [installed('gin_configs', name) for name in ('runs', 'studies')]
+  found = [sorted(glob.glob(os.path.join(f, '*.gin'))) for f in folders]
+  for path in itertools.chain(*found):
+    # Those that stand before or behind others set only a part.
+    part = path.endswith(('common.gin', 'small.gin'))
     if not part and _binds(path, module, function):
       summary = ' '.join(_head(path).split()).partition('. ')[0]
       names.append((os.path.relpath(path, installed()), summary.rstrip('.')))

@@ -153,6 +153,20 @@ TARGETS = {
   'ia3': _inside('ia3', 'C6'),
   'prefix': _inside('prefix', 'navy', length='PREFIX_LENGTH'),
   'deep': _baseline('deep', 'gold', start=OWN),
+  'mpt_no_decomposition': Arm(
+    'MPT, source run without decomposition',
+    _SOFT.name,
+    _FRESH,
+    'lightcoral',
+    start='shared_only',
+  ),
+  'mpt_neither': Arm(
+    'MPT, source run without either',
+    _SOFT.name,
+    _FRESH,
+    'rosybrown',
+    start='neither',
+  ),
 }
 
 

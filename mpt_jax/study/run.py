@@ -40,7 +40,7 @@ def run(plan: Plan, workers: int | None = None) -> dict[str, Any]:
   plan = dataclasses.replace(
     plan,
     model_dir=require_local(plan.model_dir),
-    backbone=_find_backbone(plan.backbone),
+    backbone=find_backbone(plan.backbone),
   )
   cli.at_interrupt(lambda: _standing(plan))
   with lock.hold(plan.model_dir), preemption.interrupting(STOPPING):
@@ -182,8 +182,15 @@ def _inside(path: str, folder: str) -> str:
   return absolute
 
 
-def _find_backbone(path: str) -> str:
-  """The backbone's path; what we ship is found from any working folder."""
+def find_backbone(path: str) -> str:
+  """Returns a backbone's path; what we ship is found from any working folder.
+
+  Args:
+    path: as given.
+
+  Raises:
+    InputError: if nothing is there.
+  """
   if path in DEMOS:
     return path
   path = local_path(path)

@@ -355,11 +355,12 @@ def _start(
     }
   elif arm.start in arms.SOURCES:
     after = (f'{root}/source/{arm.start}',)
-    macros |= {
-      'SOURCE_PROMPTS': _path(plan, f'{after[0]}/prompts'),
-      'PROMPT_RANK': plan.prompts.prompt_rank,
-      'TASK_LEARNING_RATE': trial.rates[1],
-    }
+    macros['SOURCE_PROMPTS'] = _path(plan, f'{after[0]}/prompts')
+    if arm.method == arms.TARGETS[arms.OURS].method:
+      macros |= {
+        'PROMPT_RANK': plan.prompts.prompt_rank,
+        'TASK_LEARNING_RATE': trial.rates[1],
+      }
     if arm.together:
       macros['PROMPT_TASKS'] = list(tasks)
   if arm.compares:
