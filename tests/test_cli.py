@@ -60,7 +60,7 @@ INCLUDED = (
   'pretrain_demo_small',
   'transfer_common',
 )
-# Run by tests/test_studies.py, or only included.
+# Run by tests/test_studies.py and test_own_tasks.py, or only included.
 STUDIES = (
   'common',
   'mpt_ablation',
@@ -70,6 +70,7 @@ STUDIES = (
   'mpt_nlg',
   'mpt_others',
   'mpt_superglue',
+  'own_tasks',
   'small',
   'transfer',
 )

@@ -13,9 +13,9 @@ import sys
 import pytest
 
 from mpt_jax import cli
-from mpt_jax.cli import flags
+from mpt_jax.cli import flags, reader
 from mpt_jax.pipeline import Setting
-from mpt_jax.study import examine
+from mpt_jax.study import arms, examine
 from mpt_jax.types import InputError
 from tasks import reviews
 from tests.helpers import rated
@@ -311,29 +311,28 @@ def _run(command, folder):
 def test_the_page_names_macros_and_defaults_that_there_are(tmp_path):
   _write_files(tmp_path)
   study = [c for c in _commands() if ' mpt_jax.pipeline ' in c]
-  assert len(study) == 2
+  assert len(study) == 3
   for command in study:
     _, _, module, *words = shlex.split(command)
     words = [w.replace('my_study', str(tmp_path / 'my_study')) for w in words]
     given, bindings = flags.parse(module, words)
     cli.check_macros(given.gin_file, bindings)
-  own = (ROOT / 'gin_configs/studies/own_tasks.gin').read_text()
-  common = (ROOT / 'gin_configs/runs/pipeline_common.gin').read_text()
+  text = reader.read([str(ROOT / 'gin_configs/studies/own_tasks.gin')])
+  macros = {s.name: s.value for s in text.settings if not s.target}
   table = PAGE[PAGE.index('| macro |') :]
   rows = re.findall(r'^\| (`.*?`) \| (.*?) \|', table, re.MULTILINE)
   assert len(rows) == 8
   for names, defaults in rows:
     names = re.findall(r'`(\w+)`', names)
-    values = (
-      re.split(r', (?=\d)', defaults.strip('`'))
-      if names[1:]
-      else [defaults.strip('`')]
-    )
+    values = defaults.split(', ') if names[1:] else [defaults.strip('`')]
     for name, value in zip(names, values, strict=True):
-      found = re.search(rf'^{name} = (.*?) *(#.*)?$', own, re.MULTILINE)
-      found = found or re.search(rf'^{name} = (.*?) *(#.*)?$', common, re.M)
-      assert found is not None, name
-      assert found[1] == value, name
+      # Of a reference, the reader keeps no text.
+      assert '@' in value or str(macros[name]) == value, name
+  # Every method can be searched, with as many trials as any other.
+  grids = macros['TUNING_GRIDS']
+  assert grids.keys() == arms.TARGETS.keys()
+  assert {len(grid) for grid in grids.values()} == {3}
+  own = (ROOT / 'gin_configs/studies/own_tasks.gin').read_text()
   # And what it says one must give, is all that is required.
   asked = re.findall(r'^(\w+) = %gin.REQUIRED', own, re.MULTILINE)
   assert asked == re.findall(
@@ -349,12 +348,15 @@ def test_the_page_runs(tmp_path):
     for name, v in SMALL.items()
   )
   commands = list(_commands())
-  assert len(commands) == 4
-  for command in commands[:3]:
+  assert len(commands) == 5
+  for command in commands[:4]:
     more = small if ' mpt_jax.pipeline ' in command else ''
     done = _run(command + more, tmp_path)
     assert done.returncode == 0, (command, done.stderr)
-  # The last one is that of the third, with other steps and seeds.
+    if '--dry_run' in command:
+      assert 'since lengths are found when it starts' in done.stdout
+      assert not (tmp_path / 'study').exists()
+  # The last one is the one before, with other steps and seeds.
   table = PAGE[PAGE.index('| file |') : PAGE.index('### What is looked')]
   named = re.findall(
     r'`([\w./]+)`', ''.join(re.findall(r'^\| (.*?) \|', table, re.M))

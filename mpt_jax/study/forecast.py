@@ -31,6 +31,11 @@ _CORE, _ACCELERATOR = 110e9, 50e12
 _CORE_LEAST, _ACCELERATOR_LEAST = 6e-4, 3e-4
 # Seconds that a kind of run takes to compile, tiny as it may be.
 _COMPILATION = 8.0
+# Tokens of an example whose lengths are found in the data, which nobody reads.
+_ASSUMED = {'inputs': 128, 'targets': 8}
+_UNKNOWN = (
+  f'had {_ASSUMED["inputs"]} tokens, since lengths are found when it starts'
+)
 # Bytes of a run beside what it learns: logs, predictions, settings.
 _BESIDE = 5e5
 # Adam keeps two numbers of each, beside the number itself; in float32.
@@ -188,10 +193,12 @@ def _time(
   several = workers or 1
   on_cores = _hours(seconds(_CORE, _CORE_LEAST), left, cores)
   elsewhere = _hours(seconds(_ACCELERATOR, _ACCELERATOR_LEAST), left, several)
+  known = plan.tasks.task_feature_lengths is not None
   return [
-    f'an estimate, as if every example were as long as its lengths allow:'
-    f' {on_cores} on the {cores} cores here at {_CORE / 1e9:.0f} GFLOP/s each,'
-    ' as measured with T5-base',
+    'an estimate, as if every example '
+    + ('were as long as its lengths allow' if known else _UNKNOWN)
+    + f': {on_cores} on the {cores} cores here at {_CORE / 1e9:.0f} GFLOP/s'
+    ' each, as measured with T5-base',
     f'or {elsewhere} on {several} accelerator{"" if several == 1 else "s"} of'
     f' {_ACCELERATOR / 1e12:.0f} TFLOP/s, which is assumed, not measured; the'
     ' first finished runs will tell better',
@@ -232,7 +239,7 @@ def _flops(config: t5.T5Config, step: Step) -> float:
   own, and what trains all has one.
   """
   lengths = step.macros.get('TASK_FEATURE_LENGTHS') or {}
-  inputs, targets = lengths.get('inputs', 0), lengths.get('targets', 0)
+  inputs, targets = (lengths.get(n, _ASSUMED[n]) for n in ('inputs', 'targets'))
   width, inner = config.emb_dim, config.num_heads * config.head_dim
   attention = 4 * width * inner
   mlp = (len(config.mlp_activations) + 1) * width * config.mlp_dim
