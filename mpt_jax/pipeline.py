@@ -47,12 +47,18 @@ __all__ = [
 ]
 
 
-def pipeline(plan: Plan, workers: Positive | None = None) -> dict[str, Any]:
+def pipeline(
+  plan: Plan,
+  workers: Positive | None = None,
+  executor: str = 'local',
+) -> dict[str, Any]:
   """Runs every step that is not finished, writes the report and shows it.
 
   Args:
     plan: what is run, and in which folder.
-    workers: processes; None is one with an accelerator, else up to two.
+    workers: processes; None is one with an accelerator, else up to two; with
+      Ray one for each GPU, or for each core where there is none.
+    executor: 'local', or 'ray' for several GPUs or machines (the extra `ray`).
 
   Returns:
     The report, as in `report.json`.
@@ -62,7 +68,7 @@ def pipeline(plan: Plan, workers: Positive | None = None) -> dict[str, Any]:
     SystemExit: with status 1, if a step failed by a bug.
   """
   try:
-    written = run(plan, workers)
+    written = run(plan, workers, executor)
   except StepError as e:
     print(f'error: {e}. The same command resumes: {command()}', file=sys.stderr)
     sys.exit(1)

@@ -25,7 +25,7 @@ from mpt_jax.pipeline import (
   Training,
   Tuning,
 )
-from mpt_jax.study import arms, picked, rates, steps, workers
+from mpt_jax.study import arms, picked, rates, steps, worker, workers
 from mpt_jax.study import run as run_lib
 from mpt_jax.types import InputError
 from tests.helpers import every_method
@@ -630,7 +630,8 @@ def test_shipped_gin_files_make_a_plan(name, monkeypatch, tmp_path):
   class Stop(Exception):
     pass
 
-  def stop(plan, workers):
+  def stop(plan, workers, executor):
+    assert executor == 'local'
     made.append(plan)
     raise Stop
 
@@ -674,7 +675,7 @@ def test_every_macro_is_one_of_the_gin_files():
 
 def test_command_can_be_typed():
   step = steps_of()['seed0/target/k32/pt/rte/test']
-  command = workers.command(step, 'D')
+  command = worker.command(step, 'D')
   assert command.startswith(
     'python -m mpt_jax.eval --gin_file=gin_configs/runs/eval.gin'
     ' --tfds_data_dir=D --gin.INITIAL_CHECKPOINT_PATH="\'B\'"'
@@ -699,8 +700,8 @@ def test_finished_step_with_other_settings_is_refused(tmp_path):
   shared = {'backbone': 'sha256:1', 'tfds_data_dir': 'data'}
   assert not workers.is_done(step, plan.model_dir, shared)
   (tmp_path / step.name).mkdir(parents=True)
-  (tmp_path / step.name / workers.STEP).write_text(
-    json.dumps({'settings': workers._settings(step, plan.model_dir, shared)})
+  (tmp_path / step.name / worker.STEP).write_text(
+    json.dumps({'settings': worker.settings_of(step, plan.model_dir, shared)})
   )
   assert workers.is_done(step, plan.model_dir, shared)
   other = dataclasses.replace(step, macros={**step.macros, 'TRAIN_STEPS': 8})
@@ -717,7 +718,7 @@ def test_moved_folder_is_still_finished(tmp_path):
   there = changed(model_dir=str(tmp_path))
   for name, step in steps_of(here).items():
     other = steps_of(there)[name]
-    assert workers._settings(step, here.model_dir, {}) == workers._settings(
+    assert worker.settings_of(step, here.model_dir, {}) == worker.settings_of(
       other, there.model_dir, {}
     )
 

@@ -25,12 +25,16 @@ from mpt_jax.types import InputError, local_path, require_local
 log = logging.getLogger(__name__)
 
 
-def run(plan: Plan, workers: int | None = None) -> dict[str, Any]:
+def run(
+  plan: Plan, workers: int | None = None, executor: str = 'local'
+) -> dict[str, Any]:
   """Runs every step that is not finished, and writes the report.
 
   Args:
     plan: what is run, and in which folder.
-    workers: processes; None is one with an accelerator, else up to two.
+    workers: processes; None is one with an accelerator, else up to two; with
+      Ray one for each GPU, or for each core.
+    executor: 'local', or 'ray' for several GPUs or machines.
 
   Returns:
     The report, as in `report.json`.
@@ -51,7 +55,7 @@ def run(plan: Plan, workers: int | None = None) -> dict[str, Any]:
     if not os.path.exists(os.path.join(plan.model_dir, cli.CONFIG)):
       cli.write_config(plan.model_dir)
     try:
-      written = _Study(plan).run(workers)
+      written = _Study(plan).run(workers, executor)
     except InputError as e:
       # A step names its own macros; the user set the study's.
       raise InputError(e.summary, [*changed, *e.details]) from e
@@ -93,7 +97,7 @@ class _Study:
     chosen, self._tuned = rates.tuned(self._plan)
     self._choose(chosen)
 
-  def run(self, workers: int | None) -> dict[str, Any]:
+  def run(self, workers: int | None, executor: str) -> dict[str, Any]:
     """Runs what is not finished; returns the report."""
     plan = self._plan
     given = cli.data_dir() or os.environ.get('TFDS_DATA_DIR')
@@ -103,7 +107,12 @@ class _Study:
     log.info('%d runs in %s', total, plan.model_dir)
     log.info('reading the tasks (TensorFlow takes a few seconds) …')
     with Pool(
-      plan.model_dir, workers, plan.backbone, data_dir, plan.tasks.module
+      plan.model_dir,
+      workers,
+      plan.backbone,
+      data_dir,
+      plan.tasks.module,
+      executor,
     ) as pool:
       if given is None:
         log.info('no --tfds_data_dir: SYNTHETIC DATA in %s', data_dir)
