@@ -97,6 +97,20 @@ class _Study:
     chosen, self._tuned = rates.tuned(self._plan)
     self._choose(chosen)
 
+  def _search(self, pool: Pool) -> None:
+    """Runs the search, rung by rung; what is in one, the last ones decide."""
+    rungs = 0
+    while True:
+      rungs += 1
+      self._searched = steps.search(self._plan)
+      now = steps.search(self._plan, rungs)
+      names = {step.name for step in now}
+      later = [s for s in self._searched if s.name not in names]
+      pool.run(now, others=later + self._reported)
+      if not later:
+        break
+    self._read_search()
+
   def run(self, workers: int | None, executor: str) -> dict[str, Any]:
     """Runs what is not finished; returns the report."""
     plan = self._plan
@@ -138,9 +152,8 @@ class _Study:
         pool.device,
       )
       if searched:
-        pool.run(searched, others=self._reported)
-        self._read_search()
-      pool.run(self._reported, others=searched)
+        self._search(pool)
+      pool.run(self._reported, others=self._searched)
     self._write_record(facts, backbone, pool.device)
     return report.write(plan.model_dir)
 
