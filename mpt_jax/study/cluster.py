@@ -63,7 +63,7 @@ class Ray:
         for cpus, gpus in with_gpus  # Those beside its GPUs.
       )
     else:
-      self._cpus = self._share([cpus for cpus, _ in nodes if cpus])
+      self._cpus = self._share([cpus for cpus, _ in nodes if cpus]) or 1
 
   def _share(self, there: list[int]) -> int:
     """What a worker gets of what the nodes have; all of it from one node."""
@@ -168,8 +168,9 @@ class _RayWorker:
       )
 
   def close(self) -> None:
-    """Ends it after what it runs."""
-    concurrent.futures.wait([self._last])
+    """Ends it after what it runs; one that waits for room never begins."""
+    if self.started.done():
+      concurrent.futures.wait([self._last])
     self.kill()
 
   def kill(self) -> None:
