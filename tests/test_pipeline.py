@@ -610,6 +610,20 @@ def test_bars_come_with_the_benchmarks_own_files_only():
     ({'tuning': Tuning(0, {}, ('k32',))}, 'tuning seed 0 is among'),
     ({'tuning': Tuning(9, {'mpt': [1.0]}, ('k32',))}, 'grids must have one'),
     ({'tuning': Tuning(9, {}, ('k33',))}, "tuned setting is 'k33'.*'k32'"),
+    ({'tuning': Tuning((9, 1), {}, ('k32',))}, 'tuning seed 1 is among'),
+    ({'tuning': Tuning((9, 9), {}, ('k32',))}, 'tuning seeds must differ'),
+    (
+      {'tuning': Tuning(9, {}, ('k32',), 'halvin')},
+      "search of Tuning is 'halvin'.*'halving'",
+    ),
+    (
+      {'tuning': Tuning(9, {}, ('k32',), reduction_factor=1)},
+      'reduction_factor of Tuning is 1',
+    ),
+    (
+      {'tuning': Tuning(9, {'mpt': [1, 2], 'pt': [1, 1]}, ('k32',))},
+      "grid of 'pt' has a pair of rates twice",
+    ),
   ],
 )
 def test_wrong_plans_are_refused(changes, words):
@@ -818,7 +832,12 @@ def test_halving_trains_the_best_for_longer(tmp_path):
   assert [row['pruned'] for row in rows] == [
     *(True, False, True, True, False, True)
   ]
-  assert [row['total_steps'] for row in rows] == [10, 40, 10, 10, 40, 10]
+  # Of two tasks, with two seeds.
+  assert [row['total_steps'] for row in rows] == [40, 160, 40, 40, 160, 40]
+  said = rates.told(plan.record()['tuning'], rows)
+  assert 'with seeds 9, 8, which are not' in said
+  assert 'every method had 6 trials in' in said
+  assert said.endswith('Steps of each method at k32: 480.')
   assert rows[1]['mean'] == 80.0
   assert rows[1]['scores'] == {'rte': 80.0, 'cola': 80.0}
   assert rows[1]['chosen']

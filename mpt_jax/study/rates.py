@@ -245,13 +245,60 @@ def _search_of(
     # Of one that went on, its longest runs.
     rows |= {t.rates: row for t, row in zip(tried, found, strict=True)}
   for trial in made:
-    # The runs of all its rungs.
     row = rows[trial.rates]
-    row['total_steps'] = row.get('total_steps', 0) + trial.steps
+    row['total_steps'] = row.get('total_steps', 0) + _cost(plan, method, trial)
     row['pruned'] = row['steps'] < setting.steps
   rows[best]['chosen'] = True
   rows[best]['on_edge'] = _on_edge(best, grid(plan, method))
   return best, list(rows.values())
+
+
+def _cost(plan: Plan, method: str, trial: Trial) -> int:
+  """Training steps of all runs of a trial."""
+  search, tasks = plan.target_stage.tuning, plan.tasks
+  assert search is not None
+  runs = len(tasks.targets)
+  if arms.TARGETS[method].start == arms.EACH:
+    runs = sum(
+      len(set(tasks.source_tasks) - {target}) for target in tasks.targets
+    )
+  return trial.steps * len(search.seeds) * runs
+
+
+def told(tuning: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
+  """Says how the rates were searched, and what that took.
+
+  Args:
+    tuning: the search, as a report's plan has it.
+    rows: the search, as a report has it; see `tuned`.
+  """
+  seeds = tuning['seed']
+  seeds = [seeds] if isinstance(seeds, int) else seeds
+  spent: dict[tuple[str, str], list[int]] = {}
+  for row in rows:
+    key = row['setting'], row['method']
+    spent.setdefault(key, []).append(row.get('total_steps', 0))
+  most = max(map(len, spent.values()))
+  text = (
+    f'Searched with seed{"s"[: len(seeds) - 1]}'
+    f' {", ".join(map(str, seeds))}, which {"are" if seeds[1:] else "is"} not'
+    ' reported, on the validation split; every method had'
+    f' {most} trial{"s"[: most - 1]} in each setting;'
+    ' the best mean over targets wins.'
+  )
+  if tuning.get('search') == 'halving':
+    text += (
+      ' By successive halving: all trials began with short runs, and only the'
+      ' best were trained for longer; scores are those of the longest.'
+    )
+  for setting in dict.fromkeys(setting for setting, _ in spent):
+    steps = {m: sum(n) for (s, m), n in spent.items() if s == setting}
+    common = min(steps.values())
+    if common:
+      others = [f'{m} {n:,}' for m, n in steps.items() if n != common]
+      text += f' Steps of each method at {setting}: {common:,}'
+      text += f', but {", ".join(others)}.' if others else '.'
+  return text
 
 
 def _scored(
