@@ -141,6 +141,7 @@ class _RayWorker:
 
   def __init__(self, actor: Any, folder: str):
     self._actor = actor
+    self._asked: Any = None
     self._place = actor.place.remote()
     self._last = self.started = actor.start.remote(
       os.getcwd(), folder, lock.holder(folder)
@@ -161,7 +162,8 @@ class _RayWorker:
     with contextlib.suppress(ray.exceptions.RayError):
       node, process = ray.get(self._place)
       on_node = NodeAffinitySchedulingStrategy(node, soft=False)
-      ray.get(
+      # Not waited for: there may be many nodes.
+      self._asked = (
         ray.remote(_terminate)
         .options(num_cpus=0, scheduling_strategy=on_node)
         .remote(process)

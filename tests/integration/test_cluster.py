@@ -16,7 +16,7 @@ from mpt_jax.types import InputError
 
 ray = pytest.importorskip('ray', reason="needs the extra 'ray'")
 ROOT = pathlib.Path(__file__).parents[2]
-STEPS = 1500
+STEPS = 4000
 
 
 def teachers(world, folder):
@@ -35,7 +35,7 @@ def teachers(world, folder):
         'TRAIN_STEPS': STEPS,
         'BATCH_SIZE': 2,
         'PADDING': 'max',
-        'CHECKPOINT_PERIOD': 100,
+        'CHECKPOINT_PERIOD': 250,
         'ALLOW_CUT_TARGETS': True,
         'train.train.evaluation': None,
       },
@@ -63,13 +63,9 @@ def pool_in(world):
   return open_pool
 
 
-def prompts(folder, made):
-  return [
-    np.asarray(
-      load_prompts(str(folder / s.name / 'prompts')).compose(s.labels['task'])
-    )
-    for s in made
-  ]
+def prompt(folder, step):
+  bundle = load_prompts(str(folder / step.name / 'prompts'))
+  return bundle.compose(step.labels['task'])
 
 
 @pytest.fixture
@@ -149,11 +145,10 @@ def test_stopped_and_with_a_lost_node_the_result_is_the_same(
   log = (there / acted[0] / 'log.txt').read_text()
   assert log.count('resum') >= 2, log
 
-  twins = teachers(world, here)
+  (twin,) = [s for s in teachers(world, here) if s.name == acted[0]]
   with pool_in(here, 'local') as pool:
-    pool.run(twins)
-  for a, b in zip(prompts(there, made), prompts(here, twins), strict=True):
-    np.testing.assert_array_equal(a, b)
+    pool.run([twin])
+  np.testing.assert_array_equal(prompt(there, twin), prompt(here, twin))
 
 
 def test_a_node_that_sees_another_folder_is_refused(tmp_path, monkeypatch):
