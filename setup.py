@@ -70,12 +70,18 @@ setup(
   extras_require={
     # Reads vocabularies that are kept as tokenizer.json alone.
     'tokenizers': ['tokenizers>=0.22'],
+    # Studies on several GPUs or machines.
+    'ray': ['ray>=2.60'],
+    # Successive halving in their search for learning rates.
+    'optuna': ['optuna>=5.0'],
     'test': [
       'hypothesis>=6.170',
       'mypy>=2.4',
+      'optuna>=5.0',
       'pre-commit>=4.7',
       'pytest>=9.2',
       'pytest-xdist>=3.8',
+      'ray>=2.60',
       'ruff>=0.17.5',
       'tokenizers>=0.22',
     ],

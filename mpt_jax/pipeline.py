@@ -50,13 +50,18 @@ __all__ = [
 
 
 def pipeline(
-  plan: Plan, workers: Positive | None = None, dry_run: bool = False
+  plan: Plan,
+  workers: Positive | None = None,
+  executor: str = 'local',
+  dry_run: bool = False,
 ) -> dict[str, Any]:
   """Runs every step that is not finished, writes the report and shows it.
 
   Args:
     plan: what is run, and in which folder.
-    workers: processes; None is one with an accelerator, else up to two.
+    workers: processes; None is one with an accelerator, else up to two; with
+      Ray one for each GPU, or for each core where there is none.
+    executor: 'local', or 'ray' for several GPUs or machines (the extra `ray`).
     dry_run: whether to tell only what would be run, and touch nothing; what
       --dry_run says.
 
@@ -72,7 +77,7 @@ def pipeline(
     print(forecast.text(told))
     return told
   try:
-    written = run(plan, workers)
+    written = run(plan, workers, executor)
   except StepError as e:
     print(f'error: {e}. The same command resumes: {command()}', file=sys.stderr)
     sys.exit(1)

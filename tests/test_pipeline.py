@@ -25,7 +25,15 @@ from mpt_jax.pipeline import (
   Training,
   Tuning,
 )
-from mpt_jax.study import arms, examine, picked, rates, steps, workers
+from mpt_jax.study import (
+  arms,
+  examine,
+  picked,
+  rates,
+  steps,
+  worker,
+  workers,
+)
 from mpt_jax.study import run as run_lib
 from mpt_jax.types import InputError
 from tests.helpers import every_method
@@ -611,6 +619,20 @@ def test_bars_come_with_the_benchmarks_own_files_only():
     ({'tuning': Tuning(0, {}, ('k32',))}, 'tuning seed 0 is among'),
     ({'tuning': Tuning(9, {'mpt': [1.0]}, ('k32',))}, 'grids must have one'),
     ({'tuning': Tuning(9, {}, ('k33',))}, "tuned setting is 'k33'.*'k32'"),
+    ({'tuning': Tuning((9, 1), {}, ('k32',))}, 'tuning seed 1 is among'),
+    ({'tuning': Tuning((9, 9), {}, ('k32',))}, 'tuning seeds must differ'),
+    (
+      {'tuning': Tuning(9, {}, ('k32',), 'halvin')},
+      "search of Tuning is 'halvin'.*'halving'",
+    ),
+    (
+      {'tuning': Tuning(9, {}, ('k32',), reduction_factor=1)},
+      'reduction_factor of Tuning is 1',
+    ),
+    (
+      {'tuning': Tuning(9, {'mpt': [1, 2], 'pt': [1, 1]}, ('k32',))},
+      "grid of 'pt' has a pair of rates twice",
+    ),
   ],
 )
 def test_wrong_plans_are_refused(changes, words):
@@ -631,7 +653,8 @@ def test_shipped_gin_files_make_a_plan(name, monkeypatch, tmp_path):
   class Stop(Exception):
     pass
 
-  def stop(plan, workers):
+  def stop(plan, workers, executor):
+    assert executor == 'local'
     made.append(plan)
     raise Stop
 
@@ -675,7 +698,7 @@ def test_every_macro_is_one_of_the_gin_files():
 
 def test_command_can_be_typed():
   step = steps_of()['seed0/target/k32/pt/rte/test']
-  command = workers.command(step, 'D')
+  command = worker.command(step, 'D')
   assert command.startswith(
     'python -m mpt_jax.eval --gin_file=gin_configs/runs/eval.gin'
     ' --tfds_data_dir=D --gin.INITIAL_CHECKPOINT_PATH="\'B\'"'
@@ -700,8 +723,8 @@ def test_finished_step_with_other_settings_is_refused(tmp_path):
   shared = {'backbone': 'sha256:1', 'tfds_data_dir': 'data'}
   assert not workers.is_done(step, plan.model_dir, shared)
   (tmp_path / step.name).mkdir(parents=True)
-  (tmp_path / step.name / workers.STEP).write_text(
-    json.dumps({'settings': workers._settings(step, plan.model_dir, shared)})
+  (tmp_path / step.name / worker.STEP).write_text(
+    json.dumps({'settings': worker.settings_of(step, plan.model_dir, shared)})
   )
   assert workers.is_done(step, plan.model_dir, shared)
   other = dataclasses.replace(step, macros={**step.macros, 'TRAIN_STEPS': 8})
@@ -718,7 +741,7 @@ def test_moved_folder_is_still_finished(tmp_path):
   there = changed(model_dir=str(tmp_path))
   for name, step in steps_of(here).items():
     other = steps_of(there)[name]
-    assert workers._settings(step, here.model_dir, {}) == workers._settings(
+    assert worker.settings_of(step, here.model_dir, {}) == worker.settings_of(
       other, there.model_dir, {}
     )
 
@@ -739,6 +762,128 @@ def test_diverged_run_counts_as_zero(tmp_path):
   assert rows[0]['mean'] == 0.0
   assert chosen['k32']['mpt'] == (0.3, 0.1)
   assert not any(s.may_diverge for s in steps.reported(plan, chosen))
+
+
+# ---------------------------------------------------------------------------
+# Successive halving.
+
+HALVED = changed(
+  settings=(
+    Setting('k32', 32, 30, 4, (0, 1)),
+    Setting('k16', 16, 30, 4, (0,), tuned_as='k32'),
+  ),
+  tuning=Tuning(
+    (9, 8),
+    {
+      'mpt': [(r, 0.1) for r in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)],
+      'pt': [1.0, 2.0, 3.0, 4.0, 5.0, 6.0],
+    },
+    ('k32',),
+    search='halving',
+  ),
+)
+
+
+def finish(plan, runs, scores):
+  """Writes the results of searched runs; a score by a function of a step."""
+  for step in runs:
+    if step.labels['stage'] == 'tuning':
+      path = pathlib.Path(plan.model_dir, step.name)
+      path.mkdir(parents=True, exist_ok=True)
+      task = step.labels['task']
+      found = {task: {'accuracy': scores(step)}} if scores(step) else {}
+      (path / 'results.json').write_text(json.dumps({'scores': found}))
+
+
+def tried(runs, method='pt', task='rte', seed=9):
+  """(steps, first rate) of a method's searched runs."""
+  wanted = ('tuning', method, task, seed)
+  return [
+    (step.macros['TRAIN_STEPS'], step.labels['rates'][0])
+    for step in runs
+    if tuple(map(step.labels.get, ('stage', 'method', 'task', 'seed')))
+    == wanted
+  ]
+
+
+def test_halving_trains_the_best_for_longer(tmp_path):
+  pytest.importorskip('optuna', reason="needs the extra 'optuna'")
+  plan = changed(HALVED, model_dir=str(tmp_path))
+  first = steps.search(plan, 1)
+  short = [(10, float(r)) for r in range(1, 7)]
+  assert tried(first) == tried(first, seed=8) == short
+  # What is not decided yet counts, with others in its place.
+  assert tried(steps.search(plan)) == [*short, (30, 1.0), (30, 2.0)]
+  # Of equal means the first is better; a run that diverged is the worst.
+  scores = {5.0: 80.0, 2.0: 70.0, 4.0: 70.0, 6.0: None}
+
+  def score(step):
+    return scores.get(step.labels['rates'][0], 60.0)
+
+  finish(plan, first[: len(first) // 2], score)
+  assert tried(steps.search(plan)) == [*short, (30, 1.0), (30, 2.0)]
+  finish(plan, first, score)
+  second = steps.search(plan)
+  assert tried(second) == [*short, (30, 2.0), (30, 5.0)]
+  assert [s.name for s in steps.search(plan, 1)] == [s.name for s in first]
+  # In the longer runs the other one wins on the seeds' mean.
+  runs = [s for s in second if s.name not in {f.name for f in first}]
+  late = {(2.0, 9): 90.0, (2.0, 8): 70.0, (5.0, 9): 60.0, (5.0, 8): 95.0}
+  finish(
+    plan,
+    runs,
+    lambda s: late.get((s.labels['rates'][0], s.labels['seed']), 50.0),
+  )
+  chosen, rows = rates.tuned(plan)
+  assert chosen['k32']['pt'] == (2.0, None)
+  rows = [row for row in rows if row['method'] == 'pt']
+  assert [row['rates'][0] for row in rows] == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+  assert [row['pruned'] for row in rows] == [
+    *(True, False, True, True, False, True)
+  ]
+  # Of two tasks, with two seeds.
+  assert [row['total_steps'] for row in rows] == [40, 160, 40, 40, 160, 40]
+  said = rates.told(plan.record()['tuning'], rows)
+  assert 'with seeds 9, 8, which are not' in said
+  assert 'every method had 6 trials in' in said
+  assert said.endswith('Steps of each method at k32: 480.')
+  assert rows[1]['mean'] == 80.0
+  assert rows[1]['scores'] == {'rte': 80.0, 'cola': 80.0}
+  assert rows[1]['chosen']
+  assert not rows[1]['on_edge']
+  assert rows[5]['mean'] == 0.0
+  # A shorter schedule is another run than the whole one, which a grid shares.
+  grid = dataclasses.replace(HALVED.target_stage.tuning, search='grid')
+  names = {s.name for s in steps.search(changed(plan, tuning=grid))}
+  assert {s.name for s in runs} <= names
+  assert not names & {s.name for s in first if s.labels['stage'] == 'tuning'}
+
+
+def test_every_method_is_tuned_by_as_much(tmp_path):
+  """With two rates or one, whatever the scores are, on the same seeds."""
+  pytest.importorskip('optuna', reason="needs the extra 'optuna'")
+  plan = changed(HALVED, model_dir=str(tmp_path))
+  generator = np.random.default_rng(0)
+  for rungs in (1, 2):
+    runs = steps.search(plan, rungs)
+    finish(plan, runs, lambda step: float(generator.integers(1, 4)))
+  spent = {
+    (method, task, seed): sum(n for n, _ in tried(runs, method, task, seed))
+    for method in ('mpt', 'pt')
+    for task in ('rte', 'cola')
+    for seed in (9, 8)
+  }
+  assert set(spent.values()) == {6 * 10 + 2 * 30}
+  assert len(spent) == 8
+
+
+def test_halving_needs_something_to_halve():
+  pytest.importorskip('optuna', reason="needs the extra 'optuna'")
+  tuning = dataclasses.replace(
+    HALVED.target_stage.tuning, grids={'mpt': [1, 2], 'pt': [1, 2]}
+  )
+  with pytest.raises(InputError, match='halves nothing: of 2 trials'):
+    steps.search(changed(HALVED, tuning=tuning))
 
 
 def test_data_inside_the_folder_move_with_it(tmp_path):

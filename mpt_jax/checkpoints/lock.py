@@ -5,6 +5,7 @@ import contextlib
 import fcntl
 import os
 import socket
+import time
 
 from mpt_jax.types import (
   InputError,
@@ -53,4 +54,35 @@ def hold(folder: str) -> Iterator[None]:
     file.truncate(0)
     file.write(f'process {os.getpid()} on {socket.gethostname()}\n')
     file.flush()
+    os.fsync(file.fileno())  # Workers on other machines look for it.
     yield
+
+
+def holder(folder: str) -> str | None:
+  """Returns who holds a folder, or held it last; None if nobody ever did."""
+  try:
+    with open(os.path.join(folder, LOCK), encoding='utf-8') as f:
+      return f.read(200)
+  except FileNotFoundError:
+    return None
+
+
+def wait(folder: str, seconds: float) -> None:
+  """Waits until nobody holds a folder.
+
+  A lost machine's lock on a network file system ends when the server has
+  given the machine up.
+
+  Args:
+    folder: need not be there.
+    seconds: after which it may be held still.
+  """
+  end = time.monotonic() + seconds
+  while os.path.exists(os.path.join(folder, LOCK)):
+    try:
+      with hold(folder):
+        return
+    except InputError:
+      if time.monotonic() > end:
+        return
+      time.sleep(0.5)

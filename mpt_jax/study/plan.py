@@ -65,15 +65,33 @@ class Setting:
 class Tuning:
   """The search for each target method's learning rates.
 
+  Every method has as many trials, of as many steps, on the same seeds and on
+  the validation split.
+
   Attributes:
-    seed: a seed that is not reported.
+    seed: a seed that is not reported, or several.
     grids: method -> its pairs of rates; all grids have the same size.
     settings: names of the settings that are tuned.
+    search: 'grid' trains each pair as long as the setting says. 'halving' is
+      successive halving with the grids' points as trials: short runs of all
+      of them, each complete with its own schedule, then longer ones of the
+      best, up to the setting's steps. A rung is finished before the next one
+      is chosen, so that timing decides nothing.
+    reduction_factor: of halving: about one trial in so many goes on, and is
+      trained so many times longer.
   """
 
-  seed: int
+  seed: Natural | Sequence[Natural]
   grids: Mapping[str, Any]
   settings: tuple[str, ...]
+  search: str = 'grid'
+  reduction_factor: Positive = 3
+
+  @property
+  def seeds(self) -> tuple[int, ...]:
+    """Its seeds."""
+    given = self.seed
+    return (given,) if isinstance(given, int) else tuple(given)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -359,15 +377,25 @@ class Plan:
     check_names(
       'tuned setting', tuning.settings, [s.name for s in stage.settings]
     )
-    if tuning.seed in self.seeds:
+    check_names('search of Tuning', [tuning.search], ('grid', 'halving'))
+    if tuning.reduction_factor < 2:
       raise InputError(
-        f'the tuning seed {tuning.seed} is among the reported seeds'
+        f'reduction_factor of Tuning is {tuning.reduction_factor}: at least 2'
       )
+    if not tuning.seeds or len({*tuning.seeds}) < len(tuning.seeds):
+      raise InputError(f'the tuning seeds must differ: {tuning.seed}')
+    for seed in tuning.seeds:
+      if seed in self.seeds:
+        raise InputError(f'the tuning seed {seed} is among the reported seeds')
     sizes = {m: len(tuning.grids.get(m, ())) for m in stage.methods}
     if len(set(sizes.values())) > 1 or not all(sizes.values()):
       raise InputError(
         f'the grids must have one size, for equal tuning; they have {sizes}'
       )
+    for method in stage.methods:
+      tried = [repr(rates) for rates in tuning.grids[method]]
+      if len({*tried}) < len(tried):
+        raise InputError(f'the grid of {method!r} has a pair of rates twice')
 
 
 def check_names(what: str, names: Sequence[Any], known: Any) -> None:

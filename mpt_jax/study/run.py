@@ -23,12 +23,16 @@ from mpt_jax.types import InputError, local_path, require_local
 log = logging.getLogger(__name__)
 
 
-def run(plan: Plan, workers: int | None = None) -> dict[str, Any]:
+def run(
+  plan: Plan, workers: int | None = None, executor: str = 'local'
+) -> dict[str, Any]:
   """Runs every step that is not finished, and writes the report.
 
   Args:
     plan: what is run, and in which folder.
-    workers: processes; None is one with an accelerator, else up to two.
+    workers: processes; None is one with an accelerator, else up to two; with
+      Ray one for each GPU, or for each core.
+    executor: 'local', or 'ray' for several GPUs or machines.
 
   Returns:
     The report, as in `report.json`.
@@ -49,7 +53,7 @@ def run(plan: Plan, workers: int | None = None) -> dict[str, Any]:
     if not os.path.exists(os.path.join(plan.model_dir, cli.CONFIG)):
       cli.write_config(plan.model_dir)
     try:
-      written = _Study(plan).run(workers)
+      written = _Study(plan).run(workers, executor)
     except InputError as e:
       # A step names its own macros; the user set the study's.
       raise InputError(e.summary, [*changed, *e.details]) from e
@@ -103,7 +107,21 @@ class _Study:
     self._searched = steps.search(self._plan)
     self._choose(self._chosen)
 
-  def run(self, workers: int | None) -> dict[str, Any]:
+  def _search(self, pool: Pool) -> None:
+    """Runs the search, rung by rung; what is in one, the last ones decide."""
+    rungs = 0
+    while True:
+      rungs += 1
+      self._searched = steps.search(self._plan)
+      now = steps.search(self._plan, rungs)
+      names = {step.name for step in now}
+      later = [s for s in self._searched if s.name not in names]
+      pool.run(now, others=later + self._reported)
+      if not later:
+        break
+    self._read_search()
+
+  def run(self, workers: int | None, executor: str) -> dict[str, Any]:
     """Runs what is not finished; returns the report."""
     plan = self._plan
     given = cli.data_dir() or os.environ.get('TFDS_DATA_DIR')
@@ -113,7 +131,12 @@ class _Study:
     log.info('%d runs in %s', total, plan.model_dir)
     log.info('reading the tasks (TensorFlow takes a few seconds) …')
     with Pool(
-      plan.model_dir, workers, plan.backbone, data_dir, plan.tasks.module
+      plan.model_dir,
+      workers,
+      plan.backbone,
+      data_dir,
+      plan.tasks.module,
+      executor,
     ) as pool:
       if given is None:
         made_up = pool.call(
@@ -145,9 +168,8 @@ class _Study:
         pool.device,
       )
       if searched:
-        pool.run(searched, others=self._reported)
-        self._read_search()
-      pool.run(self._reported, others=searched)
+        self._search(pool)
+      pool.run(self._reported, others=self._searched)
     self._write_record(facts, backbone, pool.device)
     return report.write(plan.model_dir)
 

@@ -128,25 +128,48 @@ def reported(plan: Plan, chosen: Chosen) -> list[Step]:
   return [*steps, *_zero_shots(plan), *_exports(plan, steps)]
 
 
-def search(plan: Plan) -> list[Step]:
-  """The steps of the search for learning rates, on its own seed."""
+def search(plan: Plan, rungs: int | None = None) -> list[Step]:
+  """The steps of the search for learning rates, on seeds of its own.
+
+  Args:
+    plan: the plan.
+    rungs: how many rungs of successive halving; None is all. What is in a
+      rung is known when the steps of those before are finished; see
+      `rates.trials`.
+  """
   tuning, stage = plan.target_stage.tuning, plan.target_stage
   if tuning is None:
     return []
   starts = {arms.TARGETS[method].start for method in stage.methods}
-  chain = _Chain('tuning', tuning.seed, scored=True)
   variants = [v for v in arms.SOURCES if v in starts]
-  steps = _sources(plan, chain, variants, stage.methods)
-  for setting in stage.settings:
-    if setting.name not in tuning.settings:
-      continue
-    steps += _keys(plan, chain, setting)
-    for method in stage.methods:
-      for rates in rates_lib.grid(plan, method):
-        for tasks in _groups(plan, method):
-          name = rates_lib.search_name(setting.name, method, rates, tasks[0])
-          trial = _Trial(chain, setting, method, rates, name)
-          steps += _trained(plan, trial, tasks)
+  settings = [s for s in stage.settings if s.name in tuning.settings]
+  steps = []
+  for seed in tuning.seeds:
+    chain = _Chain(rates_lib.root(plan, seed), seed, scored=True)
+    steps += _sources(plan, chain, variants, stage.methods)
+    for setting in settings:
+      steps += _keys(plan, chain, setting)
+      for method in stage.methods:
+        for trial in rates_lib.trials(plan, setting, method):
+          if rungs is None or trial.rung < rungs:
+            steps += _searched(plan, chain, setting, method, trial)
+  return steps
+
+
+def _searched(
+  plan: Plan,
+  chain: _Chain,
+  setting: Setting,
+  method: str,
+  trial: rates_lib.Trial,
+) -> list[Step]:
+  """The runs of one trial of a search."""
+  names = dict(rates_lib.runs_of(plan, setting, method, trial, [chain.seed]))
+  shorter = dataclasses.replace(setting, steps=trial.steps)
+  steps = []
+  for tasks in _groups(plan, method):
+    run = _Trial(chain, shorter, method, trial.rates, names[tasks[0]])
+    steps += _trained(plan, run, tasks)
   return steps
 
 

@@ -9,6 +9,7 @@ from mpt_jax.engine import metrics
 from mpt_jax.engine.outcome import BACKBONE
 from mpt_jax.engine.trainer import format_seconds
 from mpt_jax.study import arms, bars, cells, plots, stats
+from mpt_jax.study import rates as rates_lib
 from mpt_jax.study import results as results_lib
 
 # What a step takes (`results`), over what it takes with MPT.
@@ -404,13 +405,7 @@ def _tuning_section(report: Mapping[str, Any]) -> list[str]:
   ]
   if not report['tuning']:
     return lines + ['They were given, not searched for in this run.', '']
-  tuning = report['plan']['tuning']
-  lines += [
-    f'Searched with seed {tuning["seed"]}, which is not reported, on the'
-    ' validation split; grids of the same size for every method; the best mean'
-    ' over targets wins.',
-    '',
-  ]
+  lines += [rates_lib.told(report['plan']['tuning'], report['tuning']), '']
   edges = [r for r in report['tuning'] if r.get('on_edge')]
   if edges:
     found = ', '.join(

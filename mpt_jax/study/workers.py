@@ -1,8 +1,7 @@
-"""Runs the steps of a study in worker processes.
+"""Runs the steps of a study on workers: processes here, or Ray's anywhere.
 
 A step is one command of an entry point (`python -m mpt_jax.train …`) with a
-folder of its own. Workers live as long as the study: each imports
-TensorFlow, loads the backbone and compiles a kind of step only once.
+folder of its own; `worker` says what happens in a worker.
 """
 
 import collections
@@ -12,57 +11,35 @@ from concurrent.futures.process import BrokenProcessPool
 import contextlib
 import logging
 import multiprocessing
-import multiprocessing.connection
 import os
-import signal
-import sys
-import threading
-import time
-import traceback
-from typing import Any
+from typing import Any, Protocol
 
 from mpt_jax import cli
 from mpt_jax.checkpoints import files
 from mpt_jax.checkpoints import run as run_lib
-from mpt_jax.checkpoints.run import RESULTS
-from mpt_jax.engine import hostmemory, preemption, trainer
-from mpt_jax.study import picked
+from mpt_jax.engine import preemption
+from mpt_jax.study import worker as worker_lib
 from mpt_jax.study.progress import Progress
 from mpt_jax.study.steps import Step
-from mpt_jax.types import InputError, prefer_own_packages
+from mpt_jax.study.worker import STEP, settings_of
+from mpt_jax.types import InputError, nearest
 
 log = logging.getLogger(__name__)
 
-# Written into a step's folder when it is finished.
-STEP = 'step.json'
-CACHE = 'compilation_cache'
 # What an interrupt says while steps run.
 STOPPING = (
   'stopping: what trains saves its state and ends; press Ctrl-C again to end'
   ' at once'
 )
-
-_FUNCTIONS = {'train': 'train', 'eval': 'evaluate', 'export': 'export'}
-# So small models leave nothing for a second thread to do.
-_ONE_THREAD = '--xla_cpu_multi_thread_eigen=false'
+EXECUTORS = ('local', 'ray')
+# A step that has lost so many workers is what kills them.
+_TRIES = 4
+# Seconds after which a file server has given a lost machine's locks up.
+_PATIENCE = 120.0
 
 
 class StepError(RuntimeError):
   """A step failed by a bug or was killed; the message says which and where."""
-
-
-def command(step: Step, data_dir: str | None = None) -> str:
-  """The shell command that does what a step does.
-
-  Args:
-    step: the step.
-    data_dir: folder of the TFDS data.
-  """
-  words = [f'--gin_file={name}' for name in step.gin_files]
-  if data_dir:
-    words.append(f'--tfds_data_dir={data_dir}')
-  words += [f'--gin.{binding}' for binding in step.bindings]
-  return cli.shell_command(step.entry, words)
 
 
 def is_done(step: Step, folder: str, shared: Mapping[str, str]) -> bool:
@@ -83,7 +60,7 @@ def is_done(step: Step, folder: str, shared: Mapping[str, str]) -> bool:
     return False
   before, now = (
     files.read_json(os.path.join(folder, step.name, STEP))['settings'],
-    _settings(step, folder, shared),
+    settings_of(step, folder, shared),
   )
   for settings in (before, now):
     # Its fingerprint counts, not how its path is spelt.
@@ -125,26 +102,134 @@ def standing(folder: str, steps: Sequence[Step]) -> str:
   )
 
 
-def _settings(
-  step: Step, folder: str, shared: Mapping[str, str]
-) -> dict[str, str]:
-  """A step's settings as text, whatever the study's folder is called."""
-  return {
-    **shared,
-    'gin_files': ', '.join(step.gin_files),
-    **{
-      name: repr(value).replace(folder.rstrip('/') + '/', '')
-      for name, value in step.macros.items()
-    },
-  }
+class Worker(Protocol):
+  """A process that runs one step at a time.
+
+  Attributes:
+    started: is done when the worker can take a step: ('ok', its device) or
+      an error; see `worker.guarded`.
+  """
+
+  started: concurrent.futures.Future
+
+  def submit(
+    self, function: Callable[..., Any], *args: Any
+  ) -> concurrent.futures.Future:
+    """Runs a function in the worker."""
+
+  def terminate(self) -> None:
+    """Asks it to end; a training saves its state first."""
+
+  def close(self) -> None:
+    """Ends it after what it runs."""
+
+  def kill(self) -> None:
+    """Ends it at once."""
+
+
+class Executor(Protocol):
+  """Where workers come from.
+
+  Attributes:
+    lost: the errors of a future whose worker is gone.
+    replaces: whether a lost worker's step runs again on another.
+  """
+
+  lost: tuple[type[Exception], ...]
+  replaces: bool
+
+  def start(self) -> Worker:
+    """Starts a worker."""
+
+  def limit(self, device: str) -> int:
+    """How many workers there can be now, given the first one's device."""
+
+  def shutdown(self) -> None:
+    """After the last worker."""
+
+
+class Local:
+  """Processes of this machine, on the standard library's executors."""
+
+  lost: tuple[type[Exception], ...] = (BrokenProcessPool,)
+  replaces = False
+
+  def __init__(self, folder: str, workers: int | None):
+    self._folder, self._workers = folder, workers
+    cores = os.cpu_count() or 1
+    with contextlib.suppress(AttributeError):
+      cores = len(os.sched_getaffinity(0))
+    self._cores = cores
+
+  def start(self) -> Worker:
+    """Starts a process."""
+    # Each takes its share of the cores, so that they don't fight for them.
+    threads = max(1, self._cores // (self._workers or 2))
+    return _LocalWorker(self._folder, threads)
+
+  def limit(self, device: str) -> int:
+    """As many as asked for, or as there is something to work on."""
+    return self._workers or (1 if device != 'cpu' else min(2, self._cores))
+
+  def shutdown(self) -> None:
+    """There is nothing beside the workers."""
+
+
+class _LocalWorker:
+  """An executor of one process, so that each step's worker can be chosen."""
+
+  def __init__(self, folder: str, threads: int):
+    with _environment(threads), preemption.deaf_children():
+      self._executor = concurrent.futures.ProcessPoolExecutor(
+        1,
+        mp_context=multiprocessing.get_context('spawn'),
+        initializer=worker_lib.start_child,
+        initargs=(folder,),
+      )
+      # The process starts with its first call.
+      self.started = self._executor.submit(
+        worker_lib.guarded, worker_lib.device, ()
+      )
+    self._processes = list((self._executor._processes or {}).values())
+
+  def submit(
+    self, function: Callable[..., Any], *args: Any
+  ) -> concurrent.futures.Future:
+    return self._executor.submit(function, *args)
+
+  def terminate(self) -> None:
+    for process in self._processes:
+      process.terminate()
+
+  def close(self) -> None:
+    self._executor.shutdown(wait=True, cancel_futures=True)
+
+  def kill(self) -> None:
+    for process in self._processes:
+      process.kill()
+
+
+@contextlib.contextmanager
+def _environment(threads: int):
+  """What a worker inherits: how many threads its libraries may use."""
+  changed = worker_lib.environment(threads)
+  before = {name: os.environ.get(name) for name in changed}
+  os.environ.update(changed)
+  try:
+    yield
+  finally:
+    for name, value in before.items():
+      if value is None:
+        del os.environ[name]
+      else:
+        os.environ[name] = value
 
 
 class Pool:
-  """Worker processes, one step at a time each.
+  """Workers, one step at a time each.
 
   Attributes:
     device: 'cpu', 'gpu' or 'tpu'.
-    limit: how many workers there are at the most.
     shared: settings that all steps share, such as the backbone's fingerprint;
       a step that was finished under others is an error, not a result.
   """
@@ -156,55 +241,60 @@ class Pool:
     backbone: str,
     data_dir: str | None,
     module: str | None,
+    executor: str = 'local',
   ):
     """Starts the first worker; the others start when there is work for them.
 
     Args:
-      folder: the study's folder.
+      folder: the study's folder; workers of another machine must see it.
       workers: how many; None is one with an accelerator, else two where there
-        are two cores.
+        are two cores, and with Ray one for each GPU, else for each core.
       backbone: path of the backbone that the steps share.
       data_dir: folder of the TFDS data; need not exist yet. None is what
         TFDS takes.
       module: module that registers the tasks.
+      executor: 'local' or 'ray'.
+
+    Raises:
+      InputError: if the executor is unknown or not installed, or its workers
+        don't see the folder.
+      StepError: if the first worker dies.
     """
     self._folder = folder
     self._share = backbone, data_dir, module
     self.shared: dict[str, str] = {}
-    self._executors: list[concurrent.futures.ProcessPoolExecutor] = []
-    self._seen = collections.defaultdict[int, set[str]](set)
     os.makedirs(folder, exist_ok=True)
-    cores = os.cpu_count() or 1
-    with contextlib.suppress(AttributeError):
-      cores = len(os.sched_getaffinity(0))
-    # Each takes its share of the cores, so that they don't fight for them.
-    self._threads = max(1, cores // (workers or 2))
-    self.device = self._result(self._add(), 'the first worker')
-    self.limit = workers or (1 if self.device != 'cpu' else min(2, cores))
-
-  def _add(self) -> concurrent.futures.Future:
-    """Starts a worker; its first result is the device that it found."""
-    with _environment(self._threads), preemption.deaf_children():
-      executor = concurrent.futures.ProcessPoolExecutor(
-        1,
-        mp_context=multiprocessing.get_context('spawn'),
-        initializer=_start_worker,
-        initargs=(self._folder,),
+    self._workers: list[Worker] = []
+    self._lost = collections.Counter[str]()
+    self._seen = collections.defaultdict[Worker, set[str]](set)
+    self._executor = _executor(executor, folder, workers)
+    with contextlib.ExitStack() as stack:
+      stack.push(self.__exit__)
+      self._add()
+      self.device = self._unwrap(
+        self._result(self._workers[0].started, 'the first worker'), 'the start'
       )
-      # The process starts with its first call.
-      started = executor.submit(_device)
-    self._executors.append(executor)
-    return started
+      stack.pop_all()
+
+  @property
+  def limit(self) -> int:
+    """How many workers there are at the most; nodes come and go."""
+    return self._executor.limit(self.device)
+
+  def _add(self) -> Worker:
+    """Starts a worker."""
+    self._workers.append(self._executor.start())
+    return self._workers[-1]
 
   def call(self, function: Callable[..., Any], *args: Any) -> Any:
     """Runs a function in the first worker and waits for it."""
-    future = self._executors[0].submit(_guarded, function, args)
+    future = self._workers[0].submit(worker_lib.guarded, function, args)
     return self._unwrap(self._result(future, function.__name__), 'the start')
 
   def _result(self, future: concurrent.futures.Future, what: str) -> Any:
     try:
       return future.result()
-    except BrokenProcessPool as e:
+    except self._executor.lost as e:
       raise StepError(
         f'{what}: the worker process died (out of memory?); see'
         f' {os.path.join(self._folder, cli.LOG)}'
@@ -242,39 +332,61 @@ class Pool:
     progress = Progress(
       len(steps) + len(others), [*waiting, *ahead], self._folder
     )
-    running: dict[concurrent.futures.Future, tuple[int, Step]] = {}
+    running: dict[concurrent.futures.Future, tuple[Worker, Step]] = {}
+    self._lost.clear()
     while waiting or running:
-      busy = {worker for worker, _ in running.values()}
-      for worker in range(self.limit):
-        if worker in busy:
-          continue
-        step = self._choose(worker, waiting, done)
-        if step is None:
-          break
-        if worker == len(self._executors):
-          self._add()
-        waiting.remove(step)
-        self._seen[worker].add(step.likeness)
-        future = self._executors[worker].submit(
-          _run_step, step, self._folder, self.shared, *self._share
-        )
-        running[future] = worker, step
-      if not running:
+      self._hand_out(waiting, running, done)
+      starting = [w.started for w in self._workers if not w.started.done()]
+      if not running and not starting:
         raise ValueError(f'steps wait for each other: {waiting[0].after}')
       finished, _ = concurrent.futures.wait(
-        running,
+        [*running, *starting],
         timeout=progress.seconds_to_next(),
         return_when=concurrent.futures.FIRST_COMPLETED,
       )
-      for future in finished:
-        _, step = running.pop(future)
+      for future in finished & running.keys():
+        worker, step = running.pop(future)
+        if self._is_lost(worker, future, step.name):
+          waiting.insert(0, step)
+          continue
         self._unwrap(self._result(future, step.name), step.name)
         done.add(step.name)
         progress.finish(step)
       progress.maybe_print([step for _, step in running.values()])
 
+  def _hand_out(
+    self,
+    waiting: list[Step],
+    running: dict[concurrent.futures.Future, tuple[Worker, Step]],
+    done: set[str],
+  ) -> None:
+    """Gives each free worker a step that is ready; starts workers for more."""
+    busy = {worker for worker, _ in running.values()}
+    idle = [w for w in self._workers if w not in busy]
+    for worker in [w for w in idle if w.started.done()]:
+      if self._is_lost(worker, worker.started, 'a start'):
+        idle.remove(worker)
+        continue
+      self._unwrap(self._result(worker.started, 'a start'), 'a start')
+      if step := self._choose(worker, waiting, done):
+        waiting.remove(step)
+        self._seen[worker].add(step.likeness)
+        future = worker.submit(
+          worker_lib.run_step,
+          step,
+          self._folder,
+          self.shared,
+          *self._share,
+          _PATIENCE if self._lost[step.name] else 0.0,
+        )
+        running[future] = worker, step
+        idle.remove(worker)
+    ready = sum(done.issuperset(s.after) for s in waiting)
+    for _ in range(min(ready - len(idle), self.limit - len(self._workers))):
+      self._add()
+
   def _choose(
-    self, worker: int, waiting: Sequence[Step], done: set[str]
+    self, worker: Worker, waiting: Sequence[Step], done: set[str]
   ) -> Step | None:
     """The step that a free worker takes: what it has compiled before others."""
     ready = [s for s in waiting if done.issuperset(s.after)]
@@ -282,7 +394,7 @@ class Pool:
       return None
     ready = [s for s in ready if s.priority == ready[0].priority]
     others = set().union(
-      *(seen for w, seen in self._seen.items() if w != worker)
+      *(seen for w, seen in self._seen.items() if w is not worker)
     )
     for fits in (
       lambda s: s.likeness in self._seen[worker],
@@ -293,6 +405,21 @@ class Pool:
           return step
     return ready[0]
 
+  def _is_lost(
+    self, worker: Worker, future: concurrent.futures.Future, what: str
+  ) -> bool:
+    """Whether a worker is gone and another one is to do what it did."""
+    if not isinstance(future.exception(), self._executor.lost):
+      return False
+    self._lost[what] += 1
+    if not self._executor.replaces or self._lost[what] >= _TRIES:
+      return False
+    log.info('%s: its worker was lost; another one goes on with it', what)
+    self._workers.remove(worker)
+    self._seen.pop(worker, None)
+    worker.kill()
+    return True
+
   def __enter__(self) -> 'Pool':
     return self
 
@@ -301,185 +428,28 @@ class Pool:
 
     A training among it saves its state, unless the user cannot wait.
     """
-    workers = [
-      process
-      for executor in self._executors
-      for process in (executor._processes or {}).values()
-    ]
     if kind is not None:
-      for process in workers:
-        process.terminate()
+      for worker in self._workers:
+        worker.terminate()
     try:
-      for executor in self._executors:
-        executor.shutdown(wait=True, cancel_futures=True)
+      for worker in self._workers:
+        worker.close()
     except KeyboardInterrupt:
-      for process in workers:
-        process.kill()
+      for worker in self._workers:
+        worker.kill()
       raise
+    finally:
+      self._executor.shutdown()
 
 
-@contextlib.contextmanager
-def _environment(threads: int):
-  """What a worker inherits: how many threads its libraries may use."""
-  changed = {
-    'TF_CPP_MIN_LOG_LEVEL': '3',
-    'NPROC': str(threads),
-    'OMP_NUM_THREADS': str(threads),
-    # Python's own helper process complains when a worker was ended early.
-    'PYTHONWARNINGS': 'ignore::UserWarning:multiprocessing.resource_tracker',
-  }
-  if threads == 1:
-    flags = os.environ.get('XLA_FLAGS', '')
-    changed['XLA_FLAGS'] = f'{flags} {_ONE_THREAD}'.strip()
-  before = {name: os.environ.get(name) for name in changed}
-  os.environ.update(changed)
-  try:
-    yield
-  finally:
-    for name, value in before.items():
-      if value is None:
-        del os.environ[name]
-      else:
-        os.environ[name] = value
-
-
-# ---------------------------------------------------------------------------
-# In a worker.
-
-
-def _start_worker(folder: str) -> None:
-  # The parent ends us; and where it was killed, we must not write on.
-  signal.signal(signal.SIGINT, signal.SIG_IGN)
-  threading.Thread(target=_die_with_parent, daemon=True).start()
-  prefer_own_packages()
-  _redirect(os.path.join(folder, cli.LOG))
-  logging.basicConfig(
-    level=logging.INFO,
-    format='%(asctime)s %(message)s',
-    datefmt='%H:%M:%S',
-    stream=sys.stderr,
-    force=True,
-  )
-  for noisy in ('jax', 'orbax', 'absl', 'tensorflow', 'h5py'):
-    logging.getLogger(noisy).setLevel(logging.WARNING)
-  import jax
-
-  hostmemory.prepare()
-  cache = os.path.abspath(os.path.join(folder, CACHE))
-  jax.config.update('jax_compilation_cache_dir', cache)
-  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
-  jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
-
-
-def _die_with_parent() -> None:
-  parent = multiprocessing.parent_process()
-  assert parent is not None
-  multiprocessing.connection.wait([parent.sentinel])
-  os._exit(1)
-
-
-def _redirect(path: str) -> None:
-  """Appends all that the process prints, native libraries too, to a file."""
-  sys.stdout.flush()
-  sys.stderr.flush()
-  with open(path, 'ab') as f:
-    os.dup2(f.fileno(), 1)
-    os.dup2(f.fileno(), 2)
-
-
-def _device() -> str:
-  import jax
-
-  return jax.default_backend()
-
-
-_shared: dict[str, Any] = {}
-
-
-def _warm_up(backbone: str, data_dir: str | None, module: str | None) -> None:
-  """Loads what all steps of this worker share; quick if it is there."""
-  if not _shared:
-    if data_dir:
-      cli.use_data_dir(data_dir)
-    if module:
-      from mpt_jax.data.seqio_tasks import import_module
-
-      import_module(module)
-    from mpt_jax.engine import predictor as runs
-
-    _shared['backbone'] = runs.load_backbone(backbone)
-
-
-def _guarded(
-  function: Callable[..., Any], args: Sequence[Any]
-) -> tuple[str, Any]:
-  """Calls; an exception comes back as text, since not all can be pickled."""
-  try:
-    return 'ok', function(*args)
-  except InputError as e:
-    return 'input', str(e).splitlines()[0]
-  except preemption.Stopped as e:
-    # Only who sent the signal asks for it.
-    print(str(e).splitlines()[0], flush=True)
-    return 'bug', str(e).splitlines()[0]
-  except Exception as e:
-    traceback.print_exc()
-    first = (str(e).splitlines() or [''])[0]
-    return 'bug', f'{type(e).__name__}: {first}'
-
-
-def _run_step(
-  step: Step,
-  folder: str,
-  shared: Mapping[str, str],
-  backbone: str,
-  data_dir: str | None,
-  module: str | None,
-) -> tuple[str, Any]:
-  """Runs one step; its output goes to its own folder."""
-  path = os.path.join(folder, step.name)
-  os.makedirs(path, exist_ok=True)
-  _redirect(os.path.join(path, cli.LOG))
-  begin = time.monotonic()
-
-  def run() -> None:
-    _warm_up(backbone, data_dir, module)
-    given = {}
-    if step.macros.get('INITIAL_CHECKPOINT_PATH') == backbone:
-      given = {'backbone': _shared['backbone']}
-    called, made = step, None
-    try:
-      called = picked.resolve(step, folder)
-      print(cli.log_header(command(called, data_dir)), flush=True)
-      made = cli.call(
-        f'mpt_jax.{step.entry}',
-        _FUNCTIONS[step.entry],
-        called.gin_files,
-        called.bindings,
-        **given,
-      )
-    except trainer.NonFiniteLossError as e:
-      if not step.may_diverge:
-        raise
-      results = {'scores': {}, 'diverged': str(e).splitlines()[0]}
-      files.write_file(os.path.join(path, RESULTS), files.json_bytes(results))
-    files.write_file(
-      os.path.join(path, STEP),
-      files.json_bytes(
-        {
-          'settings': _settings(step, folder, shared),
-          'command': command(called, data_dir),
-          'seconds': round(time.monotonic() - begin, 2),
-          # Of a step that trains.
-          'step_bytes': getattr(made, 'step_bytes', 0),
-        }
-      ),
+def _executor(name: str, folder: str, workers: int | None) -> Executor:
+  if name not in EXECUTORS:
+    raise InputError(
+      f'EXECUTOR is {name!r}, expected one of {", ".join(EXECUTORS)}'
+      f'{nearest(name, EXECUTORS)}'
     )
+  if name == 'local':
+    return Local(folder, workers)
+  from mpt_jax.study import cluster
 
-  try:
-    kind, value = _guarded(run, ())
-    if kind == 'bug':
-      value = f'{value}; see {os.path.join(path, cli.LOG)}'
-    return kind, value
-  finally:
-    _redirect(os.path.join(folder, cli.LOG))
+  return cluster.Ray(folder, workers)
