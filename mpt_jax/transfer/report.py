@@ -16,10 +16,10 @@ import statistics
 from typing import Any
 
 from mpt_jax.checkpoints import files
-from mpt_jax.study import cells, stats
+from mpt_jax.study import cells, page, stats
+from mpt_jax.study.page import Heading, Picture, Strong, Table, Text
 from mpt_jax.transfer import matrix_views as views
-from mpt_jax.transfer import page, project_views, sources
-from mpt_jax.transfer.page import Heading, Picture, Strong, Table, Text
+from mpt_jax.transfer import project_views, sources
 from mpt_jax.types import InputError, require_local
 
 log = logging.getLogger(__name__)
