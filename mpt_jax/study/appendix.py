@@ -100,6 +100,7 @@ def _costs(report: Mapping[str, Any]) -> list[Block]:
       [
         arms.TARGETS[method].title,
         f'{costs["runs"]:,}',
+        f'{costs["steps"]:,}',
         f'{costs["seconds"] / 3600:.3g}',
         '-' if not seconds else f'{1000 * seconds:.1f}',
         '-' if not needs else f'{1e-6 * needs:.1f}',
@@ -107,7 +108,8 @@ def _costs(report: Mapping[str, Any]) -> list[Block]:
         *ratios,
       ]
     )
-    hours = {'runs': costs['runs'], 'hours': costs['seconds'] / 3600}
+    hours = {'runs': costs['runs'], 'steps': costs['steps']}
+    hours['hours'] = costs['seconds'] / 3600
     step = {'step_seconds': seconds, 'step_bytes': needs}
     records.append({'method': method, **hours, **step, 'trained': count})
   before = ', '.join(
@@ -117,19 +119,19 @@ def _costs(report: Mapping[str, Any]) -> list[Block]:
   )
   made: list[Block] = [Heading('Cost')]
   if rows:
-    header = ['method', 'target runs', 'hours', 'ms a step', 'MB', 'trained']
+    header = ['method', 'target runs', 'steps', 'hours', 'ms a step', 'MB']
     made += [
       Text(
-        'Hours are those of all reported target runs of a method one after the'
-        ' other, with their start and evaluations; a step, its time in the'
-        ' fastest run (they shared the machine) and the memory that the'
-        ' compiler plans for it: parameters, optimizer, batch and what is held'
-        ' in between. Steps a run: '
+        'Steps and hours are those of all reported target runs of a method one'
+        ' after the other, with their start and evaluations; of a step, its'
+        ' time in the fastest run (they shared the machine) and the memory that'
+        ' the compiler plans for it: parameters, optimizer, batch and what is'
+        ' held in between. Steps of a run: '
         + ', '.join(f'{name} {number:,}' for name, number in steps.items())
         + '.'
       ),
       Table(
-        [*header, 'seconds a step / MPT', 'memory / MPT'],
+        [*header, 'trained', 'seconds a step / MPT', 'memory / MPT'],
         rows,
         'costs',
         records,

@@ -94,8 +94,8 @@ def costs(
 
   Returns:
     `step_seconds`, `step_bytes`; of the runs that are reported, and those
-    that one was picked of, their number `runs` and the `seconds` of all
-    together, evaluations included.
+    that one was picked of, their number `runs`, and the `steps` and `seconds`
+    of all together, evaluations included.
   """
   own = [
     run
@@ -103,14 +103,16 @@ def costs(
     if run['stage'] in ('target', 'candidate', 'tuning')
     and run.get('method') == method
   ]
-  told = [run['seconds'] for run in own if run['stage'] != 'tuning']
+  told = [run for run in own if run['stage'] == 'target']
+  tried = [run for run in own if run['stage'] == 'candidate']
   seconds = [s for run in own if (s := _step_seconds(folder, run))]
   needs = max((run['step_bytes'] for run in own), default=0)
   return {
     'step_seconds': min(seconds, default=None),
     'step_bytes': needs or None,
-    'runs': len(told),
-    'seconds': round(sum(told), 1),
+    'runs': len(tried or told),
+    'steps': sum(run['steps'] for run in told),
+    'seconds': round(sum(run['seconds'] for run in told + tried), 1),
   }
 
 

@@ -33,7 +33,9 @@ td, th { border: 1px solid var(--line); padding: .25em .6em; text-align: right;
   white-space: nowrap; }
 td:first-child, th:first-child { text-align: left; }
 th { background: var(--head); white-space: normal; vertical-align: bottom; }
+tbody tr { background: var(--back); }
 tbody tr:nth-child(even) { background: var(--row); }
+td:first-child { position: sticky; left: 0; background: inherit; }
 th button { all: unset; cursor: pointer; font: inherit; text-align: inherit; }
 th button:focus-visible { outline: 2px solid var(--link); }
 th[aria-sort=ascending] button::after { content: " \\25b2"; }
@@ -272,6 +274,8 @@ def _contents(blocks: Sequence[Block], names: Mapping[int, str]) -> list[str]:
 
 def _row(tag: str, row: Sequence[str]) -> str:
   inner = ''.join(f'<{tag}>{_plain(cell)}</{tag}>' for cell in row)
+  if tag == 'th':  # Long names may break.
+    inner = inner.replace('_', '_<wbr>')
   return f'<tr>{inner}</tr>'
 
 

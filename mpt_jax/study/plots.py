@@ -352,9 +352,11 @@ def _plot_shots(report: Mapping[str, Any]) -> Any:
     )
   )
   groups = ['mean', *tasks]
+  majority = results_lib.baselines(report, tasks).get(results_lib.MAJORITY)
   figure, axes = _panels(len(groups), 4.0, 3.0)
   for panel, group in zip(axes, groups, strict=True):
     panel.set_xscale('log')
+    seen: list[stats.Stat] = []
     for i, method in enumerate(methods):
       points = [
         # Side by side, so that no whisker hides another.
@@ -363,6 +365,13 @@ def _plot_shots(report: Mapping[str, Any]) -> Any:
         if (stat := _stat(table[method], group))
       ]
       _draw_points(panel, points, arms.TARGETS[method])
+      seen += [stat for _, stat in points]
+    floor = _stat(majority, group) if majority else None
+    if floor:
+      at = {'color': 'black', 'linestyle': '--', 'linewidth': 1}
+      panel.axhline(floor['mean'], label=results_lib.MAJORITY, **at)
+      seen.append(floor)
+    _scale(panel, seen)
     title = group if group == 'mean' else cells.task_title(report, group)
     panel.set_title(title, fontsize=10)
     panel.minorticks_off()
@@ -387,14 +396,8 @@ def _draw_points(
   if not points:
     return
   x, y = [k for k, _ in points], [s['mean'] for _, s in points]
-  axes.plot(
-    *(x, y, arm.line),
-    color=arm.colour,
-    marker='o',
-    markersize=4,
-    label=arm.title,
-  )
-  limits = axes.get_ylim()
+  looks = {'color': arm.colour, 'marker': 'o', 'markersize': 4}
+  axes.plot(x, y, arm.line, label=arm.title, **looks)
   known = [(k, s) for k, s in points if s['low'] is not None]
   axes.vlines(
     [k for k, _ in known],
@@ -404,16 +407,20 @@ def _draw_points(
     linewidth=0.9,
     alpha=0.6,
   )
-  # Of two seeds an interval is wider than any scale.
-  spread = [s['std'] or 0.0 for _, s in points]
-  axes.set_ylim(
-    min(limits[0], *(v - e for v, e in zip(y, spread, strict=True))),
-    max(limits[1], *(v + e for v, e in zip(y, spread, strict=True))),
-  )
   for k, stat in points:
     if stat['marks']:
       axes.plot(k, stat['mean'], 'o', color=arm.colour, mfc='white', ms=5)
       axes.annotate(''.join(stat['marks']), (k, stat['mean']), fontsize=9)
+
+
+def _scale(axes: Any, seen: Sequence[stats.Stat]) -> None:
+  """Sets the value axis by the spreads: an interval of two seeds is endless."""
+  if not seen:
+    return
+  low = min(s['mean'] - (s['std'] or 0.0) for s in seen)
+  high = max(s['mean'] + (s['std'] or 0.0) for s in seen)
+  room = 0.1 * (high - low) or 1.0
+  axes.set_ylim(low - room, high + room)
 
 
 def _plot_similarity(found: Mapping[str, Any]) -> Any:

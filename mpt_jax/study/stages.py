@@ -216,14 +216,19 @@ def targets(report: Mapping[str, Any]) -> list[Block]:
 def _starts(names: Sequence[str]) -> str:
   """What the target arms start from, and what they read."""
   shown = [arms.TARGETS[name] for name in names]
-  text = (
-    'MPT starts from its source run and single-source transfer from one'
-    ' teacher; what those cost comes on top of the steps below.'
-  )
+  starts: dict[str, list[str]] = {}
   for arm in shown:
-    if arm.start == arms.TEACHERS:
-      text += f' {arm.title} has {arm.start}.'
-  text += ' PT starts from nothing.'
+    start = arm.start
+    if start in arms.SOURCES:
+      start = "their seed's source run"
+    elif start in (None, arms.OWN):
+      start = 'nothing learned before'
+    starts.setdefault(str(start), []).append(arm.title)
+  text = (
+    'What they start from: '
+    + '; '.join(f'{start}: {", ".join(who)}' for start, who in starts.items())
+    + '. What that costs comes on top of the steps below.'
+  )
   if not all(arm.slots for arm in shown):
     text += (
       ' Whose prompt takes no positions of the input, has inputs that are'

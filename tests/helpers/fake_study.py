@@ -5,12 +5,13 @@ import io
 import itertools
 import json
 import pathlib
+import re
 
 import numpy as np
 
 from mpt_jax import analysis
 from mpt_jax.checkpoints.bundle import PromptBundle
-from mpt_jax.study import plots, report
+from mpt_jax.study import appendix, plots, report, results
 
 P, D = 3, 5
 SOURCES = 'mnli', 'sst2'
@@ -184,3 +185,21 @@ class Fake:
     }
     (self.folder / 'pipeline.json').write_text(json.dumps(record))
     return report.write(str(self.folder))
+
+
+def untimed(folder):
+  """File -> text of a report's files, without what holds times."""
+  texts = {}
+  for path in sorted(pathlib.Path(folder).rglob('*')):
+    name = str(path.relative_to(folder))
+    if path.suffix in ('.md', '.html', '.csv') and name != 'tables/costs.csv':
+      text = path.read_text()
+      for part in appendix.TIMED:
+        text = re.sub(rf'(?ms)^## {part}$.*?(?=^## |\Z)', '', text)
+        section = rf'(?s)<section id="{part.lower()}">.*?</section>'
+        text = re.sub(section, '', text)
+      texts[name] = text
+  found = json.loads((pathlib.Path(folder) / report.JSON).read_text())
+  timed = results.TIMED
+  texts[report.JSON] = {k: v for k, v in found.items() if k not in timed}
+  return texts
