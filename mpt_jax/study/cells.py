@@ -72,6 +72,12 @@ def plain(value: float | None) -> str:
   return '-' if value is None else f'{value:.1f}'
 
 
+def span(values: Iterable[int]) -> str:
+  """'256', or '64 to 256'."""
+  known = sorted(set(values))
+  return ' to '.join(str(v) for v in dict.fromkeys((known[0], known[-1])))
+
+
 def show_rates(rates: Sequence[float | None]) -> str:
   """'0.3 / 0.1', or '0.3' of a plain prompt."""
   return ' / '.join(f'{rate:g}' for rate in rates if rate is not None)

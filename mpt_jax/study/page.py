@@ -57,6 +57,7 @@ for (const table of document.querySelectorAll("table")) {
     const button = document.createElement("button");
     button.type = "button";
     button.append(...head.childNodes);
+    if (!button.textContent) button.setAttribute("aria-label", "sort by this");
     head.append(button);
     head.setAttribute("aria-sort", "none");
     button.addEventListener("click", () => {

@@ -77,12 +77,12 @@ def noise(report: Mapping[str, Any]) -> list[str]:
       'One seed: it cannot say which differences are beyond noise; those of a'
       ' few points may be luck. Three seeds or more can (SEEDS).'
     ]
-  counts = sorted({pair['n'] for pair in compared if pair['n'] > 1})
+  counts = [pair['n'] for pair in compared if pair['n'] > 1]
   if not counts:
     return []
-  seeds = ' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))
+  how = f'95 %, paired, {cells.span(counts)} seeds'
   parts = [
-    f'beyond noise (95 %, paired, {seeds} seeds): {_listed(sure, "over")}',
+    f'beyond noise ({how}): {_listed(sure, "over")}',
     f'not told apart: {_listed(unsure, "and")}',
   ]
   if alone:

@@ -118,8 +118,8 @@ def _noise(report: Mapping[str, Any]) -> str | list[str]:
   sizes = [facts['test'] for facts in report['data'].values()]
   error = 100 * math.sqrt(0.25 / min(sizes))
   text = (
-    f'Scores are percentages on test splits of {min(sizes)} to {max(sizes)}'
-    f' examples, which alone gives a score a standard error of up to'
+    f'Scores are percentages on test splits of {cells.span(sizes)} examples,'
+    ' which alone gives a score a standard error of up to'
     f' {error:.1f} points. Seeds vary start values, batches, few-shot examples'
     ' and teachers; not the backbone, nor the test sets.'
   )

@@ -194,10 +194,8 @@ def _rho(found: Found | None) -> str:
 
 def _counts(values: Iterable[int]) -> str:
   """'256', or '64 to 256'."""
-  known = sorted({v for v in values if v is not None})
-  if not known:
-    return 'an unknown number of'
-  return f'{known[0]}' if len(known) == 1 else f'{known[0]} to {known[-1]}'
+  known = [v for v in values if v is not None]
+  return cells.span(known) if known else 'an unknown number of'
 
 
 # ---------------------------------------------------------------------------
