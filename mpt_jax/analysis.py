@@ -308,6 +308,16 @@ def png(made: 'Figure', dpi: int = 110) -> bytes:
   return buffer.getvalue()
 
 
+def svg(made: 'Figure') -> bytes:
+  """Returns a figure as vectors; the same numbers give the same bytes."""
+  import matplotlib
+
+  buffer = io.BytesIO()
+  with matplotlib.rc_context({'svg.hashsalt': 'mpt_jax'}):
+    made.savefig(buffer, format='svg', metadata={'Date': None, 'Creator': None})
+  return buffer.getvalue()
+
+
 def plot_similarity(prompts: Prompts, kind: str = 'mean') -> 'Figure':
   """Draws `similarity`; arguments as there."""
   return plot_matrix(similarity(prompts, kind), list(tables(prompts)))

@@ -81,6 +81,7 @@ def pipeline(
   except StepError as e:
     print(f'error: {e}. The same command resumes: {command()}', file=sys.stderr)
     sys.exit(1)
+  folder = local_path(plan.model_dir)
+  print(f'report: {os.path.join(folder, report.HTML)}')
   print(screen.summary(written))
-  print(f'report: {os.path.join(local_path(plan.model_dir), report.MARKDOWN)}')
   return written

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 import statistics
 from typing import Any
 
-from mpt_jax.study import cells, stats
+from mpt_jax.study import stats
+from mpt_jax.study.page import Block, Heading, Strong, Table, Text
 
 
 def measure(report: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -110,8 +111,8 @@ def _early_lead(curves: Mapping[str, Mapping[str, Any]]) -> list[float]:
   return [early[0][s][place] - early[1][s][place] for s in seeds]
 
 
-def section(report: Mapping[str, Any]) -> list[str]:
-  """The bars as lines of Markdown; none where nothing was asked."""
+def section(report: Mapping[str, Any]) -> list[Block]:
+  """The bars as a part of a page; none where nothing was asked."""
   if not report['bars']:
     return []
   rows = [
@@ -124,18 +125,18 @@ def section(report: Mapping[str, Any]) -> list[str]:
     for bar in report['bars']
   ]
   return [
-    '## Bars',
-    '',
-    'What the benchmark expects, set before this run. A bar is met or not met'
-    ' by more than the standard error over seeds.',
-    '',
-    *cells.table(['bar', 'at least', 'found', ''], rows),
+    Heading('Bars'),
+    Text(
+      'What the benchmark expects, set before this run. A bar is met or not met'
+      ' by more than the standard error over seeds.'
+    ),
+    Table(['bar', 'at least', 'found', ''], rows, 'bars', report['bars']),
   ]
 
 
 def _bar_words(bar: Mapping[str, Any]) -> str:
   if bar['met'] is not None:
-    return 'met' if bar['met'] else '**not met**'
+    return 'met' if bar['met'] else Strong('not met')
   if bar['value'] is None:
     return 'not measured'
   if bar['se'] is None:

@@ -4,30 +4,25 @@ Reads only below the study's folder: `pipeline.json` (what ran) and each run's
 `results.json`, `metrics.jsonl`, `step.json` and prompts.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-import json
+from collections.abc import Mapping, Sequence
 import math
 import os
 import statistics
 from typing import Any
 
-import numpy as np
-
-from mpt_jax import methods, t5
-from mpt_jax.checkpoints import bundle as bundle_lib
 from mpt_jax.checkpoints import files
 from mpt_jax.checkpoints.backbone import find_backbone
 from mpt_jax.checkpoints.run import RESULTS
-from mpt_jax.engine import metrics, selection
-from mpt_jax.engine.outcome import BACKBONE, PROMPTS
-from mpt_jax.engine.writers import METRICS, read_metrics
-from mpt_jax.study import arms, bars, stats
+from mpt_jax.engine import metrics
+from mpt_jax.study import arms, bars, curves, learned, stats
 
 RECORD = 'pipeline.json'
 SKILLS = 'skills.json'
 # What needs no training, as rows beside the methods.
 MAJORITY, ZERO_SHOT = 'majority class', 'no prompt (zero-shot)'
 
+# What a report has of times: all of it.
+TIMED = ('seconds', 'costs')
 # What a report has as `pipeline.json` has it.
 _AS_RECORDED = (
   *('command', 'device', 'versions', 'backbone', 'data', 'plan', 'rates'),
@@ -42,7 +37,8 @@ def collect(folder: str) -> dict[str, Any]:
     folder: the study's MODEL_DIR.
 
   Returns:
-    The report without plots; all scores in percent.
+    The report without plots; all scores in percent. Times stand below
+    `TIMED` alone: the rest is the same however often the study was stopped.
 
   Raises:
     InputError: if a result is missing.
@@ -52,30 +48,38 @@ def collect(folder: str) -> dict[str, Any]:
   runs = [_with_results(folder, s) for s in record['steps']]
   targets = {s['name']: _targets(plan, runs, s) for s in plan['settings']}
   variants = [v for v in plan['variants'] if _select(runs, 'source', v)]
-  source = {v: stats.by_task(_select(runs, 'source', v)) for v in variants}
+  sources = {v: _select(runs, 'source', v) for v in variants}
+  source = {v: stats.by_task(found) for v, found in sources.items()}
+  meanings = _meanings(runs)
+  stages = [
+    ('source', source, arms.source_pairs()),
+    *((name, found, _compared(plan)) for name, found in targets.items()),
+  ]
   report: dict[str, Any] = {
     **{name: record[name] for name in _AS_RECORDED},
     'synthetic': any(facts['synthetic'] for facts in data.values()),
     'seeds': plan['seeds'],
     'metrics': _metrics(runs),
-    'meanings': _meanings(runs),
+    'meanings': meanings,
     'majority': _majority(runs),
     'zero_shot': stats.by_task(_select(runs, 'zero_shot')),
     'skills': _skills(plan['backbone']),
     'teachers': stats.by_task(_select(runs, 'teacher')),
     'source': source,
-    'curves': {v: _curve(folder, _select(runs, 'source', v)) for v in variants},
-    'curves_undefined': _undefined(folder, _select(runs, 'source')),
+    'curves': {v: curves.mean_curve(folder, r) for v, r in sources.items()},
+    'task_curves': {
+      v: curves.task_curves(folder, r) for v, r in sources.items()
+    },
+    'target_curves': _target_curves(folder, plan, runs),
+    'curves_undefined': curves.undefined(folder, _select(runs, 'source')),
     'targets': targets,
-    'pairs': stats.pairs('source', source, arms.source_pairs())
-    + [
-      pair
-      for name, found in targets.items()
-      for pair in stats.pairs(name, found, arms.target_pairs())
+    'pairs': [row for stage in stages for row in stats.pairs(*stage)],
+    'task_pairs': [
+      row for stage in stages for row in stats.task_pairs(*stage, meanings)
     ],
-    'parameters': _parameters(record, folder, runs),
-    'costs': {m: _costs(folder, runs, m) for m in plan['methods']},
-    'similarity': _similarity(folder, plan, runs),
+    'parameters': learned.parameters(record, folder, runs),
+    'costs': {m: learned.costs(folder, runs, m) for m in plan['methods']},
+    'similarity': learned.similarity(folder, plan, runs),
     'seconds': {
       'this_call': record['seconds'],
       'all_runs': round(sum(r['seconds'] for r in runs), 1),
@@ -99,15 +103,37 @@ def _targets(
 ) -> dict[str, Any]:
   """The results of each target method in a setting."""
   return {
-    method: stats.by_task(
-      [
-        r
-        for r in _select(runs, 'target', method)
-        if r['setting'] == setting['name']
-      ]
-    )
+    method: stats.by_task(_of_setting(runs, method, setting))
     for method in plan['methods']
   }
+
+
+def _of_setting(
+  runs: Sequence[Mapping[str, Any]], method: str, setting: Mapping[str, Any]
+) -> list[Mapping[str, Any]]:
+  found = _select(runs, 'target', method)
+  return [run for run in found if run['setting'] == setting['name']]
+
+
+def _target_curves(
+  folder: str, plan: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+  """Setting -> method -> its curves, of runs that were scored meanwhile."""
+  found: dict[str, dict[str, Any]] = {}
+  for setting in plan['settings']:
+    for method in plan['methods']:
+      own = _of_setting(runs, method, setting)
+      if drawn := curves.task_curves(folder, own):
+        found.setdefault(setting['name'], {})[method] = drawn
+  return found
+
+
+def _compared(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
+  """What target arms are compared with: MPT, or the first if it isn't there."""
+  methods = plan['methods']
+  if arms.OURS in methods:
+    return arms.target_pairs()
+  return [(methods[0], other) for other in methods[1:]]
 
 
 def _with_results(folder: str, step: Mapping[str, Any]) -> dict[str, Any]:
@@ -218,63 +244,6 @@ def _metrics(runs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
   }
 
 
-def _curve(
-  folder: str, runs: Sequence[Mapping[str, Any]]
-) -> dict[str, list[float]]:
-  """Mean validation score over tasks by step, for each seed."""
-  curves: dict[str, dict[int, float]] = {}
-  for run in runs:
-    curves[str(run['seed'])] = {
-      step: statistics.fmean(
-        stats.main_score(v, _said(run, task))[1] for task, v in tasks.items()
-      )
-      for step, tasks in _evaluations(folder, run)
-      if selection.common_meaning(run['meanings'].values())
-    }
-  steps = sorted(set.intersection(*(set(p) for p in curves.values())))
-  return {
-    'steps': [float(s) for s in steps],
-    **{
-      f'seed{seed}': [points[s] for s in steps]
-      for seed, points in curves.items()
-    },
-  }
-
-
-def _evaluations(
-  folder: str, run: Mapping[str, Any]
-) -> Iterator[tuple[int, dict[str, dict[str, float]]]]:
-  """Yields (step, {task: {metric: value}}) of a run's metrics."""
-  path = os.path.join(folder, run['name'], 'metrics.jsonl')
-  with open(path, encoding='utf-8') as f:
-    for line in f:
-      values = json.loads(line)
-      tasks: dict[str, dict[str, float]] = {}
-      for key, value in values.items():
-        if key.startswith('eval/'):
-          _, task, name = key.split('/', 2)
-          tasks.setdefault(task, {})[name] = value
-      if tasks:
-        yield values['step'], tasks
-
-
-def _undefined(folder: str, runs: Sequence[Mapping[str, Any]]) -> int:
-  """How many main scores of the curves are not defined."""
-  return sum(
-    math.isnan(values[selection.main_metric(values, _said(run, task))])
-    for run in runs
-    for _, tasks in _evaluations(folder, run)
-    for task, values in tasks.items()
-  )
-
-
-def _said(run: Mapping[str, Any], task: str) -> dict[str, metrics.Metric]:
-  """What a tested run's main score of a task means, by its name."""
-  if run['meanings'].get(task) is None:
-    return {}
-  return {run['scores'][task][0]: run['meanings'][task]}
-
-
 def _skills(backbone: str) -> dict[str, float]:
   """Task -> what the backbone itself scores on it, in its own words."""
   path = os.path.join(find_backbone(backbone), SKILLS)
@@ -286,119 +255,6 @@ def _skills(backbone: str) -> dict[str, float]:
     for task, skill in found['tasks'].items()
     if skill in found['skills']
   }
-
-
-def _parameters(
-  record: Mapping[str, Any], folder: str, runs: Sequence[Mapping[str, Any]]
-) -> dict[str, Any]:
-  """Trained numbers per target task, by the methods' closed formulas."""
-  plan, backbone = record['plan'], record['backbone']
-  rank = plan['prompt_rank']
-  if any(run['stage'] == 'teacher' for run in runs):
-    run = next(r for r in runs if r['stage'] == 'teacher')
-    prompts = _bundle(folder, run)
-    length, width = prompts.prompt_length, prompts.emb_dim
-  else:
-    length, width = plan['prompt_length'], backbone['config']['emb_dim']
-  sizes: Any = methods.Width(width)
-  if 'config' in backbone:
-    sizes = t5.T5Config.from_dict(backbone['config'])
-  counts = {}
-  for name in plan['methods']:
-    if arms.TARGETS[name].product == BACKBONE:
-      counts[name] = backbone['parameters']
-    # The method with the settings that it had.
-    elif own := [run for run in runs if _is_target(run, name)]:
-      learned = _bundle(folder, own[0])
-      tasks = len(learned.task_names)
-      counts[name] = learned.learner.num_parameters(sizes, tasks) // tasks
-  ours = methods.prompt_method(arms.TARGETS[arms.OURS].method, length, rank)
-  return {
-    'prompt_length': length,
-    'emb_dim': width,
-    'rank': rank,
-    'targets': len(plan['targets']),
-    'methods': counts,
-    'group': ours.num_parameters(sizes, len(plan['targets']))
-    / len(plan['targets']),
-  }
-
-
-def _bundle(folder: str, run: Mapping[str, Any]) -> bundle_lib.PromptBundle:
-  """What a run has learned, but for a backbone."""
-  return bundle_lib.load_prompts(os.path.join(folder, run['name'], PROMPTS))
-
-
-def _is_target(run: Mapping[str, Any], method: str) -> bool:
-  return (run['stage'], run.get('method')) == ('target', method)
-
-
-def _costs(
-  folder: str, runs: Sequence[Mapping[str, Any]], method: str
-) -> dict[str, float | None]:
-  """What a training step of a target method takes; None if nobody knows.
-
-  Seconds are those of the fastest of its runs, also of the search: they shared
-  the machine with others. Bytes are the compiler's.
-  """
-  own = [
-    run
-    for run in runs
-    if run['stage'] in ('target', 'candidate', 'tuning')
-    and run['method'] == method
-  ]
-  seconds = [s for run in own if (s := _step_seconds(folder, run))]
-  needs = max((run['step_bytes'] for run in own), default=0)
-  return {
-    'step_seconds': min(seconds, default=None),
-    'step_bytes': needs or None,
-  }
-
-
-def _step_seconds(folder: str, run: Mapping[str, Any]) -> float | None:
-  """Of a run's steps, without compilation and evaluations."""
-  path = os.path.join(folder, run['name'], METRICS)
-  rates = [
-    line['train/steps_per_second']
-    for line in read_metrics(path)
-    if 'train/steps_per_second' in line
-  ]
-  return 1 / rates[-1] if rates and rates[-1] else None
-
-
-def _similarity(
-  folder: str, plan: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]
-) -> dict[str, Any]:
-  """Cosine between the composed prompts of the first seed's MPT runs.
-
-  Of the source run, and of the target runs with the most data.
-  """
-  shots = {s['name']: s['num_shots'] or math.inf for s in plan['settings']}
-  most = max(shots, key=lambda name: shots[name], default=None)
-  ours = [
-    run
-    for run in runs
-    if run.get('method') == arms.OURS and run['seed'] == plan['seeds'][0]
-  ]
-  shown = [run for run in ours if run['stage'] == 'source']
-  shown += [
-    run for run in ours if run['stage'] == 'target' and run['setting'] == most
-  ]
-  names: list[str] = []
-  rows: list[np.ndarray] = []
-  for run in shown:
-    bundle = _bundle(folder, run)
-    names += bundle.task_names
-    rows += [bundle.compose(task).ravel() for task in bundle.task_names]
-  return {'tasks': names, 'cosine': _cosine(rows), 'setting': most}
-
-
-def _cosine(rows: Sequence[np.ndarray]) -> list[list[float]]:
-  """As `analysis.similarity`, in float32: the digits of older reports."""
-  if not rows:
-    return []
-  units = np.stack([row / max(np.linalg.norm(row), 1e-12) for row in rows])
-  return np.round(units @ units.T, 4).tolist()
 
 
 def _seconds(runs: Sequence[Mapping[str, Any]]) -> dict[str, float]:

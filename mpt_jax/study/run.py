@@ -154,11 +154,12 @@ class _Study:
       }
       if all(map(pool.is_done, searched)) and searched:
         self._read_search()
-      path = os.path.join(plan.model_dir, report.JSON)
+      path = os.path.join(plan.model_dir, results.RECORD)
       everything = searched + self._reported
       if os.path.exists(path) and all(map(pool.is_done, everything)):
         log.info('every run is finished; nothing to do')
-        return files.read_json(path)
+        # An upgrade may have changed what is written of them.
+        return report.write(plan.model_dir)
       for note in pool.call(examine.texts, plan):
         log.warning(note)
       log.info(

@@ -1,6 +1,7 @@
 """Numbers of a study's report: means, spreads and differences over seeds."""
 
 from collections.abc import Mapping, Sequence
+import functools
 import math
 import statistics
 from typing import Any
@@ -44,17 +45,21 @@ def main_score(
 def stat(
   values: Mapping[Any, float], marks: Mapping[str, Any] | None = None
 ) -> Stat:
-  """Mean and standard deviation over seeds; None where one seed has none.
+  """Mean, spread and interval over seeds; None where one seed has none.
 
   Args:
     values: seed -> score.
     marks: mark -> what is marked by it.
   """
   numbers = list(values.values())
+  low, high = interval(numbers) or (None, None)
   return {
     'values': {str(seed): round(v, 3) for seed, v in values.items()},
     'mean': statistics.fmean(numbers),
     'std': statistics.stdev(numbers) if len(numbers) > 1 else None,
+    'low': low,
+    'high': high,
+    'n': len(numbers),
     'marks': {mark: which for mark, which in (marks or {}).items() if which},
   }
 
@@ -118,26 +123,100 @@ def pairs(
   for first, second in compared:
     if not all(results.get(m, {}).get('mean') for m in (first, second)):
       continue
-    ours, theirs = (results[m]['mean']['values'] for m in (first, second))
-    # In favour of the first.
-    sign = -1 if results[first]['better'] == metrics.LESS else 1
-    differences = {
-      seed: round(sign * (ours[seed] - theirs[seed]), 3)
-      for seed in ours
-      if seed in theirs
-    }
-    values = list(differences.values())
-    rows.append(
-      {
-        'where': where,
-        'first': first,
-        'second': second,
-        'values': differences,
-        'mean': statistics.fmean(values),
-        'se': standard_error(values),
-      }
-    )
+    ours, theirs = (results[m]['mean'] for m in (first, second))
+    found = difference(ours, theirs, results[first]['better'])
+    if found:
+      rows.append({'where': where, 'first': first, 'second': second, **found})
   return rows
+
+
+def task_pairs(
+  where: str,
+  results: Mapping[str, Any],
+  compared: Sequence[tuple[str, str]],
+  meanings: Mapping[str, Mapping[str, Any]],
+) -> list[dict[str, Any]]:
+  """The same for each task whose score's direction is known.
+
+  Args:
+    where: the stage or setting.
+    results: arm -> its results, from `by_task`.
+    compared: pairs of arms.
+    meanings: task -> what its main score means.
+  """
+  rows = []
+  for first, second in compared:
+    ours, theirs = (
+      results.get(m, {}).get('tasks', {}) for m in (first, second)
+    )
+    for task in theirs:
+      if task not in ours or task not in meanings:
+        continue
+      found = difference(ours[task], theirs[task], meanings[task]['better'])
+      if found:
+        who = {'where': where, 'first': first, 'second': second}
+        rows.append({**who, 'task': task, **found})
+  return rows
+
+
+def difference(ours: Stat, theirs: Stat, better: str) -> dict[str, Any] | None:
+  """How far a score is ahead of another, paired by seed.
+
+  Args:
+    ours: a score.
+    theirs: another.
+    better: 'more' or 'less'.
+
+  Returns:
+    `values` by seed, in favour of the first, their `mean`, its standard error
+    `se`, the interval `low` to `high` (None of one seed) and their number `n`;
+    None if the two have no seed in common.
+  """
+  sign = -1 if better == metrics.LESS else 1
+  values = {
+    seed: round(sign * (score - theirs['values'][seed]), 3)
+    for seed, score in ours['values'].items()
+    if seed in theirs['values']
+  }
+  if not values:
+    return None
+  numbers = list(values.values())
+  low, high = interval(numbers) or (None, None)
+  return {
+    'values': values,
+    'mean': statistics.fmean(numbers),
+    'se': standard_error(numbers),
+    'low': low,
+    'high': high,
+    'n': len(numbers),
+  }
+
+
+def interval(values: Sequence[float]) -> tuple[float, float] | None:
+  """95 % for the mean by Student's t; None of one value, which has none."""
+  error = standard_error(values)
+  if error is None:
+    return None
+  mean, width = statistics.fmean(values), _quantile(len(values) - 1) * error
+  return mean - width, mean + width
+
+
+@functools.cache
+def _quantile(freedom: int) -> float:
+  # Imported here: whoever only reads a report does without.
+  from scipy import special
+
+  return float(special.stdtrit(freedom, 0.975))
+
+
+def told_apart(found: Mapping[str, Any]) -> int | None:
+  """The sign of a difference whose interval leaves out 0; else 0.
+
+  None of one seed, which has no interval.
+  """
+  if found['low'] is None:
+    return None
+  return (found['low'] > 0) - (found['high'] < 0)
 
 
 def standard_error(values: Sequence[float]) -> float | None:

@@ -11,6 +11,8 @@ import math
 import statistics
 from typing import Any
 
+from mpt_jax.study import stats
+
 _LEAST = 3  # values, of whose mean an interval says something
 
 
@@ -189,15 +191,8 @@ def mean_score(scores: Sequence[float | None]) -> dict[str, Any]:
 
 def _interval(values: Sequence[float]) -> tuple[float | None, float | None]:
   """Of the mean, 95 % by the t distribution; of fewer than three none."""
-  if len(values) < _LEAST:
-    return None, None
-  # Imported here: it takes a while.
-  from scipy import stats
-
-  error = statistics.stdev(values) / math.sqrt(len(values))
-  width = float(stats.t.ppf(0.975, len(values) - 1)) * error
-  mean = statistics.fmean(values)
-  return mean - width, mean + width
+  found = stats.interval(values) if len(values) >= _LEAST else None
+  return found or (None, None)
 
 
 def best_rate(finals: Mapping[float, Sequence[float]]) -> float:

@@ -16,10 +16,10 @@ import statistics
 from typing import Any
 
 from mpt_jax.checkpoints import files
-from mpt_jax.study import cells, stats
+from mpt_jax.study import cells, page, stats
+from mpt_jax.study.page import Heading, Picture, Strong, Table, Text
 from mpt_jax.transfer import matrix_views as views
-from mpt_jax.transfer import page, project_views, sources
-from mpt_jax.transfer.page import Heading, Picture, Strong, Table, Text
+from mpt_jax.transfer import project_views, sources
 from mpt_jax.types import InputError, require_local
 
 log = logging.getLogger(__name__)
@@ -194,10 +194,8 @@ def _rho(found: Found | None) -> str:
 
 def _counts(values: Iterable[int]) -> str:
   """'256', or '64 to 256'."""
-  known = sorted({v for v in values if v is not None})
-  if not known:
-    return 'an unknown number of'
-  return f'{known[0]}' if len(known) == 1 else f'{known[0]} to {known[-1]}'
+  known = [v for v in values if v is not None]
+  return cells.span(known) if known else 'an unknown number of'
 
 
 # ---------------------------------------------------------------------------
