@@ -5,7 +5,6 @@ line in every table, its pairs, its colour. An arm's name is what VARIANTS and
 METHODS say, and the name of a folder.
 """
 
-from collections.abc import Mapping
 import dataclasses
 import functools
 import itertools
@@ -56,7 +55,6 @@ class Arm:
     length: the macro of the study's prompt length; None has none.
     slots: whether its prompt takes positions of the input. The others' inputs
       are shorter by the prompt length: all arms read the same text.
-    macros: more macros, which the study's may change.
   """
 
   title: str
@@ -71,7 +69,6 @@ class Arm:
   rate: str = 'SHARED_LEARNING_RATE'
   length: str | None = 'PROMPT_LENGTH'
   slots: bool = True
-  macros: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   @property
   def compares(self) -> bool:

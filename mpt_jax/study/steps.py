@@ -410,7 +410,6 @@ def _training(
       'BATCH_SIZE': training.batch_size,
       arm.rate: training.learning_rate,
       'EVAL_EXAMPLES': plan.tasks.eval_examples,
-      **arm.macros,
       **(plan.macros or {}),
       **macros,
     },
