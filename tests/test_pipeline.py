@@ -908,6 +908,9 @@ QUICK = (
 )
 
 
+TINY = ['mpt', 'mpt_nearest', 'mpt_group', 'pt', 'spot', 'spot_oracle']
+
+
 def call(folder, *more):
   """Runs the demo's pipeline on two sources and a target, in a few steps."""
   macros = {
@@ -918,6 +921,7 @@ def call(folder, *more):
     'SOURCE_TASKS': ['mnli', 'sst2'],
     'TARGETS': {'rte': 'mnli'},
     'VARIANTS': ['mpt', 'no_distillation'],
+    'METHODS': TINY,
     'SETTINGS': '[@k32/pipeline.Setting()]',
     'TEACHER_STEPS': 4,
     'SOURCE_STEPS': 10,
@@ -985,7 +989,18 @@ def test_tiny_pipeline_end_to_end_and_again(tmp_path):
   assert report['synthetic']
   assert report['data']['rte']['synthetic']
   assert set(report['source']) == {'mpt', 'no_distillation'}
-  assert set(report['targets']['k32']) == {'mpt', 'pt', 'single_source'}
+  assert set(report['targets']['k32']) == {*TINY}
+  assert all(found['tasks'] for found in report['targets']['k32'].values())
+  nearest = run / 'seed0/target/k32/mpt_nearest/rte/nearest.json'
+  assert json.loads(nearest.read_text())['picked'] in ('mnli', 'sst2')
+  oracle = run / 'seed0/target/k32/spot_oracle/rte'
+  picked_one = json.loads((oracle / 'results.json').read_text())['picked']
+  np.testing.assert_array_equal(
+    *(
+      mpt_jax.load_prompts(str(oracle / folder / 'prompts')).compose('rte')
+      for folder in ('.', f'from/{picked_one}')
+    )
+  )
   assert set(report['zero_shot']['tasks']) == {'mnli', 'sst2', 'rte'}
   assert set(report['majority']) == {'mnli', 'sst2', 'rte'}
   assert report['curves']['mpt']['steps'] == [float(s) for s in range(1, 11)]

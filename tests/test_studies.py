@@ -60,6 +60,8 @@ def test_a_study_and_its_small_twin_tell_what_they_run(name, capsys):
   assert "missing: there is no backbone at 't5-" in large
   assert '(its sizes are known by its name)' in large
   assert large.startswith('MPT ')
+  # A fresh clone has no data, and says what it would take instead.
+  assert 'data: no --tfds_data_dir: SYNTHETIC DATA' in large
   small = dry_run(capsys, path, SMALL)
   assert 'missing' not in small
   (runs, taken), (few, fewer) = total_of(large), total_of(small)

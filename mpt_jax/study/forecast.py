@@ -31,11 +31,8 @@ _CORE, _ACCELERATOR = 110e9, 50e12
 _CORE_LEAST, _ACCELERATOR_LEAST = 6e-4, 3e-4
 # Seconds that a kind of run takes to compile, tiny as it may be.
 _COMPILATION = 8.0
-# Tokens of an example whose lengths are found in the data, which nobody reads.
-_ASSUMED = {'inputs': 128, 'targets': 8}
-_UNKNOWN = (
-  f'had {_ASSUMED["inputs"]} tokens, since lengths are found when it starts'
-)
+# Tokens of an example whose lengths nobody has given yet.
+_UNKNOWN = {'inputs': 512, 'targets': 16}
 # Bytes of a run beside what it learns: logs, predictions, settings.
 _BESIDE = 5e5
 # Adam keeps two numbers of each, beside the number itself; in float32.
@@ -55,7 +52,8 @@ def of(plan: Plan, workers: int | None = None) -> dict[str, Any]:
   Returns:
     {'title', 'folder', 'rows': [{'stage', 'method', 'setting', 'runs',
     'finished', 'each': [least, most] steps of a run, 'steps'}], 'runs',
-    'finished', 'steps', 'time': lines, 'disk': lines, 'missing': lines}.
+    'finished', 'steps', 'time': lines, 'disk': lines, 'data': lines,
+    'missing': lines}.
   """
   every = steps.search(plan) + steps.reported(plan, rates.given(plan))
   done = {s.name for s in every if _is_done(plan, s)}
@@ -68,6 +66,7 @@ def of(plan: Plan, workers: int | None = None) -> dict[str, Any]:
     key = (named, labels.get('method', '-'), labels.get('setting', '-'))
     rows.setdefault(key, []).append(step)
   config = _config(plan.backbone)
+  folder = cli.data_dir() or os.environ.get('TFDS_DATA_DIR')
   return {
     'title': plan.title or 'a study',
     'folder': plan.model_dir,
@@ -77,7 +76,8 @@ def of(plan: Plan, workers: int | None = None) -> dict[str, Any]:
     'steps': sum(_training_steps(s) for s in every),
     'time': _time(plan, every, done, config, workers),
     'disk': _disk(plan, every, config),
-    'missing': _missing(plan, config),
+    'data': [_data_told(plan, folder)],
+    'missing': _missing(plan, config, folder),
   }
 
 
@@ -114,7 +114,7 @@ def text(found: Mapping[str, Any]) -> str:
   ]
   told = [
     f'{name}: {line}'
-    for name in ('time', 'disk', 'missing')
+    for name in ('time', 'disk', 'data', 'missing')
     for line in found[name]
   ]
   return '\n'.join(
@@ -190,15 +190,16 @@ def _time(
       for s in left
     }
 
+  lengths = 'its lengths allow'
+  if not plan.tasks.task_feature_lengths:
+    lengths = f'{_UNKNOWN["inputs"]} tokens, which its texts will say'
   several = workers or 1
   on_cores = _hours(seconds(_CORE, _CORE_LEAST), left, cores)
   elsewhere = _hours(seconds(_ACCELERATOR, _ACCELERATOR_LEAST), left, several)
-  known = plan.tasks.task_feature_lengths is not None
   return [
-    'an estimate, as if every example '
-    + ('were as long as its lengths allow' if known else _UNKNOWN)
-    + f': {on_cores} on the {cores} cores here at {_CORE / 1e9:.0f} GFLOP/s'
-    ' each, as measured with T5-base',
+    f'an estimate, as if every example were as long as {lengths}:'
+    f' {on_cores} on the {cores} cores here at {_CORE / 1e9:.0f} GFLOP/s each,'
+    ' as measured with T5-base',
     f'or {elsewhere} on {several} accelerator{"" if several == 1 else "s"} of'
     f' {_ACCELERATOR / 1e12:.0f} TFLOP/s, which is assumed, not measured; the'
     ' first finished runs will tell better',
@@ -238,8 +239,8 @@ def _flops(config: t5.T5Config, step: Step) -> float:
   A product [n, d] x [d, f] has 2 n d f; what is frozen has no gradient of its
   own, and what trains all has one.
   """
-  lengths = step.macros.get('TASK_FEATURE_LENGTHS') or {}
-  inputs, targets = (lengths.get(n, _ASSUMED[n]) for n in ('inputs', 'targets'))
+  lengths = {**_UNKNOWN, **(step.macros.get('TASK_FEATURE_LENGTHS') or {})}
+  inputs, targets = lengths['inputs'], lengths['targets']
   width, inner = config.emb_dim, config.num_heads * config.head_dim
   attention = 4 * width * inner
   mlp = (len(config.mlp_activations) + 1) * width * config.mlp_dim
@@ -335,7 +336,19 @@ def _size(count: float) -> str:
   return f'{count / 1e3:.3g} kB'
 
 
-def _missing(plan: Plan, config: t5.T5Config | None) -> list[str]:
+def _data_told(plan: Plan, folder: str | None) -> str:
+  """Where the data come from."""
+  if folder is not None:
+    return folder
+  path = os.path.join(plan.model_dir, 'data')
+  return (
+    f'no --tfds_data_dir: SYNTHETIC DATA of built-in tasks, written to {path}'
+  )
+
+
+def _missing(
+  plan: Plan, config: t5.T5Config | None, folder: str | None
+) -> list[str]:
   """What must be there before the study can start."""
   told = []
   try:
@@ -343,7 +356,6 @@ def _missing(plan: Plan, config: t5.T5Config | None) -> list[str]:
   except InputError as e:
     known = ' (its sizes are known by its name)' if config else ''
     told.append(f'{e}{known}')
-  folder = cli.data_dir() or os.environ.get('TFDS_DATA_DIR')
   if folder is None:
     return told
   if not os.path.isdir(folder) and '://' not in folder:
