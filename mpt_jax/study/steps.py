@@ -120,9 +120,11 @@ def reported(plan: Plan, chosen: Chosen) -> list[Step]:
       steps += _keys(plan, chain, setting)
       for method in stage.methods:
         rates = chosen[setting.tuned_as or setting.name][method]
-        name = f'{chain.root}/target/{setting.name}/{method}'
+        folder = f'{chain.root}/target/{setting.name}/{method}'
         for tasks in _groups(plan, method):
-          trial = _Trial(chain, setting, method, rates, _named(name, tasks))
+          together = arms.TARGETS[method].together
+          name = folder if together else f'{folder}/{tasks[0]}'
+          trial = _Trial(chain, setting, method, rates, name)
           runs = _trained(plan, trial, tasks)
           steps += [*runs, _test(plan, runs[-1])]
   return [*steps, *_zero_shots(plan), *_exports(plan, steps)]
@@ -177,11 +179,6 @@ def _groups(plan: Plan, method: str) -> list[list[str]]:
   """The tasks of each run of a target method."""
   tasks = list(plan.tasks.targets)
   return [tasks] if arms.TARGETS[method].together else [[t] for t in tasks]
-
-
-def _named(folder: str, tasks: Sequence[str]) -> str:
-  """The folder of a run of some tasks."""
-  return f'{folder}/{tasks[0]}' if len(tasks) == 1 else folder
 
 
 def _sources(
