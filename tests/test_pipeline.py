@@ -120,6 +120,7 @@ def test_texts_are_examined_before_anything_is_trained(macros, test, message):
   plan = changed(
     source_tasks=('own_late',),
     targets={'own_late': 'own_late'},
+    settings=(),  # Of 32 examples, there would be too few.
     macros=macros,
   )
   data.use_vocabulary(VOCABULARY)
