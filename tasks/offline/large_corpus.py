@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 import functools
 import random
 
-from tasks.offline import compound, corpus, skills, world
+from tasks.offline import compound, corpus, skills
 
 LABELS: Mapping[str, tuple[str, ...]] = {
   **corpus.LABELS,
