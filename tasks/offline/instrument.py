@@ -95,9 +95,10 @@ def _squad(rng: random.Random) -> Row:
 def _record(rng: random.Random) -> Row:
   query, _, passage, answer = skills.cloze(rng)
   query, passage = _beside(rng, (query, passage), 1)
+  entities = dict.fromkeys(compound.entities(passage).split(', '))
   return {
     'query': query,
-    'entities': compound.entities(passage),
+    'entities': ', '.join(entities),
     'passage': passage,
     'answer': answer,
   }
