@@ -60,12 +60,17 @@ def entities(passage: str) -> str:
 # --- Skills that none of the source tasks needs.
 
 
-def earlier(rng: random.Random, label: int) -> Fields:
+def earlier(rng: random.Random, label: int, bare: bool = False) -> Fields:
   """Draws two statements; the first one's day comes first if label is 1.
 
-  Monday is the first day, sunday the last.
+  Args:
+    rng: the source of chance.
+    label: class. Monday is the first day, sunday the last.
+    bare: draw the names of the days alone.
   """
   days = sorted(rng.sample(range(len(world.DAYS)), 2), reverse=label == 0)
+  if bare:
+    return tuple(world.DAYS[day] for day in days)
   facts = (
     dataclasses.replace(world.draw_fact(rng), day=world.DAYS[day])
     for day in days

@@ -51,6 +51,21 @@ WEIGHTS: Mapping[str, float] = {
   'and': 3.0,
   'then': 1.0,
 }
+# What had not begun after half of the steps comes more often in the last half.
+LATE_WEIGHTS: Mapping[str, float] = {
+  **WEIGHTS,
+  'day': 1.4,
+  'grammar': 1.6,
+  'read': 1.8,
+  'fill': 1.5,
+  'same': 0.8,
+  'twin': 0.8,
+  'truth': 0.8,
+  'degree': 0.6,
+  'few': 0.4,
+  'thing': 0.2,
+  'and': 2.4,
+}
 FIRST_WEIGHTS: Mapping[str, float] = {
   **corpus.FIRST_WEIGHTS,
   'day': 0.6,
@@ -62,7 +77,15 @@ FIRST_WEIGHTS: Mapping[str, float] = {
 FIRST = 92_000  # examples drawn by FIRST_WEIGHTS
 BESIDE_FROM = corpus.STYLED_FROM
 PAIRS_FROM = 200_000
+LATE_FROM = 330_000
 BESIDE_SHARE = 0.3
+# From LATE_FROM on: an answer to find says more than a class does.
+LATE_BESIDE_SHARE: Mapping[str, float] = {
+  **dict.fromkeys(compound.PASSAGE, 0.2),
+  'read': 0.6,
+  'fill': 0.6,
+}
+BARE_SHARE = 0.5  # of the orders of days, from LATE_FROM on
 
 SKILLS = (*corpus.SKILLS, 'day', 'few', 'thing')
 BESIDE = tuple(compound.PASSAGE)
@@ -76,10 +99,14 @@ def _beside(rng: random.Random, skill: str, texts: compound.Fields):
   return texts
 
 
-def _new_skill(rng: random.Random, skill: str) -> tuple[compound.Fields, int]:
+def _new_skill(
+  rng: random.Random, skill: str, bare: float
+) -> tuple[compound.Fields, int]:
   label = rng.randrange(len(LABELS[skill]))
-  draw = compound.earlier if skill == 'day' else compound.count
-  return draw(rng, label), label
+  if skill == 'few':
+    return compound.count(rng, label), label
+  # Without a draw where there is no choice: that keeps the earlier text.
+  return compound.earlier(rng, label, bare > 0 and rng.random() < bare), label
 
 
 def skill_example(
@@ -88,6 +115,7 @@ def skill_example(
   style: str | None = None,
   canonical: bool = False,
   beside: bool = False,
+  bare: float = 0.0,
 ) -> tuple[str, str]:
   """Draws one example of a skill.
 
@@ -99,6 +127,7 @@ def skill_example(
     canonical: with the canonical field markers and without books, the form
       in which the backbone's skill is measured.
     beside: with a second fact in the passage, for one of `BESIDE`.
+    bare: how often the order of days is asked of their names alone.
 
   Returns:
     (inputs, targets).
@@ -107,7 +136,7 @@ def skill_example(
     listed, answer = compound.odd_one_out(rng)
     return f'{skill} {corpus.fields(rng, (listed,), canonical)}', answer
   if skill in ('day', 'few'):
-    texts, label = _new_skill(rng, skill)
+    texts, label = _new_skill(rng, skill, bare)
     answer = (corpus.STYLES[style] if style else LABELS[skill])[label]
   else:
     texts, answer = corpus.drawn(rng, skill, style, canonical)
@@ -169,7 +198,10 @@ def draw(rng: random.Random, number: int | None = None) -> tuple[str, str, str]:
     (kind of text, inputs, targets).
   """
   seen = float('inf') if number is None else number
-  weights = dict(FIRST_WEIGHTS if seen < FIRST else WEIGHTS)
+  late = seen >= LATE_FROM
+  weights = dict(LATE_WEIGHTS if late else WEIGHTS)
+  if seen < FIRST:
+    weights = dict(FIRST_WEIGHTS)
   if seen < PAIRS_FROM:
     weights = {k: w for k, w in weights.items() if k not in ('and', 'then')}
   kind = rng.choices(tuple(weights), tuple(weights.values()))[0]
@@ -184,11 +216,13 @@ def draw(rng: random.Random, number: int | None = None) -> tuple[str, str, str]:
     return (kind, *and_example(rng, *rng.choice(PAIRS), style))
   if kind == 'then':
     return (kind, *then_example(rng, *rng.choice(THEN), style))
-  beside = (
-    kind in BESIDE and seen >= BESIDE_FROM and rng.random() < BESIDE_SHARE
-  )
+  beside = False
+  if kind in BESIDE and seen >= BESIDE_FROM:
+    share = LATE_BESIDE_SHARE[kind] if late else BESIDE_SHARE
+    beside = rng.random() < share
   style = style if kind in LABELS else None
-  return (kind, *skill_example(rng, kind, style, beside=beside))
+  bare = BARE_SHARE if late else 0.0
+  return (kind, *skill_example(rng, kind, style, beside=beside, bare=bare))
 
 
 def _forms() -> dict[str, Callable[..., tuple[str, str]]]:
