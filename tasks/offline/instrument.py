@@ -25,8 +25,9 @@ TARGET_SIZES: Mapping[str, int] = {**SIZES, 'test': 1500, 'train': 4000}
 # The longest inputs, without a prompt; answers are up to 3 words.
 LENGTHS = {'inputs': 54, 'targets': 4}
 
-# How often the passage of a source tells a second fact.
-BESIDE_SHARE = 0.5
+# How often a passage of a source has an opinion beside it, or SST-2's opinion a
+# fact.
+NOISE_SHARE = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,12 +52,8 @@ class Spec:
   sources: tuple[str, ...] = ()
 
 
-def _beside(
-  rng: random.Random, texts: compound.Fields, at: int
-) -> compound.Fields:
-  if rng.random() < BESIDE_SHARE:
-    return compound.beside(rng, texts, at)
-  return texts
+def _noisy(rng: random.Random, text: str) -> str:
+  return skills.with_noise(rng, text, NOISE_SHARE)
 
 
 # --- Sources: the official formats and labels.
@@ -64,14 +61,18 @@ def _beside(
 
 def _mnli(rng: random.Random) -> Row:
   label = rng.randrange(3)
-  premise, hypothesis = _beside(rng, skills.nli(rng, label), 0)
+  premise, hypothesis = skills.nli(rng, label, NOISE_SHARE)
   return {'premise': premise, 'hypothesis': hypothesis, 'label': label}
 
 
 def _qnli(rng: random.Random) -> Row:
   yes = rng.randrange(2)
-  question, sentence = _beside(rng, skills.answerable(rng, yes), 1)
-  return {'question': question, 'sentence': sentence, 'label': 1 - yes}
+  question, sentence = skills.answerable(rng, yes)
+  return {
+    'question': question,
+    'sentence': _noisy(rng, sentence),
+    'label': 1 - yes,
+  }
 
 
 def _qqp(rng: random.Random) -> Row:
@@ -82,24 +83,28 @@ def _qqp(rng: random.Random) -> Row:
 
 def _sst2(rng: random.Random) -> Row:
   label = rng.randrange(2)
-  (sentence,) = _beside(rng, (skills.sentiment(rng, label),), 0)
+  sentence = skills.sentiment(rng, label)
+  if rng.random() < NOISE_SHARE:
+    fact = world.statement(rng, world.draw_fact(rng))
+    sentence = f'{fact} . {sentence}'
   return {'sentence': sentence, 'label': label}
 
 
 def _squad(rng: random.Random) -> Row:
   question, context, answer = skills.reading(rng)
-  question, context = _beside(rng, (question, context), 1)
-  return {'question': question, 'context': context, 'answer': answer}
+  return {
+    'question': question,
+    'context': _noisy(rng, context),
+    'answer': answer,
+  }
 
 
 def _record(rng: random.Random) -> Row:
-  query, _, passage, answer = skills.cloze(rng)
-  query, passage = _beside(rng, (query, passage), 1)
-  entities = dict.fromkeys(compound.entities(passage).split(', '))
+  query, entities, passage, answer = skills.cloze(rng)
   return {
     'query': query,
     'entities': ', '.join(entities),
-    'passage': passage,
+    'passage': _noisy(rng, passage),
     'answer': answer,
   }
 

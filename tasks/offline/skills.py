@@ -18,7 +18,7 @@ NO, YES = 0, 1
 FIELDS = ('name', 'verb', 'thing', *world.OPTIONAL)
 
 
-def _with_noise(rng: random.Random, sentence: str, share: float) -> str:
+def with_noise(rng: random.Random, sentence: str, share: float) -> str:
   """Adds an opinion before or behind a sentence in a share of the cases."""
   if rng.random() >= share:
     return sentence
@@ -78,7 +78,7 @@ def nli(rng: random.Random, label: int, noise: float = 0.0) -> tuple[str, str]:
   """
   fact = world.draw_fact(rng)
   said = claim(rng, fact, label)
-  premise = _with_noise(rng, world.statement(rng, fact), noise)
+  premise = with_noise(rng, world.statement(rng, fact), noise)
   return premise, world.statement(rng, said)
 
 
@@ -249,7 +249,7 @@ def reading(rng: random.Random, books: float = 0.0) -> tuple[str, str, str]:
   else:
     kind = rng.choice(_kinds(fact))
   asked = world.drop(rng, fact, {'where': 'place', 'when': 'day'}.get(kind))
-  context = _with_noise(rng, world.statement(rng, fact), 0.3)
+  context = with_noise(rng, world.statement(rng, fact), 0.3)
   return world.ask(rng, asked, kind), context, world.answer(fact, kind)
 
 
@@ -270,7 +270,7 @@ def cloze(
   )
   if rng.random() < books:
     fact = as_book(rng, fact)
-  passage = _with_noise(rng, world.statement(rng, fact), 0.3)
+  passage = with_noise(rng, world.statement(rng, fact), 0.3)
   known = set(world.NAMES + world.PLACES + world.TITLES)
   entities = [w for w in passage.split() if w in known]
   field = rng.choice(
