@@ -343,7 +343,8 @@ def test_pruned_trials_and_edges_are_told(tmp_path):
   ]
   fake.write()
   text = (tmp_path / 'report.md').read_text()
-  assert 'were stopped early (pruned)' in text
+  assert 'had 2 trials in each setting' in text
+  assert 'By successive halving' in text
   assert '| k32, pt | 0.3 | - | - | - | pruned |' in text
   assert '| k32, pt | 1 | - | - | - | chosen, on an edge |' in text
 

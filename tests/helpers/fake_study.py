@@ -166,7 +166,7 @@ class Fake:
         'prompt_rank': 1,
         'teacher': {'steps': 40},
         'source': {'steps': 40},
-        'tuning': {'seed': 77} if self.tuning else None,
+        'tuning': {'seed': 77, 'search': 'halving'} if self.tuning else None,
         'benchmark_bars': self.bars,
         **self.plan,
       },
