@@ -11,7 +11,7 @@ PYTHONS ?= python3.11 python3.12 python3.13 python3
 
 help:
 	@echo 'make demo       the method end to end on the embedded benchmark'
-	@echo '                (one seed, under 10 minutes on 2 cores) -> demo/'
+	@echo '                (5 seeds, under 6 minutes on 2 cores) -> demo/'
 	@echo 'make demo-full  the same with 3 seeds, full and few-shot -> demo-full/'
 	@echo 'make demo-transfer  prompts on other tasks and on another backbone'
 	@echo '                (3 seeds, under 20 minutes) -> demo-transfer/'
@@ -29,6 +29,8 @@ demo: $(STAMP)
 	$(BIN)/python -m mpt_jax.transfer all \
 	  --gin_file=gin_configs/runs/demo_page.gin --tfds_data_dir=demo/data \
 	  --gin.MODEL_DIR="'demo/transfer'"
+	@$(BIN)/python -m mpt_jax.pipeline --gin_file=gin_configs/runs/demo.gin \
+	  --gin.MODEL_DIR="'demo'"
 
 demo-full: $(STAMP)
 	$(BIN)/python -m mpt_jax.pipeline \
