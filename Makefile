@@ -15,7 +15,7 @@ help:
 	@echo 'make demo-full  the same with 3 seeds, full and few-shot -> demo-full/'
 	@echo 'make demo-transfer  prompts on other tasks and on another backbone'
 	@echo '                (3 seeds, under 20 minutes) -> demo-transfer/'
-	@echo 'make backbone   pretrain both demo backbones anew, about half an hour'
+	@echo 'make backbone   pretrain the demo backbones anew, about an hour and a half'
 	@echo 'make test       every test but those of test-long'
 	@echo 'make test-fast  the tests that take less than about five seconds'
 	@echo 'make test-long  a run killed at ten moments: some minutes'
@@ -49,6 +49,11 @@ backbone: $(STAMP)
 	  --gin.MODEL_DIR="'pretrained-small'"
 	$(BIN)/python -m tasks.offline.ship pretrained-small \
 	  --out tasks/offline/demo_small_backbone
+	$(BIN)/python -m mpt_jax.train \
+	  --gin_file=gin_configs/runs/pretrain_demo_large.gin \
+	  --gin.MODEL_DIR="'pretrained-large'"
+	$(BIN)/python -m tasks.offline.ship pretrained-large \
+	  --out tasks/offline/demo_large_backbone --large
 
 test: $(STAMP)
 	$(BIN)/python -m pytest

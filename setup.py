@@ -64,7 +64,11 @@ setup(
   package_data={
     '': ['*.gin', '*.json'],
     'mpt_jax.t5': ['*.c'],
-    'tasks.offline': ['demo_backbone/*', 'demo_small_backbone/*'],
+    'tasks.offline': [
+      'demo_backbone/*',
+      'demo_small_backbone/*',
+      'demo_large_backbone/*',
+    ],
   },
   install_requires=_CORE + _DATA + _RUNS,
   extras_require={

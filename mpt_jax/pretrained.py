@@ -104,8 +104,8 @@ class PromptedT5:
     """Loads a backbone and, on it, prompts.
 
     Args:
-      path: the backbone, as `load_backbone` takes it; 'demo' and
-        'demo-small' are the tiny ones that come with the package.
+      path: the backbone, as `load_backbone` takes it; 'demo', 'demo-small'
+        and 'demo-large' are the tiny ones that come with the package.
       prompts: a bundle, or the path of whatever `load_prompts` reads; None is
         the backbone alone.
       config: sizes of the backbone or their name; its folder says them too.

@@ -113,7 +113,8 @@ def _take_over(args: argparse.Namespace, bindings: Sequence[str]) -> None:
     args.prompt_tasks = names if isinstance(names, str) else ','.join(names)
   args.vocabulary = args.vocabulary or macros.get('VOCABULARY')
   backbone = macros.get('INITIAL_CHECKPOINT_PATH')
-  if args.vocabulary in ('demo', 'demo-small'):
+  demos = importlib.import_module('mpt_jax.checkpoints.backbone').DEMOS
+  if args.vocabulary in demos:
     args.vocabulary = _vocabulary_of(args.vocabulary)
   elif not args.vocabulary and isinstance(backbone, str):
     args.vocabulary = _vocabulary_of(backbone)

@@ -57,9 +57,12 @@ INCLUDED = (
   'method_common',
   'pipeline_common',
   'pretrain_demo',
+  'pretrain_demo_large',
   'pretrain_demo_small',
   'transfer_common',
 )
+# Bound by the tests of their tasks.
+STUDIES = ('evidence', 'instrument')
 # Run by T5X's programs; tests/t5x does so.
 T5X = {
   'teacher': ['INITIAL_CHECKPOINT_PATH', 'MODEL_DIR', 'MIXTURE_OR_TASK_NAME'],
@@ -166,6 +169,7 @@ def test_every_shipped_gin_file_is_covered():
   known |= {f'models/{n}.gin' for n in t5.CONFIGS}
   known |= {f't5x/{n}.gin' for n in (*T5X, 'common')}
   known |= {f'prompts/{n}.gin' for n in PROMPT_INITS}
+  known |= {f'studies/{n}.gin' for n in STUDIES}
   folder = ROOT / 'gin_configs'
   shipped = {str(p.relative_to(folder)) for p in folder.rglob('*.gin')}
   assert shipped <= known, shipped - known

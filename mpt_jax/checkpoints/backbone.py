@@ -42,6 +42,7 @@ DEMO = 'demo'
 DEMOS: Mapping[str, str] = {
   DEMO: 'demo_backbone',
   'demo-small': 'demo_small_backbone',
+  'demo-large': 'demo_large_backbone',
 }
 
 
@@ -130,7 +131,8 @@ def demo_folder(name: str = DEMO) -> str:
   """Returns the folder of a demo backbone, beside the installed package.
 
   Args:
-    name: 'demo' or 'demo-small', which is narrower and deeper.
+    name: 'demo'; 'demo-small', which is narrower and deeper; or 'demo-large',
+      which is wider and deeper, and pretrained on more.
   """
   return installed('tasks', 'offline', DEMOS[name])
 
@@ -139,7 +141,7 @@ def find_backbone(path: str) -> str:
   """Returns the path that a name of a backbone stands for.
 
   Args:
-    path: 'demo' and 'demo-small' are those that come with the package,
+    path: 'demo', 'demo-small' and 'demo-large' come with the package,
       whatever lies in the working folder (`./demo` is a folder there); all
       else is a path.
   """
@@ -154,8 +156,8 @@ def load_backbone(
   Args:
     path: an HF folder (`config.json` and safetensors), or a T5X checkpoint, in
       its legacy or its orbax layout: the folder of one step or the one above,
-      of which the last step is taken; or 'demo' or 'demo-small', see
-      `find_backbone`.
+      of which the last step is taken; or 'demo', 'demo-small' or
+      'demo-large', see `find_backbone`.
     config: the architecture or the name of a published one. An HF folder says
       it itself, a T5X checkpoint implies it by its shapes; when given, it must
       agree, and decides how the model runs (dtype, dropout).

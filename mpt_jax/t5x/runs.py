@@ -84,9 +84,9 @@ def train_model(
 
   Args:
     stage: 'teacher', 'source' or 'target'.
-    backbone: a T5X checkpoint (gs:// too), an HF folder, 'demo' or
-      'demo-small'; its sizes where it does not say them; a vocabulary where
-      none lies beside it and it is not T5's public one.
+    backbone: a T5X checkpoint (gs:// too), an HF folder, 'demo',
+      'demo-small' or 'demo-large'; its sizes where it does not say them; a
+      vocabulary where none lies beside it and it is not T5's public one.
     method: what is learned, a method of prompts.
     prompt_tasks: the run's tasks in row order.
     total_steps: the T5X step at which the run ends, see `total_steps`.

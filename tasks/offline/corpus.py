@@ -91,7 +91,8 @@ DOWNSTREAM_WORDS = tuple(
 SENTINELS = ('<extra_id_0>', '<extra_id_1>', '<extra_id_2>')
 
 
-def _fields(rng: random.Random, texts: Sequence[str], canonical: bool) -> str:
+def fields(rng: random.Random, texts: Sequence[str], canonical: bool) -> str:
+  """Puts texts behind the canonical field markers, or behind drawn ones."""
   markers = MARKERS[0] if canonical else rng.choice(MARKERS)
   marked = zip(markers, texts, strict=False)
   return ' '.join(f'{marker} {text}' for marker, text in marked)
@@ -119,6 +120,22 @@ def _texts(rng: random.Random, skill: str, label: int) -> tuple[str, ...]:
   return pair(rng, label)
 
 
+def drawn(
+  rng: random.Random, skill: str, style: str | None, canonical: bool
+) -> tuple[tuple[str, ...], str]:
+  """Draws the fields of an example and its answer, see `skill_example`."""
+  books = 0.0 if canonical else BOOKS_SHARE
+  if skill == 'read':
+    question, context, answer = skills.reading(rng, books)
+    return (question, context), answer
+  if skill == 'fill':
+    query, entities, passage, answer = skills.cloze(rng, books)
+    return (query, ', '.join(entities), passage), answer
+  label = rng.randrange(len(LABELS[skill]))
+  words = STYLES[style] if style else LABELS[skill]
+  return _texts(rng, skill, label), words[label]
+
+
 def skill_example(
   rng: random.Random,
   skill: str,
@@ -138,20 +155,9 @@ def skill_example(
   Returns:
     (inputs, targets).
   """
-  books = 0.0 if canonical else BOOKS_SHARE
-  if skill == 'read':
-    question, context, answer = skills.reading(rng, books)
-    fields = _fields(rng, (question, context), canonical)
-    return f'{skill} {fields}', answer
-  if skill == 'fill':
-    query, entities, passage, answer = skills.cloze(rng, books)
-    texts = (query, ', '.join(entities), passage)
-    return f'{skill} {_fields(rng, texts, canonical)}', answer
-  label = rng.randrange(len(LABELS[skill]))
-  fields = _fields(rng, _texts(rng, skill, label), canonical)
-  if style is None:
-    return f'{skill} {fields}', LABELS[skill][label]
-  return f'{skill} {style} {fields}', STYLES[style][label]
+  texts, answer = drawn(rng, skill, style, canonical)
+  opening = f'{skill} {style}' if style else skill
+  return f'{opening} {fields(rng, texts, canonical)}', answer
 
 
 def echo_example(rng: random.Random) -> tuple[str, str]:

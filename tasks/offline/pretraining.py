@@ -1,4 +1,4 @@
-"""SeqIO tasks that pretrain the demo backbone and measure its skills.
+"""SeqIO tasks that pretrain the demo backbones and measure their skills.
 
 Importing this module registers
 
@@ -6,7 +6,10 @@ Importing this module registers
 - `offline_skill_NAME`: the canonical form of each skill, for the accuracy
   that the demo reports as the backbone's own;
 - `offline_style_NAME`: the same with label words picked by a style word;
-- `offline_skills`: the mixture of all `offline_skill_` tasks.
+- `offline_skills`: the mixture of all `offline_skill_` tasks;
+- `offline_pretrain_large`: the text of `large_corpus.py`, and of each form
+  that it adds an `offline_skill_NAME` and, where it has labels, an
+  `offline_style_NAME`.
 
 The text is drawn while it is read; no data set on disk is needed.
 """
@@ -21,12 +24,14 @@ import tensorflow as tf
 
 from mpt_jax import data
 from tasks import metrics, postprocessors
-from tasks.offline import corpus
+from tasks.offline import corpus, large_corpus
 
 TRAIN_EXAMPLES = 800_000
 TEST_EXAMPLES = 1000
 CHUNK = 250
+LARGE_TRAIN_EXAMPLES = 650_000
 LENGTHS = {'inputs': 48, 'targets': 12}
+LARGE_LENGTHS = {'inputs': 64, 'targets': 12}
 
 Draw = Callable[[random.Random, int], tuple[str, str]]
 
@@ -45,6 +50,21 @@ SKILL_OF: Mapping[str, str] = {
   'cola': 'grammar',
   'stsb': 'degree',
 }
+# Of the instrument's tasks, where one skill alone is what they need.
+LARGE_SKILL_OF: Mapping[str, str] = {
+  'mnli_hard': 'relate',
+  'qnli_hard': 'cover',
+  'qqp_hard': 'twin',
+  'sst2_hard': 'mood',
+  'squad_hard': 'read',
+  'record_hard': 'fill',
+  'deduction': 'imply',
+  'rephrasing': 'twin',
+  'verdict': 'mood',
+  'well_formed': 'grammar',
+  'earlier': 'day',
+  'tally': 'few',
+}
 
 # What the downstream task is scored by, where it is not the accuracy.
 OTHER_METRICS: Mapping[str, Sequence[Callable[..., Any]]] = {
@@ -58,6 +78,11 @@ def _draw_pretraining(rng: random.Random, number: int) -> tuple[str, str]:
   return inputs, targets
 
 
+def _draw_large(rng: random.Random, number: int) -> tuple[str, str]:
+  _, inputs, targets = large_corpus.draw(rng, number)
+  return inputs, targets
+
+
 def _draw_skill(rng: random.Random, number: int, skill: str) -> tuple[str, str]:
   del number
   return corpus.skill_example(rng, skill, canonical=True)
@@ -67,6 +92,14 @@ def _draw_style(rng: random.Random, number: int, skill: str) -> tuple[str, str]:
   del number
   style = rng.choice(tuple(corpus.STYLES))
   return corpus.skill_example(rng, skill, style, canonical=True)
+
+
+def _draw_form(
+  rng: random.Random, number: int, form: str, styled: bool
+) -> tuple[str, str]:
+  del number
+  style = rng.choice(tuple(corpus.STYLES)) if styled else None
+  return large_corpus.FORMS[form](rng, style)
 
 
 def _source(
@@ -112,16 +145,15 @@ def _text(text: str, example=None, is_target: bool = False) -> str:
   return text
 
 
-def _register_skill(skill: str) -> None:
+def _register_skill(
+  skill: str, draw: Draw, labels: Sequence[str] | None, style: Draw | None
+) -> None:
   """Registers a skill's canonical form, and the one with style words."""
   sizes = {'validation': TEST_EXAMPLES, 'test': TEST_EXAMPLES}
   postprocess: Callable[..., Any] = _text
-  if skill in corpus.LABELS:
-    postprocess = functools.partial(
-      postprocessors.class_id, labels=corpus.LABELS[skill]
-    )
+  if labels is not None:
+    postprocess = functools.partial(postprocessors.class_id, labels=labels)
   name = f'offline_skill_{skill}'
-  draw: Draw = functools.partial(_draw_skill, skill=skill)
   data.register_task(
     name,
     _source(draw, sizes, name),
@@ -129,13 +161,12 @@ def _register_skill(skill: str) -> None:
     postprocess_fn=postprocess,
     metric_fns=[metrics.accuracy, *OTHER_METRICS.get(skill, ())],
   )
-  if skill not in corpus.LABELS:
+  if style is None:
     return
   name = f'offline_style_{skill}'
-  draw = functools.partial(_draw_style, skill=skill)
   data.register_task(
     name,
-    _source(draw, sizes, name),
+    _source(style, sizes, name),
     preprocessors=[],
     postprocess_fn=_text,
     metric_fns=[metrics.accuracy],
@@ -154,8 +185,32 @@ def _register() -> None:
     postprocess_fn=_text,
     metric_fns=[metrics.accuracy],
   )
+  data.register_task(
+    'offline_pretrain_large',
+    _source(
+      _draw_large,
+      {'train': LARGE_TRAIN_EXAMPLES, 'validation': TEST_EXAMPLES},
+      'offline_pretrain_large',
+    ),
+    preprocessors=[],
+    postprocess_fn=_text,
+    metric_fns=[metrics.accuracy],
+  )
   for skill in corpus.SKILLS:
-    _register_skill(skill)
+    labels = corpus.LABELS.get(skill)
+    _register_skill(
+      skill,
+      functools.partial(_draw_skill, skill=skill),
+      labels,
+      functools.partial(_draw_style, skill=skill) if labels else None,
+    )
+  for form in large_corpus.FORMS:
+    plain, styled = (
+      functools.partial(_draw_form, form=form, styled=styled)
+      for styled in (False, True)
+    )
+    has_style = form not in large_corpus.UNSTYLED
+    _register_skill(form, plain, None, styled if has_style else None)
   seqio.MixtureRegistry.add(
     'offline_skills',
     [f'offline_skill_{skill}' for skill in corpus.SKILLS],

@@ -1,4 +1,4 @@
-r"""Makes a pretraining run's backbone the demo's: the last step of its recipe.
+r"""Makes a pretraining run's backbone a demo's: the last step of its recipe.
 
     python -m mpt_jax.train --gin_file=gin_configs/runs/pretrain_demo.gin \
       --gin.MODEL_DIR="'pretrained'"
@@ -22,12 +22,15 @@ from mpt_jax.types import InputError
 DEMO_BACKBONE = os.path.join(os.path.dirname(__file__), 'demo_backbone')
 
 
-def measure(backbone: str, num_examples: int | None = None) -> dict[str, Any]:
+def measure(
+  backbone: str, num_examples: int | None = None, large: bool = False
+) -> dict[str, Any]:
   """Measures the skills of a backbone without prompts.
 
   Args:
     backbone: folder of a backbone with the demo's vocabulary.
     num_examples: per skill; None is all.
+    large: measure what `large_corpus` adds, too.
 
   Returns:
     {'skills': {skill: {'score', 'accuracy', 'style_accuracy', 'examples'}},
@@ -35,29 +38,39 @@ def measure(backbone: str, num_examples: int | None = None) -> dict[str, Any]:
     downstream task; the style accuracy is that with other label words.
   """
   import mpt_jax
-  from tasks.offline import corpus, pretraining
+  from tasks.offline import corpus, large_corpus, pretraining
 
-  styled = [f'offline_style_{skill}' for skill in corpus.LABELS]
+  styled, forms = list(corpus.LABELS), []
+  tasks, lengths = dict(pretraining.SKILL_OF), pretraining.LENGTHS
+  if large:
+    forms = list(large_corpus.FORMS)
+    styled += [f for f in forms if f not in large_corpus.UNSTYLED]
+    tasks.update(pretraining.LARGE_SKILL_OF)
+    lengths = pretraining.LARGE_LENGTHS
   scores = mpt_jax.evaluate(
     backbone,
-    ['offline_skills', *styled],
-    task_feature_lengths=pretraining.LENGTHS,
+    [
+      'offline_skills',
+      *(f'offline_skill_{name}' for name in forms),
+      *(f'offline_style_{name}' for name in styled),
+    ],
+    task_feature_lengths=lengths,
     num_examples=num_examples,
     module='tasks.offline.pretraining',
   )
   skills = {}
-  for skill in corpus.SKILLS:
-    values = scores[f'offline_skill_{skill}']
+  for name in (*corpus.SKILLS, *forms):
+    values = scores[f'offline_skill_{name}']
     others = [v for k, v in values.items() if k != 'accuracy']
-    skills[skill] = {
+    skills[name] = {
       'score': _round(others[0] if others else values['accuracy']),
       'accuracy': _round(values['accuracy']),
       'examples': num_examples or pretraining.TEST_EXAMPLES,
     }
-    if skill in corpus.LABELS:
-      style: Mapping[str, float] = scores[f'offline_style_{skill}']
-      skills[skill]['style_accuracy'] = _round(style['accuracy'])
-  return {'skills': skills, 'tasks': dict(pretraining.SKILL_OF)}
+    if name in styled:
+      style: Mapping[str, float] = scores[f'offline_style_{name}']
+      skills[name]['style_accuracy'] = _round(style['accuracy'])
+  return {'skills': skills, 'tasks': tasks}
 
 
 def _round(value: float) -> float:
@@ -66,7 +79,10 @@ def _round(value: float) -> float:
 
 
 def ship(
-  model_dir: str, out: str = DEMO_BACKBONE, num_examples: int | None = None
+  model_dir: str,
+  out: str = DEMO_BACKBONE,
+  num_examples: int | None = None,
+  large: bool = False,
 ) -> dict[str, Any]:
   """Writes the demo backbone.
 
@@ -74,6 +90,7 @@ def ship(
     model_dir: MODEL_DIR of the pretraining run, or a backbone's folder.
     out: folder to write; its name becomes the backbone's.
     num_examples: per skill; None is all.
+    large: measure what `large_corpus` adds, too.
 
   Returns:
     What `measure` returned.
@@ -102,7 +119,7 @@ def ship(
     huggingface.save_huggingface(
       out, loaded.config, loaded.params, spiece, 'float16', f'mpt_jax {name}'
     )
-  result = measure(out, num_examples)
+  result = measure(out, num_examples, large)
   files.write_file(os.path.join(out, 'skills.json'), files.json_bytes(result))
   return result
 
@@ -115,9 +132,14 @@ def main(argv: Sequence[str] | None = None) -> int:
   )
   parser.add_argument('model_dir', help='MODEL_DIR of the pretraining run')
   parser.add_argument('--out', default=DEMO_BACKBONE, help='folder to write')
+  parser.add_argument(
+    '--large',
+    action='store_true',
+    help='measure what the larger backbone has read beside the others, too',
+  )
   args = parser.parse_args(argv)
   try:
-    result = ship(args.model_dir, args.out)
+    result = ship(args.model_dir, args.out, large=args.large)
   except InputError as error:
     print(error, file=sys.stderr)
     return 2

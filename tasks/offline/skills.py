@@ -14,9 +14,11 @@ from tasks.offline import world
 # Classes, in the order of the class ids used here.
 NLI = ('entailment', 'neutral', 'contradiction')
 NO, YES = 0, 1
+# Everything that two tellings of a fact can differ in, but for denial.
+FIELDS = ('name', 'verb', 'thing', *world.OPTIONAL)
 
 
-def _with_noise(rng: random.Random, sentence: str, share: float) -> str:
+def with_noise(rng: random.Random, sentence: str, share: float) -> str:
   """Adds an opinion before or behind a sentence in a share of the cases."""
   if rng.random() >= share:
     return sentence
@@ -28,13 +30,43 @@ def _with_noise(rng: random.Random, sentence: str, share: float) -> str:
   return ' . '.join(parts)
 
 
+def claim(rng: random.Random, fact: world.Fact, label: int) -> world.Fact:
+  """Draws what a hypothesis says about a fact.
+
+  One that follows leaves things out and may say the class of an object
+  ("toy" for "kite"). A contradiction denies, or gives another colour, place
+  or day. A neutral one names another actor, action or object, or adds a
+  colour, place or day.
+
+  Args:
+    rng: the source of chance.
+    fact: what the premise says.
+    label: index into `NLI`.
+  """
+  given = [f for f in world.OPTIONAL if getattr(fact, f)]
+  if label == 0:
+    said = world.drop(rng, fact)
+  elif label == 2:
+    if rng.random() < 0.25:
+      said = world.change(rng, world.drop(rng, fact), 'never')
+    else:
+      said = world.drop(rng, fact, rng.choice(given))
+      kept = [f for f in given if getattr(said, f)]
+      said = world.change_some(rng, said, kept)
+  else:
+    absent = [f for f in world.OPTIONAL if f not in given]
+    said = world.drop(rng, fact)
+    if absent and rng.random() < 0.6:
+      said = world.change_some(rng, said, absent)
+    else:
+      said = world.change_some(rng, said, ('name', 'verb', 'thing'))
+  if rng.random() < 0.25:
+    said = dataclasses.replace(said, thing=world.CLASS_OF[said.thing])
+  return said
+
+
 def nli(rng: random.Random, label: int, noise: float = 0.0) -> tuple[str, str]:
   """Draws a premise and a hypothesis.
-
-  A hypothesis that follows leaves things out and may say the class of an
-  object ("toy" for "kite"). A contradiction denies, or gives another colour,
-  place or day. A neutral one names another actor, action or object, or adds
-  a colour, place or day.
 
   Args:
     rng: the source of chance.
@@ -45,27 +77,9 @@ def nli(rng: random.Random, label: int, noise: float = 0.0) -> tuple[str, str]:
     (premise, hypothesis).
   """
   fact = world.draw_fact(rng)
-  given = [f for f in world.OPTIONAL if getattr(fact, f)]
-  if label == 0:
-    claim = world.drop(rng, fact)
-  elif label == 2:
-    if rng.random() < 0.25:
-      claim = world.change(rng, world.drop(rng, fact), 'never')
-    else:
-      claim = world.drop(rng, fact, rng.choice(given))
-      kept = [f for f in given if getattr(claim, f)]
-      claim = world.change_some(rng, claim, kept)
-  else:
-    absent = [f for f in world.OPTIONAL if f not in given]
-    claim = world.drop(rng, fact)
-    if absent and rng.random() < 0.6:
-      claim = world.change_some(rng, claim, absent)
-    else:
-      claim = world.change_some(rng, claim, ('name', 'verb', 'thing'))
-  if rng.random() < 0.25:
-    claim = dataclasses.replace(claim, thing=world.CLASS_OF[claim.thing])
-  premise = _with_noise(rng, world.statement(rng, fact), noise)
-  return premise, world.statement(rng, claim)
+  said = claim(rng, fact, label)
+  premise = with_noise(rng, world.statement(rng, fact), noise)
+  return premise, world.statement(rng, said)
 
 
 def entailment(rng: random.Random, label: int) -> tuple[str, str]:
@@ -81,8 +95,7 @@ def paraphrase(rng: random.Random, label: int) -> tuple[str, str]:
   fact = world.draw_fact(rng)
   pair = [fact, fact]
   if label != YES:
-    fields = ('name', 'verb', 'thing', *world.OPTIONAL)
-    pair[rng.randrange(2)] = world.change_some(rng, fact, fields)
+    pair[rng.randrange(2)] = world.change_some(rng, fact, FIELDS)
   return world.statement(rng, pair[0]), world.statement(rng, pair[1])
 
 
@@ -93,17 +106,16 @@ def _kinds(fact: world.Fact) -> list[str]:
   return kinds
 
 
-def _known(kind: str) -> list[str]:
+def known(kind: str) -> list[str]:
   """Lists the fields that a question of this kind may say."""
   asked = {'who': 'name', 'what': 'thing', 'where': 'place', 'when': 'day'}
   hidden = {asked[kind], 'colour' if kind == 'what' else ''}
-  fields = ('name', 'verb', 'thing', *world.OPTIONAL)
-  return [f for f in fields if f not in hidden]
+  return [f for f in FIELDS if f not in hidden]
 
 
 def _mentioned(fact: world.Fact, kind: str) -> list[str]:
   """Lists the fields that this question says."""
-  return [f for f in _known(kind) if getattr(fact, f) is not None]
+  return [f for f in known(kind) if getattr(fact, f) is not None]
 
 
 def duplicate(rng: random.Random, label: int) -> tuple[str, str]:
@@ -121,31 +133,45 @@ def duplicate(rng: random.Random, label: int) -> tuple[str, str]:
     asked = dataclasses.replace(fact, place=None, day=None)
     swapped = 'when' if kind == 'where' else 'where'
     return world.ask(rng, asked, kind), world.ask(rng, asked, swapped)
-  second = world.ask(rng, world.change_some(rng, fact, _known(kind)), kind)
+  second = world.ask(rng, world.change_some(rng, fact, known(kind)), kind)
   return (first, second) if rng.random() < 0.5 else (second, first)
 
 
-def answerable(rng: random.Random, label: int) -> tuple[str, str]:
-  """Draws (question, sentence); label 1 where the sentence answers it.
+def inquiry(
+  rng: random.Random, fact: world.Fact, label: int
+) -> tuple[world.Fact, str]:
+  """Draws a question, which a statement of the fact answers if label is 1.
 
-  A sentence that does not answer lacks the place or day that is asked for,
-  or tells of another name, action, object, colour, place or day.
+  Otherwise the fact lacks the place or day that is asked for, or the question
+  is about another name, action, object, colour, place or day.
+
+  Args:
+    rng: the source of chance.
+    fact: what the statement says.
+    label: class.
+
+  Returns:
+    (what the question takes as known, its kind), as `world.ask` takes them.
   """
-  fact = world.draw_fact(rng)
   if label == YES:
     kind = rng.choice(_kinds(fact))
-    known = world.drop(rng, fact, {'where': 'place', 'when': 'day'}.get(kind))
-    return world.ask(rng, known, kind), world.statement(rng, fact)
+    keep = {'where': 'place', 'when': 'day'}.get(kind)
+    return world.drop(rng, fact, keep), kind
   missing = [
     k for k, f in (('where', 'place'), ('when', 'day')) if not getattr(fact, f)
   ]
   if missing and rng.random() < 0.6:
-    question = world.ask(rng, world.drop(rng, fact), rng.choice(missing))
-    return question, world.statement(rng, fact)
+    return world.drop(rng, fact), rng.choice(missing)
   kind = rng.choice(_kinds(fact))
   asked = world.drop(rng, fact, {'where': 'place', 'when': 'day'}.get(kind))
-  asked = world.change_some(rng, asked, _mentioned(asked, kind))
-  return world.ask(rng, asked, kind), world.statement(rng, fact)
+  return world.change_some(rng, asked, _mentioned(asked, kind)), kind
+
+
+def answerable(rng: random.Random, label: int) -> tuple[str, str]:
+  """Draws (question, sentence); label 1 where the sentence answers it."""
+  fact = world.draw_fact(rng)
+  question = world.ask(rng, *inquiry(rng, fact, label))
+  return question, world.statement(rng, fact)
 
 
 def sentiment(rng: random.Random, label: int) -> str:
@@ -223,7 +249,7 @@ def reading(rng: random.Random, books: float = 0.0) -> tuple[str, str, str]:
   else:
     kind = rng.choice(_kinds(fact))
   asked = world.drop(rng, fact, {'where': 'place', 'when': 'day'}.get(kind))
-  context = _with_noise(rng, world.statement(rng, fact), 0.3)
+  context = with_noise(rng, world.statement(rng, fact), 0.3)
   return world.ask(rng, asked, kind), context, world.answer(fact, kind)
 
 
@@ -244,7 +270,7 @@ def cloze(
   )
   if rng.random() < books:
     fact = as_book(rng, fact)
-  passage = _with_noise(rng, world.statement(rng, fact), 0.3)
+  passage = with_noise(rng, world.statement(rng, fact), 0.3)
   known = set(world.NAMES + world.PLACES + world.TITLES)
   entities = [w for w in passage.split() if w in known]
   field = rng.choice(

@@ -15,7 +15,13 @@ from mpt_jax.checkpoints import huggingface  # noqa: E402
 from mpt_jax.checkpoints.backbone import DEMOS, demo_folder  # noqa: E402
 from mpt_jax.types import InputError  # noqa: E402
 from tasks import offline  # noqa: E402
-from tasks.offline import corpus, datasets, pretraining, ship  # noqa: E402
+from tasks.offline import (  # noqa: E402
+  corpus,
+  datasets,
+  large_corpus,
+  pretraining,
+  ship,
+)
 
 pytestmark = pytest.mark.data
 
@@ -85,19 +91,21 @@ def test_skill_tasks_are_canonical(skill):
 
 
 def test_shipped_backbones_differ_in_all_sizes_but_the_words():
-  first, second = (
-    backbone_lib.load_backbone(demo_folder(name)) for name in DEMOS
-  )
-  assert first.name == 'mpt_jax demo backbone'
-  assert second.name == 'mpt_jax demo small backbone'
-  assert first.config.vocab_size == second.config.vocab_size
-  digests = {
-    backbone_lib.digest_vocabulary(x.vocabulary_file) for x in (first, second)
-  }
+  shipped = [backbone_lib.load_backbone(demo_folder(name)) for name in DEMOS]
+  assert [x.name for x in shipped] == [
+    'mpt_jax demo backbone',
+    'mpt_jax demo small backbone',
+    'mpt_jax demo large backbone',
+  ]
+  assert len({x.config.vocab_size for x in shipped}) == 1
+  digests = {backbone_lib.digest_vocabulary(x.vocabulary_file) for x in shipped}
   assert len(digests) == 1
-  sizes = ('emb_dim', 'num_heads', 'num_encoder_layers', 'mlp_dim')
-  for size in sizes:
-    assert getattr(first.config, size) != getattr(second.config, size), size
+  for size in ('emb_dim', 'mlp_dim', 'head_dim'):
+    found = [getattr(x.config, size) for x in shipped]
+    assert found[0] != found[2] != found[1], size
+  for size in ('emb_dim', 'num_heads', 'num_encoder_layers', 'mlp_dim'):
+    first, second = (getattr(x.config, size) for x in shipped[:2])
+    assert first != second, size
 
 
 @pytest.mark.parametrize('name', DEMOS)
@@ -106,13 +114,20 @@ def test_shipped_backbone_is_small_and_says_its_skills(name):
   sizes = [
     os.path.getsize(os.path.join(folder, file)) for file in os.listdir(folder)
   ]
-  assert sum(sizes) < 3 * 2**20
+  assert sum(sizes) < 4 * 2**20
   with open(os.path.join(folder, 'skills.json')) as file:
     told = json.load(file)
-  assert told['tasks'] == dict(pretraining.SKILL_OF)
-  assert set(told['skills']) == set(corpus.SKILLS)
+  large = name == 'demo-large'
+  assert told['tasks'] == {
+    **pretraining.SKILL_OF,
+    **(pretraining.LARGE_SKILL_OF if large else {}),
+  }
+  forms = large_corpus.FORMS if large else ()
+  assert set(told['skills']) == {*corpus.SKILLS, *forms}
   for skill, values in told['skills'].items():
-    assert values['accuracy'] >= 85, skill
+    # What the larger one has read and not learned: no task needs it.
+    if not skill.endswith(('_beside', '_and_grammar', '_then_grammar')):
+      assert values['accuracy'] >= 85, skill
 
 
 @pytest.mark.slow
@@ -120,7 +135,9 @@ def test_shipped_backbone_is_small_and_says_its_skills(name):
 def test_shipped_skills_are_what_is_measured(name):
   with open(os.path.join(demo_folder(name), 'skills.json')) as file:
     told = json.load(file)['skills']
-  found = ship.measure(demo_folder(name), num_examples=300)['skills']
+  found = ship.measure(
+    demo_folder(name), num_examples=300, large=name == 'demo-large'
+  )['skills']
   for skill, values in found.items():
     # 300 of the same 1,000 examples: three standard errors, and a little.
     assert values['accuracy'] == pytest.approx(
