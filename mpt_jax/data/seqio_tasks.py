@@ -211,8 +211,10 @@ class SeqioTask(providers.TaskReader):
 
   @property
   def is_synthetic(self) -> bool:
-    """Whether the description of its DatasetInfo says so."""
+    """Whether its DatasetInfo says so, or the source of its rows itself."""
     source = self.task.source
+    if isinstance(source, sources_lib.RecordsSource):
+      return source.is_synthetic
     return isinstance(
       source, seqio.TfdsDataSource
     ) and sources_lib.info_is_synthetic(source.tfds_dataset.info)

@@ -194,6 +194,12 @@ class RecordsSource(Records, seqio.DataSource):
     seqio.DataSource.__init__(self, splits=tuple(splits))
 
   @property
+  def is_synthetic(self) -> bool:
+    """Whether the rows' function has a `description` that says so."""
+    description = getattr(self._rows, 'description', None) or ''
+    return str(description).startswith(SYNTHETIC)
+
+  @property
   def supports_arbitrary_sharding(self) -> bool:
     """Rows are in memory: any host can take any of them."""
     return True
