@@ -15,7 +15,7 @@ help:
 	@echo 'make demo-full  the same with 3 seeds, full and few-shot -> demo-full/'
 	@echo 'make demo-transfer  prompts on other tasks and on another backbone'
 	@echo '                (3 seeds, under 20 minutes) -> demo-transfer/'
-	@echo 'make backbone   pretrain the three demo backbones anew, about two hours'
+	@echo 'make backbone   pretrain the demo backbones anew, about an hour and a half'
 	@echo 'make test       every test but those of test-long'
 	@echo 'make test-fast  the tests that take less than about five seconds'
 	@echo 'make test-long  a run killed at ten moments: some minutes'

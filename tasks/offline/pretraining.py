@@ -50,15 +50,14 @@ SKILL_OF: Mapping[str, str] = {
   'cola': 'grammar',
   'stsb': 'degree',
 }
-# Of the instrument's tasks, where one form alone is what they need: the harder
-# sources tell a second fact in half of their texts.
+# Of the instrument's tasks, where one skill alone is what they need.
 LARGE_SKILL_OF: Mapping[str, str] = {
-  'mnli_hard': 'relate_beside',
-  'qnli_hard': 'cover_beside',
+  'mnli_hard': 'relate',
+  'qnli_hard': 'cover',
   'qqp_hard': 'twin',
   'sst2_hard': 'mood',
-  'squad_hard': 'read_beside',
-  'record_hard': 'fill_beside',
+  'squad_hard': 'read',
+  'record_hard': 'fill',
   'deduction': 'imply',
   'rephrasing': 'twin',
   'verdict': 'mood',

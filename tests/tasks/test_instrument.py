@@ -33,7 +33,23 @@ pytestmark = pytest.mark.data
 
 SPECS = {s.name: s for s in instrument.SOURCES + instrument.TARGETS}
 # Digests of all rows: no change may touch them.
-ROWS: dict[str, str] = {}
+ROWS = {
+  'mnli_hard': '484af2c33532',
+  'qnli_hard': '00dc328b497a',
+  'qqp_hard': 'd2ea17b9d49c',
+  'sst2_hard': '2ab910d79aae',
+  'squad_hard': '9ac564b20fed',
+  'record_hard': '869e18c23ded',
+  'deduction': '40f1b98c17db',
+  'rephrasing': 'f1618e2ed77a',
+  'verdict': '3f8958cf2ee6',
+  'proven_and_praised': '85bf5d546b74',
+  'asked_and_answered': '07f64640a354',
+  'answer_and_verdict': 'b534b08215de',
+  'well_formed': '5e81c0d942dd',
+  'earlier': '1f671747aebd',
+  'tally': 'b942eacf52f9',
+}
 
 
 @functools.cache
@@ -179,7 +195,7 @@ def test_no_text_is_in_two_splits_and_all_fit():
     assert len(drawn['train']) >= 4000
     longest = max(texts, key=lambda t: len(t.replace(',', ' ,').split()))
     ids = vocabulary.model_ids(longest)
-    assert len(ids) < instrument.LENGTHS['inputs']
+    assert len(ids) + 1 <= instrument.LENGTHS['inputs']
     assert 2 not in ids
     assert data.is_synthetic(name)
 
@@ -252,7 +268,7 @@ def test_every_form_is_drawn_with_its_labels(form):
 def test_a_fact_beside_shares_nothing():
   rng = random.Random(2)
   for row in rows('mnli_hard'):
-    texts = row['hypothesis'], row['premise'].split(' . ')[0]
+    texts = row['hypothesis'], told(row['premise'])[0]
     got = compound.beside(rng, texts, 1)
     assert got[0] == texts[0]
     (new,) = set(got[1].split(' . ')) - {texts[1]}
