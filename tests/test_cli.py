@@ -78,8 +78,6 @@ STUDIES = (
   'small',
   'transfer',
 )
-# Bound by the tests of their tasks.
-STUDIES = ('evidence', 'instrument')
 # Run by T5X's programs; tests/t5x does so.
 T5X = {
   'teacher': ['INITIAL_CHECKPOINT_PATH', 'MODEL_DIR', 'MIXTURE_OR_TASK_NAME'],
@@ -187,7 +185,6 @@ def test_every_shipped_gin_file_is_covered():
   known |= {f'models/{n}.gin' for n in t5.CONFIGS}
   known |= {f't5x/{n}.gin' for n in (*T5X, 'common')}
   known |= {f'prompts/{n}.gin' for n in PROMPT_INITS}
-  known |= {f'studies/{n}.gin' for n in STUDIES}
   folder = ROOT / 'gin_configs'
   shipped = {str(p.relative_to(folder)) for p in folder.rglob('*.gin')}
   assert shipped <= known, shipped - known
