@@ -24,6 +24,7 @@ def _nowhere(tmp_path, monkeypatch):
   """No data, no backbone, and a folder in which nothing may appear."""
   monkeypatch.chdir(tmp_path)
   monkeypatch.delenv('TFDS_DATA_DIR', raising=False)
+  monkeypatch.setattr(cli, '_data_dir', None)
   gin.clear_config()
   yield
   gin.clear_config()
