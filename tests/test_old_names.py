@@ -70,6 +70,11 @@ SET = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def _no_other_configuration():
+  gin.clear_config()
+
+
 def _gin(tmp_path, lines):
   (tmp_path / 'own.gin').write_text(OWN + lines)
   return [str(tmp_path / 'own.gin')]

@@ -354,7 +354,7 @@ def test_the_page_runs(tmp_path):
     done = _run(command + more, tmp_path)
     assert done.returncode == 0, (command, done.stderr)
     if '--dry_run' in command:
-      assert 'since lengths are found when it starts' in done.stdout
+      assert 'tokens, which its texts will say' in done.stdout
       assert not (tmp_path / 'study').exists()
   # The last one is the one before, with other steps and seeds.
   table = PAGE[PAGE.index('| file |') : PAGE.index('### What is looked')]

@@ -402,8 +402,8 @@ def test_bad_input_is_one_clear_line(mixture, change, message):
   assert '\n' not in str(caught.value)
 
 
-def test_a_module_with_a_broken_import_is_no_input_error(tmp_path, monkeypatch):
+def test_a_module_with_a_broken_import_is_named(tmp_path, monkeypatch):
   (tmp_path / 'broken_tasks.py').write_text('import no_such_library')
   monkeypatch.syspath_prepend(tmp_path)
-  with pytest.raises(ModuleNotFoundError, match='no_such_library'):
+  with pytest.raises(InputError, match=r'broken_tasks.py:1: .*no_such_library'):
     data.check_data('toy', 'train', module='broken_tasks')
