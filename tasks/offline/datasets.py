@@ -18,19 +18,22 @@ def _mnli(rng: random.Random) -> Row:
   return {'premise': premise, 'hypothesis': hypothesis, 'label': label}
 
 
-def _qnli(rng: random.Random) -> Row:
+def qnli(rng: random.Random) -> Row:
+  """Draws a row of QNLI."""
   yes = rng.randrange(2)
   question, sentence = skills.answerable(rng, yes)
   return {'question': question, 'sentence': sentence, 'label': 1 - yes}
 
 
-def _qqp(rng: random.Random) -> Row:
+def qqp(rng: random.Random) -> Row:
+  """Draws a row of QQP."""
   label = rng.randrange(2)
   first, second = skills.duplicate(rng, label)
   return {'question1': first, 'question2': second, 'label': label}
 
 
-def _sst2(rng: random.Random) -> Row:
+def sst2(rng: random.Random) -> Row:
+  """Draws a row of SST-2."""
   label = rng.randrange(2)
   return {'sentence': skills.sentiment(rng, label), 'label': label}
 
@@ -118,9 +121,9 @@ DEMO = (
     heldout=('validation_matched', 'validation_mismatched'),
     hidden=('test_matched', 'test_mismatched'),
   ),
-  Dataset('qnli', 'glue/qnli:2.0.0', single(_qnli), SOURCE),
-  Dataset('qqp', 'glue/qqp:2.0.0', single(_qqp), SOURCE),
-  Dataset('sst2', 'glue/sst2:2.0.0', single(_sst2), SOURCE),
+  Dataset('qnli', 'glue/qnli:2.0.0', single(qnli), SOURCE),
+  Dataset('qqp', 'glue/qqp:2.0.0', single(qqp), SOURCE),
+  Dataset('sst2', 'glue/sst2:2.0.0', single(sst2), SOURCE),
   Dataset(
     'squad', 'squad/v1.1:3.0.0', single(_squad), SOURCE, _squad_id, hidden=()
   ),

@@ -17,7 +17,14 @@ import random
 
 from mpt_jax import data
 from tasks import glue, metrics, super_glue
-from tasks.offline import SYNTHETIC, compound, skills, stories, world
+from tasks.offline import (
+  SYNTHETIC,
+  compound,
+  datasets,
+  skills,
+  stories,
+  world,
+)
 from tasks.offline.rows import Row
 
 SIZES: Mapping[str, int] = {'test': 1000, 'validation': 512, 'train': 6000}
@@ -66,28 +73,16 @@ def _mnli(rng: random.Random) -> Row:
 
 
 def _qnli(rng: random.Random) -> Row:
-  yes = rng.randrange(2)
-  question, sentence = skills.answerable(rng, yes)
-  return {
-    'question': question,
-    'sentence': _noisy(rng, sentence),
-    'label': 1 - yes,
-  }
-
-
-def _qqp(rng: random.Random) -> Row:
-  label = rng.randrange(2)
-  first, second = skills.duplicate(rng, label)
-  return {'question1': first, 'question2': second, 'label': label}
+  row = datasets.qnli(rng)
+  return {**row, 'sentence': _noisy(rng, row['sentence'])}
 
 
 def _sst2(rng: random.Random) -> Row:
-  label = rng.randrange(2)
-  sentence = skills.sentiment(rng, label)
+  row = datasets.sst2(rng)
   if rng.random() < NOISE_SHARE:
     fact = world.statement(rng, world.draw_fact(rng))
-    sentence = f'{fact} . {sentence}'
-  return {'sentence': sentence, 'label': label}
+    row['sentence'] = f'{fact} . {row["sentence"]}'
+  return row
 
 
 def _squad(rng: random.Random) -> Row:
@@ -176,7 +171,7 @@ _NO_YES = super_glue.FALSE_TRUE
 SOURCES = (
   Spec('mnli_hard', _mnli, glue.MNLI.inputs, glue.MNLI.labels),
   Spec('qnli_hard', _qnli, glue.QNLI.inputs, glue.QNLI.labels),
-  Spec('qqp_hard', _qqp, glue.QQP.inputs, glue.QQP.labels),
+  Spec('qqp_hard', datasets.qqp, glue.QQP.inputs, glue.QQP.labels),
   Spec('sst2_hard', _sst2, glue.SST2.inputs, glue.SST2.labels),
   Spec('squad_hard', _squad, 'question: {question} context: {context}'),
   Spec('record_hard', _record, super_glue.RECORD.inputs),
@@ -192,7 +187,7 @@ TARGETS = (
   ),
   Spec(
     'rephrasing',
-    _qqp,
+    datasets.qqp,
     'sentence1: {question1} sentence2: {question2}',
     ('not_equivalent', 'equivalent'),
     'near',

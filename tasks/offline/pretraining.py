@@ -174,28 +174,17 @@ def _register_skill(
 
 
 def _register() -> None:
-  data.register_task(
-    'offline_pretrain',
-    _source(
-      _draw_pretraining,
-      {'train': TRAIN_EXAMPLES, 'validation': TEST_EXAMPLES},
-      'offline_pretrain',
-    ),
-    preprocessors=[],
-    postprocess_fn=_text,
-    metric_fns=[metrics.accuracy],
-  )
-  data.register_task(
-    'offline_pretrain_large',
-    _source(
-      _draw_large,
-      {'train': LARGE_TRAIN_EXAMPLES, 'validation': TEST_EXAMPLES},
-      'offline_pretrain_large',
-    ),
-    preprocessors=[],
-    postprocess_fn=_text,
-    metric_fns=[metrics.accuracy],
-  )
+  for name, draw, size in (
+    ('offline_pretrain', _draw_pretraining, TRAIN_EXAMPLES),
+    ('offline_pretrain_large', _draw_large, LARGE_TRAIN_EXAMPLES),
+  ):
+    data.register_task(
+      name,
+      _source(draw, {'train': size, 'validation': TEST_EXAMPLES}, name),
+      preprocessors=[],
+      postprocess_fn=_text,
+      metric_fns=[metrics.accuracy],
+    )
   for skill in corpus.SKILLS:
     labels = corpus.LABELS.get(skill)
     _register_skill(
