@@ -198,10 +198,9 @@ def _search(report: Mapping[str, Any]) -> list[Block]:
   """What was tried, which of it was chosen, and where a grid may be narrow."""
   if not report['tuning']:
     return [Text('They were given, not searched for in this run.')]
-  tasks = list(report['plan']['targets'])
-  made: list[Block] = [
-    Text(rates_lib.told(report['plan']['tuning'], report['tuning']))
-  ]
+  plan = report['plan']
+  tasks = list(plan['tuning'].get('targets') or plan['targets'])
+  made: list[Block] = [Text(rates_lib.told(plan['tuning'], report['tuning']))]
   edges = [r for r in report['tuning'] if r.get('on_edge')]
   found = ', '.join(
     f'{r["method"]} at {r["setting"]} ({cells.show_rates(r["rates"])})'

@@ -72,6 +72,7 @@ class Tuning:
     seed: a seed that is not reported, or several.
     grids: method -> its pairs of rates; all grids have the same size.
     settings: names of the settings that are tuned.
+    targets: the target tasks that are searched on; None is all.
     search: 'grid' trains each pair as long as the setting says. 'halving' is
       successive halving with the grids' points as trials: short runs of all
       of them, each complete with its own schedule, then longer ones of the
@@ -84,6 +85,7 @@ class Tuning:
   seed: Natural | Sequence[Natural]
   grids: Mapping[str, Any]
   settings: tuple[str, ...]
+  targets: Sequence[str] | None = None
   search: str = 'grid'
   reduction_factor: Positive = 3
 
@@ -376,6 +378,9 @@ class Plan:
       return
     check_names(
       'tuned setting', tuning.settings, [s.name for s in stage.settings]
+    )
+    check_names(
+      'a target of Tuning', tuning.targets or (), list(self.tasks.targets)
     )
     check_names('search of Tuning', [tuning.search], ('grid', 'halving'))
     if tuning.reduction_factor < 2:

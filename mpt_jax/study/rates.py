@@ -102,6 +102,12 @@ def root(plan: Plan, seed: int) -> str:
   return 'tuning' if seed == first else f'tuning/seed{seed}'
 
 
+def searched(plan: Plan) -> list[str]:
+  """The target tasks that a search trains on."""
+  assert plan.target_stage.tuning is not None
+  return list(plan.target_stage.tuning.targets or plan.tasks.targets)
+
+
 def runs_of(
   plan: Plan,
   setting: Setting,
@@ -130,7 +136,7 @@ def runs_of(
       ),
     )
     for seed in seeds or plan.target_stage.tuning.seeds
-    for task in plan.tasks.targets
+    for task in searched(plan)
   ]
 
 
@@ -257,10 +263,10 @@ def _cost(plan: Plan, method: str, trial: Trial) -> int:
   """Training steps of all runs of a trial."""
   search, tasks = plan.target_stage.tuning, plan.tasks
   assert search is not None
-  runs = len(tasks.targets)
+  runs = len(searched(plan))
   if arms.TARGETS[method].start == arms.EACH:
     runs = sum(
-      len(set(tasks.source_tasks) - {target}) for target in tasks.targets
+      len(set(tasks.source_tasks) - {target}) for target in searched(plan)
     )
   return trial.steps * len(search.seeds) * runs
 
@@ -279,12 +285,13 @@ def told(tuning: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
     key = row['setting'], row['method']
     spent.setdefault(key, []).append(row.get('total_steps', 0))
   most = max(map(len, spent.values()))
+  on = ', '.join(tuning.get('targets') or ()) or 'targets'
   text = (
     f'Searched with seed{"s"[: len(seeds) - 1]}'
     f' {", ".join(map(str, seeds))}, which {"are" if seeds[1:] else "is"} not'
     ' reported, on the validation split; every method had'
     f' {most} trial{"s"[: most - 1]} in each setting;'
-    ' the best mean over targets wins.'
+    f' the best mean over {on} wins.'
   )
   if tuning.get('search') == 'halving':
     text += (

@@ -1,6 +1,6 @@
 """The runs that a plan makes, each one command in a folder of its own."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import os
 from typing import Any
@@ -117,11 +117,11 @@ def reported(plan: Plan, chosen: Chosen) -> list[Step]:
     steps += runs
     steps += [_test(plan, run) for run in runs]
     for setting in settings:
-      steps += _keys(plan, chain, setting)
+      steps += _keys(plan, chain, setting, plan.tasks.targets)
       for method in stage.methods:
         rates = chosen[setting.tuned_as or setting.name][method]
         folder = f'{chain.root}/target/{setting.name}/{method}'
-        for tasks in _groups(plan, method):
+        for tasks in _groups(method, list(plan.tasks.targets)):
           together = arms.TARGETS[method].together
           name = folder if together else f'{folder}/{tasks[0]}'
           trial = _Trial(chain, setting, method, rates, name)
@@ -150,7 +150,7 @@ def search(plan: Plan, rungs: int | None = None) -> list[Step]:
     chain = _Chain(rates_lib.root(plan, seed), seed, scored=True)
     steps += _sources(plan, chain, variants, stage.methods)
     for setting in settings:
-      steps += _keys(plan, chain, setting)
+      steps += _keys(plan, chain, setting, rates_lib.searched(plan))
       for method in stage.methods:
         for trial in rates_lib.trials(plan, setting, method):
           if rungs is None or trial.rung < rungs:
@@ -169,15 +169,14 @@ def _searched(
   names = dict(rates_lib.runs_of(plan, setting, method, trial, [chain.seed]))
   shorter = dataclasses.replace(setting, steps=trial.steps)
   steps = []
-  for tasks in _groups(plan, method):
+  for tasks in _groups(method, rates_lib.searched(plan)):
     run = _Trial(chain, shorter, method, trial.rates, names[tasks[0]])
     steps += _trained(plan, run, tasks)
   return steps
 
 
-def _groups(plan: Plan, method: str) -> list[list[str]]:
-  """The tasks of each run of a target method."""
-  tasks = list(plan.tasks.targets)
+def _groups(method: str, tasks: list[str]) -> list[list[str]]:
+  """The tasks of each run of a target method on some tasks."""
   return [tasks] if arms.TARGETS[method].together else [[t] for t in tasks]
 
 
@@ -206,7 +205,9 @@ def _sources(
   return steps + [_source(plan, chain, v, teachers) for v in variants]
 
 
-def _keys(plan: Plan, chain: _Chain, setting: Setting) -> list[Step]:
+def _keys(
+  plan: Plan, chain: _Chain, setting: Setting, tasks: Iterable[str]
+) -> list[Step]:
   """A short run of each target on what the setting gives, for its key."""
   if plan.key_step is None:
     return []
@@ -231,7 +232,7 @@ def _keys(plan: Plan, chain: _Chain, setting: Setting) -> list[Step]:
         'task': task,
       },
     )
-    for task in plan.tasks.targets
+    for task in tasks
   ]
 
 

@@ -1,4 +1,4 @@
-"""The instrument: six harder sources and targets of three kinds.
+"""The instrument: six sources and targets of three kinds.
 
 Importing this module registers them with SeqIO; they need no data on disk.
 Made for the backbone 'demo-large', whose pretraining has the skills under
@@ -32,8 +32,7 @@ TARGET_SIZES: Mapping[str, int] = {**SIZES, 'test': 1500, 'train': 4000}
 # The longest inputs, without a prompt; answers are up to 3 words.
 LENGTHS = {'inputs': 46, 'targets': 4}
 
-# How often a passage of a source has an opinion beside it, or SST-2's opinion a
-# fact.
+# How often a passage of a source has an opinion beside it.
 NOISE_SHARE = 0.5
 
 
@@ -75,14 +74,6 @@ def _mnli(rng: random.Random) -> Row:
 def _qnli(rng: random.Random) -> Row:
   row = datasets.qnli(rng)
   return {**row, 'sentence': _noisy(rng, row['sentence'])}
-
-
-def _sst2(rng: random.Random) -> Row:
-  row = datasets.sst2(rng)
-  if rng.random() < NOISE_SHARE:
-    fact = world.statement(rng, world.draw_fact(rng))
-    row['sentence'] = f'{fact} . {row["sentence"]}'
-  return row
 
 
 def _squad(rng: random.Random) -> Row:
@@ -169,12 +160,12 @@ def _tally(rng: random.Random) -> Row:
 _NO_YES = super_glue.FALSE_TRUE
 
 SOURCES = (
-  Spec('mnli_hard', _mnli, glue.MNLI.inputs, glue.MNLI.labels),
-  Spec('qnli_hard', _qnli, glue.QNLI.inputs, glue.QNLI.labels),
-  Spec('qqp_hard', datasets.qqp, glue.QQP.inputs, glue.QQP.labels),
-  Spec('sst2_hard', _sst2, glue.SST2.inputs, glue.SST2.labels),
-  Spec('squad_hard', _squad, 'question: {question} context: {context}'),
-  Spec('record_hard', _record, super_glue.RECORD.inputs),
+  Spec('mnli_world', _mnli, glue.MNLI.inputs, glue.MNLI.labels),
+  Spec('qnli_world', _qnli, glue.QNLI.inputs, glue.QNLI.labels),
+  Spec('qqp_world', datasets.qqp, glue.QQP.inputs, glue.QQP.labels),
+  Spec('sst2_world', datasets.sst2, glue.SST2.inputs, glue.SST2.labels),
+  Spec('squad_world', _squad, 'question: {question} context: {context}'),
+  Spec('record_world', _record, super_glue.RECORD.inputs),
 )
 TARGETS = (
   Spec(
@@ -183,7 +174,7 @@ TARGETS = (
     'passage: {premise} sentence: {hypothesis}',
     _NO_YES,
     'near',
-    ('mnli_hard',),
+    ('mnli_world',),
   ),
   Spec(
     'rephrasing',
@@ -191,7 +182,7 @@ TARGETS = (
     'sentence1: {question1} sentence2: {question2}',
     ('not_equivalent', 'equivalent'),
     'near',
-    ('qqp_hard',),
+    ('qqp_world',),
   ),
   Spec(
     'verdict',
@@ -199,7 +190,7 @@ TARGETS = (
     'passage: {text}',
     ('unacceptable', 'acceptable'),
     'near',
-    ('sst2_hard',),
+    ('sst2_world',),
   ),
   Spec(
     'proven_and_praised',
@@ -207,7 +198,7 @@ TARGETS = (
     'hypothesis: {h} premise: {p} sentence: {text}',
     _NO_YES,
     'composite',
-    ('mnli_hard', 'sst2_hard'),
+    ('mnli_world', 'sst2_world'),
   ),
   Spec(
     'asked_and_answered',
@@ -215,14 +206,14 @@ TARGETS = (
     'question1: {q1} question2: {q2} sentence: {text}',
     _NO_YES,
     'composite',
-    ('qqp_hard', 'qnli_hard'),
+    ('qqp_world', 'qnli_world'),
   ),
   Spec(
     'answer_and_verdict',
     _answer_and_verdict,
     'question: {question} context: {context} sentence: {text}',
     kind='composite',
-    sources=('squad_hard', 'sst2_hard'),
+    sources=('squad_world', 'sst2_world'),
   ),
   Spec(
     'well_formed',
@@ -230,7 +221,7 @@ TARGETS = (
     'sentence: {sentence}',
     ('unacceptable', 'acceptable'),
     'far',
-    ('sst2_hard',),
+    ('sst2_world',),
   ),
   Spec(
     'earlier',
@@ -238,7 +229,7 @@ TARGETS = (
     'sentence1: {first} sentence2: {second}',
     _NO_YES,
     'far',
-    ('qqp_hard',),
+    ('qqp_world',),
   ),
   Spec(
     'tally',
@@ -246,7 +237,7 @@ TARGETS = (
     'query: {kind} entities: {listed}',
     world.SIMILARITY_WORDS[: compound.MOST + 1],
     'far',
-    ('qnli_hard',),
+    ('qnli_world',),
   ),
 )
 KINDS: Mapping[str, str] = {

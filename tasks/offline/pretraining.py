@@ -52,12 +52,12 @@ SKILL_OF: Mapping[str, str] = {
 }
 # Of the instrument's tasks, where one skill alone is what they need.
 LARGE_SKILL_OF: Mapping[str, str] = {
-  'mnli_hard': 'relate',
-  'qnli_hard': 'cover',
-  'qqp_hard': 'twin',
-  'sst2_hard': 'mood',
-  'squad_hard': 'read',
-  'record_hard': 'fill',
+  'mnli_world': 'relate',
+  'qnli_world': 'cover',
+  'qqp_world': 'twin',
+  'sst2_world': 'mood',
+  'squad_world': 'read',
+  'record_world': 'fill',
   'deduction': 'imply',
   'rephrasing': 'twin',
   'verdict': 'mood',
