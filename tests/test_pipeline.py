@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -36,7 +37,7 @@ from mpt_jax.study import (
 )
 from mpt_jax.study import run as run_lib
 from mpt_jax.types import InputError
-from tests.helpers import every_method
+from tests.helpers import every_method, fake_study
 
 ROOT = pathlib.Path(__file__).parent.parent
 VOCABULARY = ROOT / 'tasks/offline/demo_backbone/spiece.model'
@@ -504,6 +505,22 @@ def test_tuning_searches_on_a_seed_of_its_own():
   assert 'train.train.evaluation' not in run
 
 
+def test_tuning_may_search_on_some_targets(tmp_path):
+  search = dataclasses.replace(TUNED.target_stage.tuning, targets=['cola'])
+  plan = changed(TUNED, model_dir=str(tmp_path), tuning=search)
+  names = {s.name for s in steps.search(plan)}
+  assert 'tuning/k32/mpt/0.3-0.1/cola' in names
+  assert not [name for name in names if name.endswith('/rte')]
+  runs = ('mpt/0.1-0.1', 'mpt/0.3-0.1', 'pt/0.1', 'pt/0.3')
+  write_search(tmp_path, {run: (90.0 - i, i) for i, run in enumerate(runs)})
+  chosen, rows = rates.tuned(plan)
+  assert chosen == {'k32': {'mpt': (0.3, 0.1), 'pt': (0.3, None)}}
+  assert [row['scores'] for row in rows] == [{'cola': i} for i in range(4)]
+  said = rates.told(plan.record()['tuning'], rows)
+  assert 'the best mean over cola wins' in said
+  assert said.endswith('Steps of each method at k32: 10.')
+
+
 def test_best_mean_over_targets_wins(tmp_path):
   plan = changed(TUNED, model_dir=str(tmp_path))
   scores = {
@@ -622,6 +639,10 @@ def test_bars_come_with_the_benchmarks_own_files_only():
     ({'tuning': Tuning(9, {}, ('k33',))}, "tuned setting is 'k33'.*'k32'"),
     ({'tuning': Tuning((9, 1), {}, ('k32',))}, 'tuning seed 1 is among'),
     ({'tuning': Tuning((9, 9), {}, ('k32',))}, 'tuning seeds must differ'),
+    (
+      {'tuning': Tuning(9, {}, ('k32',), targets=['ret'])},
+      "a target of Tuning is 'ret'.*'rte'",
+    ),
     (
       {'tuning': Tuning(9, {}, ('k32',), 'halvin')},
       "search of Tuning is 'halvin'.*'halving'",
@@ -912,7 +933,26 @@ QUICK = (
 TINY = ['mpt', 'mpt_nearest', 'mpt_group', 'pt', 'spot', 'spot_oracle']
 
 
-def call(folder, *more):
+# Ends the study by a signal once so many of its runs are finished.
+STOPPER = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from mpt_jax import cli
+from mpt_jax.study.progress import Progress
+number, left = map(int, sys.argv[1:3])
+finish = Progress.finish
+def count(self, step):
+  global left
+  finish(self, step)
+  left -= 1
+  if not left:
+    os.kill(os.getpid(), number)
+Progress.finish = count
+cli.main('mpt_jax.pipeline', 'pipeline', sys.argv[3:])
+"""
+
+
+def call(folder, *more, program=('-m', 'mpt_jax.pipeline')):
   """Runs the demo's pipeline on two sources and a target, in a few steps."""
   macros = {
     'MODEL_DIR': str(folder / 'run'),
@@ -924,6 +964,7 @@ def call(folder, *more):
     'VARIANTS': ['mpt', 'no_distillation'],
     'METHODS': TINY,
     'SETTINGS': '[@k32/pipeline.Setting()]',
+    'SEEDS': [0],
     'TEACHER_STEPS': 4,
     'SOURCE_STEPS': 10,
     'TARGET_STEPS': 3,
@@ -935,8 +976,7 @@ def call(folder, *more):
   return subprocess.run(
     [
       sys.executable,
-      '-m',
-      'mpt_jax.pipeline',
+      *program,
       '--gin_file=gin_configs/runs/demo.gin',
       *bindings,
       *more,
@@ -1036,6 +1076,19 @@ def test_tiny_pipeline_end_to_end_and_again(tmp_path):
   # Only times are new: no table or picture.
   top = {'pipeline.json', 'report.json', 'report.md', 'report.html'}
   assert changed == own | top
+
+  # Stopped as a teacher ends, and killed among the target runs.
+  whole = run.rename(tmp_path / 'whole')
+  for number, left in ((signal.SIGINT, 1), (signal.SIGKILL, 9)):
+    stopped = call(
+      tmp_path, program=('-c', STOPPER, str(int(number)), str(left))
+    )
+    assert stopped.returncode in (-number, 128 + number), stopped.stderr
+    assert not (run / 'report.json').exists()
+  last = call(tmp_path)
+  assert last.returncode == 0, last.stderr
+  assert '10 of ' in last.stderr
+  assert fake_study.untimed(run) == fake_study.untimed(whole)
 
   wrong = call(tmp_path, '--gin.TEACHER_STEPS=5')
   assert wrong.returncode == 2

@@ -72,7 +72,6 @@ class Tuning:
     seed: a seed that is not reported, or several.
     grids: method -> its pairs of rates; all grids have the same size.
     settings: names of the settings that are tuned.
-    targets: the target tasks that are searched on; None is all.
     search: 'grid' trains each pair as long as the setting says. 'halving' is
       successive halving with the grids' points as trials: short runs of all
       of them, each complete with its own schedule, then longer ones of the
@@ -80,14 +79,15 @@ class Tuning:
       is chosen, so that timing decides nothing.
     reduction_factor: of halving: about one trial in so many goes on, and is
       trained so many times longer.
+    targets: the target tasks that are searched on; None is all.
   """
 
   seed: Natural | Sequence[Natural]
   grids: Mapping[str, Any]
   settings: tuple[str, ...]
-  targets: Sequence[str] | None = None
   search: str = 'grid'
   reduction_factor: Positive = 3
+  targets: Sequence[str] | None = None
 
   @property
   def seeds(self) -> tuple[int, ...]:
