@@ -404,6 +404,27 @@ def test_only_what_a_method_reads_is_run():
     changed(plan, methods=('attempt',), targets=['rte'], source_tasks=())
 
 
+def test_a_setting_may_run_some_of_the_methods():
+  k32, k16 = TUNED.target_stage.settings
+  some = dataclasses.replace(k16, methods=['pt'])
+  plan = changed(TUNED, settings=(k32, some))
+  runs = steps_of(plan)
+  found = {
+    (setting, method)
+    for setting in ('k32', 'k16')
+    for method in ('mpt', 'pt')
+    if f'seed0/target/{setting}/{method}/rte' in runs
+  }
+  assert found == {('k32', 'mpt'), ('k32', 'pt'), ('k16', 'pt')}
+  with pytest.raises(
+    InputError, match="a method of k16 is 'pr', expected one of mpt, pt"
+  ):
+    changed(settings=(k32, dataclasses.replace(k16, methods=['pr'])))
+  fewer = dataclasses.replace(k32, methods=['pt'])
+  with pytest.raises(InputError, match="tuned as k32, is 'mpt'"):
+    changed(TUNED, settings=(fewer, k16))
+
+
 def test_the_best_step_by_validation_may_be_kept():
   settings = [
     dataclasses.replace(s, keep_best=2) for s in EVERY.target_stage.settings

@@ -173,7 +173,10 @@ def _rates(report: Mapping[str, Any]) -> list[Block]:
   for setting in report['plan']['settings']:
     rates = report['rates'].get(setting['tuned_as'] or setting['name'], {})
     rows.append(
-      [setting['name'], *(cells.show_rates(rates[m]) for m in methods)]
+      [
+        setting['name'],
+        *(cells.show_rates(rates[m]) if m in rates else '-' for m in methods),
+      ]
     )
     records += [
       {
@@ -182,6 +185,7 @@ def _rates(report: Mapping[str, Any]) -> list[Block]:
         **dict(zip(('rate', 'task_rate'), rates[method], strict=False)),
       }
       for method in methods
+      if method in rates
     ]
   return [
     Heading('Learning rates'),

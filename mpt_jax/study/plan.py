@@ -49,6 +49,7 @@ class Setting:
     tuned_as: the setting whose tuned rates are used; None is this one.
     keep_best: steps between scores on the validation split, of which the best
       step is kept; None keeps the last step.
+    methods: those of the target methods that it runs; None is all.
   """
 
   name: str
@@ -59,6 +60,7 @@ class Setting:
   rates: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   tuned_as: str | None = None
   keep_best: Positive | None = None
+  methods: Sequence[str] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -275,6 +277,11 @@ class Plan:
     quarter = max(self.source_stage.teacher.steps // 4, 1)
     return self.prompts.key_step or quarter
 
+  def methods_of(self, setting: Setting) -> list[str]:
+    """The target methods of a setting, in the plan's order."""
+    own = setting.methods
+    return [m for m in self.target_stage.methods if own is None or m in own]
+
   def taught(
     self, variants: Sequence[str], methods: Sequence[str]
   ) -> list[str]:
@@ -360,16 +367,26 @@ class Plan:
       )
 
   def _check_settings(self) -> None:
-    names = [s.name for s in self.target_stage.settings]
-    starts = {arms.TARGETS[m].start for m in self.target_stage.methods}
-    for setting in self.target_stage.settings:
+    given = {s.name: s for s in self.target_stage.settings}
+    for setting in given.values():
+      check_names(
+        f'a method of {setting.name}',
+        setting.methods or (),
+        self.target_stage.methods,
+      )
       check_names(f'a seed of {setting.name}', setting.seeds, self.seeds)
+      starts = {arms.TARGETS[m].start for m in self.methods_of(setting)}
       if starts & set(arms.SOURCES) - {arms.OURS}:
         check_names(
           f'a seed of {setting.name}', setting.seeds, self.ablation_seeds
         )
       if setting.tuned_as is not None:
-        check_names(f'tuned_as of {setting.name}', [setting.tuned_as], names)
+        check_names(f'tuned_as of {setting.name}', [setting.tuned_as], given)
+        check_names(
+          f'a method of {setting.name}, which is tuned as {setting.tuned_as},',
+          self.methods_of(setting),
+          self.methods_of(given[setting.tuned_as]),
+        )
     check_names('ablation seed', self.ablation_seeds, self.seeds)
 
   def _check_tuning(self) -> None:

@@ -177,7 +177,7 @@ def given(plan: Plan) -> Chosen:
     if setting.tuned_as is not None:
       continue
     chosen[setting.name] = {}
-    for method in stage.methods:
+    for method in plan.methods_of(setting):
       if method in setting.rates:
         chosen[setting.name][method] = _rates(setting.rates[method])
       elif stage.tuning and setting.name in stage.tuning.settings:
@@ -230,7 +230,7 @@ def tuned(plan: Plan) -> tuple[Chosen, list[dict]]:
   stage = plan.target_stage
   searched = stage.tuning.settings if stage.tuning else ()
   for setting in (s for s in stage.settings if s.name in searched):
-    for method in stage.methods:
+    for method in plan.methods_of(setting):
       best, found = _search_of(plan, setting, method)
       chosen[setting.name][method] = best
       rows += found

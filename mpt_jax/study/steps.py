@@ -118,7 +118,7 @@ def reported(plan: Plan, chosen: Chosen) -> list[Step]:
     steps += [_test(plan, run) for run in runs]
     for setting in settings:
       steps += _keys(plan, chain, setting, plan.tasks.targets)
-      for method in stage.methods:
+      for method in plan.methods_of(setting):
         rates = chosen[setting.tuned_as or setting.name][method]
         folder = f'{chain.root}/target/{setting.name}/{method}'
         for tasks in _groups(method, list(plan.tasks.targets)):
@@ -151,7 +151,7 @@ def search(plan: Plan, rungs: int | None = None) -> list[Step]:
     steps += _sources(plan, chain, variants, stage.methods)
     for setting in settings:
       steps += _keys(plan, chain, setting, rates_lib.searched(plan))
-      for method in stage.methods:
+      for method in plan.methods_of(setting):
         for trial in rates_lib.trials(plan, setting, method):
           if rungs is None or trial.rung < rungs:
             steps += _searched(plan, chain, setting, method, trial)
@@ -209,7 +209,8 @@ def _keys(
   plan: Plan, chain: _Chain, setting: Setting, tasks: Iterable[str]
 ) -> list[Step]:
   """A short run of each target on what the setting gives, for its key."""
-  if plan.key_step is None:
+  compared = [m for m in plan.methods_of(setting) if arms.TARGETS[m].compares]
+  if plan.key_step is None or not compared:
     return []
   teacher = plan.source_stage.teacher
   return [
