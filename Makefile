@@ -11,7 +11,7 @@ PYTHONS ?= python3.11 python3.12 python3.13 python3
 
 help:
 	@echo 'make demo       the method end to end on the embedded benchmark'
-	@echo '                (5 seeds, some 6 minutes on 2 cores) -> demo/'
+	@echo '                (5 seeds, some 5 minutes on 2 cores) -> demo/'
 	@echo 'make demo-full  the same with 3 seeds, full and few-shot -> demo-full/'
 	@echo 'make demo-transfer  prompts on other tasks and on another backbone'
 	@echo '                (3 seeds, under 20 minutes) -> demo-transfer/'
