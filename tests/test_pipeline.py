@@ -655,6 +655,7 @@ def test_bars_come_with_the_benchmarks_own_files_only():
     ({'lengths': {'colla': {}}}, "task of LENGTHS is 'colla'.*'cola'"),
     ({'lengths': {'rte': {'input': 3}}}, "LENGTHS of rte is 'input'.*'inputs'"),
     ({'seeds': (0,)}, 'a seed of k32 is 1'),
+    ({'groups': {'a': ['ret']}}, r"a task of GROUPS\['a'\] is 'ret'.*'rte'"),
     ({'tuning': Tuning(0, {}, ('k32',))}, 'tuning seed 0 is among'),
     ({'tuning': Tuning(9, {'mpt': [1.0]}, ('k32',))}, 'grids must have one'),
     ({'tuning': Tuning(9, {}, ('k33',))}, "tuned setting is 'k33'.*'k32'"),

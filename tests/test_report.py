@@ -51,6 +51,36 @@ def test_numbers(tmp_path):
   assert 'neither' not in written['source']
 
 
+def test_groups_have_means_and_differences_of_their_own(tmp_path):
+  def score(setting, method, task, seed, value):
+    del setting, seed
+    return value + (10.0 if (method, task) == ('mpt', 'cola') else 0.0)
+
+  fake = Fake(tmp_path).fill(score)
+  fake.plan = {'groups': {'judged': ['cola'], 'all': ['rte', 'cola']}}
+  written = fake.write()
+  of = written['groups']['k32']
+  assert of['judged']['mpt']['mean']['values'] == {'0': 74.0, '1': 78.0}
+  assert of['all'].keys() == written['targets']['k32'].keys()
+  for name, found in of['all'].items():
+    assert found == written['targets']['k32'][name]
+  found = {
+    pair['group']: pair['values']
+    for pair in written['group_pairs']
+    if (pair['where'], pair['first'], pair['second']) == ('k32', 'mpt', 'pt')
+  }
+  assert found == {
+    'judged': {'0': 14.0, '1': 18.0},
+    'all': {'0': 9.0, '1': 13.0},
+  }
+  text = text_of(tmp_path)
+  # 16 with a standard error of 2 and one degree of freedom.
+  assert '| mpt - pt | +16.0 (-9.4 to 41.4) | +11.0 (-14.4 to 36.4) |' in text
+  rows = (tmp_path / 'tables/differences.csv').read_text()
+  assert 'k32,mpt,pt,mean of judged,16.0,' in rows
+  assert 'judged' in (tmp_path / 'tables/groups_k32.csv').read_text()
+
+
 def test_every_arm_says_what_it_trains_and_takes(tmp_path):
   fake = Fake(tmp_path, seeds=(0,)).fill()
   config = every_method.CONFIG

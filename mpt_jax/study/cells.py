@@ -42,6 +42,15 @@ def with_bounds(stat: Stat | None) -> str:
   return show(stat) + (f' ({bounds(stat)})' if known else '')
 
 
+def ahead(pair: Mapping[str, Any] | None) -> str:
+  """'+6.0 (4.1 to 7.9)', a paired difference, or '-'."""
+  if pair is None:
+    return '-'
+  return signed(pair['mean']) + (
+    '' if pair['low'] is None else f' ({bounds(pair)})'
+  )
+
+
 def record(found: Mapping[str, Any] | None) -> dict[str, Any]:
   """A score or a difference as plain values of a CSV file."""
   known = found or {}

@@ -48,7 +48,7 @@ def ablation(report: Mapping[str, Any]) -> list[Block]:
       arm = variant if where == 'source' else next(iter(targets), None)
       found = ours[where].get(arm, {}).get('mean')
       pair = _pair(report['pairs'], where, arm)
-      row += [cells.with_bounds(found), _difference(pair)]
+      row += [cells.with_bounds(found), cells.ahead(pair)]
       if found:
         told = {'variant': variant, 'where': where, **cells.record(found)}
         more = cells.record(pair) if pair else {}
@@ -84,14 +84,6 @@ def _pair(
   return None
 
 
-def _difference(pair: Mapping[str, Any] | None) -> str:
-  """'+6.0 (4.1 to 7.9)', or '-'."""
-  if pair is None:
-    return '-'
-  bounds = '' if pair['low'] is None else f' ({cells.bounds(pair)})'
-  return cells.signed(pair['mean']) + bounds
-
-
 _WORDS = {None: 'one seed: no claim', -1: 'behind', 0: 'not told apart'}
 
 
@@ -117,7 +109,14 @@ def pairs(report: Mapping[str, Any]) -> list[Block]:
       'task': pair.get('task', 'mean'),
       **cells.record(pair),
     }
-    for pair in (*report['pairs'], *report['task_pairs'])
+    for pair in (
+      *report['pairs'],
+      *(
+        {**pair, 'task': f'mean of {pair["group"]}'}
+        for pair in report['group_pairs']
+      ),
+      *report['task_pairs'],
+    )
   ]
   header = ['difference', 'mean', 'se', 'per seed', '95 %', 'seeds', '']
   return [

@@ -115,6 +115,7 @@ class Tasks:
     eval_examples: validation examples per task, for curves and tuning.
     lengths: task -> its own lengths, over `task_feature_lengths`:
       {'multirc': {'inputs': 448}}.
+    groups: name -> target tasks whose mean the report tells, too.
   """
 
   source_mixture: str | None
@@ -124,6 +125,7 @@ class Tasks:
   module: str = 'tasks'
   eval_examples: Positive = 256
   lengths: Mapping[str, Mapping[str, Positive]] | None = None
+  groups: Mapping[str, Sequence[str]] | None = None
 
   def __post_init__(self):
     if not isinstance(self.targets, Mapping):
@@ -131,6 +133,8 @@ class Tasks:
       object.__setattr__(self, 'targets', dict.fromkeys(names))
     tasks = list(dict.fromkeys((*self.source_tasks, *self.targets)))
     check_names('a task of LENGTHS', list(self.lengths or ()), tasks)
+    for group, members in (self.groups or {}).items():
+      check_names(f'a task of GROUPS[{group!r}]', members, list(self.targets))
     for task, own in (self.lengths or {}).items():
       check_names(f'LENGTHS of {task}', list(own), ('inputs', 'targets'))
 

@@ -14,7 +14,7 @@ from mpt_jax.checkpoints import files
 from mpt_jax.checkpoints.backbone import find_backbone
 from mpt_jax.checkpoints.run import RESULTS
 from mpt_jax.engine import metrics
-from mpt_jax.study import arms, bars, curves, learned, stats
+from mpt_jax.study import arms, bars, curves, groups, learned, stats
 
 RECORD = 'pipeline.json'
 SKILLS = 'skills.json'
@@ -55,6 +55,9 @@ def collect(folder: str) -> dict[str, Any]:
     ('source', source, arms.source_pairs()),
     *((name, found, _compared(plan)) for name, found in targets.items()),
   ]
+  grouped, group_pairs = groups.collect(
+    plan, _select(runs, 'target'), _compared(plan)
+  )
   report: dict[str, Any] = {
     **{name: record[name] for name in _AS_RECORDED},
     'synthetic': any(facts['synthetic'] for facts in data.values()),
@@ -73,6 +76,8 @@ def collect(folder: str) -> dict[str, Any]:
     'target_curves': _target_curves(folder, plan, runs),
     'curves_undefined': curves.undefined(folder, _select(runs, 'source')),
     'targets': targets,
+    'groups': grouped,
+    'group_pairs': group_pairs,
     'pairs': [row for stage in stages for row in stats.pairs(*stage)],
     'task_pairs': [
       row for stage in stages for row in stats.task_pairs(*stage, meanings)
