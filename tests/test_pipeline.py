@@ -1082,6 +1082,14 @@ def test_tiny_pipeline_end_to_end_and_again(tmp_path):
   assert 'nothing to do' in again.stderr
   assert times(run) == before
 
+  # What tells of them otherwise is taken.
+  titled = call(tmp_path, "--gin.TITLE='Ours'")
+  assert titled.returncode == 0, titled.stderr
+  assert 'nothing to do' in titled.stderr
+  assert (run / 'report.md').read_text().startswith('# Ours on SYNTHETIC DATA')
+  assert call(tmp_path).returncode == 0
+  before = times(run)
+
   # One run is lost, with all that its folder held: only it is made again.
   lost = run / 'seed0/target/k32/pt/rte/test'
   for path in lost.iterdir():

@@ -5,6 +5,7 @@ before anything is trained.
 """
 
 import dataclasses
+import json
 import logging
 import os
 import sys
@@ -158,6 +159,7 @@ class _Study:
       everything = searched + self._reported
       if os.path.exists(path) and all(map(pool.is_done, everything)):
         log.info('every run is finished; nothing to do')
+        self._update_record(facts, backbone)
         # An upgrade may have changed what is written of them.
         return report.write(plan.model_dir)
       for note in pool.call(examine.texts, plan):
@@ -195,6 +197,16 @@ class _Study:
     }
     path = os.path.join(self._plan.model_dir, results.RECORD)
     files.write_file(path, files.json_bytes(record))
+
+  def _update_record(
+    self, facts: dict[str, Any], backbone: dict[str, Any]
+  ) -> None:
+    """Writes the record anew if the same runs are to be told of otherwise."""
+    path = os.path.join(self._plan.model_dir, results.RECORD)
+    record = files.read_json(path)
+    now = json.loads(files.json_bytes(self._plan.record()))
+    if {**record['plan'], 'folder': None} != {**now, 'folder': None}:
+      self._write_record(facts, backbone, record['device'])
 
 
 def _inside(path: str, folder: str) -> str:
