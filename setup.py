@@ -31,6 +31,7 @@ _CORE = [
 _DATA = [
   # tensorflow-datasets 4.9.10 imports it and does not say so.
   'importlib_resources>=7.1',
+  'pyarrow>=26',
   'rouge_score>=0.1.2',
   'sacrebleu>=2.6',
   'scikit-learn>=1.9',
