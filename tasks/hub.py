@@ -171,7 +171,9 @@ def _slots(table: 'pa.Table') -> 'pa.Table':
     contents.append([value[:-1] for _, _, value in slots])
   return pa.table(
     {
-      'input_text/table/column_header': pa.array(headers, pa.list_(pa.string())),
+      'input_text/table/column_header': pa.array(
+        headers, pa.list_(pa.string())
+      ),
       'input_text/table/content': pa.array(contents, pa.list_(pa.string())),
       'target_text': table['human_reference'],
     }
@@ -203,8 +205,13 @@ def _texts_of_triples(table: 'pa.Table') -> 'pa.Table':
 _ENTAILMENT = ('entailment', 'not_entailment')
 _FALSE_TRUE = ('False', 'True')
 _GEM = dict.fromkeys(('gem_id', 'gem_parent_id', 'target'), TEXT)
-_WSC = _texts('text span1_text span2_text', span1_index=INT, span2_index=INT,
-              idx=INT, label=CLASS)
+_WSC = _texts(
+  'text span1_text span2_text',
+  span1_index=INT,
+  span2_index=INT,
+  idx=INT,
+  label=CLASS,
+)
 
 # fmt: off
 DATA: Mapping[str, HubData] = {

@@ -223,7 +223,9 @@ def _cast(array: Any, kind: str, labels: Sequence[str], where: str) -> Any:
   if kind == hub.WORD:
     words = pa.array(labels, array.type)
     ids = pc.fill_null(pc.index_in(array, words), -1).cast(pa.int64())
-    unknown = pc.filter(array, pc.and_(pc.less(ids, 0), pc.not_equal(array, '')))
+    unknown = pc.filter(
+      array, pc.and_(pc.less(ids, 0), pc.not_equal(array, ''))
+    )
     if len(unknown):
       word = unknown[0].as_py()
       raise InputError(
@@ -265,9 +267,7 @@ def _kind(type_: 'pa.DataType') -> str:
   is_ = pa.types
   if is_.is_list(type_) or is_.is_large_list(type_):
     below = _kind(type_.value_type)
-    lists = {
-      hub.TEXT: hub.TEXTS, hub.INT: hub.INTS, hub.TEXTS: hub.LISTS
-    }
+    lists = {hub.TEXT: hub.TEXTS, hub.INT: hub.INTS, hub.TEXTS: hub.LISTS}
     return lists.get(below, str(type_))
   if is_.is_string(type_) or is_.is_large_string(type_):
     return hub.TEXT
@@ -341,7 +341,9 @@ def _order(key: hub.Key, split: str, table: 'pa.Table') -> np.ndarray:
     digest = salt.copy()
     digest.update(str(key(split, row, number)).encode())
     digests.append(digest.digest())
-  return np.array(sorted(range(len(digests)), key=digests.__getitem__), np.int64)
+  return np.array(
+    sorted(range(len(digests)), key=digests.__getitem__), np.int64
+  )
 
 
 def dataset(table: 'pa.Table') -> tf.data.Dataset:

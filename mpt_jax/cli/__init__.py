@@ -385,9 +385,7 @@ def use_data_dir(path: str, missing: bool = False) -> None:
       if hub
       else 'tasks.offline --data_dir=…` writes synthetic data'
     )
-    raise InputError(
-      f'{data_flag(path)} does not exist; `python -m {writes}'
-    )
+    raise InputError(f'{data_flag(path)} does not exist; `python -m {writes}')
   importlib.import_module('mpt_jax.data').set_data_dir(path)
   _data_dir = path
 

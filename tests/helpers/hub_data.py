@@ -32,8 +32,6 @@ def _super_glue(config, texts, *names, **more):
   return 'aps/super_glue', config, features, _row
 
 
-
-
 TOKENS = {'tokens': [TEXT], 'offsets': [INT]}
 SPANS = {'start': [[INT]], 'end': [[INT]]}
 MRQA = {
@@ -48,12 +46,17 @@ MRQA = {
 }
 
 
+SUBSETS = ('NaturalQuestionsShort', 'HotpotQA', 'NewsQA', 'SearchQA')
+
+
 def _mrqa(row):
   # Of these only their types are looked at.
   tokens = {'tokens': [], 'offsets': []}
   nothing = {'text': [], 'char_spans': [], 'token_spans': []}
   return {
-    **{k: row[k] for k in ('subset', 'context', 'qid', 'question', 'answers')},
+    **{k: row[k] for k in ('context', 'qid', 'question', 'answers')},
+    # The goldens' rows are of no set by name.
+    'subset': row['subset'] if row['subset'] in SUBSETS else SUBSETS[0],
     **{'context_tokens': tokens, 'question_tokens': tokens},
     'detected_answers': nothing,
   }
@@ -130,7 +133,9 @@ def _web_nlg(rows, split):
   if split != 'test_all':
     return found
   # The hub's test split has the unseen categories and the inputs once more.
-  unseen = [{**row, 'test_category': 'testdata_unseen_with_lex'} for row in found]
+  unseen = [
+    {**row, 'test_category': 'testdata_unseen_with_lex'} for row in found
+  ]
   return unseen + found
 
 
@@ -148,7 +153,9 @@ QID = {'id': TEXT, 'title': TEXT, 'context': TEXT, 'question': TEXT}
 # TFDS name -> repository, folder, {column: type}, TFDS row -> row of the hub.
 # A tuple of texts is a label of these names, a list a list of what is in it.
 HUB = {
-  'glue/mnli:2.0.0': _glue('mnli', NLI, 'entailment', 'neutral', 'contradiction'),
+  'glue/mnli:2.0.0': _glue(
+    'mnli', NLI, 'entailment', 'neutral', 'contradiction'
+  ),
   'glue/qnli:2.0.0': _glue('qnli', ('question', 'sentence'), *ENTAILMENT),
   'glue/qqp:2.0.0': _glue(
     'qqp', ('question1', 'question2'), 'not_duplicate', 'duplicate'
