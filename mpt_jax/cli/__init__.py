@@ -189,12 +189,12 @@ def _run(
   # Before JAX and TensorFlow are loaded, which takes seconds.
   check_macros(flags.gin_file, bindings, flags.gin_search_paths)
   target = getattr(importlib.import_module(module), function)
-  given = flags_lib.data_dir(flags.tfds_data_dir, flags.hf_data_dir)
-  if given is not None:
+  folder = flags_lib.data_dir(flags.tfds_data_dir, flags.hf_data_dir)
+  if folder is not None:
     if module in flags_lib.READ_DATA:
-      use_data_dir(given, missing=flags.dry_run)
+      use_data_dir(folder, missing=flags.dry_run)
     else:
-      log.info('%s: %s reads no data', data_flag(given), module)
+      log.info('%s: %s reads no data', data_flag(folder), module)
   logging.getLogger().setLevel(logging.WARNING)  # Gin logs every file.
   configure(flags.gin_file, bindings, flags.gin_search_paths)
   if processes:

@@ -295,7 +295,7 @@ def make_source(
   Args:
     source: a path with `{split}` in it, {split: path}, one path (which is
       then the split `train`), or a function from the name of a split to its
-      rows. A path ends in .jsonl, .tsv or .csv.
+      rows. A path ends in one of `SUFFIXES`.
     splits: our split -> split of the data or a slice of it, or just names;
       None is what the source says, or train, validation and test.
     columns: names that every row must have.
