@@ -73,6 +73,8 @@ setup(
   },
   install_requires=_CORE + _DATA + _RUNS,
   extras_require={
+    # Fetches what the hub has.
+    'hub': ['huggingface_hub>=2.4'],
     # Reads vocabularies that are kept as tokenizer.json alone.
     'tokenizers': ['tokenizers>=0.22'],
     # Studies on several GPUs or machines.

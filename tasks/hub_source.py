@@ -66,10 +66,11 @@ class HubSplits:
     """
     repo, config = self._data.repo, self._data.config
     cache = os.path.join('datasets--' + repo.replace('/', '--'), 'snapshots')
+    root = glob.escape(self._root)
     found = [
       path
       for pattern in (repo, os.path.join(cache, '*'))
-      for path in sorted(glob.glob(os.path.join(self._root, pattern, config)))
+      for path in sorted(glob.glob(os.path.join(root, pattern, config)))
     ]
     if len(found) == 1:
       return found[0]

@@ -258,3 +258,91 @@ def test_webnlgs_test_split_counts_texts_once(write_hub):
   assert found.count('test_all') == len(rows)
   targets = found.read('test_all')['target_text'].to_pylist()
   assert targets == [row['target_text'] for row in rows]
+
+
+def _written(path, text):
+  path.write_text(text)
+  return str(path)
+
+
+PARAGRAPH = {
+  'idx': 3,
+  'passage': {
+    'text': 'p',
+    'questions': [
+      {'idx': 5, 'question': 'q', 'answers': [{'idx': 7, 'text': 'a'}]}
+    ],
+  },
+}
+QUERY = {
+  'idx': 2,
+  'passage': {'text': 'p', 'entities': []},
+  'qas': [{'idx': 9, 'query': 'q', 'answers': []}],
+}
+SQUAD = {'id': 'abc', 'question': 'q', 'answers': []}
+MRQA = {'qid': 'abc', 'question': 'q', 'question_tokens': [], 'answers': []}
+
+
+@pytest.mark.parametrize(
+  ('tfds_name', 'lines', 'row'),
+  [
+    (
+      'super_glue/multirc:1.0.2',
+      [PARAGRAPH],
+      {'idx': {'paragraph': 3, 'question': 5, 'answer': 7}},
+    ),
+    (
+      'super_glue/record:1.0.2',
+      [QUERY],
+      {'idx': {'passage': 2, 'query': 9}},
+    ),
+    (
+      'squad/v1.1:3.0.0',
+      [{'data': [{'paragraphs': [{'context': 'c', 'qas': [SQUAD]}]}]}],
+      {'id': 'abc'},
+    ),
+    (
+      'mrqa/search_qa:1.0.0',
+      [
+        {'header': {'dataset': 'SearchQA'}},
+        {
+          **{'context': 'c', 'context_tokens': []},
+          'qas': [{**MRQA, 'detected_answers': []}],
+        },
+      ],
+      {'qid': 'abc'},
+    ),
+  ],
+)
+def test_keys_are_those_of_tfds(tmp_path, tfds_name, lines, row):
+  text = '\n'.join(map(json.dumps, lines))
+  path = _written(tmp_path / 'raw', text)
+  builder = tfds.builder(tfds_name, data_dir=tmp_path)
+  split = () if tfds_name.startswith('squad') else ('train',)
+  [(key, _)] = builder._generate_examples(path, *split)
+  assert str(hub.DATA[tfds_name].key('train', row, 0)) == str(key)
+
+
+def test_a_list_of_structs(write_hub, tmp_path):
+  # As newer versions of `datasets` write SQuAD's answers.
+  import pyarrow as pa
+  import pyarrow.parquet as pq
+
+  name = 'squad/v1.1:3.0.0'
+  rows = drawn('squad', count=3)
+  rows[1]['answers'] = {'text': ['a', 'b'], 'answer_start': [0, 1]}
+  write_hub(name, {'train': rows})
+  found = hub_source.HubSplits(str(tmp_path), name)
+  expected = found.read('train')
+  path = hub_data.path_of(tmp_path, name, 'train')
+  table = pq.read_table(path)
+  answers = [
+    [
+      {'text': text, 'answer_start': start}
+      for text, start in zip(a['text'], a['answer_start'], strict=True)
+    ]
+    for a in table['answers'].to_pylist()
+  ]
+  index = table.column_names.index('answers')
+  pq.write_table(table.set_column(index, 'answers', pa.array(answers)), path)
+  assert found.read('train').equals(expected)
