@@ -104,7 +104,7 @@ def _fetch(data: hub.HubData, root: str) -> str:
     ) from e
   # Other folders of the repository are not wanted, and so not missed.
   lost = [p for p in found.missing_paths if p.startswith(f'{data.config}/')]
-  if wrong := [*(m.path for m in found.mismatches), *lost]:
+  if wrong := [*(m['path'] for m in found.mismatches), *lost]:
     raise InputError(
       f'{os.path.join(folder, wrong[0])} is not what the hub has: remove it and'
       ' run the same command again'

@@ -39,7 +39,7 @@ class _Hub:
   def __init__(self, error=None, mismatches=(), missing=('wnli/x.parquet',)):
     self.error, self.asked = error, []
     self.found = types.SimpleNamespace(
-      mismatches=[types.SimpleNamespace(path=p) for p in mismatches],
+      mismatches=[{'path': p} for p in mismatches],
       missing_paths=list(missing),
     )
 
