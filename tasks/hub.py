@@ -11,7 +11,8 @@ names. Seen for this table, in stored copies:
     datasets/NAME/NAME.py): glue, super_glue, mrqa, scitail, winogrande, paws,
     yelp_polarity, e2e_nlg_cleaned, gem, web_nlg
 
-Not seen: rajpurkar/squad's file list; the Parquet files themselves.
+Not seen: the file lists of rajpurkar/squad and of the converted branch of
+webnlg-challenge/web_nlg; the Parquet files themselves.
 """
 
 from collections.abc import Callable, Mapping
