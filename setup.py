@@ -31,6 +31,7 @@ _CORE = [
 _DATA = [
   # tensorflow-datasets 4.9.10 imports it and does not say so.
   'importlib_resources>=7.1',
+  'pyarrow>=26',
   'rouge_score>=0.1.2',
   'sacrebleu>=2.6',
   'scikit-learn>=1.9',
@@ -72,6 +73,8 @@ setup(
   },
   install_requires=_CORE + _DATA + _RUNS,
   extras_require={
+    # Fetches what the hub has.
+    'hub': ['huggingface_hub>=2.4'],
     # Reads vocabularies that are kept as tokenizer.json alone.
     'tokenizers': ['tokenizers>=0.22'],
     # Studies on several GPUs or machines.

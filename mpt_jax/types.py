@@ -148,6 +148,10 @@ def check_least(least: int, **values: float) -> None:
       raise InputError(f'{name} is {value}, expected {least} or more')
 
 
+# What tells a folder of the hub's data sets (`hf:DIR`) from one of TFDS data,
+# wherever one text names the data.
+HUB = 'hf:'
+
 # A value that is not known before something runs.
 ANYTHING: Any = object()
 

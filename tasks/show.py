@@ -21,7 +21,7 @@ import sys
 import tempfile
 from typing import TYPE_CHECKING, Any
 
-from mpt_jax.types import InputError, local_path, nearest, quiet_pipe
+from mpt_jax.types import HUB, InputError, local_path, nearest, quiet_pipe
 
 if TYPE_CHECKING:
   import seqio
@@ -50,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument(
     '--data_dir', '--tfds_data_dir', help='TFDS data folder', dest='data_dir'
   )
+  parser.add_argument('--hf_data_dir', help="folder of the hub's data sets")
   parser.add_argument('--module', help='module that registers more tasks')
   parser.add_argument('--split', default='train')
   parser.add_argument(
@@ -137,6 +138,10 @@ def _run(args: argparse.Namespace) -> Iterator[str]:
 
   from mpt_jax import data
 
+  if args.data_dir and args.hf_data_dir:
+    raise InputError('--data_dir and --hf_data_dir: give one of them')
+  if args.hf_data_dir:
+    args.data_dir = f'{HUB}{args.hf_data_dir}'
   if args.data_dir:
     data.set_data_dir(args.data_dir)
   if args.vocabulary:
@@ -265,7 +270,7 @@ def _some_data(task: 'seqio.Task', split: str, draw: bool) -> Iterator[str]:
     yield 'data of its own'
     return
   try:
-    sources.find_dataset(source.tfds_name)
+    folder = source.folder
   except InputError:
     if not draw or task.name not in TABLE:
       raise
@@ -273,7 +278,7 @@ def _some_data(task: 'seqio.Task', split: str, draw: bool) -> Iterator[str]:
     data.check_data(task.name, split)
     synthetic = data.is_synthetic(task.name)
     kind = f'{sources.SYNTHETIC}, ' if synthetic else ''
-    yield f'{kind}{_from_home(sources.find_dataset(source.tfds_name))}'
+    yield f'{kind}{_from_home(folder)}'
     return
   from tasks.offline import datasets, writer
 

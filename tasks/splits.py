@@ -7,7 +7,7 @@ another. Within a split the order is TFDS's, so a half here is not the same
 examples as a half in a paper that shuffled first.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from absl import logging
 import seqio
@@ -16,8 +16,9 @@ import tensorflow_datasets as tfds
 
 from mpt_jax.data import TfdsSource, get_data_dir
 from mpt_jax.data.records import Slice
-from mpt_jax.data.sources import info_is_synthetic
+from mpt_jax.data.sources import SYNTHETIC, hub_dir, info_is_synthetic
 from mpt_jax.types import InputError
+from tasks import hub_source
 
 NAMES = ('train', 'validation', 'test')
 # How many training examples a large task holds out for validation.
@@ -113,6 +114,25 @@ class BenchmarkSource(TfdsSource):
     self._train_filter = train_filter
     self._announced: set[str] = set()
 
+  def _hub(self) -> hub_source.HubSplits | None:
+    """The same data as the hub has them, if those are in use."""
+    root = hub_dir()
+    return None if root is None else hub_source.HubSplits(root, self.tfds_name)
+
+  @property
+  def folder(self) -> str:
+    """The folder that holds the data, TFDS's or the hub's."""
+    hub = self._hub()
+    return super().folder if hub is None else hub.folder
+
+  @property
+  def is_synthetic(self) -> bool:
+    """Whether the data declare themselves made up."""
+    hub = self._hub()
+    if hub is None:
+      return super().is_synthetic
+    return all(hub.is_synthetic(name, SYNTHETIC) for name in self._counts)
+
   def split_map(self, info: tfds.core.DatasetInfo) -> Mapping[str, str]:
     """Returns the slices for the data on disk.
 
@@ -128,16 +148,41 @@ class BenchmarkSource(TfdsSource):
       InputError: if real data lack a split or have another size.
     """
     on_disk = {name: split.num_examples for name, split in info.splits.items()}
-    synthetic = info_is_synthetic(info)
+    return self._cut(on_disk, info_is_synthetic(info), 'prepare the data anew')
+
+  def _cut(
+    self, on_disk: Mapping[str, int], synthetic: bool, ways_out: str
+  ) -> Mapping[str, str]:
     for name, official in self._counts.items():
       found = on_disk.get(name)
       if found is None or (found != official and not synthetic):
         what = 'is missing' if found is None else f'has {found} examples'
         raise InputError(
           f'split {name!r} of {self.tfds_name!r} in {get_data_dir()} {what}, '
-          f'the official one has {official}: prepare the data anew'
+          f'the official one has {official}: {ways_out}'
         )
     return self._rule(on_disk)
+
+  def _of_hub(self, hub: hub_source.HubSplits, split: str) -> tuple[Slice, int]:
+    """Which rows of the hub's data our split is, and how many."""
+    on_disk = {name: hub.count(name) for name in self._counts}
+    cut = self._cut(on_disk, self.is_synthetic, 'fetch the data anew')
+    if split not in cut:
+      raise InputError(
+        f'{self.tfds_name!r} has no split {split!r}; it has {sorted(cut)}'
+      )
+    return Slice.parse(cut[split]), size(cut[split], on_disk)
+
+  def num_input_examples(self, split: str) -> int | None:
+    """Returns how many rows a split has."""
+    hub = self._hub()
+    if hub is None:
+      return super().num_input_examples(split)
+    return self._of_hub(hub, split)[1]
+
+  def list_shards(self, split: str) -> Sequence[str]:
+    """Returns the files of a split; those of the hub are read as one."""
+    return super().list_shards(split) if self._hub() is None else [split]
 
   def get_dataset(
     self,
@@ -147,16 +192,32 @@ class BenchmarkSource(TfdsSource):
     shard_info: seqio.ShardInfo | None = None,
   ) -> tf.data.Dataset:
     """Returns a split; of `train` only what the task trains on."""
-    dataset = super().get_dataset(split, shuffle, seed, shard_info)
+    hub = self._hub()
+    if hub is None:
+      dataset = super().get_dataset(split, shuffle, seed, shard_info)
+    else:
+      part, count = self._of_hub(hub, split)
+      table = hub.read(part.split).slice(part.start, count)
+      dataset = hub_source.dataset(table)
+      if shuffle:
+        dataset = dataset.shuffle(count, seed=seed)
     if self._train_filter is None or split != 'train':
       return dataset
     return dataset.filter(self._train_filter)
 
   def check(self, split: str) -> None:
     """Checks that a split can be read, and says so if it is synthetic."""
-    super().check(split)
-    data_dir = get_data_dir()
-    synthetic = info_is_synthetic(self.tfds_dataset.info)
-    if synthetic and data_dir not in self._announced:
+    hub, data_dir = self._hub(), get_data_dir()
+    if hub is None:
+      super().check(split)
+    elif not self._of_hub(hub, split)[1]:
+      raise InputError(f'split {split!r} of {self.tfds_name!r} is empty')
+    notes = []
+    if self.is_synthetic:
+      notes.append(f'SYNTHETIC DATA: {self.tfds_name} in {data_dir}')
+    if hub is not None and hub.data.note:
+      notes.append(f'{self.tfds_name} of the hub: {hub.data.note}')
+    if notes and data_dir not in self._announced:
       self._announced.add(data_dir)
-      logging.warning('SYNTHETIC DATA: %s in %s', self.tfds_name, data_dir)
+      for note in notes:
+        logging.warning(note)

@@ -12,6 +12,7 @@ import pytest
 
 from mpt_jax import cli, t5
 from mpt_jax.cli import flags, help, reader
+from mpt_jax.study import steps, worker
 from mpt_jax.t5 import native
 from mpt_jax.types import InputError
 
@@ -295,20 +296,46 @@ def test_misspelt_parameter_and_flag(capsys):
   assert "'--tfds_datadir=x'; did you mean '--tfds_data_dir'" in error
 
 
-def test_missing_data_folder(capsys, tmp_path):
+@pytest.mark.parametrize(
+  ('flags', 'words'),
+  [
+    (
+      ['--tfds_data_dir=no/such'],
+      '--tfds_data_dir=no/such does not exist; `python -m tasks.offline',
+    ),
+    (
+      ['--hf_data_dir=no/such'],
+      '--hf_data_dir=no/such does not exist; `python -m tasks.download NAME',
+    ),
+    (
+      ['--hf_data_dir=a', '--tfds_data_dir=b'],
+      '--tfds_data_dir=b and --hf_data_dir=a: give one of them',
+    ),
+  ],
+)
+def test_missing_data_folder(capsys, flags, words):
   path = 'gin_configs/runs/teacher.gin'
   error = _error(
     capsys,
     'mpt_jax.train',
     'train',
-    [
-      f'--gin_file={path}',
-      *_required(path),
-      f'--tfds_data_dir={tmp_path}/none',
-    ],
+    [f'--gin_file={path}', *_required(path), *flags],
   )
-  assert '/none does not exist' in error
-  assert 'tasks.offline' in error
+  assert words in error
+
+
+def test_a_folder_of_the_hub_is_handed_on(monkeypatch, tmp_path):
+  import mpt_jax.data
+
+  said = []
+  monkeypatch.setattr(mpt_jax.data, 'set_data_dir', said.append)
+  monkeypatch.setattr(cli, '_data_dir', None)
+  cli.use_data_dir(f'hf:{tmp_path}/')
+  assert said == [f'hf:{tmp_path}'] == [cli.data_dir()]
+  flag = f'--hf_data_dir={tmp_path}'
+  assert cli.data_flag(cli.data_dir()) == flag
+  step = steps.Step('a', 'eval', ('a.gin',), {})
+  assert f' {flag}' in worker.command(step, cli.data_dir())
 
 
 def test_no_gin_file(capsys):
@@ -329,7 +356,7 @@ COMMANDS = {**RUNS, 'demo': ('mpt_jax.pipeline', 'pipeline')}
 def test_help_tells_how_to_use_it(capsys, module, function):
   out = _help(capsys, module, function)
   flags = {'--gin_file', '--gin_search_paths', '--debug'}
-  data = {'--tfds_data_dir'}
+  data = {'--tfds_data_dir', '--hf_data_dir'}
   several = {
     *('--multiprocess_gpu', '--coordinator_address', '--process_count'),
     *('--process_index', '--initialization_timeout'),

@@ -28,6 +28,7 @@ LAYERS = (
   {'mpt_jax', 'mpt_jax.types'},
   {
     *('mpt_jax.methods', 'mpt_jax.t5', 'mpt_jax.losses', 'mpt_jax.data.lines'),
+    'mpt_jax.data.arrow',
     *('mpt_jax.engine', 'mpt_jax.engine.params', 'mpt_jax.engine.metrics'),
     *('mpt_jax.engine.batching', 'mpt_jax.engine.buckets'),
     *('mpt_jax.engine.hostmemory', 'mpt_jax.checkpoints.texts'),

@@ -33,6 +33,7 @@ from mpt_jax.cli.reader import (
 from mpt_jax.engine import preemption
 from mpt_jax.engine.face import Face, showing
 from mpt_jax.types import (
+  HUB,
   InputError,
   local_path,
   prefer_own_packages,
@@ -188,11 +189,12 @@ def _run(
   # Before JAX and TensorFlow are loaded, which takes seconds.
   check_macros(flags.gin_file, bindings, flags.gin_search_paths)
   target = getattr(importlib.import_module(module), function)
-  if flags.tfds_data_dir is not None:
+  folder = flags_lib.data_dir(flags.tfds_data_dir, flags.hf_data_dir)
+  if folder is not None:
     if module in flags_lib.READ_DATA:
-      use_data_dir(flags.tfds_data_dir, missing=flags.dry_run)
+      use_data_dir(folder, missing=flags.dry_run)
     else:
-      log.info('--tfds_data_dir: %s reads no data', module)
+      log.info('%s: %s reads no data', data_flag(folder), module)
   logging.getLogger().setLevel(logging.WARNING)  # Gin logs every file.
   configure(flags.gin_file, bindings, flags.gin_search_paths)
   if processes:
@@ -266,8 +268,8 @@ class _CommandFace(Face):
 
   def following(self, command: str, macros: Mapping[str, Any]) -> str:
     words = [f'--gin_file=gin_configs/runs/{command}.gin']
-    if data_dir() and command != 'export':  # Which reads no data.
-      words.append(f'--tfds_data_dir={data_dir()}')
+    if (data := data_dir()) and command != 'export':  # Which reads no data.
+      words.append(data_flag(data))
     words += [f'--gin.{name}={value!r}' for name, value in macros.items()]
     return shell_command(command, words)
 
@@ -360,7 +362,7 @@ def _told(error: InputError, line: str) -> str:
   return '\n'.join([*(f'  {detail}' for detail in details), last])
 
 
-# What --tfds_data_dir said.
+# What --tfds_data_dir said, or `hf:` and what --hf_data_dir said.
 _data_dir: str | None = None
 
 
@@ -368,26 +370,36 @@ def use_data_dir(path: str, missing: bool = False) -> None:
   """Makes every task read from this folder, as --tfds_data_dir does.
 
   Args:
-    path: folder of prepared TFDS data.
+    path: folder of prepared TFDS data; `hf:DIR` is one of the hub's data sets.
     missing: whether it need not be there.
 
   Raises:
     InputError: if there is no such folder.
   """
   global _data_dir
-  path = local_path(path)
-  if not missing and not os.path.isdir(path) and '://' not in path:
-    raise InputError(
-      f'--tfds_data_dir={path} does not exist; `python -m'
-      ' tasks.offline --data_dir=…` writes synthetic data'
+  hub, folder = path.startswith(HUB), local_path(path.removeprefix(HUB))
+  path = f'{HUB}{folder}' if hub else folder
+  if not missing and not os.path.isdir(folder) and '://' not in folder:
+    writes = (
+      'tasks.download NAME --hf_data_dir=…` fills it'
+      if hub
+      else 'tasks.offline --data_dir=…` writes synthetic data'
     )
+    raise InputError(f'{data_flag(path)} does not exist; `python -m {writes}')
   importlib.import_module('mpt_jax.data').set_data_dir(path)
   _data_dir = path
 
 
 def data_dir() -> str | None:
-  """The folder given as --tfds_data_dir, or None."""
+  """What was given to `use_data_dir`, or None."""
   return _data_dir
+
+
+def data_flag(path: str) -> str:
+  """Returns the flag that says what `use_data_dir` takes."""
+  if path.startswith(HUB):
+    return f'--hf_data_dir={path.removeprefix(HUB)}'
+  return f'--tfds_data_dir={path}'
 
 
 def configure(

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 
 from mpt_jax.cli import reader
-from mpt_jax.types import InputError, nearest
+from mpt_jax.types import HUB, InputError, nearest
 
 # The entry points that several processes run as one, those that read data, and
 # those that can tell beforehand what they would do.
@@ -49,6 +49,23 @@ def several(flags: argparse.Namespace) -> bool:
   return flags.multiprocess_gpu
 
 
+def data_dir(tfds: str | None, hub: str | None) -> str | None:
+  """What names the data: a folder of TFDS data, `hf:DIR`, or None.
+
+  Args:
+    tfds: what --tfds_data_dir says.
+    hub: what --hf_data_dir says.
+
+  Raises:
+    InputError: if both are given.
+  """
+  if tfds is not None and hub is not None:
+    raise InputError(
+      f'--tfds_data_dir={tfds} and --hf_data_dir={hub}: give one of them'
+    )
+  return tfds if hub is None else f'{HUB}{hub}'
+
+
 def parser(module: str, spoken: str = '') -> argparse.ArgumentParser:
   """Returns the flags that a command takes; those of others are hidden."""
   parser = argparse.ArgumentParser(
@@ -76,6 +93,14 @@ def parser(module: str, spoken: str = '') -> argparse.ArgumentParser:
     '--tfds_data_dir',
     metavar='FOLDER',
     help='folder of prepared TFDS data'
+    if module in READ_DATA
+    else argparse.SUPPRESS,
+  )
+  parser.add_argument(
+    '--hf_data_dir',
+    metavar='FOLDER',
+    help="folder of the hub's data sets, FOLDER/OWNER/NAME or the hub's own"
+    ' cache, for the built-in tasks; instead of --tfds_data_dir'
     if module in READ_DATA
     else argparse.SUPPRESS,
   )
@@ -150,6 +175,7 @@ def read(
         '--gin_file',
         '--gin_search_paths',
         '--tfds_data_dir',
+        '--hf_data_dir',
         '--debug',
         *(['--dry_run'] if module in DRY else []),
         '--multiprocess_gpu',

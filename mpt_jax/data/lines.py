@@ -1,24 +1,33 @@
-"""Lines and rows, read with their numbers: plain text, JSON Lines, TSV, CSV.
+"""Lines and rows, read with their numbers.
 
-Tasks read their data with this, and `infer` what it answers. It needs no
-TensorFlow.
+Plain text; JSON Lines, TSV and CSV, also gzipped; Parquet and Arrow. Tasks read
+their data with this, and `infer` what it answers. It needs no TensorFlow.
 """
 
 import collections
 from collections.abc import Iterator, Mapping, Sequence
 import csv
+import gzip
+import io
 import itertools
 import json
+import logging
 import math
 import os
 import select
-from typing import Any
+from typing import IO, Any, cast
+import zlib
 
+from mpt_jax.data import arrow
 from mpt_jax.types import InputError
+
+log = logging.getLogger(__name__)
 
 Row = Mapping[str, Any]
 
-SUFFIXES = ('.jsonl', '.tsv', '.csv')
+_TEXTS = ('.jsonl', '.tsv', '.csv')
+_GZIP = '.gz'
+SUFFIXES = (*_TEXTS, *(f'{end}{_GZIP}' for end in _TEXTS), *arrow.SUFFIXES)
 # Characters of a line or a cell: a damaged file need not have a second one.
 LONGEST = 1 << 20
 _BOM = b'\xef\xbb\xbf'
@@ -52,24 +61,50 @@ def read_rows(path: str) -> Iterator[tuple[str, Row | None]]:
   """Reads a file of rows, line by line.
 
   Args:
-    path: its end says what it is: .jsonl, .tsv or .csv (with a header).
+    path: its end says what it is: .jsonl, .tsv or .csv (with a header), or
+      one of them in .gz; .parquet or .arrow.
 
   Yields:
-    ('file:line', row); None in place of the row for an empty line.
+    ('file:line', row), with the row's number in place of the line's where
+    there are no lines; None in place of the row for an empty line.
 
   Raises:
     InputError: if the file cannot be read; names the line that is broken.
   """
-  rows = _json_lines(path) if path.endswith('.jsonl') else _table(path)
-  try:
-    for number, row in rows:
+  if path.endswith(arrow.SUFFIXES):
+    for number, row in arrow.rows(path):
       yield f'{path}:{number}', row
-  except OSError as e:
-    raise InputError(f'{path} cannot be read: {e.strerror}') from e
+    return
+  is_json = path.removesuffix(_GZIP).endswith('.jsonl')
+  rows = _json_lines(path) if is_json else _table(path)
+  try:
+    for number, found in rows:
+      yield f'{path}:{number}', found
+  except (OSError, EOFError, zlib.error) as e:
+    said = getattr(e, 'strerror', None) or e
+    raise InputError(f'{path} cannot be read: {said}') from e
+
+
+def is_tsv(path: str) -> bool:
+  """Whether a file is one of tab-separated values, gzipped or not."""
+  return path.removesuffix(_GZIP).endswith('.tsv')
+
+
+def _open(path: str) -> IO[bytes]:
+  if path.endswith(_GZIP):
+    return cast(IO[bytes], gzip.open(path))
+  return open(path, 'rb')
+
+
+def _open_text(path: str) -> IO[str]:
+  # A byte that is no UTF-8 becomes what no text holds, so its line is known.
+  return io.TextIOWrapper(
+    _open(path), 'utf-8-sig', errors='surrogateescape', newline=''
+  )
 
 
 def _json_lines(path: str) -> Iterator[tuple[int, Row | None]]:
-  with open(path, 'rb') as file:
+  with _open(path) as file:
     for number, line in enumerate(file, start=1):
       if number == 1:
         line = line.removeprefix(_BOM)
@@ -84,22 +119,50 @@ def _json_lines(path: str) -> Iterator[tuple[int, Row | None]]:
       yield number, row
 
 
-def _table(path: str) -> Iterator[tuple[int, Row | None]]:
-  """Rows of a TSV or CSV file with a header.
+def is_quoted(path: str) -> bool:
+  """Whether a program wrote the quotation marks of a .tsv file.
 
-  In TSV a quotation mark is text, as in GLUE's files; in CSV it quotes.
+  In a .tsv a quotation mark is text, as in GLUE's files. But pandas, Python's
+  csv and spreadsheets quote a cell that holds one, a tab or a line's end. The
+  file is theirs if it comes out the same, letter by letter, when it is read and
+  written in their way: with the cells quoted that need it, or all.
+
+  Args:
+    path: the file.
   """
-  tabs = path.endswith('.tsv')
+  with _open_text(path) as file:
+    text = file.read()
+  if '"' not in text:
+    return False
+  try:
+    rows = list(csv.reader(io.StringIO(text), delimiter='\t', strict=True))
+  except csv.Error:
+    return False
+  lines = text.replace('\r\n', '\n').removesuffix('\n')
+  plain = lines.split('\n')
+  if len(plain) > len(rows) and len({line.count('\t') for line in plain}) == 1:
+    return False  # A cell would hold whole rows.
+  for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL):
+    out = io.StringIO()
+    csv.writer(out, delimiter='\t', quoting=quoting).writerows(rows)
+    if out.getvalue().replace('\r\n', '\n').removesuffix('\n') == lines:
+      return True
+  return False
+
+
+def _table(path: str) -> Iterator[tuple[int, Row | None]]:
+  """Rows of a TSV or CSV file with a header; see `is_quoted`."""
   # The module's own limit would refuse what JSON Lines may hold.
   csv.field_size_limit(max(csv.field_size_limit(), LONGEST))
-  # A byte that is no UTF-8 becomes what no text holds, so its line is known.
-  with open(
-    path, encoding='utf-8-sig', errors='surrogateescape', newline=''
-  ) as file:
+  tabs = is_tsv(path)
+  quoted = not tabs or is_quoted(path)
+  if tabs and quoted:
+    log.info('%s: read without the quotation marks that a program wrote', path)
+  with _open_text(path) as file:
     reader = csv.reader(
       file,
       delimiter='\t' if tabs else ',',
-      quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL,
+      quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE,
       strict=True,
     )
     header: list[str] | None = None

@@ -1,4 +1,4 @@
-"""A user's own data: JSON Lines, TSV and CSV files, a function, or rows.
+"""A user's own data: files (see `lines`), a function, or rows.
 
 Everything is read and checked before a run starts, so that a broken line is
 reported with its file and number, not as a TensorFlow error in the middle of
@@ -17,7 +17,7 @@ from typing import Any
 
 from mpt_jax.checkpoints.texts import LABEL, find
 from mpt_jax.data import labels as labels_lib
-from mpt_jax.data.lines import Row, cell_text, read_rows
+from mpt_jax.data.lines import Row, cell_text, is_tsv, read_rows
 from mpt_jax.types import InputError, nearest
 
 log = logging.getLogger(__name__)
@@ -118,7 +118,7 @@ class _Oddities:
         number,
         count,
       )
-    if self.quoted and self.path and self.path.endswith('.tsv'):
+    if self.quoted and self.path and is_tsv(self.path):
       log.warning(
         '%s: %d cells begin and end with a quotation mark (first at %s), which'
         ' is text in a .tsv; if a program quoted them, write a .csv',

@@ -60,8 +60,9 @@ def register_task(
   Args:
     name: the task's name, letters, digits and underscores.
     source: where examples come from: a TFDS name with its version
-      (`glue/mnli:2.0.0`); a .jsonl, .tsv or .csv file, as a path with
-      `{split}` in it, {split: path}, or one path (the split `train`); a
+      (`glue/mnli:2.0.0`); a .jsonl, .tsv or .csv file, also in .gz, a
+      .parquet or an .arrow file, as a path with `{split}` in it, {split:
+      path}, or one path (the split `train`); a
       Python function from the name of a split to rows (dicts); or a SeqIO
       data source.
     inputs: template of the model's input, as in 'nli premise: {premise}

@@ -215,7 +215,7 @@ class SeqioTask(providers.TaskReader):
   def is_synthetic(self) -> bool:
     """Whether its DatasetInfo says so, or the source of its rows itself."""
     source = self.task.source
-    if isinstance(source, sources_lib.RecordsSource):
+    if isinstance(source, sources_lib.TfdsSource | sources_lib.RecordsSource):
       return source.is_synthetic
     return isinstance(
       source, seqio.TfdsDataSource

@@ -25,7 +25,7 @@ from mpt_jax.data.records import (
   RowsFn,
   Slice,
 )
-from mpt_jax.types import InputError, local_path
+from mpt_jax.types import HUB, InputError, local_path
 
 # How the description of a synthetic data set begins.
 SYNTHETIC = 'SYNTHETIC DATA'
@@ -36,15 +36,29 @@ def info_is_synthetic(info: tfds.core.DatasetInfo) -> bool:
   return (info.description or '').startswith(SYNTHETIC)
 
 
+# The folder of the hub's data sets, if they are what tasks read.
+_hub: str | None = None
+
+
 def set_data_dir(data_dir: str | os.PathLike | None) -> None:
-  """Sets the TFDS data directory (`--tfds_data_dir`) for every task.
+  """Sets the data directory for every task.
 
   Args:
-    data_dir: the directory; None for TFDS' default.
+    data_dir: TFDS' directory (`--tfds_data_dir`); `hf:DIR`, one of the hub's
+      data sets (`--hf_data_dir`), which the built-in tasks can read; None for
+      TFDS' default.
   """
-  seqio.set_tfds_data_dir_override(
-    None if data_dir is None else local_path(data_dir)
-  )
+  global _hub
+  text = None if data_dir is None else os.fspath(data_dir)
+  hub = text is not None and text.startswith(HUB)
+  path = None if text is None else local_path(text.removeprefix(HUB))
+  _hub = path if hub else None
+  seqio.set_tfds_data_dir_override(None if hub else path)
+
+
+def hub_dir() -> str | None:
+  """Returns the folder of the hub's data sets; None if tasks read TFDS'."""
+  return _hub
 
 
 def _override() -> str | None:
@@ -54,7 +68,9 @@ def _override() -> str | None:
 
 
 def get_data_dir() -> str:
-  """Returns the TFDS data directory in use."""
+  """Returns the data directory in use, as `set_data_dir` takes it."""
+  if _hub is not None:
+    return f'{HUB}{_hub}'
   return os.path.expanduser(
     _override()
     or os.environ.get('TFDS_DATA_DIR')
@@ -74,6 +90,11 @@ def find_dataset(tfds_name: str) -> str:
   Raises:
     InputError: at once, if there is none; names the folder and the ways out.
   """
+  if _hub is not None:
+    raise InputError(
+      f'{tfds_name!r} is a TFDS data set, but --hf_data_dir={_hub} is one of'
+      " the hub's: give --tfds_data_dir instead"
+    )
   name, _, version = tfds_name.partition(':')
   folder = os.path.join(get_data_dir(), name, version)
   candidates = [folder]
@@ -128,6 +149,16 @@ class TfdsSource(seqio.TfdsDataSource):
     """
     del info
     return self._slices
+
+  @property
+  def folder(self) -> str:
+    """The folder that holds the data; see `find_dataset`."""
+    return find_dataset(self.tfds_name)
+
+  @property
+  def is_synthetic(self) -> bool:
+    """Whether the data declare themselves made up."""
+    return info_is_synthetic(self.tfds_dataset.info)
 
   @property
   def tfds_dataset(self) -> seqio.LazyTfdsLoader:
@@ -264,7 +295,7 @@ def make_source(
   Args:
     source: a path with `{split}` in it, {split: path}, one path (which is
       then the split `train`), or a function from the name of a split to its
-      rows. A path ends in .jsonl, .tsv or .csv.
+      rows. A path ends in one of `SUFFIXES`.
     splits: our split -> split of the data or a slice of it, or just names;
       None is what the source says, or train, validation and test.
     columns: names that every row must have.

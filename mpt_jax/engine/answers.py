@@ -271,7 +271,9 @@ def _rows(
   """Yields ('file:line', row), a plain text, or None for an empty line."""
   if stream is None:
     for where, cells in lines_lib.read_rows(name):
-      if name.endswith('.tsv') and any(map(_is_quoted, (cells or {}).values())):
+      if lines_lib.is_tsv(name) and any(
+        map(_is_quoted, (cells or {}).values())
+      ):
         told.note(told.QUOTED, where)
       yield where, cells
     return

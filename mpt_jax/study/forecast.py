@@ -18,7 +18,7 @@ from mpt_jax.study import arms, rates, run, steps
 from mpt_jax.study.plan import Plan
 from mpt_jax.study.steps import Step
 from mpt_jax.study.workers import STEP
-from mpt_jax.types import InputError
+from mpt_jax.types import HUB, InputError
 
 # FLOP a second. Of a core: T5-base in float32 on one with AVX-512
 # (benchmarks/results/compare_base_intel_avx512.json, 675 GFLOP in 3.09 s on
@@ -358,6 +358,7 @@ def _missing(
     told.append(f'{e}{known}')
   if folder is None:
     return told
+  folder = folder.removeprefix(HUB)
   if not os.path.isdir(folder) and '://' not in folder:
     return [*told, f'the data: there is no folder {folder!r}']
   return told + _lost(plan)

@@ -19,7 +19,7 @@ from mpt_jax.engine import preemption
 from mpt_jax.study import examine, rates, report, results, steps
 from mpt_jax.study.plan import Plan
 from mpt_jax.study.workers import STOPPING, Pool, standing
-from mpt_jax.types import InputError, local_path, require_local
+from mpt_jax.types import HUB, InputError, local_path, require_local
 
 log = logging.getLogger(__name__)
 
@@ -151,7 +151,7 @@ class _Study:
       searched, plan = self._searched, self._plan
       pool.shared = {
         'backbone': backbone['fingerprint'],
-        'tfds_data_dir': _inside(data_dir, plan.model_dir),
+        'tfds_data_dir': _inside(data_dir.removeprefix(HUB), plan.model_dir),
       }
       if all(map(pool.is_done, searched)) and searched:
         self._read_search()

@@ -57,7 +57,7 @@ def command(step: Step, data_dir: str | None = None) -> str:
   """
   words = [f'--gin_file={name}' for name in step.gin_files]
   if data_dir:
-    words.append(f'--tfds_data_dir={data_dir}')
+    words.append(cli.data_flag(data_dir))
   words += [f'--gin.{binding}' for binding in step.bindings]
   return cli.shell_command(step.entry, words)
 

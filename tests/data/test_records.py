@@ -83,6 +83,22 @@ def test_tables(register, tmp_path):
     assert _texts(task) == TEXTS[:2]
 
 
+def test_parquet(register, tmp_path):
+  pq = pytest.importorskip('pyarrow.parquet')
+  import pyarrow as pa
+
+  ids = {'yes': 1, 0: 0, -1: None}
+  rows = [{**row, 'label': ids[row['label']]} for row in ROWS]
+  pq.write_table(pa.Table.from_pylist(rows), tmp_path / 'a.parquet')
+  task = register(
+    'own_parquet',
+    tmp_path / 'a.parquet',
+    inputs=NLI,
+    labels=('no', 'yes'),
+  )
+  assert _texts(task) == TEXTS
+
+
 def test_a_split_may_be_cut(register, tmp_path):
   rows = [{'text': f't{i}', 'answer': str(i)} for i in range(10)]
   task = register(

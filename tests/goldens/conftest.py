@@ -2,6 +2,7 @@
 
 import importlib.util
 
+from tests.helpers.hub_data import write_hub  # noqa: F401
 from tests.helpers.tfds_data import write_tfds  # noqa: F401
 
 if importlib.util.find_spec('seqio') is None:
