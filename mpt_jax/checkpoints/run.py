@@ -42,6 +42,8 @@ RESULTS = 'results.json'
 DATA = 'data'
 # Its key for where the prompts lie that it starts from.
 PATHS = 'paths'
+# Its key for where the backbone was read: its fingerprint says which it is.
+BACKBONE = 'backbone'
 _PATH_FIELDS = (
   *('prompts', 'teacher_prompts', 'target_prompts', 'path'),
   *('target_key', 'source_keys'),
@@ -448,7 +450,7 @@ def _settings_that_differ(
   changed = [
     name
     for name in now
-    if name not in (DATA, PATHS)
+    if name not in (DATA, PATHS, BACKBONE)
     and name in before
     and now[name] != before[name]
   ]

@@ -406,6 +406,7 @@ def record_of(job: Job) -> dict[str, Any]:
     getattr(distillation, 'teacher_prompts', None),
     getattr(distillation, 'target_prompts', None),
   )
+  record[run_lib.BACKBONE] = job.loaded.origin
   return record
 
 
