@@ -114,12 +114,15 @@ class Backbone:
       self, vocabulary_file=vocabulary.path, vocabulary=vocabulary
     )
 
-  def save(self, path: str, changed: Mapping[str, Any]) -> None:
+  def save(
+    self, path: str, changed: Mapping[str, Any], readme: bytes = b''
+  ) -> None:
     """Writes a folder of transformers, with other values for some parameters.
 
     Args:
       path: the folder.
       changed: nested dict of the parameters that are not as here.
+      readme: its card; b'' for what stays here.
 
     Raises:
       InputError: if the folder cannot be written, or holds other files.
@@ -130,6 +133,7 @@ class Backbone:
       params_lib.merge(self.params, changed),
       vocabulary_file=self.vocabulary_file,
       special_ids=self.special_ids,
+      readme=readme,
     )
 
 

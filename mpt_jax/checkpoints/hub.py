@@ -171,3 +171,58 @@ def _download(name: str) -> str:
     )
   log.info('%s is revision %s of the hub', name, os.path.basename(folder))
   return folder
+
+
+def push(folder: str, name: str, upload: bool) -> str:
+  """Uploads a product to the hub, or tells what would be.
+
+  Args:
+    folder: the product, with its card.
+    name: 'owner/name' of a model of the hub; made, and private, if it is new.
+    upload: whether to do it; the hub's own program knows who asks.
+
+  Returns:
+    What was uploaded, or would be, as lines.
+
+  Raises:
+    InputError: if the hub or `huggingface_hub` does not do it.
+  """
+  names = sorted(os.listdir(folder))
+  lines = [
+    f'{os.path.getsize(os.path.join(folder, file)):>15,} bytes  {file}'
+    for file in names
+  ]
+  if not upload:
+    with open(os.path.join(folder, files.README), encoding='utf-8') as f:
+      card = [f'  {line}'.rstrip() for line in f.read().splitlines()]
+    return '\n'.join(
+      [
+        f'would upload {folder} to {name} on the hub, which is made private if'
+        ' it is new:',
+        *lines,
+        f'its {files.README}:',
+        *card,
+        'nothing was uploaded: the same command with --upload does so',
+      ]
+    )
+  try:
+    import huggingface_hub
+  except ImportError:
+    raise InputError(
+      "--upload needs huggingface_hub: pip install 'mpt_jax[hub]'"
+    ) from None
+  try:
+    api = huggingface_hub.HfApi()
+    api.create_repo(name, private=True, exist_ok=True)
+    api.upload_folder(
+      repo_id=name,
+      folder_path=folder,
+      allow_patterns=names,
+      commit_message='Upload of mpt_jax.export',
+    )
+  except Exception as e:  # The network's and the hub's: many types.
+    raise InputError(
+      f'{name} was not uploaded ({type(e).__name__}:'
+      f' {files.first_line(e)[:200]}); `hf auth login` tells the hub who asks'
+    ) from e
+  return '\n'.join([f'uploaded {folder} to {name} on the hub:', *lines])

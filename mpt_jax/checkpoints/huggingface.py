@@ -199,6 +199,7 @@ def save_huggingface(
   dtype: str = 'float32',
   name: str = '',
   special_ids: vocabulary.SpecialIds = vocabulary.ORDINARY,
+  readme: bytes = b'',
 ) -> None:
   """Writes a folder that transformers and `load_backbone` read.
 
@@ -214,6 +215,7 @@ def save_huggingface(
     dtype: 'float32' or 'float16', the type of the stored weights.
     name: the model's name, as `load_backbone` will call it.
     special_ids: of the checkpoint; the rows of its padding are swapped back.
+    readme: the `README.md` of a model that is new; b'' writes none.
 
   Raises:
     InputError: if transformers has no such architecture, a weight does not
@@ -261,6 +263,8 @@ def save_huggingface(
   }
   if vocabulary_file is not None:
     contents |= vocabulary.files_of(vocabulary_file)
+  if readme:
+    contents[files.README] = readme
   files.write_folder(path, contents)
 
 

@@ -455,7 +455,7 @@ def _settings_that_differ(
     and now[name] != before[name]
   ]
   there, here = (
-    dict(field for name in changed for field in _fields(name, record[name]))
+    dict(field for name in changed for field in fields(name, record[name]))
     for record in (before, now)
   )
   lines: dict[str, str] = {}
@@ -520,8 +520,17 @@ def _real(text: str, known: Mapping[str, str]) -> Any:
     return text
 
 
-def _fields(name: str, value: Any) -> Iterator[tuple[tuple[str, str], str]]:
-  """Takes a setting's `repr` apart: ((class or 'run', field), value)."""
+def fields(name: str, value: Any) -> Iterator[tuple[tuple[str, str], str]]:
+  """Takes a setting's `repr` apart.
+
+  Args:
+    name: of the setting.
+    value: what the record of a run has there.
+
+  Yields:
+    ((class or 'run', field), value); of groups of parameters the field has its
+    pattern behind it, in brackets.
+  """
   try:
     node = ast.parse(str(value), mode='eval').body
   except (SyntaxError, ValueError, RecursionError, MemoryError):
