@@ -15,7 +15,8 @@ adapter folder of PEFT or AdapterHub, a .npy file, or a list of them, whose
 tasks are put together.
 
 All but `npy` have a README.md, and name their base model as the run did; that
-may be said anew with INITIAL_CHECKPOINT_PATH. `--push_to=USER/NAME` tells what
+may be said anew with INITIAL_CHECKPOINT_PATH. The licence is yours to choose:
+--gin.LICENSE="'apache-2.0'". `--push_to=USER/NAME` tells what
 an upload to the hub would hold, with `--upload` it is done.
 """
 
@@ -53,6 +54,7 @@ def export(
   tasks: Sequence[str] | str | None = None,
   rename: Mapping[str, str] | None = None,
   backbone: BackboneSource | str | None = None,
+  license: str | None = None,
   push_to: str | None = None,
   upload: bool = False,
 ) -> None:
@@ -68,6 +70,7 @@ def export(
     rename: old task name -> new one; done before `tasks` are picked.
     backbone: what 'merged' puts them into, and what adapters name as their
       base model; None is what the run was given.
+    license: of what is written, as the hub calls it; its card says so.
     push_to: 'USER/NAME' of the hub; tells what an upload there would hold.
     upload: whether it is uploaded.
 
@@ -86,6 +89,7 @@ def export(
   if len(paths) == 1:
     folder, name = os.path.split(os.path.abspath(local_path(paths[0])))
     made = card.read_made(folder, bundle) if name == PROMPTS else made
+  made = dataclasses.replace(made, license=license or '')
   if rename:
     bundle = bundle.renamed(rename)
   if tasks is not None:

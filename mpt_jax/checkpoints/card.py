@@ -48,11 +48,13 @@ class Made:
     results: the `results.json` of its run; empty if not known.
     base: name or path of the backbone, for programs that load it; '' is what
       the record says, or else the product.
+    license: as the hub calls it, where its owner has chosen one.
   """
 
   record: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   results: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   base: str = ''
+  license: str = ''
 
   @property
   def origin(self) -> tuple[str, str]:
@@ -210,9 +212,11 @@ def text(product: Product, made: Made = UNKNOWN) -> bytes:
 def _front(
   product: Product, made: Made, scores: Sequence[Sequence[str]]
 ) -> Iterator[str]:
-  """The hub's metadata; it asks for a licence by itself."""
+  """The hub's metadata."""
   library, relation, _ = KINDS[product.kind]
   fields: dict[str, Any] = {'library_name': library}
+  if made.license:
+    fields['license'] = made.license
   name = _hub_name(product, made)
   if name:
     fields |= {'base_model': name, 'base_model_relation': relation}
@@ -426,10 +430,12 @@ def _unknown(
   scores: Sequence[Any],
   training: Sequence[Any],
 ) -> Iterator[str]:
-  yield (
-    '- The licence: who publishes this chooses one, with regard to those of the'
-    ' base model\n  and of the data, and adds `license: …` to the first lines.'
-  )
+  if not made.license:
+    yield (
+      '- The licence: who publishes this chooses one, with regard to those of'
+      ' the base model\n  and of the data, and adds `license: …` to the first'
+      ' lines.'
+    )
   if not (product.base or made.origin[0]):
     yield '- The base model.'
   elif not _hub_name(product, made):
