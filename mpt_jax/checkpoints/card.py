@@ -220,11 +220,13 @@ def _front(
   name = _hub_name(product, made)
   if name:
     fields |= {'base_model': name, 'base_model_relation': relation}
+  found = _data_sets(product, made).values()
   tags = ['mpt_jax', 't5', product.method.name]
   tags += ['synthetic-data'] if _synthetic(made) else []
   fields |= {
     'pipeline_tag': 'text2text-generation',
     'tags': tags,
+    'datasets': list(dict.fromkeys(n for n in found if hub.is_name(n))),
     'metrics': list(dict.fromkeys(row[2] for row in scores)),
   }
   yield '---'
@@ -352,6 +354,8 @@ def _training(product: Product, made: Made) -> Iterator[Sequence[str]]:
     yield 'start', 'prompts of another run'
   if _text(record.get('distillation')) not in ('', 'None'):
     yield 'distillation', 'from the prompts of other runs'
+  for task, name in _data_sets(product, made).items():
+    yield f'data set of {_code(task)}', _code(name)
   for name, facts in list(_mapping(record.get(run_lib.DATA)).items())[:_MOST]:
     count, digest = (_mapping(facts).get(n) for n in ('examples', 'digest'))
     told = f'{_number(count)} examples, {_code(_text(digest))}'
@@ -385,8 +389,7 @@ def _use(product: Product, made: Made) -> Iterator[str]:
     'adapterhub': (
       'from adapters import AutoAdapterModel',
       f'model = AutoAdapterModel.from_pretrained({base})\n'
-      "name = model.load_adapter('FOLDER', use_safetensors=True)\n"
-      'model.set_active_adapters(name)',
+      "model.load_adapter('FOLDER', use_safetensors=True, set_active=True)",
     ),
     'backbone': (
       'from transformers import AutoModelForSeq2SeqLM',
@@ -409,6 +412,13 @@ def _use(product: Product, made: Made) -> Iterator[str]:
   lines.append('model.generate(**inputs)')
   yield from ('', f'As {KINDS[product.kind][2]}:')
   yield from _block('\n'.join(lines), 'python')
+  if product.kind == 'adapterhub':
+    yield from (
+      '',
+      "If `norm_changes.safetensors` is here, T5's own norms were trained too,"
+      ' which `adapters` does\nnot load: add its tensors to the weights of the'
+      ' same names.',
+    )
 
 
 def _inputs(product: Product) -> Iterator[str]:
@@ -447,7 +457,10 @@ def _unknown(
     yield '- Which revision of the base model: there is no digest of it.'
   if not made.record:
     yield '- The data, the seed and the learning rate: its run is not known.'
-  yield '- The names of the data sets on the hub.'
+  named = _data_sets(product, made)
+  lost = [t for t in product.tasks if not hub.is_name(named.get(t, ''))]
+  if lost:
+    yield f'- The names on the hub of the data of {_names(lost)}.'
   if not scores:
     yield '- How good it is: no scores are known.'
   if not any(row[0] == 'steps' for row in training):
@@ -485,6 +498,13 @@ def _hub_name(product: Product, made: Made) -> str:
     if hub.is_name(name) and not _STEP_FOLDER.fullmatch(name.split('/')[1]):
       return name
   return ''
+
+
+def _data_sets(product: Product, made: Made) -> dict[str, str]:
+  """What others call the data of the product's tasks."""
+  named = _mapping(made.record.get(run_lib.DATA_SETS))
+  found = {task: _text(named.get(task)) for task in product.tasks[:_MOST]}
+  return {t: n for t, n in found.items() if n and not _synthetic(made)}
 
 
 def _synthetic(made: Made) -> bool:

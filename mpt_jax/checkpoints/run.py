@@ -44,6 +44,8 @@ DATA = 'data'
 PATHS = 'paths'
 # Its key for where the backbone was read: its fingerprint says which it is.
 BACKBONE = 'backbone'
+# Its key for what others call the data: their digests say which they are.
+DATA_SETS = 'data_sets'
 _PATH_FIELDS = (
   *('prompts', 'teacher_prompts', 'target_prompts', 'path'),
   *('target_key', 'source_keys'),
@@ -450,7 +452,7 @@ def _settings_that_differ(
   changed = [
     name
     for name in now
-    if name not in (DATA, PATHS, BACKBONE)
+    if name not in (DATA, PATHS, BACKBONE, DATA_SETS)
     and name in before
     and now[name] != before[name]
   ]

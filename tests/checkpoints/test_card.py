@@ -31,6 +31,7 @@ RECORD = {
   'backbone': {'base': 'some-one/t5', 'revision': 'b' * 40},
   'backbone_fingerprint': DIGEST,
   'data': {'rte/train': {'examples': 2490, 'digest': 'sha256:dd'}},
+  'data_sets': {'rte': 'nyu-mll/glue', 'other': 'a/b'},
   'dataset': "DatasetConfig(mixture_or_task_name='rte', batch_size=32)",
   'distillation': 'None',
   'optimizer': "Optimizer(groups=(Group(pattern='prompts/prompt',"
@@ -112,6 +113,7 @@ class TestText:
       'base_model_relation': 'adapter',
       'pipeline_tag': 'text2text-generation',
       'tags': ['mpt_jax', 't5', 'soft'],
+      'datasets': ['nyu-mll/glue'],
       'metrics': ['accuracy'],
     }
     rows = _rows(text)
@@ -135,6 +137,14 @@ class TestText:
     unknown = text.split('## Not known')[1]
     assert 'licence' in unknown
     assert 'scores' not in unknown
+    assert 'data of' not in unknown
+
+  def test_data_that_only_tfds_names(self):
+    record = {**RECORD, 'data_sets': {'rte': 'glue/rte:2.0.0'}}
+    text = card.of_bundle(_soft(), made=card.Made(record)).decode()
+    assert ModelCard(text).data.datasets is None
+    assert ['data set of rte', 'glue/rte:2.0.0'] in _rows(text)
+    assert '- The names on the hub of the data of `rte`.' in text
 
   def test_of_a_bundle_alone(self):
     text = card.of_bundle(_multitask()).decode()
@@ -160,6 +170,7 @@ class TestText:
     results = {**RESULTS, 'collapsed': {'rte': "all are 'no'"}}
     text = card.of_bundle(_soft(), made=card.Made(record, results)).decode()
     assert 'synthetic-data' in ModelCard(text).data.tags
+    assert ModelCard(text).data.datasets is None
     assert '> **Trained on synthetic data**' in text
     assert "`rte`, `validation`, say next to nothing**: `all are 'no'`" in text
 
@@ -190,6 +201,7 @@ class TestText:
       'dataset': f'Config(a={bad!r})',
       'optimizer': 'Optimizer(pattern=f(), b=(C(pattern=g(1)),))',
       'seed': [bad],
+      'data_sets': {'rte': bad},
     }
     results = {
       'scores': {'rte': {bad: float('nan')}},
