@@ -73,11 +73,9 @@ setup(
   },
   install_requires=_CORE + _DATA + _RUNS,
   extras_require={
-    # Fetches what the hub has.
-    'hub': ['huggingface_hub>=2.4'],
     # Reads vocabularies that are kept as tokenizer.json alone.
     'tokenizers': ['tokenizers>=0.22'],
-    # Backbones by their names on the hub, and uploads of what was learned.
+    # Backbones and data by their names on the hub, uploads of what was learned.
     'hub': ['huggingface_hub>=2.4'],
     # Studies on several GPUs or machines.
     'ray': ['ray>=2.60'],
