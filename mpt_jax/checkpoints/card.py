@@ -69,6 +69,19 @@ class Made:
 UNKNOWN = Made()
 
 
+def read(folder: str, name: str) -> dict[str, Any]:
+  """Returns what a file of a run says; nothing if it cannot be read.
+
+  Args:
+    folder: of the run.
+    name: of the file.
+  """
+  try:
+    return files.read_json(os.path.join(folder, name))
+  except InputError:
+    return {}
+
+
 def read_made(folder: str, bundle: 'PromptBundle') -> Made:
   """Reads how the product of a run came about.
 
@@ -79,13 +92,9 @@ def read_made(folder: str, bundle: 'PromptBundle') -> Made:
   Returns:
     What is known; nothing if there is no such run, or it cannot be read.
   """
-  found = []
-  for name in (run_lib.RUN_CONFIG, run_lib.RESULTS):
-    try:
-      found.append(files.read_json(os.path.join(folder, name)))
-    except InputError:  # What is not there is not known.
-      found.append({})
-  record, results = found
+  record, results = (
+    read(folder, name) for name in (run_lib.RUN_CONFIG, run_lib.RESULTS)
+  )
   own = record.get(
     'backbone_fingerprint'
   ) == bundle.backbone_fingerprint and record.get('prompt_tasks') == list(
@@ -366,52 +375,23 @@ def _use(product: Product, made: Made) -> Iterator[str]:
   """How it is loaded, by us and by others."""
   # A path of this machine is nobody's business.
   base = repr(_hub_name(product, made) or product.base or 'BASE MODEL')
-  asked = _mapping({t: _example(product.texts.get(t)) for t in product.tasks})
-  task, example = next(iter(asked.items()), ('', '…'))
-  named = f', task={task!r}' if len(product.tasks) > 1 else ''
-  place = f"{base}, prompts='FOLDER'"
+  task = product.tasks[0]
+  example = repr(_example(product.texts.get(task)))
+  place, named = f"{base}, prompts='FOLDER'", ''
   if product.kind == 'backbone':
-    place = "'FOLDER'"
+    base = place = "'FOLDER'"
+  elif len(product.tasks) > 1:
+    named = f', task={task!r}'
   yield '`FOLDER` is this folder on your disk. With mpt_jax:'
   yield from _block(
     'import mpt_jax\n\n'
     f'model = mpt_jax.PromptedT5.from_pretrained({place})\n'
-    f'model.generate([{example!r}]{named})',
+    f'model.generate([{example}]{named})',
     'python',
   )
-  if product.kind == 'bundle':
-    return
-  loads = {
-    'peft': (
-      'from peft import AutoPeftModelForSeq2SeqLM',
-      "model = AutoPeftModelForSeq2SeqLM.from_pretrained('FOLDER')",
-    ),
-    'adapterhub': (
-      'from adapters import AutoAdapterModel',
-      f'model = AutoAdapterModel.from_pretrained({base})\n'
-      "model.load_adapter('FOLDER', use_safetensors=True, set_active=True)",
-    ),
-    'backbone': (
-      'from transformers import AutoModelForSeq2SeqLM',
-      "model = AutoModelForSeq2SeqLM.from_pretrained('FOLDER')",
-    ),
-  }
-  imported, loading = loads[product.kind]
-  words = "'FOLDER'" if product.kind == 'backbone' else base
-  lines = [
-    imported,
-    'from transformers import AutoTokenizer',
-    '',
-    loading,
-    f'tokenizer = AutoTokenizer.from_pretrained({words})',
-    f"inputs = tokenizer([{example!r}], return_tensors='pt')",
-  ]
-  if product.several:
-    lines[0] = f'import torch\n{imported}'
-    lines.append('inputs["task_ids"] = torch.tensor([0])  # the first task')
-  lines.append('model.generate(**inputs)')
-  yield from ('', f'As {KINDS[product.kind][2]}:')
-  yield from _block('\n'.join(lines), 'python')
+  if product.kind != 'bundle':
+    yield from ('', f'As {KINDS[product.kind][2]}:')
+    yield from _block('\n'.join(_loading(product, base, example)), 'python')
   if product.kind == 'adapterhub':
     yield from (
       '',
@@ -419,6 +399,33 @@ def _use(product: Product, made: Made) -> Iterator[str]:
       ' which `adapters` does\nnot load: add its tensors to the weights of the'
       ' same names.',
     )
+
+
+def _loading(product: Product, base: str, example: str) -> Iterator[str]:
+  """The lines of another program; `base` and `example` are Python's words."""
+  imported, *loads = {
+    'peft': (
+      'from peft import AutoPeftModelForSeq2SeqLM',
+      "model = AutoPeftModelForSeq2SeqLM.from_pretrained('FOLDER')",
+    ),
+    'adapterhub': (
+      'from adapters import AutoAdapterModel',
+      f'model = AutoAdapterModel.from_pretrained({base})',
+      "model.load_adapter('FOLDER', use_safetensors=True, set_active=True)",
+    ),
+    'backbone': (
+      'from transformers import AutoModelForSeq2SeqLM',
+      "model = AutoModelForSeq2SeqLM.from_pretrained('FOLDER')",
+    ),
+  }[product.kind]
+  if product.several:
+    yield 'import torch'
+  yield from (imported, 'from transformers import AutoTokenizer', '', *loads)
+  yield f'tokenizer = AutoTokenizer.from_pretrained({base})'
+  yield f"inputs = tokenizer([{example}], return_tensors='pt')"
+  if product.several:
+    yield "inputs['task_ids'] = torch.tensor([0])  # the first task"
+  yield 'model.generate(**inputs)'
 
 
 def _inputs(product: Product) -> Iterator[str]:

@@ -146,7 +146,7 @@ def _hindrance(name: str) -> str:
   try:
     from huggingface_hub import constants
   except ImportError:
-    return "huggingface_hub is not installed (pip install 'mpt_jax[hub]')"
+    return 'huggingface_hub is not installed (pip install huggingface_hub)'
   if constants.is_offline_mode():
     return 'HF_HUB_OFFLINE is set'
   return ''
@@ -209,7 +209,7 @@ def push(folder: str, name: str, upload: bool) -> str:
     import huggingface_hub
   except ImportError:
     raise InputError(
-      "--upload needs huggingface_hub: pip install 'mpt_jax[hub]'"
+      '--upload needs huggingface_hub: pip install huggingface_hub'
     ) from None
   try:
     api = huggingface_hub.HfApi()

@@ -668,7 +668,7 @@ def _write_product(
   """Writes the bundle, or the backbone, and then what makes it finished."""
   model_dir = job.settings.model_dir
   content = files.json_bytes(results)
-  record = files.read_json(os.path.join(model_dir, run_lib.RUN_CONFIG))
+  record = card.read(model_dir, run_lib.RUN_CONFIG)
   made = card.Made(record, json.loads(content))
   if bundle is None:
     readme = card.text(_backbone_product(job, product, results['step']), made)
