@@ -73,15 +73,16 @@ setup(
   },
   install_requires=_CORE + _DATA + _RUNS,
   extras_require={
-    # Fetches what the hub has.
-    'hub': ['huggingface_hub>=2.4'],
     # Reads vocabularies that are kept as tokenizer.json alone.
     'tokenizers': ['tokenizers>=0.22'],
+    # Backbones and data by their names on the hub, uploads of what was learned.
+    'hub': ['huggingface_hub>=2.4'],
     # Studies on several GPUs or machines.
     'ray': ['ray>=2.60'],
     # Successive halving in their search for learning rates.
     'optuna': ['optuna>=5.0'],
     'test': [
+      'huggingface_hub>=2.4',
       'hypothesis>=6.170',
       'mypy>=2.4',
       'optuna>=5.0',

@@ -125,7 +125,7 @@ def _vocabulary_of(backbone: str) -> str | None:
   """The vocabulary beside a backbone, if there is one."""
   find = importlib.import_module('mpt_jax.checkpoints.backbone').find_backbone
   lib = importlib.import_module('mpt_jax.checkpoints.vocabulary')
-  return lib.find_vocabulary(local_path(find(backbone)))
+  return lib.find_vocabulary(local_path(find(backbone, fetch=False)))
 
 
 def _run(args: argparse.Namespace) -> Iterator[str]:

@@ -18,6 +18,7 @@ from mpt_jax.data import TfdsSource, get_data_dir
 from mpt_jax.data.records import Slice
 from mpt_jax.data.sources import SYNTHETIC, hub_dir, info_is_synthetic
 from mpt_jax.types import InputError
+from tasks import hub as hub_lib
 from tasks import hub_source
 
 NAMES = ('train', 'validation', 'test')
@@ -113,6 +114,12 @@ class BenchmarkSource(TfdsSource):
     self._counts = dict(counts)
     self._train_filter = train_filter
     self._announced: set[str] = set()
+
+  @property
+  def data_set(self) -> str:
+    """What the hub calls the data, wherever they are read; else TFDS."""
+    known = hub_lib.DATA.get(self.tfds_name)
+    return known.repo if known else self.tfds_name
 
   def _hub(self) -> hub_source.HubSplits | None:
     """The same data as the hub has them, if those are in use."""

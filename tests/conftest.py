@@ -22,6 +22,8 @@ os.environ['XLA_FLAGS'] = ' '.join(
   ]
 ).strip()
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+# A name of the hub that no test has put there is not asked for.
+os.environ['HF_HUB_OFFLINE'] = '1'
 if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
   # Not in the user's own; workers and child processes share it.
   _cache = tempfile.mkdtemp(prefix='mpt-jax-tests-')

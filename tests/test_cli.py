@@ -368,6 +368,8 @@ def test_help_tells_how_to_use_it(capsys, module, function):
     flags |= several
   if module in cli.flags_lib.DRY:
     flags |= {'--dry_run'}
+  if module == 'mpt_jax.export':
+    flags |= {'--push_to', '--upload'}
   options = out.partition('\noptions:')[2]
   assert set(re.findall(r'--[a-z_]\w+', options)) - {'--multiprocess'} == flags
   fitting = {n for n, place in COMMANDS.items() if place == (module, function)}

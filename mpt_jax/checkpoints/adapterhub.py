@@ -119,6 +119,7 @@ def write_adapter(
   arrays: Mapping[str, np.ndarray],
   task_names: Sequence[str],
   base: str,
+  readme: bytes,
 ) -> None:
   """Writes a folder that `load_adapter(path, use_safetensors=True)` loads.
 
@@ -128,6 +129,7 @@ def write_adapter(
     arrays: one set, by our names.
     task_names: whose it is.
     base: the backbone's name, or ''.
+    readme: the adapter's card.
 
   Raises:
     InputError: if AdapterHub cannot have it, or the folder cannot be written.
@@ -168,6 +170,7 @@ def write_adapter(
   contents = {
     CONFIG: files.json_bytes(stored),
     TENSORS: files.tensor_bytes(tensors, metadata),
+    files.README: readme,
   }
   if any(change.any() for change in changes.values()):
     contents[NORMS] = files.tensor_bytes(changes, metadata)

@@ -11,7 +11,7 @@ from flax import traverse_util
 import numpy as np
 
 from mpt_jax import t5
-from mpt_jax.checkpoints import huggingface, t5x_format, tensors
+from mpt_jax.checkpoints import hub, huggingface, t5x_format, tensors
 from mpt_jax.checkpoints.vocabulary import (
   ORDINARY,
   SpecialIds,
@@ -83,6 +83,12 @@ class Backbone:
       f' {sum(leaf.size for leaf in leaves):,} parameters)'
     )
 
+  @property
+  def origin(self) -> dict[str, str]:
+    """'base': its name on the hub, with the 'revision', or else its path."""
+    known = hub.name_of(self.path)
+    return dict(zip(('base', 'revision'), known or (self.path,), strict=False))
+
   def with_vocabulary(self, file: str | None = None) -> 'Backbone':
     """Reads the vocabulary, if there is one.
 
@@ -108,12 +114,15 @@ class Backbone:
       self, vocabulary_file=vocabulary.path, vocabulary=vocabulary
     )
 
-  def save(self, path: str, changed: Mapping[str, Any]) -> None:
+  def save(
+    self, path: str, changed: Mapping[str, Any], readme: bytes = b''
+  ) -> None:
     """Writes a folder of transformers, with other values for some parameters.
 
     Args:
       path: the folder.
       changed: nested dict of the parameters that are not as here.
+      readme: its card; b'' for what stays here.
 
     Raises:
       InputError: if the folder cannot be written, or holds other files.
@@ -124,6 +133,7 @@ class Backbone:
       params_lib.merge(self.params, changed),
       vocabulary_file=self.vocabulary_file,
       special_ids=self.special_ids,
+      readme=readme,
     )
 
 
@@ -137,15 +147,24 @@ def demo_folder(name: str = DEMO) -> str:
   return installed('tasks', 'offline', DEMOS[name])
 
 
-def find_backbone(path: str) -> str:
+def find_backbone(path: str, fetch: bool = True) -> str:
   """Returns the path that a name of a backbone stands for.
 
   Args:
     path: 'demo', 'demo-small' and 'demo-large' come with the package,
-      whatever lies in the working folder (`./demo` is a folder there); all
-      else is a path.
+      whatever lies in the working folder (`./demo` is a folder there);
+      'owner/name' is a model of the hub, if there is no such folder; all else
+      is a path.
+    fetch: whether a model of the hub may be downloaded.
+
+  Raises:
+    InputError: if a model is neither in the hub's cache nor can be downloaded.
   """
-  return demo_folder(path) if path in DEMOS else path
+  if path in DEMOS:
+    return demo_folder(path)
+  if hub.is_name(path) and not os.path.lexists(path):
+    return hub.find(path, fetch) or path
+  return path
 
 
 def load_backbone(
@@ -156,8 +175,8 @@ def load_backbone(
   Args:
     path: an HF folder (`config.json` and safetensors), or a T5X checkpoint, in
       its legacy or its orbax layout: the folder of one step or the one above,
-      of which the last step is taken; or 'demo', 'demo-small' or
-      'demo-large', see `find_backbone`.
+      of which the last step is taken; or a name: 'google-t5/t5-base', 'demo',
+      see `find_backbone`.
     config: the architecture or the name of a published one. An HF folder says
       it itself, a T5X checkpoint implies it by its shapes; when given, it must
       agree, and decides how the model runs (dtype, dropout).
@@ -177,7 +196,10 @@ def load_backbone(
     )
   path = os.path.abspath(local_path(find_backbone(path)))
   if not os.path.exists(path):
-    raise InputError(f'there is no backbone at {path}: no such folder')
+    raise InputError(
+      f'there is no backbone at {path}: no such folder; a model of the hub is'
+      ' owner/name'
+    )
   if not os.path.isdir(path):
     raise InputError(f'{path} is a file; give the folder that it lies in')
   step_folder = t5x_format.find_checkpoint(path)
@@ -189,6 +211,8 @@ def load_backbone(
   elif huggingface.is_model_folder(path):
     source, stored_config, name = huggingface.open_folder(path)
     config = _same_architecture(path, stored_config, config)
+    if known := hub.name_of(path):
+      name = known[0]
   else:
     raise InputError(
       f'there is no backbone in {path}; expected config.json with'

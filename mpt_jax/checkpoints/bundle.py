@@ -4,7 +4,8 @@ A bundle is a folder with `prompts.safetensors` (a method's arrays by name,
 float32) and `prompt_config.json`, which says by which method and for which
 tasks and backbone they were learned, and how they came about; in format
 version 2 also how the text of each task is written (`texts.TaskText`), and the
-settings and shapes of a method that enters the network.
+settings and shapes of a method that enters the network. Its `README.md` tells
+the same to people; nothing reads it, and no digest covers it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +23,7 @@ import numpy as np
 
 import mpt_jax
 from mpt_jax import methods
-from mpt_jax.checkpoints import adapterhub, files, peft
+from mpt_jax.checkpoints import adapterhub, card, files, peft
 from mpt_jax.checkpoints.texts import TaskText
 from mpt_jax.engine import params as params_lib
 from mpt_jax.types import (
@@ -349,13 +350,18 @@ class PromptBundle:
     """Of all that `save` writes."""
     return json.loads(self._stored()[CONFIG])[_DIGEST]
 
-  def save(self, path: str) -> None:
+  def save(self, path: str, made: card.Made = card.UNKNOWN) -> None:
     """Writes the bundle; a bundle that is there already is replaced.
+
+    Args:
+      path: the folder.
+      made: how it came about, for its card.
 
     Raises:
       InputError: if the folder cannot be written, or holds other files.
     """
-    files.write_folder(path, self._stored(path))
+    told = {files.README: card.of_bundle(self, made=made)}
+    files.write_folder(path, {**self._stored(path), **told})
 
   def _stored(self, path: str = 'the bundle') -> dict[str, bytes]:
     """Returns the bundle's files as its reader takes them."""
@@ -404,7 +410,12 @@ class PromptBundle:
         f'{reason}; it can be written as {", ".join(kind.formats)}'
       )
 
-  def to_peft(self, path: str, task: str | None = None) -> None:
+  def to_peft(
+    self,
+    path: str,
+    task: str | None = None,
+    made: card.Made = card.UNKNOWN,
+  ) -> None:
     """Writes a PEFT adapter folder.
 
     Args:
@@ -412,6 +423,7 @@ class PromptBundle:
       task: of a method in the network, whose set to write; else write this
         task's composed prompt as PROMPT_TUNING. Without it, a multitask bundle
         becomes MULTITASK_PROMPT_TUNING with all its tasks.
+      made: how it came about: its card, and what PEFT calls its base model.
 
     Raises:
       InputError: if the task is unknown or left open, or the folder cannot be
@@ -426,14 +438,29 @@ class PromptBundle:
     elif task is not None:
       arrays, tasks = {'prompt': self.compose(task)}, (task,)
       learner = methods.holding(set(arrays)).sized(self.prompt_length, 0)
-    peft.write_adapter(path, learner, arrays, tasks)
+    base, revision = made.origin
+    peft.write_adapter(
+      path,
+      learner,
+      arrays,
+      tasks,
+      base or self.backbone_name,
+      revision,
+      card.of_bundle(self, 'peft', task and tasks, made),
+    )
 
-  def to_adapterhub(self, path: str, task: str | None = None) -> None:
+  def to_adapterhub(
+    self,
+    path: str,
+    task: str | None = None,
+    made: card.Made = card.UNKNOWN,
+  ) -> None:
     """Writes an adapter folder of AdapterHub's `adapters`.
 
     Args:
       path: the folder.
       task: whose adapter; may be left out where there is one.
+      made: how it came about: its card, and what its base model is called.
 
     Raises:
       InputError: if the task is unknown or left open, AdapterHub cannot have
@@ -443,10 +470,21 @@ class PromptBundle:
     learner = self.learner
     assert isinstance(learner, adapterhub.Adapter)
     arrays, tasks = self.one(task)
-    adapterhub.write_adapter(path, learner, arrays, tasks, self.backbone_name)
+    adapterhub.write_adapter(
+      path,
+      learner,
+      arrays,
+      tasks,
+      made.origin[0] or self.backbone_name,
+      card.of_bundle(self, 'adapterhub', tasks, made),
+    )
 
   def to_merged(
-    self, path: str, backbone: 'Backbone', task: str | None = None
+    self,
+    path: str,
+    backbone: 'Backbone',
+    task: str | None = None,
+    made: card.Made = card.UNKNOWN,
   ) -> None:
     """Writes the backbone with what was learned in its own matrices.
 
@@ -454,6 +492,7 @@ class PromptBundle:
       path: the folder, as transformers has it.
       backbone: the backbone.
       task: whose set; may be left out where there is one.
+      made: how it came about, for its card.
 
     Raises:
       InputError: if the method has no such form, the task is unknown or left
@@ -461,12 +500,13 @@ class PromptBundle:
     """
     self.check_format('merged')
     check_backbone(self, backbone)
-    arrays, _ = self.one(task)
+    arrays, tasks = self.one(task)
     learner = self.learner
     assert isinstance(learner, methods.Delta)
     flat = params_lib.flatten(backbone.params)
     merged = learner.merged(flat, {n: a[0] for n, a in arrays.items()})
-    backbone.save(path, params_lib.unflatten(merged))
+    told = card.of_bundle(self, 'backbone', tasks, made)
+    backbone.save(path, params_lib.unflatten(merged), told)
 
   def parts(self, path: str) -> list[tuple[str, str | None]]:
     """Returns the folders of a format that holds one set, and whose it is.

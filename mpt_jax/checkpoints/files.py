@@ -25,6 +25,8 @@ from mpt_jax.types import (
 
 # A hostile configuration must not be parsed for minutes.
 MAX_JSON_BYTES = 1 << 20
+# What a product says of itself to people.
+README = 'README.md'
 
 
 def require_file(path: str, follow_links: bool = False) -> str:

@@ -199,6 +199,7 @@ def save_huggingface(
   dtype: str = 'float32',
   name: str = '',
   special_ids: vocabulary.SpecialIds = vocabulary.ORDINARY,
+  readme: bytes = b'',
 ) -> None:
   """Writes a folder that transformers and `load_backbone` read.
 
@@ -214,6 +215,7 @@ def save_huggingface(
     dtype: 'float32' or 'float16', the type of the stored weights.
     name: the model's name, as `load_backbone` will call it.
     special_ids: of the checkpoint; the rows of its padding are swapped back.
+    readme: the `README.md` of a model that is new; b'' writes none.
 
   Raises:
     InputError: if transformers has no such architecture, a weight does not
@@ -261,6 +263,8 @@ def save_huggingface(
   }
   if vocabulary_file is not None:
     contents |= vocabulary.files_of(vocabulary_file)
+  if readme:
+    contents[files.README] = readme
   files.write_folder(path, contents)
 
 
@@ -290,11 +294,20 @@ class _Stored:
     return self._file.get_tensor(self._name)
 
 
-def _open_weights(path: str) -> dict[str, _Stored]:
-  """Opens one file, or the shards that an index lists."""
+def has_weights(path: str) -> bool:
+  """Returns whether a folder has all files of weights that it should have."""
+  try:
+    names = _weight_files(path)[0]
+  except InputError:
+    return False
+  return all(os.path.isfile(os.path.join(path, name)) for name in names)
+
+
+def _weight_files(path: str) -> tuple[list[str], list[str]]:
+  """One file, or the shards that an index lists; and the tensors it lists."""
   single, index = os.path.join(path, WEIGHTS), os.path.join(path, INDEX)
   if os.path.isfile(single):
-    return _open_file(single)
+    return [WEIGHTS], []
   if not os.path.isfile(index):
     pickled = sorted(n for n in os.listdir(path) if n.endswith('.bin'))
     if pickled:
@@ -306,17 +319,27 @@ def _open_weights(path: str) -> dict[str, _Stored]:
   weight_map = files.read_json(index, follow_links=True).get('weight_map')
   if not isinstance(weight_map, dict) or not weight_map:
     raise InputError(f'{index} has no weight_map')
-  stored: dict[str, _Stored] = {}
-  for shard in sorted(set(map(str, weight_map.values()))):
+  shards = sorted(set(map(str, weight_map.values())))
+  for shard in shards:
     if os.path.basename(shard) != shard or not shard.endswith('.safetensors'):
       raise InputError(
         f'{index} names the shard {shard!r}, expected the name of a'
         ' .safetensors file in the same folder'
       )
-    stored |= _open_file(os.path.join(path, shard))
-  for name in weight_map:
+  return shards, list(weight_map)
+
+
+def _open_weights(path: str) -> dict[str, _Stored]:
+  """Opens what `_weight_files` names."""
+  names, listed = _weight_files(path)
+  stored: dict[str, _Stored] = {}
+  for name in names:
+    stored |= _open_file(os.path.join(path, name))
+  for name in listed:
     if name not in stored:
-      raise InputError(f'{index} lists {name!r}, but no shard holds it')
+      raise InputError(
+        f'{os.path.join(path, INDEX)} lists {name!r}, but no shard holds it'
+      )
   return stored
 
 

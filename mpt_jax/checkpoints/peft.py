@@ -192,6 +192,9 @@ def write_adapter(
   method: methods.Method,
   arrays: Mapping[str, np.ndarray],
   task_names: Sequence[str],
+  base: str,
+  revision: str,
+  readme: bytes,
 ) -> None:
   """Writes an adapter folder that `PeftModel.from_pretrained` loads.
 
@@ -201,6 +204,9 @@ def write_adapter(
     arrays: by our names; of a method in the network one set.
     task_names: the names of the K tasks; PEFT's `task_ids` count in this
       order.
+    base: the base model's name on the hub or its path; '' if not known.
+    revision: of the base model on the hub.
+    readme: the adapter's card.
 
   Raises:
     InputError: if the folder cannot be written.
@@ -211,13 +217,20 @@ def write_adapter(
     assert isinstance(method, methods.Delta)
     own, found = method.to_peft({n: a[0] for n, a in arrays.items()})
     tensors = {_stored_name(name): tensor for name, tensor in found.items()}
-  config = _COMMON | own | {'peft_type': method.peft_type}
+  config = {
+    **_COMMON,
+    **own,
+    'base_model_name_or_path': base or None,
+    'peft_type': method.peft_type,
+    'revision': revision or None,
+  }
   metadata = {'format': 'pt', TASK_NAMES: json.dumps(list(task_names))}
   files.write_folder(
     path,
     {
       CONFIG: files.json_bytes(config),
       TENSORS: files.tensor_bytes(tensors, metadata),
+      files.README: readme,
     },
   )
 

@@ -42,6 +42,10 @@ RESULTS = 'results.json'
 DATA = 'data'
 # Its key for where the prompts lie that it starts from.
 PATHS = 'paths'
+# Its key for where the backbone was read: its fingerprint says which it is.
+BACKBONE = 'backbone'
+# Its key for what others call the data: their digests say which they are.
+DATA_SETS = 'data_sets'
 _PATH_FIELDS = (
   *('prompts', 'teacher_prompts', 'target_prompts', 'path'),
   *('target_key', 'source_keys'),
@@ -448,12 +452,12 @@ def _settings_that_differ(
   changed = [
     name
     for name in now
-    if name not in (DATA, PATHS)
+    if name not in (DATA, PATHS, BACKBONE, DATA_SETS)
     and name in before
     and now[name] != before[name]
   ]
   there, here = (
-    dict(field for name in changed for field in _fields(name, record[name]))
+    dict(field for name in changed for field in fields(name, record[name]))
     for record in (before, now)
   )
   lines: dict[str, str] = {}
@@ -518,8 +522,17 @@ def _real(text: str, known: Mapping[str, str]) -> Any:
     return text
 
 
-def _fields(name: str, value: Any) -> Iterator[tuple[tuple[str, str], str]]:
-  """Takes a setting's `repr` apart: ((class or 'run', field), value)."""
+def fields(name: str, value: Any) -> Iterator[tuple[tuple[str, str], str]]:
+  """Takes a setting's `repr` apart.
+
+  Args:
+    name: of the setting.
+    value: what the record of a run has there.
+
+  Yields:
+    ((class or 'run', field), value); of groups of parameters the field has its
+    pattern behind it, in brackets.
+  """
   try:
     node = ast.parse(str(value), mode='eval').body
   except (SyntaxError, ValueError, RecursionError, MemoryError):

@@ -186,6 +186,9 @@ def _run(
     raise InputError(
       f'--dry_run: {module} has none; {", ".join(flags_lib.DRY)} has'
     )
+  given = {'dry_run': True} if flags.dry_run else {}
+  if flags.push_to is not None or flags.upload:
+    given |= _pushing(module, flags.push_to, flags.upload)
   # Before JAX and TensorFlow are loaded, which takes seconds.
   check_macros(flags.gin_file, bindings, flags.gin_search_paths)
   target = getattr(importlib.import_module(module), function)
@@ -209,9 +212,20 @@ def _run(
     hostmemory.prepare()
     native.use_compilation_cache()
   command.resumes = lambda: 'the same command starts from the start'
-  gin.get_configurable(target)(**({'dry_run': True} if flags.dry_run else {}))
+  gin.get_configurable(target)(**given)
   if processes:
     processes.finish()
+
+
+def _pushing(module: str, name: str | None, upload: bool) -> dict[str, Any]:
+  """The arguments of --push_to and --upload."""
+  if module not in flags_lib.PUSHES:
+    raise InputError(
+      f'--push_to: {module} has none; {", ".join(flags_lib.PUSHES)} has'
+    )
+  if name is None:
+    raise InputError('--upload is given without --push_to=USER/NAME')
+  return {'push_to': name, 'upload': upload}
 
 
 def repeated(macros: Mapping[str, Any]) -> str:

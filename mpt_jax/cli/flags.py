@@ -15,6 +15,8 @@ READ_DATA = (
   *(f'mpt_jax.transfer.{n}' for n in ('matrix', 'speedup', 'project', 'whole')),
 )
 DRY = ('mpt_jax.pipeline',)
+# What it writes may be uploaded.
+PUSHES = ('mpt_jax.export',)
 # Name -> (type, what stands for its value, help).
 PROCESS_FLAGS: Mapping[str, tuple[type, str, str]] = {
   'coordinator_address': (
@@ -111,6 +113,19 @@ def parser(module: str, spoken: str = '') -> argparse.ArgumentParser:
     if module in DRY
     else argparse.SUPPRESS,
   )
+  pushes = module in PUSHES
+  parser.add_argument(
+    '--push_to',
+    metavar='USER/NAME',
+    help='tell what an upload to this model of the hub would hold'
+    if pushes
+    else argparse.SUPPRESS,
+  )
+  parser.add_argument(
+    '--upload',
+    action='store_true',
+    help='with --push_to: upload it' if pushes else argparse.SUPPRESS,
+  )
   parser.add_argument(
     '--debug', action='store_true', help='show the traceback of wrong input'
   )
@@ -178,6 +193,7 @@ def read(
         '--hf_data_dir',
         '--debug',
         *(['--dry_run'] if module in DRY else []),
+        *(['--push_to', '--upload'] if module in PUSHES else []),
         '--multiprocess_gpu',
         *(f'--{name}' for name in PROCESS_FLAGS),
       ]

@@ -106,6 +106,11 @@ class TaskReader(abc.ABC):
     """Whether its data declare themselves made up."""
     return False
 
+  @property
+  def data_set(self) -> str:
+    """What others call its data, TFDS or the hub; '' if nobody does."""
+    return ''
+
   @abc.abstractmethod
   def vocabulary(self, key: str) -> Vocabulary:
     """Returns what writes its `inputs` or `targets`."""

@@ -221,6 +221,11 @@ class SeqioTask(providers.TaskReader):
       source, seqio.TfdsDataSource
     ) and sources_lib.info_is_synthetic(source.tfds_dataset.info)
 
+  @property
+  def data_set(self) -> str:
+    """What its source says; '' if it says nothing."""
+    return getattr(self.task.source, 'data_set', '')
+
   def vocabulary(self, key: str) -> providers.Vocabulary:
     """Returns what writes its `inputs` or `targets`."""
     return self.task.output_features[key].vocabulary

@@ -138,6 +138,11 @@ class TfdsSource(seqio.TfdsDataSource):
     self.tfds_name = tfds_name
     self._slices = dict(splits) if isinstance(splits, Mapping) else None
 
+  @property
+  def data_set(self) -> str:
+    """What a card calls the data."""
+    return self.tfds_name
+
   def split_map(self, info: tfds.core.DatasetInfo) -> Mapping[str, str] | None:
     """Maps our split names to TFDS splits or slices of this very data set.
 

@@ -110,6 +110,7 @@ class Job:
     examples: split -> task -> its `data.Counts`.
     said: what the tasks' metrics say of themselves, where one selects.
     synthetic: whether the data are.
+    data_sets: task -> what others call its data, where they do.
     following: the command to go on with, or ''.
     nearest: what was compared to pick its source, see `picks.Picked.found`.
   """
@@ -125,6 +126,7 @@ class Job:
   examples: Mapping[str, Mapping[str, Any]]
   said: Mapping[str, Mapping[str, Metric]]
   synthetic: bool
+  data_sets: Mapping[str, str]
   following: str
   nearest: Mapping[str, Any] | None
 
@@ -217,6 +219,7 @@ def read(settings: Settings) -> Job:
     examples=examples,
     said=_check_selection(dataset, settings.evaluation, method),
     synthetic=synthetic,
+    data_sets={t.name: t.data_set for t in provider.tasks if t.data_set},
     following=_next_command(settings, dataset, 'test' in provider.splits),
     nearest=picked.found,
   )
@@ -406,6 +409,8 @@ def record_of(job: Job) -> dict[str, Any]:
     getattr(distillation, 'teacher_prompts', None),
     getattr(distillation, 'target_prompts', None),
   )
+  record[run_lib.BACKBONE] = job.loaded.origin
+  record[run_lib.DATA_SETS] = dict(job.data_sets)
   return record
 
 

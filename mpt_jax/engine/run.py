@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import functools
+import json
 import logging
 import os
 import time
@@ -19,7 +20,7 @@ import jax
 import mpt_jax
 from mpt_jax import methods, models
 from mpt_jax.checkpoints import bundle as bundle_lib
-from mpt_jax.checkpoints import files, lock
+from mpt_jax.checkpoints import card, files, lock
 from mpt_jax.checkpoints import run as run_lib
 from mpt_jax.checkpoints.backbone import Backbone
 from mpt_jax.engine import (
@@ -666,12 +667,37 @@ def _write_product(
 ) -> None:
   """Writes the bundle, or the backbone, and then what makes it finished."""
   model_dir = job.settings.model_dir
-  if bundle is None:
-    job.loaded.save(os.path.join(model_dir, BACKBONE), product)
-  else:
-    bundle.save(os.path.join(model_dir, PROMPTS))
   content = files.json_bytes(results)
+  record = card.read(model_dir, run_lib.RUN_CONFIG)
+  made = card.Made(record, json.loads(content))
+  if bundle is None:
+    readme = card.text(_backbone_product(job, product, results['step']), made)
+    job.loaded.save(os.path.join(model_dir, BACKBONE), product, readme)
+  else:
+    bundle.save(os.path.join(model_dir, PROMPTS), made)
   files.write_file(os.path.join(model_dir, run_lib.RESULTS), content)
+
+
+def _backbone_product(job: Job, product: PyTree, step: int) -> card.Product:
+  """What the card of a trained backbone is about."""
+  from mpt_jax import data
+
+  loaded, split = job.loaded, job.dataset.split
+  tasks = tuple(job.examples[split])
+  return card.Product(
+    kind='backbone',
+    method=job.settings.method,
+    tasks=tasks,
+    size=f'{params_lib.count(product):,} numbers',
+    # One that was drawn has no name.
+    base=loaded.name if loaded.path else '',
+    fingerprint=loaded.fingerprint,
+    vocabulary=vocabulary_digest(loaded),
+    stage=job.settings.stage,
+    step=step,
+    version=mpt_jax.__version__,
+    texts=data.task_texts(tasks, split),
+  )
 
 
 def _tell_results(model_dir: str, following: str) -> None:

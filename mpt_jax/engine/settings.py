@@ -25,8 +25,8 @@ class BackboneSource:
   """Where a backbone is read from.
 
   Attributes:
-    path: an HF folder, a T5X checkpoint, 'demo', 'demo-small' or 'demo-large';
-      None draws a fresh one.
+    path: an HF folder, a T5X checkpoint, a model of the hub ('owner/name'),
+      'demo', 'demo-small' or 'demo-large'; None draws a fresh one.
     config: its sizes or their name, where the checkpoint has none.
     vocabulary: SentencePiece file, `tokenizer.json` or a folder with one; None
       is the one beside the backbone.

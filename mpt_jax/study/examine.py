@@ -280,4 +280,5 @@ def backbone(path: str) -> dict[str, Any]:
     'fingerprint': loaded.fingerprint,
     'parameters': params.count(loaded.params),
     'config': loaded.config.to_dict(),
+    **(loaded.origin if 'revision' in loaded.origin else {}),
   }

@@ -267,7 +267,7 @@ def _arm(step: Step) -> arms.Arm:
 def _config(path: str) -> t5.T5Config | None:
   """The sizes of a backbone, whether it is there or not; None if unknown."""
   try:
-    there = find_backbone(run.find_backbone(path))
+    there = find_backbone(run.find_backbone(path, fetch=False), fetch=False)
     if huggingface.is_model_folder(there):
       return huggingface.open_folder(there)[1]
   except InputError:
@@ -352,7 +352,7 @@ def _missing(
   """What must be there before the study can start."""
   told = []
   try:
-    run.find_backbone(plan.backbone)
+    run.find_backbone(plan.backbone, fetch=False)
   except InputError as e:
     known = ' (its sizes are known by its name)' if config else ''
     told.append(f'{e}{known}')

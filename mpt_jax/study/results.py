@@ -251,7 +251,7 @@ def _metrics(runs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 def _skills(backbone: str) -> dict[str, float]:
   """Task -> what the backbone itself scores on it, in its own words."""
-  path = os.path.join(find_backbone(backbone), SKILLS)
+  path = os.path.join(find_backbone(backbone, fetch=False), SKILLS)
   if not os.path.exists(path):
     return {}
   found = files.read_json(path)

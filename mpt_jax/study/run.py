@@ -13,7 +13,7 @@ import time
 from typing import Any
 
 from mpt_jax import cli
-from mpt_jax.checkpoints import files, lock
+from mpt_jax.checkpoints import files, hub, lock
 from mpt_jax.checkpoints.backbone import DEMOS
 from mpt_jax.engine import preemption
 from mpt_jax.study import examine, rates, report, results, steps
@@ -217,11 +217,12 @@ def _inside(path: str, folder: str) -> str:
   return absolute
 
 
-def find_backbone(path: str) -> str:
+def find_backbone(path: str, fetch: bool = True) -> str:
   """Returns a backbone's path; what we ship is found from any working folder.
 
   Args:
-    path: as given.
+    path: as given; the name of a model of the hub stays one.
+    fetch: whether that model may be downloaded.
 
   Raises:
     InputError: if nothing is there.
@@ -237,4 +238,11 @@ def find_backbone(path: str) -> str:
     installed = os.path.join(folder, path)
     if os.path.exists(installed):
       return installed
-  raise InputError(f'there is no backbone at {path!r}')
+  if not hub.is_name(path):
+    raise InputError(f'there is no backbone at {path!r}')
+  if hub.find(path, fetch) is None:
+    raise InputError(
+      f'there is no backbone at {path!r}, nor in the cache of the hub: it must'
+      ' be downloaded'
+    )
+  return path

@@ -19,7 +19,7 @@ from t5x import train_state as t5x_train_state
 from t5x import utils as t5x_utils
 
 from mpt_jax import checkpoints, t5
-from mpt_jax.checkpoints import tensors
+from mpt_jax.checkpoints import hub, tensors
 from mpt_jax.checkpoints.backbone import Backbone
 from mpt_jax.checkpoints.vocabulary import Vocabulary
 from mpt_jax.engine import params as params_lib
@@ -75,6 +75,8 @@ class TrainModel(PromptedModel):
     path = (folder or start.backbone).rstrip('/')
     parts = path.split('/')
     self.backbone_name = '/'.join(parts[-2:]) if folder else parts[-1]
+    if known := hub.name_of(path):
+      self.backbone_name = known[0]
     self._fingerprint: str | None = None
 
   def fingerprint(self, params: PyTree) -> str:

@@ -85,6 +85,7 @@ def test_norms_that_did_not_change_need_no_file(tmp_path, caplog):
     settings=bundle.settings,
   ).to_adapterhub(str(path))
   assert sorted(p.name for p in path.iterdir()) == [
+    'README.md',
     'adapter.safetensors',
     'adapter_config.json',
   ]

@@ -125,6 +125,7 @@ class TestRoundTrip:
     assert mpt_jax.load_prompts(tmp_path / 'bundle').step == 2
     assert os.listdir(tmp_path) == ['bundle']
     assert sorted(os.listdir(tmp_path / 'bundle')) == [
+      'README.md',
       'prompt_config.json',
       'prompts.safetensors',
     ]

@@ -145,7 +145,7 @@ def test_every_field_of_the_optimizer_has_a_name(folder):
   groups = (optimizers.Group('prompts/prompt', 0.1),)
   shown = {
     place[1]
-    for place, _ in run_lib._fields(
+    for place, _ in run_lib.fields(
       'optimizer', repr(optimizers.Optimizer(groups, total_steps=3))
     )
   }

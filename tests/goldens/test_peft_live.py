@@ -1,10 +1,14 @@
 """Our exports in the real PEFT and transformers, where they are installed."""
 
+import re
+
 import numpy as np
 import pytest
 
+from mpt_jax.checkpoints.backbone import demo_folder, load_backbone
 from mpt_jax.checkpoints.bundle import PromptBundle
 from mpt_jax.convert import convert
+from mpt_jax.export import export
 from tests import goldens
 from tests.goldens import networks
 
@@ -114,3 +118,46 @@ def test_converted_backbones_load_in_transformers(base, tmp_path):
       )
     logits.append(out.logits.numpy())
   np.testing.assert_array_equal(*logits)
+
+
+@pytest.mark.parametrize('form', ['peft', 'peft_composed'])
+def test_an_adapter_finds_its_base_model(form, tmp_path):
+  """Offline, by its path; as the code in its card does."""
+  peft = pytest.importorskip('peft', reason='peft is not installed')
+  demo = load_backbone('demo')
+  _bundle(demo.config.emb_dim, 1).save(str(tmp_path / 'bundle'))
+  export(
+    prompts=str(tmp_path / 'bundle'),
+    output=str(tmp_path / 'out'),
+    format=form,
+    backbone='demo',
+  )
+  folder = tmp_path / 'out' / ('' if form == 'peft' else 'b')
+  model = peft.AutoPeftModelForSeq2SeqLM.from_pretrained(
+    str(folder), dtype=torch.float32
+  ).eval()
+  config = model.peft_config['default']
+  assert config.base_model_name_or_path == demo_folder()
+  tokens, targets, _ = _inputs(demo.config.vocab_size)
+  several = {} if form != 'peft' else {'task_ids': torch.ones(4, dtype=int)}
+  with torch.no_grad():
+    out = model(
+      input_ids=torch.tensor(tokens),
+      attention_mask=torch.tensor((tokens > 0).astype(np.int64)),
+      labels=torch.tensor(targets),
+      **several,
+    )
+  bundle = _bundle(demo.config.emb_dim, 1)
+  ours = _our_logits(demo, bundle, tokens, targets, np.ones(4, int))
+  np.testing.assert_allclose(out.logits.numpy(), ours, atol=1e-4)
+
+  blocks = re.findall(
+    r'```python\n(.*?)```', (folder / 'README.md').read_text(), re.DOTALL
+  )
+  for code in blocks:
+    code = code.replace('FOLDER', str(folder)).replace(
+      'BASE MODEL', demo_folder()
+    )
+    found: dict = {}
+    exec(re.sub(r'\n(?=model\.generate)', '\nanswer = ', code), found)
+    assert len(found['answer']) == 1

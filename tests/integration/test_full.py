@@ -80,6 +80,9 @@ def test_one_best_backbone_for_all_tasks_is_the_product(
   cli.main('mpt_jax.train', 'train', argv)
   assert contents(killed / 'backbone') == contents(whole / 'backbone')
   assert json.loads((killed / 'results.json').read_text()) == results
+  readme = (whole / 'backbone/README.md').read_text()
+  assert '`backbone` after full fine-tuning for `mnli`, `sst2`' in readme
+  assert f'| best step of `mnli` | {best} |' in readme
   # No copy is left.
   for folder in (whole, killed):
     assert not (folder / 'best/backbone').exists()

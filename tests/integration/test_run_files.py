@@ -117,6 +117,23 @@ class TestOfAWholeRun:
     assert found == {'results.json', 'log.txt'} | beside_train
     assert {p.name for p in (run / 'run/best').iterdir()} == {'mnli', 'sst2'}
 
+  def test_the_card_says_what_the_folder_says(self, run):
+    text = (run / 'run/prompts/README.md').read_text()
+    record, results = (
+      json.loads((run / 'run' / name).read_text())
+      for name in ('run_config.json', 'results.json')
+    )
+    assert record['backbone_fingerprint'] in text
+    for facts in record['data'].values():
+      assert facts['digest'] in text
+    for task, best in results['best_steps'].items():
+      assert f'| best step of `{task}` | {best} |' in text
+    score = results['test_scores']['mnli']['accuracy']
+    assert f'| `mnli` | `validation` | `accuracy` | {score:.4g} |' in text
+    # A path is nobody's business.
+    assert record['backbone']['base'].endswith('/backbone')
+    assert record['backbone']['base'] not in text
+
   def test_metrics(self, run):
     lines = writers.read_metrics(str(run / 'run' / writers.METRICS))
     found = {name for line in lines for name in line} - {'step'}

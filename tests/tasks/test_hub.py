@@ -9,6 +9,8 @@ import seqio
 import tensorflow_datasets as tfds
 
 from mpt_jax import data
+from mpt_jax.checkpoints.hub import is_name
+from mpt_jax.data import lookup
 from mpt_jax.types import InputError
 from tasks import hub, hub_source
 from tasks.offline import datasets
@@ -54,6 +56,13 @@ def texts(ds, name):
 def test_every_data_set_is_known():
   assert set(hub.DATA) == {row.tfds_name for row in TABLE.values()}
   assert set(hub.DATA) == set(hub_data.HUB)
+
+
+def test_a_card_calls_the_data_as_the_hub_does():
+  for name, row in TABLE.items():
+    [task] = lookup.get_provider(name).tasks
+    assert task.data_set == hub.DATA[row.tfds_name].repo
+    assert is_name(task.data_set)
 
 
 @pytest.mark.parametrize('name', sorted(datasets.DATASETS))
