@@ -1074,7 +1074,8 @@ def test_tiny_pipeline_end_to_end_and_again(tmp_path):
   assert times(run) == before
 
   # What tells of them otherwise is taken.
-  titled = call(tmp_path, "--gin.TITLE='Ours'")
+  title = "--gin.TITLE='Ours'"
+  titled = call(tmp_path, title)
   assert titled.returncode == 0, titled.stderr
   assert 'nothing to do' in titled.stderr
   assert (run / 'report.md').read_text().startswith('# Ours on SYNTHETIC DATA')
@@ -1084,7 +1085,7 @@ def test_tiny_pipeline_end_to_end_and_again(tmp_path):
   lost = run / 'seed0/target/k32/pt/rte/test'
   for path in lost.iterdir():
     path.unlink()
-  third = call(tmp_path)
+  third = call(tmp_path, title)
   assert third.returncode == 0, third.stderr
   after = times(run)
   changed = {
@@ -1101,11 +1102,11 @@ def test_tiny_pipeline_end_to_end_and_again(tmp_path):
   whole = run.rename(tmp_path / 'whole')
   for number, left in ((signal.SIGINT, 1), (signal.SIGKILL, 9)):
     stopped = call(
-      tmp_path, program=('-c', STOPPER, str(int(number)), str(left))
+      tmp_path, title, program=('-c', STOPPER, str(int(number)), str(left))
     )
     assert stopped.returncode in (-number, 128 + number), stopped.stderr
     assert not (run / 'report.json').exists()
-  last = call(tmp_path)
+  last = call(tmp_path, title)
   assert last.returncode == 0, last.stderr
   assert '10 of ' in last.stderr
   assert fake_study.untimed(run) == fake_study.untimed(whole)

@@ -105,7 +105,7 @@ def tasks(data_dir: str, plan: Plan) -> dict[str, dict[str, Any]]:
     rates.check_metrics(
       {
         name: data.metrics_of(name, 'validation')[name]
-        for name in named.targets
+        for name in rates.targets_of(plan)
       }
     )
   return facts

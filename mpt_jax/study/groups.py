@@ -3,48 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mpt_jax.study import arms, cells, stats
+from mpt_jax.study import arms, cells
 from mpt_jax.study.page import Block, Heading, Table, Text
-
-
-def collect(
-  plan: Mapping[str, Any],
-  runs: Sequence[Mapping[str, Any]],
-  compared: Sequence[tuple[str, str]],
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-  """The results of each group, and the paired differences of their means.
-
-  Args:
-    plan: the plan, as `pipeline.json` has it.
-    runs: the target runs, with their scores.
-    compared: pairs of arms.
-
-  Returns:
-    ({setting: {group: {arm: results, from `stats.by_task`}}}, rows as
-    `stats.pairs` has them, each with its `group`).
-  """
-  groups: Mapping[str, Sequence[str]] = plan.get('groups') or {}
-  found: dict[str, Any] = {}
-  rows: list[dict[str, Any]] = []
-  for setting in plan['settings'] if groups else ():
-    name = setting['name']
-    own = [run for run in runs if run['setting'] == name]
-    found[name] = {}
-    for group, tasks in groups.items():
-      inside = [_within(run, tasks) for run in own]
-      found[name][group] = results = {
-        arm: stats.by_task([run for run in inside if run['method'] == arm])
-        for arm in plan['methods']
-      }
-      pairs = stats.pairs(name, results, compared)
-      rows += [{'group': group, **pair} for pair in pairs]
-  return found, rows
-
-
-def _within(run: Mapping[str, Any], tasks: Sequence[str]) -> dict[str, Any]:
-  """A run with the scores of some tasks alone."""
-  scores = {t: s for t, s in run['scores'].items() if t in tasks}
-  return {**run, 'scores': scores}
 
 
 def section(report: Mapping[str, Any]) -> list[Block]:

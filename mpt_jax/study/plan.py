@@ -369,7 +369,7 @@ class Plan:
 
   def _check_settings(self) -> None:
     given = {s.name: s for s in self.target_stage.settings}
-    for setting in given.values():
+    for setting in self.target_stage.settings:
       check_names(
         f'a method of {setting.name}',
         setting.methods or (),

@@ -102,7 +102,7 @@ def root(plan: Plan, seed: int) -> str:
   return 'tuning' if seed == first else f'tuning/seed{seed}'
 
 
-def searched(plan: Plan) -> list[str]:
+def targets_of(plan: Plan) -> list[str]:
   """The target tasks that a search trains on."""
   assert plan.target_stage.tuning is not None
   return list(plan.target_stage.tuning.targets or plan.tasks.targets)
@@ -136,7 +136,7 @@ def runs_of(
       ),
     )
     for seed in seeds or plan.target_stage.tuning.seeds
-    for task in searched(plan)
+    for task in targets_of(plan)
   ]
 
 
@@ -263,10 +263,10 @@ def _cost(plan: Plan, method: str, trial: Trial) -> int:
   """Training steps of all runs of a trial."""
   search, tasks = plan.target_stage.tuning, plan.tasks
   assert search is not None
-  runs = len(searched(plan))
+  runs = len(targets_of(plan))
   if arms.TARGETS[method].start == arms.EACH:
     runs = sum(
-      len(set(tasks.source_tasks) - {target}) for target in searched(plan)
+      len(set(tasks.source_tasks) - {target}) for target in targets_of(plan)
     )
   return trial.steps * len(search.seeds) * runs
 

@@ -14,7 +14,7 @@ from mpt_jax.checkpoints import files
 from mpt_jax.checkpoints.backbone import find_backbone
 from mpt_jax.checkpoints.run import RESULTS
 from mpt_jax.engine import metrics
-from mpt_jax.study import arms, curves, groups, learned, stats
+from mpt_jax.study import arms, curves, learned, stats
 
 RECORD = 'pipeline.json'
 SKILLS = 'skills.json'
@@ -55,9 +55,7 @@ def collect(folder: str) -> dict[str, Any]:
     ('source', source, arms.source_pairs()),
     *((name, found, _compared(plan)) for name, found in targets.items()),
   ]
-  grouped, group_pairs = groups.collect(
-    plan, _select(runs, 'target'), _compared(plan)
-  )
+  groups = _groups(plan, runs)
   return {
     **{name: record[name] for name in _AS_RECORDED},
     'synthetic': any(facts['synthetic'] for facts in data.values()),
@@ -76,8 +74,13 @@ def collect(folder: str) -> dict[str, Any]:
     'target_curves': _target_curves(folder, plan, runs),
     'curves_undefined': curves.undefined(folder, _select(runs, 'source')),
     'targets': targets,
-    'groups': grouped,
-    'group_pairs': group_pairs,
+    'groups': groups,
+    'group_pairs': [
+      {'group': group, **row}
+      for name, of in groups.items()
+      for group, found in of.items()
+      for row in stats.pairs(name, found, _compared(plan))
+    ],
     'pairs': [row for stage in stages for row in stats.pairs(*stage)],
     'task_pairs': [
       row for stage in stages for row in stats.task_pairs(*stage, meanings)
@@ -106,6 +109,23 @@ def _targets(
     method: stats.by_task(_of_setting(runs, method, setting))
     for method in plan['methods']
   }
+
+
+def _groups(
+  plan: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+  """Setting -> group of targets -> method -> its results on them."""
+  found: dict[str, dict[str, Any]] = {}
+  for group, tasks in (plan.get('groups') or {}).items():
+    # The scores of other tasks are not seen.
+    inside = [
+      {**run, 'scores': {t: s for t, s in run['scores'].items() if t in tasks}}
+      for run in _select(runs, 'target')
+    ]
+    for setting in plan['settings']:
+      of = found.setdefault(setting['name'], {})
+      of[group] = _targets(plan, inside, setting)
+  return found
 
 
 def _of_setting(

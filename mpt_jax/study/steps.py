@@ -150,7 +150,7 @@ def search(plan: Plan, rungs: int | None = None) -> list[Step]:
     chain = _Chain(rates_lib.root(plan, seed), seed, scored=True)
     steps += _sources(plan, chain, variants, stage.methods)
     for setting in settings:
-      steps += _keys(plan, chain, setting, rates_lib.searched(plan))
+      steps += _keys(plan, chain, setting, rates_lib.targets_of(plan))
       for method in plan.methods_of(setting):
         for trial in rates_lib.trials(plan, setting, method):
           if rungs is None or trial.rung < rungs:
@@ -169,7 +169,7 @@ def _searched(
   names = dict(rates_lib.runs_of(plan, setting, method, trial, [chain.seed]))
   shorter = dataclasses.replace(setting, steps=trial.steps)
   steps = []
-  for tasks in _groups(method, rates_lib.searched(plan)):
+  for tasks in _groups(method, rates_lib.targets_of(plan)):
     run = _Trial(chain, shorter, method, trial.rates, names[tasks[0]])
     steps += _trained(plan, run, tasks)
   return steps
