@@ -7,12 +7,11 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTHONS ?= python3.11 python3.12 python3.13 python3
 
-.PHONY: help demo demo-full demo-transfer backbone test test-fast test-long fuzz lint clean
+.PHONY: help demo demo-transfer backbone test test-fast test-long fuzz lint clean
 
 help:
 	@echo 'make demo       the method end to end on the embedded benchmark'
 	@echo '                (5 seeds, some 5 minutes on 2 cores) -> demo/'
-	@echo 'make demo-full  the same with 3 seeds, full and few-shot -> demo-full/'
 	@echo 'make demo-transfer  prompts on other tasks and on another backbone'
 	@echo '                (3 seeds, under 20 minutes) -> demo-transfer/'
 	@echo 'make backbone   pretrain the demo backbones anew, about an hour and a half'
@@ -31,10 +30,6 @@ demo: $(STAMP)
 	  --gin.MODEL_DIR="'demo/transfer'"
 	@$(BIN)/python -m mpt_jax.pipeline --gin_file=gin_configs/runs/demo.gin \
 	  --gin.MODEL_DIR="'demo'"
-
-demo-full: $(STAMP)
-	$(BIN)/python -m mpt_jax.pipeline \
-	  --gin_file=gin_configs/runs/demo_full.gin --gin.MODEL_DIR="'demo-full'"
 
 demo-transfer: $(STAMP)
 	$(BIN)/python -m mpt_jax.transfer all \

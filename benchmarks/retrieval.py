@@ -45,7 +45,7 @@ TARGETS = {
 FIXED = 'mnli'
 METRICS = ranking.AVERAGE, 'per_token', ranking.ON
 SOFT, MPT = 'soft', 'mpt'
-# Rates that demo_full.gin found for few examples.
+# Rates that a search found for few examples of the demo's targets.
 FROM_SOURCE, SCRATCH, OF_MPT = 0.1, 1.0, (0.1, 0.1)
 TOP = 3
 RESULTS = 'retrieval.json'

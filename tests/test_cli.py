@@ -52,7 +52,6 @@ INCLUDED = (
   'baselines',
   'common',
   'demo',
-  'demo_full',
   'demo_page',
   'demo_transfer',
   'method_common',

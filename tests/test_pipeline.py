@@ -637,15 +637,6 @@ def test_a_search_without_a_common_direction_is_refused(tmp_path):
     )
 
 
-def test_bars_come_with_the_benchmarks_own_files_only():
-  assert PLAN.benchmark_bars is False
-  common = (ROOT / 'gin_configs/runs/pipeline_common.gin').read_text()
-  assert 'BENCHMARK_BARS = False' in common
-  for name in ('demo', 'demo_full'):
-    text = (ROOT / f'gin_configs/runs/{name}.gin').read_text()
-    assert 'BENCHMARK_BARS = True' in text
-
-
 @pytest.mark.parametrize(
   ('changes', 'words'),
   [
@@ -690,7 +681,9 @@ def test_missing_rates_are_refused():
     rates.given(plan)
 
 
-@pytest.mark.parametrize('name', ['demo', 'demo_full', 'baselines'])
+@pytest.mark.parametrize(
+  'name', ['runs/demo', 'runs/baselines', 'studies/evidence']
+)
 def test_shipped_gin_files_make_a_plan(name, monkeypatch, tmp_path):
   made = []
 
@@ -707,7 +700,7 @@ def test_shipped_gin_files_make_a_plan(name, monkeypatch, tmp_path):
     cli.call(
       'mpt_jax.pipeline',
       'pipeline',
-      [f'gin_configs/runs/{name}.gin'],
+      [f'gin_configs/{name}.gin'],
       [f'MODEL_DIR={str(tmp_path)!r}'],
     )
   (plan,) = made
@@ -718,11 +711,9 @@ def test_shipped_gin_files_make_a_plan(name, monkeypatch, tmp_path):
     if setting.tuned_as is None:
       arms_with_rates = {*setting.rates, 'mpt_no_distillation'}
       assert arms_with_rates == set(arms.TARGETS)
-  if name == 'demo_full':
+  if name == 'studies/evidence':
     stage = plan.target_stage
-    few, full = stage.settings[0], stage.settings[-1]
-    assert len(few.seeds) >= 5
-    assert len(full.seeds) >= 3
+    assert all(len(setting.seeds) >= 3 for setting in stage.settings)
     assert len({len(grid) for grid in stage.tuning.grids.values()}) == 1
 
 

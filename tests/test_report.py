@@ -25,10 +25,6 @@ def text_of(folder):
   return (folder / 'report.md').read_text()
 
 
-def bars_of(written):
-  return {bar['bar']: bar for bar in written['bars']}
-
-
 def test_numbers(tmp_path):
   written = Fake(tmp_path).fill().write()
   assert written == json.loads((tmp_path / 'report.json').read_text())
@@ -130,7 +126,6 @@ def test_text_has_every_section_and_picture(tmp_path):
   text = text_of(tmp_path)
   assert text.startswith('# Multitask Prompt Tuning on SYNTHETIC DATA\n')
   for title in (
-    '## Bars',
     '## Teachers',
     '## Source stage',
     '### k32: 32 training examples per task',
@@ -215,40 +210,12 @@ def test_several_seeds_show_their_spread(tmp_path):
   assert 'One seed' not in screen.summary(written)
 
 
-def test_bars(tmp_path):
-  bars = bars_of(Fake(tmp_path).fill().write())
-  assert bars['teachers: mean score']['met']
-  assert bars['source: MPT - shared prompt only']['value'] == 15.0
-  early = 'source: distillation - none, at a tenth of the steps (validation)'
-  assert bars[early]['value'] == 5.0
-  assert bars['source: distillation - none, at the end']['value'] == 1.0
-  assert bars['targets, k32: MPT - PT'] == {
-    'bar': 'targets, k32: MPT - PT',
-    'least': 2.0,
-    'value': 6.0,
-    'se': pytest.approx(2.0),
-    'met': True,
-  }
-  # Not run, and not known: neither met nor missed.
-  unknown = [b['bar'] for b in bars.values() if b['met'] is None]
-  assert unknown == [
-    "teachers: worst of (teacher - backbone's own skill)",
-    'source: the same, both without distillation',
-  ]
-  assert 'not measured' in text_of(tmp_path)
-
-
 def test_losing_is_shown(tmp_path):
   def losing(setting, method, task, seed, value):
     return 50.0 if (setting, method) == ('full', 'mpt') else value
 
   written = Fake(tmp_path).fill(losing).write()
-  bar = bars_of(written)['targets, full: MPT - PT']
-  assert (bar['value'], bar['met']) == (-10.0, False)
-  assert '| targets, full: MPT - PT | +0.0 | -10.0 | **not met** |' in text_of(
-    tmp_path
-  )
-  assert 'bar not met: targets, full: MPT - PT' in screen.summary(written)
+  assert 'pt over mpt (full +10.0)' in screen.summary(written)
   text = text_of(tmp_path).replace('\n', ' ')
   against = '- MPT against vanilla prompt tuning (PT): behind on '
   assert f'{against}rte (-10.0), cola (-10.0).' in text
@@ -277,9 +244,6 @@ def test_skills_stand_beside_the_teachers(tmp_path):
   (tmp_path / 'backbone/skills.json').write_text(json.dumps(skills))
   written = Fake(tmp_path).fill().write()
   assert written['skills'] == {'mnli': 88.0, 'sst2': 91.0}
-  bar = bars_of(written)["teachers: worst of (teacher - backbone's own skill)"]
-  assert bar['value'] == -7.0
-  assert not bar['met']
   assert '| mnli (accuracy) | 81.0 ± 1.4 | 88.0 | 400 |' in text_of(tmp_path)
 
 
@@ -348,12 +312,8 @@ def test_nothing_is_claimed_of_one_seed(tmp_path):
     return 50.0 if method == 'mpt' else value
 
   written = Fake(tmp_path, seeds=(0,)).fill(losing).write()
-  assert all(bar['met'] is None for bar in written['bars'])
-  assert 'bar not met' not in screen.summary(written)
+  assert 'behind' not in screen.summary(written)
   text = text_of(tmp_path)
-  assert '| targets, full: MPT - PT | +0.0 | -10.0 | one seed: no claim |' in (
-    text
-  )
   assert 'one seed, so no claim: rte (-10.0), cola (-10.0).' in text
   assert 'behind on' not in text
 
@@ -371,25 +331,22 @@ def test_what_an_interval_leaves_open_is_not_told_apart(tmp_path):
     '- MPT against vanilla prompt tuning (PT): behind on none. Not told apart:'
     ' rte (+0.5). Ahead on cola (+4.0).'
   ) in text
-  # 4 and 0.55: 2.275 with a standard error of 1.725: level with the 2 asked.
-  bar = bars_of(written)['targets, k32: MPT - PT']
-  assert (bar['value'], bar['se'], bar['met']) == (
-    2.275,
-    pytest.approx(1.725),
-    None,
+  # 4 and 0.55: 2.275 with a standard error of 1.725.
+  pair = next(
+    p for p in written['pairs'] if (p['where'], p['second']) == ('k32', 'pt')
   )
+  assert pair['mean'] == pytest.approx(2.275)
+  assert pair['se'] == pytest.approx(1.725)
 
 
-@pytest.mark.parametrize(
-  ('bars', 'synthetic'), [(False, True), (True, False), (False, False)]
-)
-def test_bars_are_the_benchmarks_own(tmp_path, bars, synthetic):
+@pytest.mark.parametrize('synthetic', [False, True])
+def test_one_seed_claims_nothing_wherever_the_data_come_from(
+  tmp_path, synthetic
+):
   fake = Fake(tmp_path, seeds=(0,), synthetic=synthetic)
-  fake.bars = bars
   written = fake.fill().write()
-  assert written['bars'] == []
   text = text_of(tmp_path)
-  for words in ('## Bars', 'benchmark', '1 to 4 points', 'pretraining'):
+  for words in ('benchmark', '1 to 4 points', 'pretraining'):
     assert words not in text
   assert '**This is one seed**' in text
   assert 'bar' not in screen.summary(written)

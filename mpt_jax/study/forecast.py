@@ -26,8 +26,8 @@ from mpt_jax.types import HUB, InputError
 # sold with for TF32.
 _CORE, _ACCELERATOR = 110e9, 50e12
 # Seconds that an example takes at the least, however small the backbone: on a
-# core as the embedded benchmark's, of which demo_full.gin ran for 17 minutes on
-# two; on an accelerator nobody has measured it.
+# core as the embedded benchmark's, of which 675 runs took 17 minutes on two; on
+# an accelerator nobody has measured it.
 _CORE_LEAST, _ACCELERATOR_LEAST = 6e-4, 3e-4
 # Seconds that a kind of run takes to compile, tiny as it may be.
 _COMPILATION = 8.0

@@ -237,8 +237,6 @@ class Plan:
     target_stage: target runs.
     seeds: seeds of the whole chain of teachers, MPT source run and targets.
     macros: macros for every training run.
-    benchmark_bars: whether the report holds the run against the bars of the
-      embedded benchmark; they are shown for its own synthetic data only.
     title: heading of the report; None is that of any study.
   """
 
@@ -250,7 +248,6 @@ class Plan:
   target_stage: TargetStage
   seeds: Sequence[Natural] = (0,)
   macros: Mapping[str, Any] | None = None
-  benchmark_bars: bool = False
   title: str | None = None
 
   def __post_init__(self):

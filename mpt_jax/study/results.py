@@ -14,7 +14,7 @@ from mpt_jax.checkpoints import files
 from mpt_jax.checkpoints.backbone import find_backbone
 from mpt_jax.checkpoints.run import RESULTS
 from mpt_jax.engine import metrics
-from mpt_jax.study import arms, bars, curves, learned, stats
+from mpt_jax.study import arms, curves, learned, stats
 
 RECORD = 'pipeline.json'
 SKILLS = 'skills.json'
@@ -56,7 +56,7 @@ def collect(folder: str) -> dict[str, Any]:
     *((name, found, _compared(plan)) for name, found in targets.items()),
   ]
   groups = _groups(plan, runs)
-  report: dict[str, Any] = {
+  return {
     **{name: record[name] for name in _AS_RECORDED},
     'synthetic': any(facts['synthetic'] for facts in data.values()),
     'seeds': plan['seeds'],
@@ -97,11 +97,6 @@ def collect(folder: str) -> dict[str, Any]:
     'examples': _examples(folder, runs),
     'plots': [],
   }
-  # They were set for the embedded benchmark, and say nothing elsewhere.
-  own = all(facts['synthetic'] for facts in data.values())
-  asked = own and plan.get('benchmark_bars')
-  report['bars'] = bars.measure(report) if asked else []
-  return report
 
 
 def _targets(

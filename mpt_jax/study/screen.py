@@ -41,8 +41,6 @@ def summary(report: Mapping[str, Any]) -> str:
       cell = cells.show(result['mean'])
       lines.append(f'{name:<40}' + f'{cell:>14}' * len(settings))
   lines += ['', *_collapsed_lines(report), *_cut_lines(report)]
-  missed = [bar['bar'] for bar in report['bars'] if bar['met'] is False]
-  lines += [f'bar not met: {bar}' for bar in missed]
   return '\n'.join([*lines, *noise(report)])
 
 

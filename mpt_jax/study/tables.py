@@ -6,7 +6,6 @@ from typing import Any
 
 from mpt_jax.study import (
   appendix,
-  bars,
   cells,
   differences,
   groups,
@@ -35,7 +34,6 @@ def blocks(report: Mapping[str, Any]) -> list[Block]:
   return [
     *_opening(report),
     *published.section(report),
-    *bars.section(report),
     *stages.teachers(report),
     *stages.source(report),
     *stages.targets(report),
@@ -126,19 +124,11 @@ def _noise(report: Mapping[str, Any]) -> str | list[str]:
     ' and teachers; not the backbone, nor the test sets.'
   )
   if len(seeds) == 1:
-    moves = (
-      # What docs/demo.md found.
-      ' Between seeds a mean over tasks moves by about 1 to 4 points and a'
-      ' single few-shot task by 10 and more, so a difference of a few points'
-      ' in one run may well be luck.'
-      if report['bars']
-      else ' A difference of a few points in one run may well be luck.'
-    )
     return [
       f'{text} ',
       Strong('This is one seed'),
-      ': no number below has an error bar, and nothing is claimed to be ahead,'
-      f' behind or met.{moves}',
+      ': no number below has an error bar, and nothing is claimed to be ahead'
+      ' or behind. A difference of a few points in one run may well be luck.',
     ]
   count = len(report['pairs'])
   return (

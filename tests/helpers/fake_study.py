@@ -50,7 +50,6 @@ class Fake:
     self.settings, self.targets = settings, targets
     # More for the plan.
     self.plan = {}
-    self.bars = True
     # Name of a run -> more for its results.
     self.beside = {}
     self.steps = []
@@ -167,7 +166,6 @@ class Fake:
         'teacher': {'steps': 40},
         'source': {'steps': 40},
         'tuning': {'seed': 77, 'search': 'halving'} if self.tuning else None,
-        'benchmark_bars': self.bars,
         **self.plan,
       },
       'rates': dict.fromkeys(self.settings, rates),
