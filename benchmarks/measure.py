@@ -39,8 +39,8 @@ SHAPES = {
     'heads': 32,
   },
 }
-# Of those that PEFT has too; a prefix as PEFT has it, in one place.
-METHODS = 'multitask', 'lora', 'prefix'
+# Those that PEFT has too, a prefix as PEFT has it, in one place; and ATTEMPT.
+METHODS = 'multitask', 'lora', 'prefix', 'attempt'
 LENGTHS = os.path.join(os.path.dirname(__file__), 'source_lengths.json')
 
 

@@ -70,11 +70,14 @@ def main() -> None:
     'multitask': methods.MultitaskPrompts(flags.prompt_len),
     'lora': methods.LoRA(),
     'prefix': methods.Prefix(flags.prompt_len, places=('decoder',)),
+    'attempt': methods.Attempt(
+      flags.prompt_len, sources=tuple((f'source {i}', '') for i in range(6))
+    ),
   }[flags.method]
   length = method.prompt_length
   kind = models.DistilledPromptedT5 if flags.distill else models.PromptedT5
   model = kind(config, method, flags.num_tasks)
-  task_rate = 0.1 if flags.method == 'multitask' else None
+  task_rate = 0.1 if flags.method in ('multitask', 'attempt') else None
   optimizer = optimizers.Optimizer(
     optimizers.method_groups(method, 0.3, task_rate), schedule='constant'
   )
@@ -87,7 +90,10 @@ def main() -> None:
     table = {'prompt_table': rng.standard_normal(size, np.float32)}
     frozen['teacher_prompts'] = partitioning.shard_params(table, mesh)
   start = method.fresh(config, flags.num_tasks, jax.random.PRNGKey(flags.seed))
-  trained = {str(method.branch): params_lib.unflatten(start)}
+  trained, kept = params_lib.split(
+    {str(method.branch): params_lib.unflatten(start)}, method.trainable
+  )
+  frozen = params_lib.merge(frozen, partitioning.shard_params(kept, mesh))
   state = trainer.make_state(model, optimizer, trained, 0, mesh)
   rss_after_init = measure.rss_mb()
 

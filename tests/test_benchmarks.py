@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from benchmarks import compare, floor, measure
+from benchmarks import compare, floor, measure, tables
 
 ROOT = pathlib.Path(__file__).parent.parent
 SMALL = ('--model=tiny', '--batch=4', '--input_len=12', '--prompt_len=4')
@@ -36,16 +36,19 @@ def run(module, *arguments):
     ('--padding=bucket', '--lengths', '--part_rows=2', '--distill'),
     ('--padding=pack', '--pack_len=40', '--precision=bfloat16'),
     ('--method=lora', '--num_tasks=1'),
+    ('--method=attempt', '--num_tasks=1'),
   ],
 )
 def test_step(arguments):
   line = run('benchmarks.step', '--steps=2', *arguments)
   assert line['examples_per_s'] > 0
   assert line['fwd_s'] > 0
-  # P * D + K * (P + D), the paper's count; or 2r (d + I) (E + 2D).
+  # P * D + K * (P + D), the paper's count; 2r (d + I) (E + 2D); or
+  # K P D + 2 r D + 2 D.
   wanted = {
     'multitask': 4 * 64 + 6 * (4 + 64),
     'lora': 2 * 8 * (64 + 64) * (2 + 2 * 2),
+    'attempt': (4 + 2 * 100 + 2) * 64,
   }
   assert line['trainable'] == wanted[line['method']]
   if line['padding'] == 'bucket':
@@ -88,39 +91,80 @@ def test_operations_of_a_step():
 
 def test_ratios_are_of_medians():
   found = {
-    compare.OURS: [{'step_s_median': x} for x in (1.0, 2.0, 9.0)],
-    compare.PEFT: [{'step_s_median': 4.0}],
-    compare.T5X: [],
+    tables.OURS: [{'step_s_median': x} for x in (1.0, 2.0, 9.0)],
+    tables.PEFT: [{'step_s_median': 4.0}],
+    tables.T5X: [],
   }
-  assert compare.ratio('step_f32', found, compare.PEFT) == 0.5
-  assert compare.ratio('step_f32', found, compare.T5X) is None
-  row = compare.table({'step_f32': found}).splitlines()[-1]
-  assert row.startswith('| step_f32 | seconds | 2.000 | 4.000 | - | 0.5 | - |')
+  assert tables.ratio('step_f32', found, tables.PEFT) == 0.5
+  assert tables.ratio('step_f32', found, tables.T5X) is None
+  row = tables.table({'step_f32': found}).splitlines()[-1]
+  assert row == (
+    '| step, float32, s | 2.000 | 4.000 | - | 0.50 (<= 0.90) | - | - | - | - |'
+  )
 
 
-def test_goals_of_what_was_measured():
+def test_a_table_of_what_was_measured():
   step = {'step_s_median': 2.0, 'peak_rss_mb': 800.0}
+  floors = [{'seconds': {'step': x, 'distill': 2 * x}} for x in (1.9, 1.7)]
   results = {
     'step_f32': {
-      compare.OURS: [step],
-      compare.PEFT: [{'step_s_median': 2.5, 'peak_rss_mb': 1000.0}],
-      compare.T5X: [],
-      compare.FLOOR_XLA: [{'seconds': {'step': x}} for x in (1.9, 1.7)],
+      tables.OURS: [step],
+      tables.PEFT: [{'step_s_median': 2.5, 'peak_rss_mb': 1000.0}],
+      tables.T5X: [],
+      tables.FLOOR_XLA: floors,
+      tables.FLOOR_TORCH: [{'seconds': {'step': 2.0, 'distill': 1.7}}],
     },
+    'distill_f32': {tables.OURS: [{'step_s_median': 4.0}]},
     'mix_f32': {
-      compare.OURS: [{'examples_per_s': 12.0}],
-      compare.T5X: [{'examples_per_s': 4.0}],
+      tables.OURS: [{'examples_per_s': 12.0}],
+      tables.T5X: [{'examples_per_s': 4.0}],
+    },
+    'decode_f32': {
+      tables.OURS: [{'examples_per_s': 13.0}],
+      tables.HF: [{'examples_per_s': 10.0}],
     },
     'checkpoint': {
-      compare.CHECKPOINT: [{'bytes': 625995, 'save_s_median': 0.053}]
+      tables.CHECKPOINT: [{'bytes': 625995, 'save_s_median': 0.053}]
     },
-    'start': {compare.START: []},
+    'start': {tables.START: []},
   }
-  assert compare.goals(results).splitlines()[2:] == [
-    '| step_f32, seconds / peft | <= 0.53 | 0.80 |',
-    '| mix_f32, examples/s / t5x | >= 2.4 | 3.00 |',
-    '| step_f32, share of the XLA floor | >= 0.80 | 0.85 |',
-    '| step_f32, peak memory / peft | <= 1.0 | 0.80 |',
-    '| checkpoint, 6 tasks: bytes; seconds | < 1,000,000; < 0.1 |'
-    ' 625,995; 0.05 |',
+  assert tables.table(results).splitlines()[2:] == [
+    '| step, float32, s | 2.000 | 2.500 | - | 0.80 (<= 0.90) | - |'
+    ' 0.85 (>= 0.80) | 0.85 | 0.80 |',
+    '| distillation, float32, s | 4.000 | - | - | - | - |'
+    ' 0.85 (>= 0.80) | 2.00 | - |',
+    '| length mix, float32, examples/s | 12.000 | - | 4.000 | - | 3.00 | - | -'
+    ' | - |',
+    '| greedy decoding, float32, examples/s | 13.000 | 10.000 | - |'
+    ' 1.30 (>= 1.2) | - | - | - | - |',
+    '',
+    'checkpoint, 6 tasks: bytes; seconds: 625,995; 0.05 (< 1,000,000; < 0.1)',
   ]
+
+
+def test_the_page_has_what_the_files_have():
+  with open(tables.README, encoding='utf-8') as f:
+    text = f.read()
+  for name in os.listdir(tables.FOLDER):
+    assert f'<!-- table {name.removesuffix(".json")} ' in text
+  assert tables.page(text) == text
+
+
+def test_a_file_of_a_machine_is_renewed_by_row(tmp_path):
+  path = str(tmp_path / 'machine.json')
+  one, other = ({tables.OURS: [{'step_s_median': x}]} for x in (1.0, 2.0))
+  tables.write(path, 'slow', 'small', {'step_f32': one, 'step_bf16': one})
+  tables.write(path, 'fast', 'base', {'step_f32': one})
+  tables.write(path, 'fast', 'small', {'step_f32': other})
+  assert tables.read(path) == {
+    'machine': 'fast',
+    'models': {
+      'small': {'step_f32': other, 'step_bf16': one},
+      'base': {'step_f32': one},
+    },
+  }
+
+
+def test_rows_are_those_of_the_tables():
+  alone = {tables.CHECKPOINT, tables.START, tables.STUDY}
+  assert set(compare.ROWS) == set(tables.ROWS) | alone

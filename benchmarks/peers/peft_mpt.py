@@ -5,7 +5,7 @@ MultitaskPromptTuning, or with --method LoRA (q and v, r = 8) or its prefix.
 Random weights. Prints one JSON line. With --distill a teacher forward pass
 (no grad) with per-task teacher prompts is added, and KL + hidden-state MSE
 losses, the way a PEFT user has to write MPT's distillation by hand (PEFT has
-none).
+none). ATTEMPT, which PEFT lacks too, is written by hand likewise.
 """
 
 import json
@@ -15,6 +15,47 @@ import warnings
 from benchmarks import measure
 
 warnings.filterwarnings('ignore')
+
+
+def attempt(base, args, width):
+  """ATTEMPT (Asai et al., EMNLP 2022) around a frozen model, by hand."""
+  import torch
+  import torch.nn.functional as F
+
+  class Attempt(torch.nn.Module):
+    def __init__(self):
+      super().__init__()
+      for parameter in base.parameters():
+        parameter.requires_grad = False
+      self.base, self.config = base, base.config
+      size = args.prompt_len, width
+      self.targets = torch.nn.Parameter(torch.rand(args.num_tasks, *size) - 0.5)
+      self.register_buffer('sources', torch.rand(6, *size) - 0.5)
+      self.down = torch.nn.Linear(width, 100, bias=False)
+      self.up = torch.nn.Linear(100, width, bias=False)
+      self.norm = torch.nn.LayerNorm(width)
+
+    def forward(self, input_ids, attention_mask, task_ids, **rest):
+      embedded = self.base.get_input_embeddings()(input_ids)
+      hidden = embedded.masked_fill(
+        attention_mask[:, :, None] == 0, float('-inf')
+      )
+      query = self.norm(self.up(F.silu(self.down(hidden.max(1)[0]))))
+      target = self.targets[task_ids]
+      prompts = torch.cat(
+        [self.sources.expand(len(target), -1, -1, -1), target[:, None]], 1
+      )
+      scores = torch.einsum('bd,bsd->bs', query, prompts.max(2)[0])
+      weights = F.softmax(scores / (width * 2.718281828), -1)
+      mixed = torch.einsum('bs,bspd->bpd', weights, prompts) + target
+      mask = attention_mask.new_ones(mixed.shape[:2])
+      return self.base(
+        inputs_embeds=torch.cat([mixed, embedded], 1),
+        attention_mask=torch.cat([mask, attention_mask], 1),
+        **rest,
+      )
+
+  return Attempt()
 
 
 def main():
@@ -79,6 +120,8 @@ def main():
       num_transformer_submodules=1,
       prompt_tuning_init='RANDOM',
     )
+  elif args.method == 'attempt':
+    wanted = None
   elif args.method == 'lora':
     wanted = peft.LoraConfig(task_type='SEQ_2_SEQ_LM', r=8, lora_alpha=8)
   else:
@@ -87,7 +130,10 @@ def main():
       num_virtual_tokens=args.prompt_len,
       token_dim=s['heads'] * s['d_kv'],
     )
-  model = peft.get_peft_model(base, wanted)
+  if wanted is None:
+    model = attempt(base, args, s['d_model'])
+  else:
+    model = peft.get_peft_model(base, wanted)
   model = model.to(device)
   model.train()
   trainable = [q for q in model.parameters() if q.requires_grad]
@@ -122,7 +168,7 @@ def main():
       rng.integers(1, measure.VOCABULARY, (args.batch, args.target_len))
     )
     one = dict(input_ids=ids, attention_mask=(ids != 0).long(), labels=labels)
-    if args.method == 'multitask':
+    if args.method in ('multitask', 'attempt'):
       one['task_ids'] = torch.tensor(tids)
     return one, sum(lens)
 

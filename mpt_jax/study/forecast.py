@@ -21,7 +21,7 @@ from mpt_jax.study.workers import STEP
 from mpt_jax.types import HUB, InputError
 
 # FLOP a second. Of a core: T5-base in float32 on one with AVX-512
-# (benchmarks/results/compare_base_intel_avx512.json, 675 GFLOP in 3.09 s on
+# (benchmarks/results/intel_avx512.json, 675 GFLOP in 3.09 s on
 # two). Of an accelerator: nobody has measured one; a third of what an A100 is
 # sold with for TF32.
 _CORE, _ACCELERATOR = 110e9, 50e12
