@@ -97,7 +97,7 @@ def _theirs(model, tokens, targets):
 
 
 def _model(base):
-  return transformers.T5ForConditionalGeneration.from_pretrained(base)
+  return transformers.AutoModelForSeq2SeqLM.from_pretrained(base)
 
 
 def _of(method, backbone):
