@@ -8,6 +8,7 @@ import subprocess
 import sys
 import types
 
+import gin
 from huggingface_hub import constants
 import pytest
 
@@ -119,6 +120,7 @@ def test_the_commands_run(tmp_path, monkeypatch, capsys):
       continue
     else:
       words += [f'--gin.{n}={v!r}' for n, v in SMALL.get(verb, {}).items()]
+      gin.clear_config()
       cli.main(module, FUNCTIONS.get(verb, verb), words)
     _shows(''.join(capsys.readouterr()), output)
   data.set_data_dir(None)
