@@ -69,6 +69,50 @@ def _close(got, want, tolerance, method):
     )
 
 
+def _with_biases_of_their_own(params):
+  """The same network with its stacks' position biases in each layer."""
+  flat = dict(params_lib.flatten(params))
+  for stack in ('encoder', 'decoder'):
+    table = flat.pop(f'{stack}/relpos_bias/rel_embedding')
+    for i in range(2):
+      flat[f'{stack}/layers_{i}/relpos_bias/rel_embedding'] = table
+  return params_lib.unflatten(flat)
+
+
+@pytest.mark.slow
+def test_a_position_bias_per_layer_changes_no_number():
+  """umT5 whose layers have the same bias is a T5, in every way to run it."""
+  method = METHODS['prefix']  # It asks for biases of its own.
+  arrays, batch, loss, grads = _plain('prefix')
+  learned = {method.branch: params_lib.unflatten(arrays)}
+  own = _with_biases_of_their_own(every_method.backbone())
+  mesh = partitioning.make_mesh(1, jax.devices()[:1])
+  scanned = partitioning.place_backbone(own, mesh, scan_layers=True)
+
+  @functools.partial(jax.jit, static_argnums=0)
+  def decode(model, params):
+    return model.decode_batch(params, batch, num_beams=2)
+
+  @functools.partial(jax.jit, static_argnums=0)
+  def differentiate(model, learned, backbone):
+    return jax.value_and_grad(
+      lambda learned: model.loss_fn(backbone | learned, batch, None)[0]
+    )(learned)
+
+  want = decode(every_method.model(method, K), _params(method, K, arrays))
+  for backbone, remat in ((own, False), (scanned, True)):
+    model = every_method.model(
+      method, K, relpos_per_layer=True, remat_layers=remat
+    )
+    found, gradient = differentiate(model, learned, backbone)
+    assert float(found) == pytest.approx(loss, rel=1e-5)
+    gradient = params_lib.flatten(jax.device_get(gradient[method.branch]))
+    _close(gradient, grads, 1e-4, method)
+    answers = decode(model, backbone | learned)
+    np.testing.assert_array_equal(answers[0], want[0])
+    np.testing.assert_allclose(answers[1], want[1], rtol=1e-4)
+
+
 @functools.cache
 def _plain(name):
   """Loss and gradient of a mixed batch, in the plainest way."""

@@ -62,6 +62,21 @@ _ACTIVATIONS = {
   'gated-gelu': ('gelu', 'linear'),
   'gated-silu': ('silu', 'linear'),
 }
+# Each block of it has a position bias of its own; so Pile-T5 is stored as one.
+_PER_LAYER = 'umt5'
+_MODEL_TYPES = ('t5', 'mt5', _PER_LAYER)
+# Other models with T5 in their names, and what this network has not.
+_OTHERS = {
+  'longt5': (
+    "LongT5's encoder attends to a window, and to summaries of the rest, which"
+    " T5's does not"
+  ),
+  't5gemma': "T5Gemma is made of Gemma's blocks, not of T5's",
+  't5gemma2': "T5Gemma 2 is made of Gemma's blocks, not of T5's",
+  'switch_transformers': (
+    'Switch Transformers send each token to one of several experts'
+  ),
+}
 # Sublayer of a block by T5X's name: its index and transformers' name.
 SUBLAYERS = {
   'encoder': {
@@ -101,6 +116,7 @@ def open_folder(path: str) -> tuple[TensorSource, T5Config, str]:
     InputError: if config or weights are missing, damaged or not a T5's.
   """
   stored_config = files.read_json(os.path.join(path, CONFIG), follow_links=True)
+  _read_model_type(os.path.join(path, CONFIG), stored_config)
   stored = _open_weights(path)
   embedding = next(
     (n for n in (_EMBEDDING, *_EMBEDDING_ALIASES) if n in stored), _EMBEDDING
@@ -147,6 +163,8 @@ def name_of(parameter: str) -> tuple[str, bool]:
     ('encoder.block.0.layer.0.SelfAttention.q.weight', True)
     >>> name_of('decoder/decoder_norm/scale')
     ('decoder.final_layer_norm.weight', False)
+    >>> name_of('encoder/layers_1/relpos_bias/rel_embedding')[0][:15]
+    'encoder.block.1'
   """
   if parameter == _EMBEDDING_PARAMETER:
     return _EMBEDDING, False
@@ -155,11 +173,13 @@ def name_of(parameter: str) -> tuple[str, bool]:
   stack, part, *rest = parameter.split('/')
   if part == f'{stack}_norm':
     return f'{stack}.final_layer_norm.weight', False
-  if part == 'relpos_bias':
+  # The one bias of a stack stands in its first block.
+  block = part.removeprefix('layers_') if part != 'relpos_bias' else 0
+  if 'relpos_bias' in (part, rest[0]):
     bias = 'layer.0.SelfAttention.relative_attention_bias'
-    return f'{stack}.block.0.{bias}.weight', True
+    return f'{stack}.block.{block}.{bias}.weight', True
   index, name = SUBLAYERS[stack][rest[0]]
-  prefix = f'{stack}.block.{part.removeprefix("layers_")}.layer.{index}.{name}'
+  prefix = f'{stack}.block.{block}.layer.{index}.{name}'
   if name == 'layer_norm':
     return f'{prefix}.weight', False
   return f'{prefix}.{_PROJECTIONS.get(rest[1], rest[1])}.weight', True
@@ -243,8 +263,10 @@ def save_huggingface(
   fields = {hf: getattr(config, ours) for hf, ours in _FIELDS.items()}
   stored_config = {
     **fields,
-    'model_type': 't5',
-    'architectures': ['T5ForConditionalGeneration'],
+    'model_type': _PER_LAYER if config.relpos_per_layer else 't5',
+    'architectures': [
+      f'{"UM" if config.relpos_per_layer else ""}T5ForConditionalGeneration'
+    ],
     'is_encoder_decoder': True,
     'feed_forward_proj': kinds[config.mlp_activations],
     'tie_word_embeddings': config.logits_via_embedding,
@@ -380,12 +402,19 @@ def _read_head(
   return False, _HEAD
 
 
-def _read_config(file: str, stored: Mapping[str, Any], tied: bool) -> T5Config:
+def _read_model_type(file: str, stored: Mapping[str, Any]) -> str:
+  """Which of `_MODEL_TYPES` it is; others are refused by their names."""
   model_type = stored.get('model_type', 't5')
-  if model_type not in ('t5', 'mt5'):
+  if model_type not in _MODEL_TYPES:
+    why = _OTHERS.get(model_type) if isinstance(model_type, str) else None
     raise InputError(
-      f'{file}: model_type is {model_type!r}, expected t5 or mt5'
+      f'{file}: model_type is {model_type!r}, expected'
+      f' {", ".join(_MODEL_TYPES)}{f"; {why}" if why else ""}'
     )
+  return model_type
+
+
+def _read_config(file: str, stored: Mapping[str, Any], tied: bool) -> T5Config:
   kind = stored.get('feed_forward_proj', 'relu')
   if not isinstance(kind, str) or kind not in _ACTIVATIONS:
     raise InputError(
@@ -405,6 +434,7 @@ def _read_config(file: str, stored: Mapping[str, Any], tied: bool) -> T5Config:
       **fields,
       mlp_activations=_ACTIVATIONS[kind],
       logits_via_embedding=tied,
+      relpos_per_layer=_read_model_type(file, stored) == _PER_LAYER,
     )
   except (InputError, TypeError) as e:
     raise InputError(f'{file}: {e}') from e

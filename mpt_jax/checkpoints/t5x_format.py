@@ -182,9 +182,19 @@ def infer_config(source: TensorSource) -> T5Config:
       {n.split('/')[1] for n in shapes if n.startswith(f'{stack}/layers_')}
     )
 
+  if any(name.startswith('encoder/encoder/') for name in shapes):
+    raise InputError(
+      f'{source.path} has the layers of a stack in one array, as T5X stores its'
+      ' scalable T5 (umT5, Pile-T5), which is not read; take the folder of'
+      ' transformers that it is published as'
+    )
   gated = 'encoder/layers_0/mlp/wi_0/kernel' in shapes
   vocab_size, emb_dim = shape('token_embedder/embedding', 2)
-  num_heads, buckets = shape('encoder/relpos_bias/rel_embedding', 2)
+  bias = 'relpos_bias/rel_embedding'
+  per_layer = f'encoder/layers_0/{bias}' in shapes
+  num_heads, buckets = shape(
+    f'encoder/{"layers_0/" if per_layer else ""}{bias}', 2
+  )
   _, joined = shape('encoder/layers_0/attention/query/kernel', 2)
   wi = 'wi_0' if gated else 'wi'
   _, mlp_dim = shape(f'encoder/layers_0/mlp/{wi}/kernel', 2)
@@ -199,6 +209,7 @@ def infer_config(source: TensorSource) -> T5Config:
     mlp_activations=('gelu', 'linear') if gated else ('relu',),
     logits_via_embedding='decoder/logits_dense/kernel' not in shapes,
     relpos_num_buckets=buckets,
+    relpos_per_layer=per_layer,
   )
 
 

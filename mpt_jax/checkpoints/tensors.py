@@ -72,6 +72,8 @@ def check_tensors(source: TensorSource, config: T5Config) -> list[str]:
         f' it says {config.num_encoder_layers} encoder and'
         f' {config.num_decoder_layers} decoder layers,'
         f' {"/".join(config.mlp_activations)} and'
-        f' {"tied" if config.logits_via_embedding else "untied"} logits'
+        f' {"tied" if config.logits_via_embedding else "untied"} logits,'
+        ' a position bias per'
+        f' {"layer" if config.relpos_per_layer else "stack"}'
       )
   return sorted([*unused, *source.others])

@@ -38,6 +38,7 @@ GENERATION = 'generation_config.json'
 # What belongs to a vocabulary beside the file that holds its pieces.
 BESIDE = (TOKENIZER, TOKENIZER_CONFIG, SPECIAL_TOKENS, ADDED_TOKENS)
 BYTE_CLASS = 'ByT5Tokenizer'
+_LLAMA = 'tokenizer.model'
 
 # Where nothing is said.
 _SENTINELS = 100
@@ -441,7 +442,7 @@ class Vocabulary:
         f' the embedding of {owner or "the backbone"} has only {rows} rows'
       )
     self._check_names(said)
-    if is_said and self.unk_id == special.pad:
+    if is_said and self.unk_id == special.pad and not self._core.writes_all:
       raise InputError(
         f'{path}: id {special.pad} is what a text has that it cannot write, but'
         f' the backbone pads with it (pad_token_id in {CONFIG})'
@@ -519,7 +520,7 @@ class Vocabulary:
     """
     ids = self.encode(text)
     if self.special.pad in ids:
-      unknown = [] if self.unk_id is None else [self.unk_id]
+      unknown = [] if self.unk_id in (None, self.special.pad) else [self.unk_id]
       ids = [
         j for i in ids for j in (unknown if i == self.special.pad else [i])
       ]
@@ -649,6 +650,7 @@ class _Pieces:
   """SentencePiece, with sentinels on top as SeqIO puts them there."""
 
   cuts_markers = True
+  writes_all = False
   added: Mapping[int, str] = {}
 
   def __init__(self, path: str, content: bytes, said: _Said, rows: int | None):
@@ -715,6 +717,7 @@ class _Bytes:
   """ByT5's vocabulary: 3 special ids, 256 bytes, sentinels upwards."""
 
   cuts_markers = True
+  writes_all = True
   added: Mapping[int, str] = {}
   unk_id = 2
 
@@ -801,6 +804,8 @@ class _Json:
         self.added[self.id_of(text) or 0] = text
     ids = self._tokenizer.get_vocab(with_added_tokens=True).values()
     self.size = max(ids, default=-1) + 1
+    # What is no piece becomes bytes (LLaMA's, which Pile-T5 has).
+    self.writes_all = bool(model.get('byte_fallback'))
     unknown = model.get('unk_id')
     if unknown is None and isinstance(model.get('unk_token'), str):
       unknown = self.id_of(model['unk_token'])
@@ -871,8 +876,14 @@ def _vocabulary_file(path: str) -> str:
     return path
   found = find_vocabulary(path)
   if found is None:
+    hint = ''
+    if _exists(path, _LLAMA):
+      hint = (
+        f'; its {_LLAMA} is not read, as transformers reads it in a way of its'
+        f' own: save the tokenizer with transformers, which writes {TOKENIZER}'
+      )
     raise InputError(
-      f'{path} has no vocabulary: neither {SPIECE} nor {TOKENIZER}'
+      f'{path} has no vocabulary: neither {SPIECE} nor {TOKENIZER}{hint}'
     )
   return found
 

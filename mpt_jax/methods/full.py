@@ -42,6 +42,10 @@ class FullFinetuning(Method):
     layers = config.num_encoder_layers * (attention + mlp + 2 * width)
     layers += config.num_decoder_layers * (2 * attention + mlp + 3 * width)
     tables = 1 if config.logits_via_embedding else 2
-    # Each stack has a norm at its end and one table of position biases.
-    ends = 2 * (width + config.relpos_num_buckets * heads)
+    # Each stack has a norm at its end, and one table of position biases or
+    # one for each of its layers.
+    biases = 2
+    if config.relpos_per_layer:
+      biases = config.num_encoder_layers + config.num_decoder_layers
+    ends = 2 * width + biases * config.relpos_num_buckets * heads
     return layers + tables * config.vocab_size * width + ends

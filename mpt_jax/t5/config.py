@@ -44,6 +44,9 @@ class T5Config:
     precision: 'bfloat16' rounds the operands of every matrix product to
       bfloat16 and sums in float32 (see `products`); 'float32' multiplies what
       there is, in `dtype`.
+    relpos_per_layer: whether each block has a position bias of its own, as in
+      umT5 (T5X's scalable T5); else those of a stack share one. The names of
+      the parameters tell it, so it is no part of the config's name.
     remat_layers: keep of each block its input alone and compute the rest
       again in the backward pass. Changes memory and time and no number, so it
       is no part of the config's name.
@@ -65,6 +68,7 @@ class T5Config:
   relpos_num_buckets: int = 32
   relpos_max_distance: int = 128
   precision: str = 'float32'
+  relpos_per_layer: bool = dataclasses.field(default=False, repr=False)
   remat_layers: bool = dataclasses.field(default=False, repr=False)
 
   def __post_init__(self):
@@ -104,6 +108,10 @@ class T5Config:
         raise InputError(
           f'T5Config.{field.name} is {value!r}, expected {_LARGEST} at most'
         )
+    if type(self.relpos_per_layer) is not bool:
+      raise InputError(
+        f'relpos_per_layer is {self.relpos_per_layer!r}, expected True or False'
+      )
     least, distance = self.relpos_num_buckets // 2 + 1, self.relpos_max_distance
     if self.relpos_num_buckets < 4:
       raise InputError(
@@ -124,6 +132,9 @@ class T5Config:
     """Returns the fields as JSON types."""
     fields = dataclasses.asdict(self)
     fields['mlp_activations'] = list(self.mlp_activations)
+    if not self.relpos_per_layer:
+      # Digests of T5s, and configs of T5X, have no such word.
+      del fields['relpos_per_layer']
     return fields
 
   @classmethod

@@ -203,7 +203,7 @@ def _distance_buckets(
 
 
 class RelativePositionBias(nn.Module):
-  """Learned bias per head and distance, shared by the layers of a stack."""
+  """Learned bias per head and distance, of a stack or of one of its layers."""
 
   config: T5Config
   bidirectional: bool

@@ -23,6 +23,8 @@ from mpt_jax.t5.config import T5Config
 from mpt_jax.types import Array, check_shape
 
 HiddenStates = dict[str, tuple[Array, ...]]
+# Of queries [T] and of keys [S], int32.
+Positions = tuple[Array, Array]
 
 
 def attention_mask(
@@ -81,12 +83,14 @@ class EncoderLayer(nn.Module):
     self,
     x: Array,
     mask: Array,
-    bias: Array,
+    bias: Array | Positions,
     deterministic: bool,
     segments: Array | None = None,
   ) -> Array:
     """Maps [B, S, D] to [B, S, D]; segments as in `layers.SelfAttention`."""
     cfg = self.config
+    if isinstance(bias, tuple):
+      bias = _position_bias(cfg, True, bias)
     y = _norm(cfg, 'pre_attention_layer_norm')(x)
     y = layers.SelfAttention(cfg, name='attention')(
       y, mask, bias, deterministic, segments=segments
@@ -109,13 +113,15 @@ class DecoderLayer(nn.Module):
     encoded: Array,
     mask: Array,
     cross_mask: Array,
-    bias: Array,
+    bias: Array | Positions,
     deterministic: bool,
     cache_length: int | None = None,
     cache_index: Array | None = None,
   ) -> Array:
     """Maps [B, T, D] to [B, T, D]; the cache as in `layers`."""
     cfg = self.config
+    if isinstance(bias, tuple):
+      bias = _position_bias(cfg, False, bias)
     y = _norm(cfg, 'pre_self_attention_layer_norm')(x)
     y = layers.SelfAttention(cfg, name='self_attention')(
       y, mask, bias, deterministic, cache_length, cache_index
@@ -213,9 +219,9 @@ class Encoder(nn.Module):
     queries = keys = jnp.arange(length, dtype=jnp.int32)
     if native:  # By distance: one query, which sees all there are.
       queries, keys = keys[-1:], jnp.arange(2 * length - 1, dtype=jnp.int32)
-    bias = layers.RelativePositionBias(cfg, True, name='relpos_bias')(
-      queries, keys
-    )
+    bias: Array | Positions = (queries, keys)
+    if not cfg.relpos_per_layer:
+      bias = _position_bias(cfg, True, (queries, keys))
     ids = segments if packed else None
     mask = attention_mask(segments, ids, ids)
     x = layers.dropout(cfg)(x, deterministic)
@@ -285,9 +291,9 @@ class Decoder(nn.Module):
         keys = jnp.arange(cache_length, dtype=jnp.int32)
     causal = (keys[None, :] <= positions[:, None])[None, None]
     mask = causal if mask is None else mask & causal
-    bias = layers.RelativePositionBias(cfg, False, name='relpos_bias')(
-      positions, keys
-    )
+    bias: Array | Positions = (positions, keys)
+    if not cfg.relpos_per_layer:
+      bias = _position_bias(cfg, False, (positions, keys))
     y = self.shared_embedding(tokens)
     y = layers.dropout(cfg)(y, deterministic)
     embedded = y
@@ -492,6 +498,18 @@ class Transformer(nn.Module):
       decode,
       max_decode_length,
     )
+
+
+def _position_bias(
+  config: T5Config, bidirectional: bool, positions: Positions
+) -> Array:
+  """The bias [1, H, T, S] of the module in whose compact call this is.
+
+  It is a stack's one bias; of a config with one per layer, a block's.
+  """
+  return layers.RelativePositionBias(config, bidirectional, name='relpos_bias')(
+    *positions
+  )
 
 
 def _norm(config: T5Config, name: str) -> layers.LayerNorm:

@@ -1,6 +1,7 @@
 """T5X's layouts, read without T5X; each against the same plain arrays."""
 
 import json
+import pathlib
 import resource
 import shutil
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from mpt_jax import checkpoints, t5
+from mpt_jax.checkpoints import t5x_format
 from mpt_jax.types import InputError
 
 STEP = 'checkpoint_700'
@@ -101,6 +103,21 @@ def _rewrite(step, change):
   content = serialization.msgpack_restore(file.read_bytes())
   change(content['optimizer']['target'])
   file.write_bytes(serialization.msgpack_serialize(content))
+
+
+def test_a_position_bias_per_layer(testdata, tmp_path):
+  stored = checkpoints.load_backbone(str(testdata / 'hf_umt5_tiny'))
+  assert stored.config.relpos_per_layer
+  step = t5x_format.save_t5x(str(tmp_path), stored.config, stored.params)
+  loaded = checkpoints.load_backbone(step)
+  assert loaded.fingerprint == stored.fingerprint
+  assert loaded.config == stored.config.replace(dropout_rate=0.1)
+  _rewrite(
+    pathlib.Path(step),
+    lambda target: target.update(encoder={'encoder': target['encoder']}),
+  )
+  with pytest.raises(InputError, match=r'scalable T5 .* is not read; take the'):
+    checkpoints.load_backbone(step)
 
 
 def test_extra_parameters_are_ignored_and_told(copy):

@@ -321,6 +321,31 @@ class TestBytes:
 
 
 class TestTokenizerJson:
+  def test_of_llama(self, testdata, tmp_path):
+    pytest.importorskip('tokenizers', reason='tokenizers is not installed')
+    folder = tmp_path / 'pile'
+    shutil.copytree(testdata / 'vocabulary/pile', folder)
+    content = json.loads((folder / 'tokenizer.json').read_text())
+    # Transformers 4 said so.
+    content['model']['unk_token'] = '<unk>'
+    (folder / 'tokenizer.json').write_text(json.dumps(content))
+    found = Vocabulary(str(folder))
+    assert found.special == SpecialIds(0, 0, 2)
+    # The unknown is the padding: it is in no text, what is no piece is bytes.
+    assert found.unk_id == 0
+    assert 0 in found.encode('red <unk> hat')
+    assert 0 not in found.model_ids('red <unk> hat')
+    assert found.decode(found.model_ids('ein Käse')).strip() == 'ein Käse'
+    content['model']['byte_fallback'] = False
+    (folder / 'tokenizer.json').write_text(json.dumps(content))
+    with pytest.raises(InputError, match='but the backbone pads with it'):
+      Vocabulary(str(folder))
+    (folder / 'tokenizer.json').rename(folder / 'tokenizer.model')
+    with pytest.raises(
+      InputError, match='save the tokenizer with transformers'
+    ):
+      Vocabulary(str(folder))
+
   def test_needs_the_library(self, make, monkeypatch):
     def absent(name):
       raise ImportError(name)

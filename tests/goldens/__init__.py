@@ -75,7 +75,7 @@ def _has(key: str) -> Callable[[pathlib.Path], bool]:
 
 def _of_transformers(file: pathlib.Path) -> bool:
   beside = (file.parent / 'io.npz').exists()
-  return beside and _said('model_type', 't5', 'mt5')(file)
+  return beside and _said('model_type', 't5', 'mt5', 'umt5')(file)
 
 
 def _of_t5x(file: pathlib.Path) -> bool:

@@ -46,9 +46,22 @@ ORDINARY = {'pad_id': 0, 'eos_id': 1, 'unk_id': 2, 'bos_id': -1}
 MADLAD = {'unk_id': 0, 'bos_id': 1, 'eos_id': 2, 'pad_id': -1}
 MADLAD_IDS = {'pad_token_id': 1, 'eos_token_id': 2, 'decoder_start_token_id': 0}
 
+# Pile-T5's: LLaMA's pieces (and bytes), padded with the unknown.
+LLAMA = {
+  **{'unk_id': 0, 'bos_id': 1, 'eos_id': 2, 'pad_id': -1},
+  **{'model_type': 'bpe', 'byte_fallback': True, 'vocab_size': 340},
+  'remove_extra_whitespaces': False,
+}
+PILE = {
+  'llama': True,
+  'config': {**V1_1, 'model_type': 'umt5', 'num_layers': 2, 'eos_token_id': 2},
+  'added': [f'<extra_id_{i}>' for i in reversed(range(8))],
+}
+
 # Of each: the SentencePiece file ('spm'), the model's configuration ('config'),
 # arguments of the tokenizer ('tokenizer'), tokens that are added to it
-# ('added'; special if the name says so), and the layout: 'json' as
+# ('added'; special if the name says so), whether the tokenizer is LLaMA's
+# ('llama'), and the layout: 'json' as
 # transformers 5 saves it, 'spiece' as version 4 did.
 CASES = {
   't5': {},
@@ -62,6 +75,7 @@ CASES = {
   },
   'byt5': {'config': {**V1_1, 'num_layers': 2}, 'bytes': True},
   'byt5_added': {'config': V1_1, 'bytes': True, 'added': ['<e1>', '<s1>']},
+  'pile': PILE,
   'none': {'tokenizer': {'extra_ids': 0}},
   'none_spiece': {'tokenizer': {'extra_ids': 0}, 'layout': 'spiece'},
   'many': {'tokenizer': {'extra_ids': 300}},
@@ -103,13 +117,12 @@ def write_pieces(path, ids, in_file=0):
   sentencepiece.SentencePieceTrainer.train(
     sentence_iterator=iter(corpus * 3),
     model_writer=written,
-    vocab_size=80,
     normalization_rule_name='identity',
     hard_vocab_limit=False,
     required_chars='<>_0123456789x',
     num_threads=1,
     minloglevel=2,
-    **ids,
+    **{'vocab_size': 80, **ids},
   )
   model = proto.ModelProto.FromString(written.getvalue())
   for i in reversed(range(in_file)):
@@ -130,6 +143,15 @@ def make_tokenizer(case, folder):
     _add(tokenizer, case)
     tokenizer.save_pretrained(folder)
     return tokenizer
+  if case.get('llama'):
+    write_pieces(folder / 'tokenizer.model', LLAMA)
+    tokenizer = transformers.LlamaTokenizer.from_pretrained(
+      folder, add_bos_token=False, add_eos_token=True
+    )
+    (folder / 'tokenizer.model').unlink()
+    _add(tokenizer, case)
+    tokenizer.save_pretrained(folder)
+    return tokenizer
   write_pieces(
     folder / 'spiece.model',
     case.get('spm', ORDINARY),
@@ -147,10 +169,10 @@ def make_tokenizer(case, folder):
 
 def _add(tokenizer, case):
   added = case.get('added', [])
-  plain = [token for token in added if not token.startswith('<s')]
+  plain = [t for t in added if not t.startswith(('<s', '<extra'))]
   if plain:
     tokenizer.add_tokens(plain)
-  for token in set(added) - set(plain):
+  for token in [t for t in added if t not in plain]:
     tokenizer.add_special_tokens(
       {'additional_special_tokens': [token]},
       replace_extra_special_tokens=False,
@@ -204,6 +226,10 @@ def make_model(case, folder, rows):
   kind = {
     't5': (transformers.T5Config, transformers.T5ForConditionalGeneration),
     'mt5': (transformers.MT5Config, transformers.MT5ForConditionalGeneration),
+    'umt5': (
+      transformers.UMT5Config,
+      transformers.UMT5ForConditionalGeneration,
+    ),
   }[config.pop('model_type', 't5')]
   ids = {'pad_token_id': 0, 'eos_token_id': 1, 'decoder_start_token_id': 0}
   config = kind[0](vocab_size=rows, **SIZES | ids | config)

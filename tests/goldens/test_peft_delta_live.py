@@ -41,6 +41,11 @@ METHODS = {
   ),
   'ia3': (methods.IA3(), {}),
 }
+# PEFT knows T5's and mT5's targets by itself, and not umT5's.
+TARGETS = {
+  'plain': {'target_modules': ['q', 'v']},
+  'ia3': {'target_modules': ['k', 'v', 'wo'], 'feedforward_modules': ['wo']},
+}
 # A backbone as others than the goldens': heads that are not the width.
 SIZES = {
   'vocab_size': 61,
@@ -97,7 +102,7 @@ def _theirs(model, tokens, targets):
 
 
 def _model(base):
-  return transformers.T5ForConditionalGeneration.from_pretrained(base)
+  return transformers.AutoModelForSeq2SeqLM.from_pretrained(base)
 
 
 def _of(method, backbone):
@@ -115,6 +120,8 @@ def test_both_ways(base, name, tmp_path):
   method = _of(method, backbone)
   tokens, targets = _inputs(backbone.config.vocab_size)
   kind = peft.IA3Config if name == 'ia3' else peft.LoraConfig
+  if backbone.config.relpos_per_layer:
+    settings = TARGETS.get(name, {}) | settings
   torch.manual_seed(5)
   model = peft.get_peft_model(
     _model(base), kind(task_type='SEQ_2_SEQ_LM', **settings)

@@ -63,7 +63,7 @@ def _our_logits(backbone, bundle, tokens, targets, rows):
 
 def _their_logits(base, adapter, tokens, targets, **inputs):
   peft = pytest.importorskip('peft', reason='peft is not installed')
-  model = transformers.T5ForConditionalGeneration.from_pretrained(base).eval()
+  model = transformers.AutoModelForSeq2SeqLM.from_pretrained(base).eval()
   model = peft.PeftModel.from_pretrained(model, adapter).eval()
   with torch.no_grad():
     out = model(
@@ -109,7 +109,7 @@ def test_converted_backbones_load_in_transformers(base, tmp_path):
   tokens, targets, _ = _inputs(base.config['vocab_size'])
   logits = []
   for path in (folder, str(tmp_path / 'hf')):
-    model = transformers.T5ForConditionalGeneration.from_pretrained(path).eval()
+    model = transformers.AutoModelForSeq2SeqLM.from_pretrained(path).eval()
     with torch.no_grad():
       out = model(
         input_ids=torch.tensor(tokens),

@@ -25,6 +25,10 @@ FURTHER = {
     'tokenizer': {'pad_token': '<s>', 'extra_ids': 3},
     'added': ['<e1>', '<s1>'],
   },
+  'pile_padded': {
+    **make_vocabulary.PILE,
+    'config': {**make_vocabulary.PILE['config'], 'pad_token_id': 1},
+  },
   'byt5_few': {'bytes': True, 'tokenizer': {'extra_ids': 5}},
   'few': {'tokenizer': {'extra_ids': 2}, 'added': ['<e2>']},
   'few_spiece': {
@@ -47,11 +51,11 @@ def test_there_and_back(tmp_path, monkeypatch, name):
   check_ids(folder, rows)
   check_model(folder, rows)
   save_again(folder, tmp_path / 'saved')
-  kind = 'ByT5Tokenizer' if CASES[name].get('bytes') else 'T5Tokenizer'
+  kinds = {'bytes': 'ByT5Tokenizer', 'llama': 'LlamaTokenizer'}
+  found = [kind for key, kind in kinds.items() if CASES[name].get(key)]
+  [kind] = found or ['T5Tokenizer']
   tokenizer = getattr(transformers, kind).from_pretrained(tmp_path / 'saved')
-  model = transformers.T5ForConditionalGeneration.from_pretrained(
-    tmp_path / 'saved'
-  )
+  model = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / 'saved')
   again = make_vocabulary.make_expected(tokenizer, model.eval())
   for key in ('ids', 'answer_ids', 'answer'):
     assert [r[key] for r in again] == [r[key] for r in rows]

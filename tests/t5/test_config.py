@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from mpt_jax import t5
+from mpt_jax import methods, t5
 from mpt_jax.types import InputError
 
 # Of the published checkpoints.
@@ -49,6 +49,22 @@ def test_the_largest_in_full(name):
   assert _count(config, config.num_encoder_layers) == _NUM_PARAMETERS[name]
 
 
+@pytest.mark.parametrize(
+  ('name', 'count'),
+  # Of Pile-T5, as its cards say: sizes of v1.1, a position bias per layer.
+  [
+    ('t5_1_1_base', 247_586_304),
+    ('t5_1_1_large', 783_173_632),
+    ('t5_1_1_xxl', 11_135_426_560),
+  ],
+)
+def test_with_a_position_bias_per_layer(name, count):
+  config = t5.get_config(name).replace(relpos_per_layer=True)
+  one, two = _count(config, 1), _count(config, 2)
+  assert one + (config.num_encoder_layers - 1) * (two - one) == count
+  assert methods.FullFinetuning().num_parameters(config, 1) == count
+
+
 def test_every_config_is_of_a_counted_size():
   counted = {t5.CONFIGS[name] for name in _NUM_PARAMETERS}
   assert set(t5.CONFIGS.values()) == counted
@@ -60,6 +76,11 @@ def test_round_trip():
   assert isinstance(fields['mlp_activations'], list)
   assert t5.T5Config.from_dict(fields) == config
   assert hash(t5.T5Config.from_dict(fields)) == hash(config)
+  # As it was before there was umT5: digests and records of runs know no other.
+  assert 'relpos_per_layer' not in {*fields, *repr(config).split('=')}
+  other = config.replace(relpos_per_layer=True)
+  assert t5.T5Config.from_dict(other.to_dict()) == other
+  assert repr(other) == repr(config)
 
 
 def test_unknown_names_are_errors():
@@ -77,6 +98,7 @@ def test_unknown_names_are_errors():
     ({'vocab_size': 0}, 'vocab_size is 0'),
     ({'vocab_size': '7'}, "vocab_size is '7'"),
     ({'vocab_size': 7, 'num_heads': True}, 'num_heads is True'),
+    ({'vocab_size': 7, 'relpos_per_layer': 1}, 'relpos_per_layer is 1'),
     ({'vocab_size': 7, 'dropout_rate': 1.0}, 'dropout_rate is 1.0'),
     ({'vocab_size': 7, 'dtype': 'bfloat'}, "did you mean 'bfloat16'"),
     ({'vocab_size': 7, 'mlp_activations': ['gely']}, "did you mean 'gelu'"),

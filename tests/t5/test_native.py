@@ -190,10 +190,14 @@ CONFIG = t5.T5Config(
 )
 
 
-@pytest.mark.parametrize('packed', [False, True])
-def test_the_network_is_the_same_with_and_without(packed, monkeypatch):
+@pytest.mark.parametrize(
+  ('packed', 'per_layer'), [(False, False), (True, False), (True, True)]
+)
+def test_the_network_is_the_same_with_and_without(
+  packed, per_layer, monkeypatch
+):
   rng = np.random.default_rng(0)
-  module = t5.Transformer(CONFIG)
+  module = t5.Transformer(CONFIG.replace(relpos_per_layer=per_layer))
   tokens = rng.integers(2, 97, (3, 41)).astype(np.int32)
   targets = rng.integers(2, 97, (3, 11)).astype(np.int32)
   slots = np.zeros_like(tokens)
