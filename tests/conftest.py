@@ -5,6 +5,7 @@ MPT_JAX_TEST_DEVICES sets another number of devices (see test_one_device.py).
 
 import atexit
 import collections
+import gc
 import os
 import pathlib
 import shutil
@@ -47,6 +48,11 @@ def pytest_configure(config):
   # A warning that our own lines cause is an error; libraries may warn.
   for package in ('mpt_jax', 'tasks'):
     config.addinivalue_line('filterwarnings', rf'error:::{package}(\..*)?$')
+
+
+def pytest_collection_finish():
+  # What was imported stays: garbage is looked for among the rest.
+  gc.freeze()
 
 
 def pytest_collection_modifyitems(items):

@@ -1,4 +1,7 @@
-"""XLA's flags of tests, which spend their time compiling, not computing."""
+"""XLA's flags of tests, which spend their time compiling, not computing.
+
+`tests/tasks/test_docs.py` runs commands without them, as users do.
+"""
 
 # Fused loops without MLIR and one module instead of up to 32: a tiny step
 # compiles in a quarter of the time that optimisation level 0 alone leaves.
