@@ -5,10 +5,13 @@ MPT_JAX_TEST_DEVICES sets another number of devices (see test_one_device.py).
 
 import atexit
 import collections
+import gc
 import os
 import pathlib
 import shutil
 import tempfile
+
+from tests.helpers import quick
 
 # Before jax is imported: the number of virtual devices is fixed then.
 os.environ['XLA_FLAGS'] = ' '.join(
@@ -16,9 +19,7 @@ os.environ['XLA_FLAGS'] = ' '.join(
     os.environ.get('XLA_FLAGS', ''),
     '--xla_force_host_platform_device_count='
     + os.environ.get('MPT_JAX_TEST_DEVICES', '2'),
-    # Tests spend their time compiling, not computing.
-    '--xla_backend_optimization_level=0',
-    '--xla_llvm_disable_expensive_passes=true',
+    quick.FLAGS,
   ]
 ).strip()
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
@@ -29,6 +30,8 @@ if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
   _cache = tempfile.mkdtemp(prefix='mpt-jax-tests-')
   os.environ['JAX_COMPILATION_CACHE_DIR'] = _cache
   atexit.register(shutil.rmtree, _cache, ignore_errors=True)
+  # JAX's own limit is a second, which hardly a step takes with these flags.
+  os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.1')
 
 import socket
 
@@ -45,6 +48,11 @@ def pytest_configure(config):
   # A warning that our own lines cause is an error; libraries may warn.
   for package in ('mpt_jax', 'tasks'):
     config.addinivalue_line('filterwarnings', rf'error:::{package}(\..*)?$')
+
+
+def pytest_collection_finish():
+  # What was imported stays: garbage is looked for among the rest.
+  gc.freeze()
 
 
 def pytest_collection_modifyitems(items):

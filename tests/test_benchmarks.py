@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from benchmarks import compare, floor, measure, tables
+from tests.helpers import quick
 
 ROOT = pathlib.Path(__file__).parent.parent
 SMALL = ('--model=tiny', '--batch=4', '--input_len=12', '--prompt_len=4')
@@ -18,7 +19,7 @@ def run(module, *arguments):
   done = subprocess.run(
     [sys.executable, '-m', module, *SMALL, *arguments],
     cwd=ROOT,
-    env={**os.environ, 'BENCH_WAIT_S': '0', 'XLA_FLAGS': ''},
+    env={**os.environ, 'BENCH_WAIT_S': '0', 'XLA_FLAGS': quick.FLAGS},
     capture_output=True,
     text=True,
     timeout=300,

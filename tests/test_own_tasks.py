@@ -18,8 +18,8 @@ from mpt_jax.pipeline import Setting
 from mpt_jax.study import arms, examine
 from mpt_jax.types import InputError
 from tasks import reviews
-from tests.helpers import rated
-from tests.test_pipeline import QUICK, ROOT, VOCABULARY, changed
+from tests.helpers import quick, rated
+from tests.test_pipeline import ROOT, VOCABULARY, changed
 
 pytestmark = pytest.mark.data
 
@@ -295,7 +295,7 @@ def _run(command, folder):
     'HOME': str(folder),
     'PATH': f'{pathlib.Path(sys.executable).parent}:{os.environ["PATH"]}',
     'PYTHONPATH': str(ROOT),
-    'XLA_FLAGS': QUICK,
+    'XLA_FLAGS': quick.FLAGS,
   }
   environment.pop('TFDS_DATA_DIR', None)
   return subprocess.run(

@@ -37,7 +37,7 @@ from mpt_jax.study import (
 )
 from mpt_jax.study import run as run_lib
 from mpt_jax.types import InputError
-from tests.helpers import every_method, fake_study
+from tests.helpers import every_method, fake_study, quick
 
 ROOT = pathlib.Path(__file__).parent.parent
 VOCABULARY = ROOT / 'tasks/offline/demo_backbone/spiece.model'
@@ -937,12 +937,6 @@ def test_unknown_backbone_is_refused():
 # ---------------------------------------------------------------------------
 
 
-# Compiles in less time what runs for a few steps.
-QUICK = (
-  '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
-)
-
-
 TINY = ['mpt', 'mpt_nearest', 'mpt_group', 'pt', 'spot', 'spot_oracle']
 
 
@@ -995,7 +989,7 @@ def call(folder, *more, program=('-m', 'mpt_jax.pipeline')):
       *more,
     ],
     cwd=ROOT,
-    env={**os.environ, 'XLA_FLAGS': QUICK},
+    env={**os.environ, 'XLA_FLAGS': quick.FLAGS},
     capture_output=True,
     text=True,
     timeout=900,

@@ -14,6 +14,8 @@ import tempfile
 
 import numpy as np
 
+from tests.helpers import quick
+
 ROOT = pathlib.Path(__file__).parents[2]
 _NUMBER = re.compile(r'-?\d+(?:\.\d+)?(?:e-?\d+)?')
 # Runs cells and, as a notebook does, shows what the last line of each is.
@@ -56,7 +58,7 @@ def run(cells: list[str]) -> list[dict[str, str]]:
       [sys.executable, '-c', _RUNNER],
       input=json.dumps(cells),
       cwd=folder,
-      env={**plain, 'PYTHONPATH': str(ROOT)},
+      env={**plain, 'XLA_FLAGS': quick.FLAGS, 'PYTHONPATH': str(ROOT)},
       capture_output=True,
       text=True,
       check=False,
