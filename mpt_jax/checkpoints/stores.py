@@ -112,7 +112,7 @@ def names(folder: str) -> list[str]:
       found = fs.ls(place(folder), detail=False)
     except FileNotFoundError:
       return []
-  own = folder.partition('://')[2].rstrip('/')
+    own = fs._strip_protocol(place(folder))
   return sorted(
     name.rstrip('/').rpartition('/')[2]
     for name in found
@@ -167,9 +167,8 @@ def remove(path: str) -> None:
 def move(path: str, target: str) -> None:
   """Copies a folder to another place in its bucket, then removes it."""
   path, target = place(path), place(target)
-  own = path.partition('://')[2]
   with _reaching(path) as fs:
-    found = fs.find(path)
+    own, found = fs._strip_protocol(path), fs.find(path)
     fs.copy(found, [f'{target}{name.removeprefix(own)}' for name in found])
   remove(path)
 
@@ -228,8 +227,8 @@ def bring(path: str) -> str:
   if not is_remote(path):
     return path
   path, local = place(path), copy_of(path)
-  own = path.partition('://')[2]
   with _reaching(path) as fs:
+    own = fs._strip_protocol(path)
     found = {
       name.removeprefix(own).removeprefix('/'): facts
       for name, facts in fs.find(path, detail=True).items()
