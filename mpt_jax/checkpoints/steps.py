@@ -49,9 +49,7 @@ class Steps:
     self.here = self.folder
     self._keep = max_to_keep
     if is_remote(folder):
-      self.here = stores.copy_of(folder)
-      # What another run of this process has left.
-      shutil.rmtree(self.here, ignore_errors=True)
+      self.here = stores.room()
     os.makedirs(self.here, exist_ok=True)
 
   @property
@@ -66,7 +64,9 @@ class Steps:
   def bring(self, step: int) -> bool:
     """Sees to it that orbax finds a step; returns whether it was brought."""
     if self.are_sent:
-      stores.bring(f'{self.folder}/{step}')
+      copy = os.path.join(self.here, str(step))
+      shutil.rmtree(copy, ignore_errors=True)
+      os.rename(stores.bring(f'{self.folder}/{step}'), copy)
     return self.are_sent
 
   def send(self, step: int) -> None:
@@ -91,7 +91,7 @@ class Steps:
       count += 1
     source = os.path.join(self.folder, str(step))
     if self.are_sent:
-      shutil.rmtree(os.path.join(self.here, str(step)))
+      shutil.rmtree(os.path.join(self.here, str(step)), ignore_errors=True)
       stores.move(source, target)
     else:
       os.makedirs(damaged, exist_ok=True)

@@ -202,6 +202,11 @@ def _root() -> str:
   return folder
 
 
+def room() -> str:
+  """Returns a new folder here, which ends with the process."""
+  return tempfile.mkdtemp(dir=_root())
+
+
 def copy_of(path: str) -> str:
   """Returns where the copy of a path in a bucket lies, or would lie."""
   scheme, _, rest = place(path).partition('://')

@@ -12,6 +12,7 @@ import pytest
 from mpt_jax.checkpoints import files, lock, run, stores
 from mpt_jax.checkpoints.backbone import load_backbone
 from mpt_jax.checkpoints.bundle import load_prompts
+from mpt_jax.checkpoints.vocabulary import Vocabulary, bring
 from mpt_jax.types import InputError
 from tests.helpers.emulators import store
 
@@ -136,6 +137,21 @@ def test_errors_name_the_original(store):
   files.write_file(f'{folder}/prompt_config.json', b'{')
   with pytest.raises(InputError, match=f'^{folder}/prompt_config.json cannot'):
     load_prompts(folder)
+
+
+@EVERY
+def test_backbones(store, tmp_path):
+  here, there = str(tmp_path / 'demo'), f'{store}://bucket/demo'
+  for folder in (here, there):
+    load_backbone('demo').save(folder, {})
+  want, found = load_backbone(here), load_backbone(there)
+  assert found.path == there
+  assert (found.fingerprint, found.name) == (want.fingerprint, want.name)
+  files_of = [want.vocabulary_file, found.vocabulary_file]
+  # Its file alone, with what lies beside it; and its folder.
+  stores._copied.clear()
+  files_of += [bring(f'{there}/spiece.model'), bring(there)]
+  assert len({Vocabulary(file).digest for file in files_of}) == 1
 
 
 @EVERY
