@@ -73,13 +73,14 @@ class Steps:
     """Sends a step that orbax has written, and removes the oldest ones."""
     if not self.are_sent:
       return
-    stores.send(
-      os.path.join(self.here, str(step)), f'{self.folder}/{step}', last=MARK
-    )
+    source, target = os.path.join(self.here, str(step)), f'{self.folder}/{step}'
+    stores.remove(target)  # What a killed run has left of it.
+    stores.send(source, target, last=MARK)
     # Those that were being written when their run was killed go, too.
-    kept = finished(self.folder)[-(self._keep or 0) :]
+    kept = [str(n) for n in finished(self.folder)[-(self._keep or 0) :]]
     for name in stores.names(self.folder):
-      if name not in map(str, kept):
+      if name not in kept:
+        stores.remove(f'{self.folder}/{name}/{MARK}')
         stores.remove(f'{self.folder}/{name}')
 
   def put_aside(self, step: int, damaged: str) -> None:

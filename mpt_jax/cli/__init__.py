@@ -301,8 +301,11 @@ def _start_logging() -> None:
   terminal = logging.StreamHandler(sys.stderr)
   terminal.setFormatter(_FORMAT)
   logging.basicConfig(level=logging.INFO, handlers=[terminal, _log], force=True)
-  for noisy in ('jax', 'orbax', 'absl', 'tensorflow', 'h5py', 'matplotlib'):
-    logging.getLogger(noisy).setLevel(logging.WARNING)
+  noisy = 'jax', 'orbax', 'absl', 'tensorflow', 'h5py', 'matplotlib'
+  for name in (*noisy, 'botocore', 'aiobotocore', 's3fs'):
+    logging.getLogger(name).setLevel(logging.WARNING)
+  # It writes down what it also raises, at length.
+  logging.getLogger('gcsfs').setLevel(logging.CRITICAL)
 
 
 def keep_log(folder: str) -> None:

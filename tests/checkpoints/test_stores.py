@@ -194,6 +194,7 @@ def test_checkpoints(store):
   assert files.names(place) == ['5', '8']
   # One was killed while it sent the next.
   files.write_file(f'{place}/9/_METADATA', b'{}')
+  files.write_file(f'{place}/11/left', b'{}')
   assert run.latest_step(folder) == 8
   second = run.RunCheckpointer(folder, max_to_keep=2)
   found, position = second.restore_newest(_state(0))
@@ -203,6 +204,7 @@ def test_checkpoints(store):
   second.save(_state(11), {'at': 11})
   second.close()
   assert files.names(place) == ['11', '8']
+  assert 'left' not in files.names(f'{place}/11')
   # A damaged one is put aside, and the one before it is taken.
   for name in fsspec.filesystem(store).find(f'{place}/11/state'):
     stores.write(f'{store}://{name.lstrip("/")}', b'damaged')
