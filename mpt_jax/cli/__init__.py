@@ -330,6 +330,8 @@ def keep_log(folder: str) -> None:
     raise InputError(f'cannot write {path}: {e.strerror or e}') from e
   file.setFormatter(_FORMAT)
   _log.setTarget(file)
+  # What a store's client says while a line is sent would wait for that line.
+  _log.addFilter(lambda record: record.threadName != 'fsspecIO')
   log_only(log_header(_command.words))
   _log.flush()
   # From here on each line is written at once.

@@ -1,10 +1,12 @@
 """A run that lives in a bucket ends as one on the disk, killed or not."""
 
 import json
+import logging
 import os
 import pathlib
 import signal
 import sys
+import threading
 
 import gin
 import pytest
@@ -116,6 +118,22 @@ def _contents(folder):
     and not {'checkpoints', 'tensorboard'} & set(path.parts)
     and path.name not in TOLD
   }
+
+
+@pytest.mark.parametrize('store', ['memory'], indirect=True)
+def test_a_log_does_not_wait_for_itself(store):
+  folder = f'{store}://bucket/logged'
+  cli._start_logging()
+  cli.keep_log(folder)
+  client = threading.Thread(target=logging.warning, args=['one'])
+  client.name = 'fsspecIO'
+  client.start()
+  client.join()
+  logging.warning('two')
+  cli._stop_keeping_log()
+  text = stores.read(f'{folder}/log.txt').decode()
+  assert 'two' in text
+  assert 'one' not in text
 
 
 @pytest.mark.slow
