@@ -77,6 +77,9 @@ setup(
     'tokenizers': ['tokenizers>=0.22'],
     # Backbones and data by their names on the hub, uploads of what was learned.
     'hub': ['huggingface_hub>=2.4'],
+    # Runs, prompts, backbones and files of data in buckets: gs://, s3://.
+    'gcs': ['fsspec>=2026.9', 'gcsfs>=2026.10.1'],
+    's3': ['fsspec>=2026.9', 's3fs>=2026.9'],
     # Studies on several GPUs or machines.
     'ray': ['ray>=2.60'],
     # Successive halving in their search for learning rates.

@@ -32,14 +32,14 @@ import logging
 import os
 
 from mpt_jax.checkpoints import bundle as bundle_lib
-from mpt_jax.checkpoints import card, hub
+from mpt_jax.checkpoints import card, files, hub, stores
 from mpt_jax.checkpoints.backbone import find_backbone
 from mpt_jax.checkpoints.backbone import load_backbone as read_backbone
 from mpt_jax.checkpoints.bundle import PromptBundle
 from mpt_jax.engine.outcome import PROMPTS
 from mpt_jax.engine.predictor import load_backbone
 from mpt_jax.engine.settings import BackboneSource
-from mpt_jax.types import InputError, local_path, nearest, require_local
+from mpt_jax.types import InputError, nearest
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ def export(
   bundle = bundle_lib.load_several(paths)
   made = card.UNKNOWN
   if len(paths) == 1:
-    folder, name = os.path.split(os.path.abspath(local_path(paths[0])))
+    folder, name = os.path.split(stores.absolute(paths[0]))
     made = card.read_made(folder, bundle) if name == PROMPTS else made
   made = dataclasses.replace(made, license=license or '')
   if rename:
@@ -126,7 +126,7 @@ def export(
         made.origin[0],
       )
     [(folder, _)] = parts
-    print(hub.push(require_local(folder), push_to, upload))
+    print(hub.push(stores.bring(stores.place(folder)), push_to, upload))
 
 
 def _parts(
@@ -166,12 +166,11 @@ def _base(backbone: BackboneSource | str | None, bundle: PromptBundle) -> str:
   if backbone is None:
     return ''
   path = find_backbone(backbone, fetch=False)
-  here = local_path(path)
-  if os.path.exists(here):
+  if files.exists(stores.place(path)):
     bundle_lib.check_backbone(bundle, read_backbone(path))
   else:
     log.warning(
       '%s is not here: nobody has checked that the prompts are of it', backbone
     )
   named = hub.is_name(backbone) and not os.path.exists(backbone)
-  return backbone if named else os.path.abspath(here)
+  return backbone if named else stores.absolute(path)

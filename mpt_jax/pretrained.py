@@ -11,7 +11,7 @@ import numpy as np
 from mpt_jax import methods
 from mpt_jax.checkpoints.backbone import Backbone, load_backbone
 from mpt_jax.checkpoints.bundle import PromptBundle, load_prompts
-from mpt_jax.checkpoints.vocabulary import Vocabulary
+from mpt_jax.checkpoints.vocabulary import Vocabulary, bring
 from mpt_jax.engine.predictor import (
   Predictor,
   check_serving,
@@ -30,7 +30,6 @@ from mpt_jax.types import (
   Array,
   InputError,
   check_least,
-  local_path,
   nearest,
 )
 
@@ -122,8 +121,7 @@ class PromptedT5:
     backbone = load_backbone(os.fspath(path), config=config)
     if prompts is not None and not isinstance(prompts, PromptBundle):
       prompts = load_prompts(prompts)
-    vocabulary = vocabulary and local_path(vocabulary)
-    backbone = backbone.with_vocabulary(vocabulary)
+    backbone = backbone.with_vocabulary(vocabulary and bring(vocabulary))
     tokenizer = backbone.vocabulary
     if tokenizer is None:
       raise InputError(

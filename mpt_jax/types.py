@@ -268,7 +268,7 @@ def local_path(path: str | os.PathLike) -> str:
     'runs/x'
   """
   text = os.fspath(path)
-  if '://' in text:
+  if is_remote(text):
     return text
   if not text.strip():
     raise InputError(f'{text!r} is no path: give a file or folder')
@@ -281,6 +281,11 @@ def local_path(path: str | os.PathLike) -> str:
   return os.path.normpath(expanded)
 
 
+def is_remote(path: str) -> bool:
+  """Whether a path has a scheme ('gs://…')."""
+  return '://' in path
+
+
 def require_local(path: str | os.PathLike) -> str:
   """Returns `local_path(path)` of something that must lie on this machine.
 
@@ -288,7 +293,7 @@ def require_local(path: str | os.PathLike) -> str:
     InputError: if it is a URL, too.
   """
   path = local_path(path)
-  if '://' in path:
+  if is_remote(path):
     raise InputError(f'{path} is not a local path: use a local folder')
   return path
 

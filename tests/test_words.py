@@ -238,11 +238,11 @@ def test_every_reader_and_writer_knows_the_home_folder(monkeypatch, tmp_path):
     vocabulary='~/demo_backbone/spiece.model',
   )
   assert model.bundle.prompt_length == 3
-  with pytest.raises(InputError, match='gs://b/run is not a local path'):
-    with lock.hold('gs://b/run'):
+  with pytest.raises(InputError, match='hdfs://b/run is not a local path'):
+    with lock.hold('hdfs://b/run'):
       pass
   assert not (tmp_path / '~').exists()
-  assert not (tmp_path / 'gs:').exists()
+  assert not (tmp_path / 'hdfs:').exists()
 
 
 def test_gin_files_in_the_home_folder(monkeypatch, tmp_path):

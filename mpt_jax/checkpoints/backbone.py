@@ -11,7 +11,7 @@ from flax import traverse_util
 import numpy as np
 
 from mpt_jax import t5
-from mpt_jax.checkpoints import hub, huggingface, t5x_format, tensors
+from mpt_jax.checkpoints import hub, huggingface, stores, t5x_format, tensors
 from mpt_jax.checkpoints.vocabulary import (
   ORDINARY,
   SpecialIds,
@@ -24,7 +24,7 @@ from mpt_jax.types import (
   InputError,
   PyTree,
   installed,
-  local_path,
+  is_remote,
 )
 
 # How a backbone is run, not which one it is.
@@ -175,8 +175,8 @@ def load_backbone(
   Args:
     path: an HF folder (`config.json` and safetensors), or a T5X checkpoint, in
       its legacy or its orbax layout: the folder of one step or the one above,
-      of which the last step is taken; or a name: 'google-t5/t5-base', 'demo',
-      see `find_backbone`.
+      of which the last step is taken; here or in a bucket; or a name:
+      'google-t5/t5-base', 'demo', see `find_backbone`.
     config: the architecture or the name of a published one. An HF folder says
       it itself, a T5X checkpoint implies it by its shapes; when given, it must
       agree, and decides how the model runs (dtype, dropout).
@@ -190,11 +190,14 @@ def load_backbone(
   """
   if isinstance(config, str):
     config = t5.get_config(config)
-  if '://' in path:
-    raise InputError(
-      f'{path} is not a local path; copy the checkpoint to a local folder'
-    )
-  path = os.path.abspath(local_path(find_backbone(path)))
+  place = stores.place(find_backbone(path))
+  with stores.reading(place) as path:
+    loaded = _load(os.path.abspath(path), config)
+  return dataclasses.replace(loaded, path=place) if is_remote(place) else loaded
+
+
+def _load(path: str, config: t5.T5Config | None) -> Backbone:
+  """Loads a backbone from a folder of this machine."""
   if not os.path.exists(path):
     raise InputError(
       f'there is no backbone at {path}: no such folder; a model of the hub is'

@@ -23,14 +23,13 @@ import numpy as np
 
 import mpt_jax
 from mpt_jax import methods
-from mpt_jax.checkpoints import adapterhub, card, files, peft
+from mpt_jax.checkpoints import adapterhub, card, files, peft, stores
 from mpt_jax.checkpoints.texts import TaskText
 from mpt_jax.engine import params as params_lib
 from mpt_jax.types import (
   InputError,
   check_shape,
   nearest,
-  require_local,
 )
 
 if TYPE_CHECKING:
@@ -701,9 +700,9 @@ def load_prompts(
   """Loads prompts from a bundle, an adapter or a `.npy` file.
 
   Args:
-    path: a folder that `PromptBundle.save`, PEFT or AdapterHub's `adapters`
-      wrote, or a file with one [P, D] prompt (Google's prompt-tuning writes it
-      without a suffix).
+    path: here or in a bucket: a folder that `PromptBundle.save`, PEFT or
+      AdapterHub's `adapters` wrote, or a file with one [P, D] prompt (Google's
+      prompt-tuning writes it without a suffix).
     task_names: the tasks of an adapter or `.npy` file, which has only numbers
       for them; default `task_0`, `task_1` and so on. Not for a bundle.
 
@@ -713,7 +712,12 @@ def load_prompts(
   Raises:
     InputError: if nothing of the kind is there, or it is damaged.
   """
-  path = require_local(path)
+  with stores.reading(stores.place(path)) as here:
+    return _load_prompts(here, task_names)
+
+
+def _load_prompts(path: str, task_names: Sequence[str] | None) -> PromptBundle:
+  """Loads prompts from this machine."""
   if os.path.isdir(path):
     if os.path.lexists(os.path.join(path, CONFIG)):
       if task_names is not None:

@@ -12,14 +12,16 @@ import math
 import os
 import shutil
 import tempfile
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from safetensors import safe_open
 import safetensors.numpy
 
+from mpt_jax.checkpoints import stores
 from mpt_jax.types import (
   InputError,
+  is_remote,
   require_local,
 )
 
@@ -27,6 +29,68 @@ from mpt_jax.types import (
 MAX_JSON_BYTES = 1 << 20
 # What a product says of itself to people.
 README = 'README.md'
+
+
+def exists(path: str) -> bool:
+  """Whether something is at a path, here or in a bucket."""
+  return bool(stores.kind(path)) if is_remote(path) else os.path.exists(path)
+
+
+def is_folder(path: str) -> bool:
+  """Whether a folder is at a path, here or in a bucket."""
+  if is_remote(path):
+    return stores.kind(path) == 'directory'
+  return os.path.isdir(path)
+
+
+def names(folder: str) -> list[str]:
+  """Returns what lies in a folder, here or in a bucket.
+
+  Raises:
+    OSError: if there is no such folder here; in a bucket it is empty.
+  """
+  return stores.names(folder) if is_remote(folder) else os.listdir(folder)
+
+
+def remove_folder(path: str) -> None:
+  """Removes a folder, here or in a bucket, if it is there."""
+  if is_remote(path):
+    stores.remove(path)
+  else:
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def open_to_read(path: str, most: int | None = None) -> IO[bytes]:
+  """Opens a file here or in a bucket.
+
+  Args:
+    path: the file.
+    most: what is behind so many bytes need not be brought here.
+
+  Raises:
+    OSError: if there is no such file here.
+    InputError: if there is none in a bucket.
+  """
+  if is_remote(path):
+    return io.BytesIO(stores.read(path, most))
+  return open(path, 'rb')
+
+
+def open_to_append(path: str, mode: str = 'a', pause: float = 0.0) -> Any:
+  """Opens a file to add to what is there.
+
+  Args:
+    path: here or in a bucket; its folder is made if it is not there.
+    mode: 'a' for text, 'ab' for bytes.
+    pause: see `stores.Growing`.
+
+  Raises:
+    OSError: if it cannot be written.
+  """
+  if is_remote(path):
+    return stores.Growing(path, pause)
+  os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+  return open(path, mode, encoding=None if 'b' in mode else 'utf-8')
 
 
 def require_file(path: str, follow_links: bool = False) -> str:
@@ -40,6 +104,10 @@ def require_file(path: str, follow_links: bool = False) -> str:
   Raises:
     InputError: if nothing is there, or anything but a regular file.
   """
+  if is_remote(path):
+    if stores.kind(path) == 'directory':
+      raise InputError(f'{path} is not a regular file')
+    return path  # That there is none, its reader says.
   if not os.path.lexists(path):
     raise InputError(f'{path} is missing')
   if os.path.islink(path) and not follow_links:
@@ -77,11 +145,13 @@ def read_json(
   """
   require_file(path, follow_links)
   try:
-    with open(path, 'rb') as f:
+    with open_to_read(path, most_bytes + 1) as f:
       text = f.read(most_bytes + 1)
     if len(text) > most_bytes:
       raise ValueError(f'larger than {most_bytes} bytes')
     value = json.loads(text, parse_constant=_no_constant, parse_float=_finite)
+  except InputError:
+    raise
   except (OSError, ValueError, RecursionError) as e:
     raise InputError(f'{path} cannot be read as JSON: {e}') from e
   if not isinstance(value, dict):
@@ -213,6 +283,9 @@ def write_file(path: str, content: bytes) -> None:
   Raises:
     InputError: if the place cannot be written.
   """
+  if is_remote(path):
+    stores.write(path, content)
+    return
   path = os.path.abspath(require_local(path))
   folder, name = os.path.split(path)
   temporary = os.path.join(folder, f'.{name}.{os.getpid()}.tmp')
@@ -240,22 +313,29 @@ def write_folder(path: str, contents: Mapping[str, bytes]) -> None:
 
   Args:
     path: the folder.
-    contents: file name -> bytes.
+    contents: file name -> bytes. In a bucket the first file goes before the
+      others are replaced and comes behind them: without it there is nothing
+      for those who read the folder.
 
   Raises:
     InputError: if the place is taken or cannot be written.
   """
+  if is_remote(path):
+    path = stores.place(path)
+    if stores.kind(path) == 'file':
+      raise InputError(f'cannot write {path}: something else has this name')
+    _refuse_others(path, contents)
+    first, *others = contents
+    stores.remove(f'{path}/{first}')
+    for file in (*others, first):
+      stores.write(f'{path}/{file}', contents[file])
+    return
   path = os.path.abspath(require_local(path))
   parent, name = os.path.split(path)
   if os.path.lexists(path):
     if os.path.islink(path) or not os.path.isdir(path):
       raise InputError(f'cannot write {path}: something else has this name')
-    foreign = sorted(set(os.listdir(path)) - set(contents))
-    if foreign:
-      raise InputError(
-        f'cannot replace {path}: it also holds {foreign[0]!r}; choose a'
-        ' new folder'
-      )
+    _refuse_others(path, contents)
   try:
     os.makedirs(parent, exist_ok=True)
     work = tempfile.mkdtemp(prefix=f'.{name}.', dir=parent)
@@ -276,3 +356,13 @@ def write_folder(path: str, contents: Mapping[str, bytes]) -> None:
       shutil.rmtree(work, ignore_errors=True)
   except OSError as e:
     raise InputError(f'cannot write {path}: {e.strerror or e}') from e
+
+
+def _refuse_others(path: str, contents: Mapping[str, bytes]) -> None:
+  """Refuses to replace a folder in which there is somebody's file."""
+  foreign = sorted(set(names(path)) - set(contents))
+  if foreign:
+    raise InputError(
+      f'cannot replace {path}: it also holds {foreign[0]!r}; choose a'
+      ' new folder'
+    )

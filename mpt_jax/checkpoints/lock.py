@@ -1,18 +1,24 @@
-"""One run per folder: a lock that ends with the process that holds it."""
+"""One run per folder: a lock that ends with the process that holds it.
+
+A bucket has no such thing: there an object says who holds the folder. It goes
+when its run ends; that of a process which was killed is taken over on the same
+machine, and must be removed by hand for another one.
+"""
 
 from collections.abc import Iterator
 import contextlib
 import fcntl
 import os
+import re
 import socket
 import time
 
-from mpt_jax.types import (
-  InputError,
-  require_local,
-)
+from mpt_jax.checkpoints import stores
+from mpt_jax.types import InputError, is_remote
 
 LOCK = '.lock'
+# The objects in buckets that are this process's.
+_mine: set[str] = set()
 
 
 @contextlib.contextmanager
@@ -31,8 +37,16 @@ def hold(folder: str) -> Iterator[None]:
   Raises:
     InputError: if another process holds the folder, or it cannot be written.
   """
-  folder = require_local(folder)
+  folder = stores.place(folder)
   path = os.path.join(folder, LOCK)
+  if is_remote(folder):
+    _take(folder, path)
+    try:
+      yield
+    finally:
+      _mine.discard(path)
+      stores.remove(path)
+    return
   try:
     os.makedirs(folder, exist_ok=True)
     file = open(path, 'a+', encoding='utf-8')  # noqa: SIM115
@@ -52,10 +66,49 @@ def hold(folder: str) -> Iterator[None]:
       yield
       return
     file.truncate(0)
-    file.write(f'process {os.getpid()} on {socket.gethostname()}\n')
+    file.write(_name())
     file.flush()
     os.fsync(file.fileno())  # Workers on other machines look for it.
     yield
+
+
+def _name() -> str:
+  return f'process {os.getpid()} on {socket.gethostname()}\n'
+
+
+def _take(folder: str, path: str) -> None:
+  """Makes the object that says that a folder is ours.
+
+  Raises:
+    InputError: if another process has done so and is, or may be, alive.
+  """
+  # Asked first: not every store knows 'if there is none'.
+  if stores.kind(path) or not stores.create(path, _name().encode()):
+    holder = stores.read(path, 200).decode(errors='replace').strip()
+    if path in _mine or not _is_gone(holder):
+      raise InputError(
+        f'{folder} is in use by {holder}: wait for it, or use another folder;'
+        f' if it is no more, remove {path}'
+      )
+    stores.write(path, _name().encode())
+  _mine.add(path)
+
+
+def _is_gone(holder: str) -> bool:
+  """Whether a process was one of this machine, and runs no more."""
+  named = re.fullmatch(r'process (\d+) on (\S+)', holder)
+  if named is None or named[2] != socket.gethostname():
+    return False
+  process = int(named[1])
+  if process == os.getpid():
+    return True  # It had our number before us.
+  try:
+    os.kill(process, 0)
+  except ProcessLookupError:
+    return True
+  except OSError:
+    pass  # Somebody else's.
+  return False
 
 
 def holder(folder: str) -> str | None:

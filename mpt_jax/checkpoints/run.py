@@ -18,7 +18,6 @@ import hashlib
 import json
 import logging
 import os
-import pathlib
 import re
 from typing import Any
 
@@ -28,11 +27,13 @@ import numpy as np
 
 from mpt_jax import methods
 from mpt_jax.checkpoints import files
+from mpt_jax.checkpoints import steps as steps_lib
 from mpt_jax.engine import multihost
 from mpt_jax.engine import params as params_lib
 from mpt_jax.t5 import T5Config
 from mpt_jax.types import (
   InputError,
+  is_remote,
   local_path,
 )
 
@@ -82,29 +83,22 @@ class DamagedError(Exception):
 
 def latest_step(model_dir: str) -> int | None:
   """The step of the newest finished checkpoint in a MODEL_DIR, or None."""
-  try:
-    names = os.listdir(os.path.join(model_dir, CHECKPOINTS))
-  except OSError:
-    return None
-  # One that is being written has a longer name.
-  return max((int(name) for name in names if name.isdecimal()), default=None)
+  found = steps_lib.finished(os.path.join(model_dir, CHECKPOINTS))
+  return max(found, default=None)
 
 
 class RunCheckpointer:
   """Writes and reads the checkpoints of one MODEL_DIR."""
 
-  def __init__(
-    self, model_dir: str, *, max_to_keep: int | None = 3, keep_period=None
-  ):
+  def __init__(self, model_dir: str, *, max_to_keep: int | None = 3):
     import orbax.checkpoint as ocp  # A fifth of a second: not for --help.
 
-    path = pathlib.Path(model_dir).absolute() / CHECKPOINTS
-    path.mkdir(parents=True, exist_ok=True)
+    path = os.path.join(model_dir, CHECKPOINTS)
+    self._steps = steps_lib.Steps(path, max_to_keep)
     self._manager = ocp.CheckpointManager(
-      path,
+      self._steps.here,
       options=ocp.CheckpointManagerOptions(
         max_to_keep=max_to_keep,
-        keep_period=keep_period,
         enable_async_checkpointing=False,
       ),
       item_handlers={
@@ -112,10 +106,12 @@ class RunCheckpointer:
         'iterator': ocp.JsonCheckpointHandler(),
       },
     )
-    self._path = path
+    self._path = self._steps.folder
 
   def latest_step(self) -> int | None:
     """The newest finished checkpoint's step, or None."""
+    if self._steps.are_sent:
+      return self._steps.newest()
     return self._manager.latest_step()
 
   def save(self, state: Any, iterator_state: Mapping[str, Any] | None) -> None:
@@ -131,7 +127,7 @@ class RunCheckpointer:
     import orbax.checkpoint as ocp
 
     step = int(state.step)
-    if self._manager.latest_step() == step:
+    if self.latest_step() == step:
       return
     flat = _to_flat(state)
     try:
@@ -144,11 +140,12 @@ class RunCheckpointer:
           ),
         ),
       )
+      self._steps.send(step)
     except (OSError, ValueError) as e:  # Tensorstore's is a ValueError.
       raise InputError(
         f'checkpoint {step} cannot be written to {self._path}:'
         f' {files.first_line(e)[:200]}; the last one is'
-        f' {self._manager.latest_step()}'
+        f' {self.latest_step()}'
       ) from e
 
   def restore(self, state: Any, step: int | None = None) -> tuple[Any, Any]:
@@ -181,6 +178,8 @@ class RunCheckpointer:
   def _restore(self, state: Any, step: int) -> tuple[Any, Any]:
     import orbax.checkpoint as ocp
 
+    if self._steps.bring(step):
+      self._manager.reload()
     want = _to_flat(state)
     saved = self._manager.item_metadata(step)['state']
     saved = {k: tuple(v.shape) for k, v in saved.items()}
@@ -244,19 +243,16 @@ class RunCheckpointer:
     if damaged:
       raise InputError(
         f'{damaged}; there is no other checkpoint: the damaged ones are in'
-        f' {self._path.parent / DAMAGED}'
+        f' {self._damaged}'
       )
     return None
 
+  @property
+  def _damaged(self) -> str:
+    return os.path.join(os.path.dirname(self._path), DAMAGED)
+
   def _put_aside(self, step: int) -> None:
-    folder = self._path.parent / DAMAGED
-    folder.mkdir(exist_ok=True)
-    target = folder / str(step)
-    count = 1
-    while target.exists():
-      target = folder / f'{step}.{count}'
-      count += 1
-    (self._path / str(step)).rename(target)
+    self._steps.put_aside(step, self._damaged)
 
   def close(self) -> None:
     """Waits for and releases the manager."""
@@ -328,16 +324,16 @@ def check_run_config(
   path = os.path.join(model_dir, RUN_CONFIG)
   now = record(config)
   # Damaged ones are put aside, into a folder that is made for them.
-  saved = latest_step(model_dir) is not None or os.path.isdir(
+  saved = latest_step(model_dir) is not None or files.is_folder(
     os.path.join(model_dir, DAMAGED)
   )
-  if saved and not os.path.exists(path):
+  if saved and not files.exists(path):
     raise InputError(
       f'MODEL_DIR {model_dir!r} holds checkpoints but no {RUN_CONFIG}: it is'
       ' not one of our runs; use another MODEL_DIR'
     )
   # An evaluation's results, without a record, are no run's.
-  if os.path.exists(path) and os.path.exists(os.path.join(model_dir, RESULTS)):
+  if files.exists(path) and files.exists(os.path.join(model_dir, RESULTS)):
     saved = True
   if saved:
     before = files.read_json(path)
@@ -352,7 +348,6 @@ def check_run_config(
     now = {**before, DATA: {**before.get(DATA, {}), **now.get(DATA, {})}}
     if now == before:
       return True
-  os.makedirs(model_dir, exist_ok=True)
   files.write_file(path, files.json_bytes(now))
   return saved
 
@@ -496,7 +491,7 @@ def real_paths(*values: Any) -> dict[str, str]:
   for value in values:
     if isinstance(value, str):
       path = local_path(value)
-      found[value] = path if '://' in path else os.path.realpath(path)
+      found[value] = path if is_remote(path) else os.path.realpath(path)
     elif isinstance(value, Mapping):
       found |= real_paths(*value.values())
     elif isinstance(value, list | tuple):
@@ -582,7 +577,7 @@ def check_shared(model_dir: str) -> None:
   Raises:
     InputError: on every process, if one does not.
   """
-  seen = os.path.exists(os.path.join(model_dir, RUN_CONFIG))
+  seen = files.exists(os.path.join(model_dir, RUN_CONFIG))
   multihost.raise_together(
     ''
     if seen

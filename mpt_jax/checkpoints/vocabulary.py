@@ -23,8 +23,8 @@ from typing import Any, TypeGuard
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
-from mpt_jax.checkpoints import files
-from mpt_jax.types import InputError
+from mpt_jax.checkpoints import files, stores
+from mpt_jax.types import InputError, is_remote
 
 log = logging.getLogger(__name__)
 
@@ -182,6 +182,27 @@ def find_vocabulary(folder: str) -> str | None:
     if os.path.isfile(os.path.join(folder, name)):
       return os.path.join(folder, name)
   return None
+
+
+def bring(path: str) -> str:
+  """Returns where a vocabulary lies here, with what lies beside it.
+
+  Args:
+    path: its file or folder, here or in a bucket.
+
+  Raises:
+    InputError: if it is in a bucket and cannot be copied.
+  """
+  path = stores.place(path)
+  if not is_remote(path):
+    return path
+  folder, name = os.path.split(path)
+  wanted = {name, CONFIG, *BESIDE}
+  if files.is_folder(path):
+    folder, wanted = path, wanted - {name} | {SPIECE}
+  for name in wanted.intersection(stores.names(folder)):
+    stores.bring(f'{folder}/{name}')
+  return stores.copy_of(path)
 
 
 def files_of(path: str) -> dict[str, bytes]:

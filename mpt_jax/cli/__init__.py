@@ -301,8 +301,11 @@ def _start_logging() -> None:
   terminal = logging.StreamHandler(sys.stderr)
   terminal.setFormatter(_FORMAT)
   logging.basicConfig(level=logging.INFO, handlers=[terminal, _log], force=True)
-  for noisy in ('jax', 'orbax', 'absl', 'tensorflow', 'h5py', 'matplotlib'):
-    logging.getLogger(noisy).setLevel(logging.WARNING)
+  noisy = 'jax', 'orbax', 'absl', 'tensorflow', 'h5py', 'matplotlib'
+  for name in (*noisy, 'botocore', 'aiobotocore', 's3fs'):
+    logging.getLogger(name).setLevel(logging.WARNING)
+  # It writes down what it also raises, at length.
+  logging.getLogger('gcsfs').setLevel(logging.CRITICAL)
 
 
 def keep_log(folder: str) -> None:
@@ -322,16 +325,30 @@ def keep_log(folder: str) -> None:
     return
   path = os.path.join(folder, LOG)
   try:
-    os.makedirs(folder, exist_ok=True)
-    file = logging.FileHandler(path, encoding='utf-8')
+    file = _LogFile(path)
   except OSError as e:
     raise InputError(f'cannot write {path}: {e.strerror or e}') from e
   file.setFormatter(_FORMAT)
   _log.setTarget(file)
+  # What a store's client says while a line is sent would wait for that line.
+  _log.addFilter(lambda record: record.threadName != 'fsspecIO')
   log_only(log_header(_command.words))
   _log.flush()
   # From here on each line is written at once.
   _log.capacity = 1
+
+
+class _LogFile(logging.FileHandler):
+  """A log here or in a bucket; there it is seldom more than behind a little."""
+
+  def __init__(self, path: str):
+    self._path = path
+    super().__init__(path)
+
+  def _open(self) -> Any:
+    from mpt_jax.checkpoints import files
+
+    return files.open_to_append(self._path, pause=10)
 
 
 def log_header(words: str) -> str:
@@ -517,12 +534,13 @@ def changed_macros(folder: str) -> list[str]:
   Returns:
     'NAME: value there, value here' of each.
   """
+  from mpt_jax.checkpoints import files, run
+
   path = os.path.join(folder, CONFIG)
-  if not os.path.exists(path):
+  if not files.exists(path):
     return []
-  with open(path, encoding='utf-8') as f:
-    there = f.read()
-  from mpt_jax.checkpoints import run
+  with files.open_to_read(path) as f:
+    there = f.read().decode()
 
   return run.differences(_macros(there), _macros(operative_config()))
 

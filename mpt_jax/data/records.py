@@ -15,6 +15,7 @@ import re
 import stat
 from typing import Any
 
+from mpt_jax.checkpoints import stores
 from mpt_jax.checkpoints.texts import LABEL, find
 from mpt_jax.data import labels as labels_lib
 from mpt_jax.data.lines import Row, cell_text, is_tsv, read_rows
@@ -187,7 +188,7 @@ class Records:
 
   def _file(self, split: str) -> str | None:
     found = None if callable(self._rows) else self._rows[split]
-    return found if isinstance(found, str) else None
+    return stores.bring(found) if isinstance(found, str) else None
 
   def state(self, split: str) -> tuple[int, int] | None:
     """Returns what changes when the file of our split is edited."""

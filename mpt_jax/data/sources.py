@@ -25,7 +25,7 @@ from mpt_jax.data.records import (
   RowsFn,
   Slice,
 )
-from mpt_jax.types import HUB, InputError, local_path
+from mpt_jax.types import HUB, InputError, is_remote, local_path
 
 # How the description of a synthetic data set begins.
 SYNTHETIC = 'SYNTHETIC DATA'
@@ -52,6 +52,11 @@ def set_data_dir(data_dir: str | os.PathLike | None) -> None:
   text = None if data_dir is None else os.fspath(data_dir)
   hub = text is not None and text.startswith(HUB)
   path = None if text is None else local_path(text.removeprefix(HUB))
+  if path and is_remote(path) and (hub or not path.startswith('gs://')):
+    raise InputError(
+      f'{text}: data sets are read from a local folder, those of TFDS from'
+      ' gs:// too; copy it, or name files in the bucket as sources of tasks'
+    )
   _hub = path if hub else None
   seqio.set_tfds_data_dir_override(None if hub else path)
 

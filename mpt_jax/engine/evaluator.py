@@ -5,7 +5,6 @@ import dataclasses
 import itertools
 import logging
 import os
-import shutil
 from typing import Any
 
 import jax
@@ -14,6 +13,7 @@ import numpy as np
 
 from mpt_jax import checkpoints, models
 from mpt_jax.checkpoints import bundle as bundle_lib
+from mpt_jax.checkpoints import files
 from mpt_jax.checkpoints.backbone import Backbone
 from mpt_jax.engine import (
   multihost,
@@ -260,7 +260,7 @@ class BestBackbone:
 
   def remove(self) -> None:
     """Frees the disk, once the run has its product."""
-    shutil.rmtree(self.path, ignore_errors=True)
+    files.remove_folder(self.path)
 
 
 @dataclasses.dataclass

@@ -13,6 +13,7 @@ from typing import Any
 
 from mpt_jax import methods
 from mpt_jax.checkpoints import bundle as bundle_lib
+from mpt_jax.checkpoints import files
 from mpt_jax.engine import multihost, partitioning
 from mpt_jax.types import InputError
 
@@ -76,7 +77,7 @@ class Keeper:
     """
     if self.step is None:
       return
-    if not os.path.isdir(os.path.join(self.model_dir, START)):
+    if not files.is_folder(os.path.join(self.model_dir, START)):
       self._save(START, 0, start)
     if step == self.step:
       self.keep(step, arrays)
@@ -119,7 +120,7 @@ def check_kept(model_dir: str, step: int | None) -> None:
     return
   path = os.path.join(model_dir, KEY)
   there = 'none'
-  if os.path.isdir(path):
+  if files.is_folder(path):
     there = f'that of step {(found := bundle_lib.load_prompts(path).step)}'
     if found == step:
       return

@@ -7,6 +7,7 @@ import os
 import numpy as np
 
 from mpt_jax.checkpoints import bundle as bundle_lib
+from mpt_jax.checkpoints import files
 from mpt_jax.checkpoints.backbone import Backbone
 from mpt_jax.engine.scores import format_scores
 from mpt_jax.engine.writers import METRICS, read_metrics
@@ -76,7 +77,7 @@ class Run:
   @functools.cached_property
   def bundle(self) -> bundle_lib.PromptBundle | None:
     """What was learned; None of a run that trained the backbone itself."""
-    if os.path.isdir(os.path.join(self.model_dir, BACKBONE)):
+    if files.is_folder(os.path.join(self.model_dir, BACKBONE)):
       return None
     return bundle_lib.load_prompts(os.path.join(self.model_dir, PROMPTS))
 

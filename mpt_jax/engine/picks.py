@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 import dataclasses
 import logging
-import os
 from typing import Any
 
 from mpt_jax import methods
+from mpt_jax.checkpoints import files
 from mpt_jax.checkpoints.backbone import Backbone
 from mpt_jax.engine import starts
 from mpt_jax.engine.starts import Source
@@ -123,7 +123,7 @@ def _target_key(
 ) -> sources.SourcePrompt:
   """The one key of the task to train."""
   path, task = source.target_key, task_names[0]
-  if path is None or not os.path.lexists(path):
+  if path is None or not files.exists(path):
     told = 'is not given' if path is None else f'{path!r} is not there'
     raise InputError(
       f"START = {_NEAREST} compares the task's own key, and TARGET_KEY {told}:"

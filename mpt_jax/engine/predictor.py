@@ -14,14 +14,11 @@ from mpt_jax.checkpoints import backbone as backbone_lib
 from mpt_jax.checkpoints import bundle as bundle_lib
 from mpt_jax.checkpoints.backbone import DEMOS, Backbone, demo_folder
 from mpt_jax.checkpoints.bundle import PromptBundle
-from mpt_jax.checkpoints.vocabulary import Vocabulary
+from mpt_jax.checkpoints.vocabulary import Vocabulary, bring
 from mpt_jax.engine import hostmemory, partitioning, trainer
 from mpt_jax.engine.settings import BackboneSource, Decoding, Devices
 from mpt_jax.t5 import native
-from mpt_jax.types import (
-  InputError,
-  local_path,
-)
+from mpt_jax.types import InputError
 
 log = logging.getLogger(__name__)
 
@@ -85,13 +82,10 @@ def _with_vocabulary(loaded: Backbone, vocabulary: str | None) -> Backbone:
   """A backbone with the vocabulary that is given, else with its own."""
   if vocabulary and vocabulary in DEMOS:
     vocabulary = os.path.join(demo_folder(vocabulary), 'spiece.model')
-  vocabulary = vocabulary and local_path(vocabulary)
-  if vocabulary is not None and '://' in vocabulary:
-    return dataclasses.replace(
-      loaded, vocabulary_file=vocabulary, vocabulary=None
-    )
+  given = vocabulary
+  vocabulary = vocabulary and bring(vocabulary)
   if vocabulary is not None and not os.path.exists(vocabulary):
-    raise InputError(f'VOCABULARY = {vocabulary!r} does not exist')
+    raise InputError(f'VOCABULARY = {given!r} does not exist')
   if vocabulary is None and loaded.vocabulary is not None:
     return loaded
   loaded = loaded.with_vocabulary(vocabulary)

@@ -6,7 +6,7 @@ import logging
 import os
 from typing import Any
 
-from mpt_jax.checkpoints import files
+from mpt_jax.checkpoints import files, stores
 from mpt_jax.checkpoints.run import RESULTS
 from mpt_jax.engine import multihost
 from mpt_jax.engine.face import face
@@ -19,7 +19,6 @@ from mpt_jax.engine.scores import (
   mean_score,
 )
 from mpt_jax.engine.settings import Examples
-from mpt_jax.types import require_local
 
 log = logging.getLogger(__name__)
 
@@ -139,7 +138,7 @@ def score(
     InputError: if something given is wrong.
   """
   if model_dir is not None:
-    model_dir = require_local(model_dir)
+    model_dir = stores.place(model_dir)
   from mpt_jax import data
 
   split, names = examples.split, examples.names

@@ -20,7 +20,7 @@ import jax
 import mpt_jax
 from mpt_jax import methods, models
 from mpt_jax.checkpoints import bundle as bundle_lib
-from mpt_jax.checkpoints import card, files, lock
+from mpt_jax.checkpoints import card, files, lock, stores
 from mpt_jax.checkpoints import run as run_lib
 from mpt_jax.checkpoints.backbone import Backbone
 from mpt_jax.engine import (
@@ -65,8 +65,8 @@ from mpt_jax.types import (
   Names,
   Natural,
   PyTree,
+  is_remote,
   nearest,
-  require_local,
 )
 
 log = logging.getLogger(__name__)
@@ -194,7 +194,7 @@ def train(
   if not isinstance(backbone, BackboneSource | Backbone):
     backbone = BackboneSource(backbone)
   settings = Settings(
-    model_dir=require_local(model_dir),
+    model_dir=_folder(model_dir),
     stage=stage,
     backbone=SharedBackbone(
       backbone, each or face().interactive, method.branch is None, seed
@@ -213,6 +213,17 @@ def train(
     seed=seed,
   )
   return _each(settings) if each else _one(settings)
+
+
+def _folder(model_dir: str) -> str:
+  """MODEL_DIR, where all processes can write to it."""
+  model_dir = stores.place(model_dir)
+  if is_remote(model_dir) and jax.process_count() > 1:
+    raise InputError(
+      f'MODEL_DIR {model_dir}: several processes need a folder that all of them'
+      ' see: mount the bucket (gcsfuse, mountpoint-s3) and give its path'
+    )
+  return model_dir
 
 
 def _dataset(
@@ -715,7 +726,7 @@ def _tell_results(model_dir: str, following: str) -> None:
     steps = ', '.join(f'{task} {step}' for task, step in best.items())
     log.info('best step: %s', steps)
   for name in (PROMPTS, BACKBONE):
-    if os.path.isdir(path := os.path.join(model_dir, name)):
+    if files.is_folder(path := os.path.join(model_dir, name)):
       log.info('product: %s', path)
   if following:
     log.info('next: %s', following)
@@ -743,7 +754,7 @@ def _advising(settings: Settings) -> Iterator[None]:
     yield
   except trainer.NonFiniteLossError:
     number = 2
-    while os.path.lexists(f'{settings.model_dir}-{number}'):
+    while files.exists(f'{settings.model_dir}-{number}'):
       number += 1
     rate, task_rate = rates(settings)
     changed: dict[str, Any] = {
@@ -774,7 +785,7 @@ def _open_run(
   held.enter_context(lock.hold(model_dir))
   existed = run_lib.check_run_config(model_dir, record, face().name_of)
   path = os.path.join(model_dir, run_lib.RESULTS)
-  if existed and os.path.exists(path):
+  if existed and files.exists(path):
     results = files.read_json(path)
     if key_step := job.settings.logging.key_step:
       keys.check_kept(model_dir, min(key_step, results['step']))

@@ -1,6 +1,7 @@
 """What a run writes as it goes: `metrics.jsonl`, and TensorBoard's events."""
 
 from collections.abc import Callable, Mapping
+import io
 import json
 import math
 import os
@@ -25,8 +26,9 @@ def read_metrics(path: str) -> list[dict[str, Any]]:
     path: the file; without it there are no lines.
   """
   lines = []
-  if os.path.exists(path):
-    with open(path, encoding='utf-8') as f:
+  if files.exists(path):
+    file = files.open_to_read(path)
+    with io.TextIOWrapper(file, encoding='utf-8') as f:
       for text in f:
         try:
           line = json.loads(text)
@@ -45,7 +47,7 @@ class JsonlWriter:
     kept = [line for line in read_metrics(path) if line['step'] <= resume_step]
     text = ''.join(json.dumps(line) + '\n' for line in kept)
     files.write_file(path, text.encode())
-    self._file = open(path, 'a', encoding='utf-8')  # noqa: SIM115
+    self._file = files.open_to_append(path)
 
   def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
     """Appends one line and flushes it."""
@@ -158,10 +160,9 @@ class TensorboardWriter:
 
     self._event, self._summary = event_pb2.Event, summary_pb2.Summary
     self._group = group
-    os.makedirs(folder, exist_ok=True)
     now, host = f'{time.time():017.6f}', socket.gethostname()
     name = f'events.out.tfevents.{now}.{host}.{os.getpid()}'
-    file = open(os.path.join(folder, name), 'wb')  # noqa: SIM115
+    file = files.open_to_append(os.path.join(folder, name), 'ab')
     self._file = record_writer.RecordWriter(file)
     self._add(0, file_version='brain.Event:2')
     start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
@@ -199,7 +200,6 @@ def make_writer(
   """
   if not multihost.is_first():
     return Writers()
-  os.makedirs(model_dir, exist_ok=True)
   writers: list[Any] = [
     JsonlWriter(os.path.join(model_dir, METRICS), resume_step)
   ]

@@ -11,13 +11,9 @@ from mpt_jax.checkpoints.bundle import CONFIG, PromptBundle
 from mpt_jax.data.libraries import tf
 from mpt_jax.types import (
   InputError,
+  is_remote,
   local_path,
 )
-
-
-def is_remote(path: str) -> bool:
-  """Whether a path has a scheme ('gs://…')."""
-  return '://' in path
 
 
 def localize(path: str) -> str:

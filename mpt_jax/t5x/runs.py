@@ -39,6 +39,7 @@ from mpt_jax.types import (
   Names,
   Natural,
   Positive,
+  is_remote,
   local_path,
   nearest,
 )
@@ -376,7 +377,7 @@ def _config(path: str, given: t5.T5Config | str | None) -> t5.T5Config:
   """The sizes that are given, or that a local backbone implies."""
   if given is not None:
     return t5.get_config(given) if isinstance(given, str) else given
-  if remote.is_remote(path):
+  if is_remote(path):
     raise InputError(
       f'the sizes of {path} are not known: give a second --gin_file, such as'
       ' gin_configs/models/t5_1_1_base.gin'
@@ -396,7 +397,7 @@ def _use_vocabulary(
   path: str, given: str | None, config: t5.T5Config
 ) -> vocabulary_lib.Vocabulary | None:
   """Makes a vocabulary that of the tasks; returns it if it is local."""
-  if not remote.is_remote(path):
+  if not is_remote(path):
     special = vocabulary_lib.read_special_ids(path)
     vocabulary_lib.require_ordinary(special, path)
   if given and given in DEMOS:
@@ -405,11 +406,11 @@ def _use_vocabulary(
     given = local_path(given)
     if not tf.io.gfile.exists(given):
       raise InputError(f'VOCABULARY = {given!r} does not exist')
-  elif not remote.is_remote(path):
+  elif not is_remote(path):
     given = vocabulary_lib.find_vocabulary(path)
   if given is None:
     return None
-  if remote.is_remote(given):
+  if is_remote(given):
     data.use_vocabulary(given)
     return None
   found = vocabulary_lib.Vocabulary(

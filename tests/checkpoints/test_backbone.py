@@ -97,6 +97,6 @@ def test_no_backbone_is_one_clear_line(tmp_path):
       checkpoints.load_backbone(str(path))
     assert '\n' not in str(error.value)
   with pytest.raises(InputError, match='not a local path'):
-    checkpoints.load_backbone('gs://bucket/t5/checkpoint_7')
+    checkpoints.load_backbone('hdfs://host/t5/checkpoint_7')
   with pytest.raises(InputError, match="did you mean 't5_base'"):
     checkpoints.load_backbone(str(tmp_path), 't5_bas')

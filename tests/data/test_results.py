@@ -88,7 +88,7 @@ def test_a_model_and_a_path_score_alike(said, prompts, tmp_path, monkeypatch):
     ({'num_example': 5}, "no setting 'num_example'.*did you mean 'num_ex"),
     ({'decoding': Decoding(temperature=0.5)}, 'searched, not sampled'),
     ({'prompt_task': 'toy_a'}, "'toy_a' is given, but there are no PROMPTS"),
-    ({'model_dir': 'gs://bucket/x'}, 'not a local path'),
+    ({'model_dir': 'hdfs://host/x'}, 'not a local path'),
   ],
 )
 def test_what_is_refused_before_anything_is_loaded(said, settings, message):
