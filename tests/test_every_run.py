@@ -4,6 +4,7 @@ Guards against a part that never trains or was not to, a run that is another
 one after a kill, and a product that does not give what was trained.
 """
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -17,6 +18,7 @@ from mpt_jax.checkpoints import run as run_lib
 from mpt_jax.checkpoints.bundle import load_prompts
 from mpt_jax.engine import params as params_lib
 from mpt_jax.engine import run as run_engine
+from mpt_jax.engine import trainer
 from mpt_jax.engine.optimizers import Optimizer
 from mpt_jax.engine.settings import Evaluation, Logging
 from mpt_jax.pretrained import PromptedT5
@@ -149,6 +151,31 @@ def stored(folder, step):
     for name, value in flat.items()
     if name.startswith('params/')
   }
+
+
+def test_scores_on_the_way_are_asked_with_the_backbones_ids(
+  backbone, tmp_path, monkeypatch
+):
+  asked, make = [], trainer.make_predict_step
+
+  def recorded(model):
+    asked.append((model.start_id, model.eos_id))
+    return make(model)
+
+  monkeypatch.setattr(trainer, 'make_predict_step', recorded)
+  ids = dataclasses.replace(backbone.special_ids, start=5, end=7)
+  mpt_jax.train(
+    backbone=dataclasses.replace(backbone, special_ids=ids),
+    method=every_method.METHODS['soft'],
+    tasks={'same': tasks()['same']},
+    dataset={'task_feature_lengths': LENGTHS, 'batch_size': 4},
+    steps=2,
+    model_dir=str(tmp_path / 'run'),
+    evaluation=Evaluation(period=1, keep_best=True),
+    logging=Logging(tensorboard=False),
+  )
+  assert asked
+  assert set(asked) == {(5, 7)}
 
 
 def _killed(*args):

@@ -11,7 +11,7 @@ import jax
 from jax.sharding import Mesh
 import numpy as np
 
-from mpt_jax import checkpoints, models
+from mpt_jax import checkpoints, methods, models
 from mpt_jax.checkpoints import bundle as bundle_lib
 from mpt_jax.checkpoints import files
 from mpt_jax.checkpoints.backbone import Backbone
@@ -60,9 +60,8 @@ class Evaluator:
     self._task_names = tuple(task_names)
     assert model.method is not None
     self._rows = model.method.rows(task_names)
-    # Distillation has no part in decoding.
     self._predict = trainer.make_predict_step(
-      models.PromptedT5(model.config, model.method, model.num_tasks)
+      self._decoder(model.method, model.num_tasks)
     )
     self._loss_batches: list[Mapping[str, np.ndarray]] | None = None
     self._follower: Callable[..., None] | None = None
@@ -122,10 +121,9 @@ class Evaluator:
       params = params_lib.merge(trained, self._frozen)
       return self._decode(params, split, self._predict)
     # Prompts of several steps may have another rank than the run's.
-    model = models.PromptedT5(
-      self._model.config, bundle.learner, len(bundle.task_names)
+    predict = trainer.make_predict_step(
+      self._decoder(bundle.learner, len(bundle.task_names))
     )
-    predict = trainer.make_predict_step(model)
     params = params_lib.merge(
       partitioning.shard_params(bundle.params, self._mesh), self._frozen
     )
@@ -158,6 +156,13 @@ class Evaluator:
     totals = jax.tree.map(lambda *terms: sum(terms[1:], terms[0]), *parts)
     scalars = trainer.summarize(totals, self._task_names)
     return {f'eval_loss/{name}': value for name, value in scalars.items()}
+
+  def _decoder(
+    self, method: methods.Method, num_tasks: int
+  ) -> models.PromptedT5:
+    """A model that answers; losses and distillation have no part in that."""
+    ids = {'eos_id': self._model.eos_id, 'start_id': self._model.start_id}
+    return models.PromptedT5(self._model.config, method, num_tasks, **ids)
 
   def _decode(
     self, params: dict[str, Any], split: str, predict: Callable[..., Any]
