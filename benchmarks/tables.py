@@ -20,6 +20,8 @@ import re
 import statistics
 from typing import Any
 
+from mpt_jax.checkpoints import files
+
 OURS, PEFT, T5X, HF = 'mpt_jax', 'peft', 't5x', 'transformers'
 FLOOR_XLA, FLOOR_TORCH = 'floor xla', 'floor torch'
 # Of mpt_jax alone.
@@ -191,10 +193,7 @@ def write(path: str, machine: str, model: str, results: Results) -> None:
   known = read(path) if os.path.exists(path) else {'models': {}}
   rows = {**known['models'].get(model, {}), **results}
   content = {'machine': machine, 'models': {**known['models'], model: rows}}
-  with open(f'{path}.new', 'w', encoding='utf-8') as f:
-    json.dump(content, f, indent=1)
-    f.write('\n')
-  os.replace(f'{path}.new', path)
+  files.write_file(path, f'{json.dumps(content, indent=1)}\n'.encode())
 
 
 def page(text: str) -> str:
@@ -218,8 +217,7 @@ def main() -> None:
   if parser.parse_args().page:
     with open(README, encoding='utf-8') as f:
       text = page(f.read())
-    with open(README, 'w', encoding='utf-8') as f:
-      f.write(text)
+    files.write_file(README, text.encode())
     return
   for name in sorted(os.listdir(FOLDER)):
     content = read(os.path.join(FOLDER, name))
