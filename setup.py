@@ -64,7 +64,6 @@ setup(
   ),
   package_data={
     '': ['*.gin', '*.json'],
-    'mpt_jax.t5': ['*.c'],
     'tasks.offline': [
       'demo_backbone/*',
       'demo_small_backbone/*',

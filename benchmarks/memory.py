@@ -29,7 +29,6 @@ import numpy as np
 from mpt_jax import methods, models, t5
 from mpt_jax.engine import optimizers, partitioning, trainer
 from mpt_jax.engine import params as params_lib
-from mpt_jax.t5 import native
 from mpt_jax.types import PyTree
 
 
@@ -234,9 +233,6 @@ def main() -> None:
   )
   names = {f.name for f in dataclasses.fields(Setting)}
   setting = Setting(config, **{k: v for k, v in flags.items() if k in names})
-  if flags['topology']:
-    # What is compiled for this machine's CPU is for no other.
-    os.environ[native.SWITCH] = '0'
   devices = _devices(flags['topology'])[: flags['devices']]
   mesh = partitioning.make_mesh(setting.num_partitions, devices)
   partitioning.check_batch_size(setting.batch, mesh, setting.microbatches)

@@ -12,8 +12,8 @@ import pytest
 
 from mpt_jax import cli, t5
 from mpt_jax.cli import flags, help, reader
+from mpt_jax.engine import compilation
 from mpt_jax.study import steps, worker
-from mpt_jax.t5 import native
 from mpt_jax.types import InputError
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -576,7 +576,7 @@ class TestCompilationCache:
 
   def test_is_in_the_users_cache_folder(self, monkeypatch, tmp_path):
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
-    native.use_compilation_cache()
+    compilation.use_cache()
     folder = tmp_path / 'mpt_jax/xla'
     assert jax.config.jax_compilation_cache_dir == str(folder)
     assert folder.stat().st_mode & 0o777 == 0o700
@@ -584,14 +584,24 @@ class TestCompilationCache:
   def test_leaves_the_users_choice(self, monkeypatch, tmp_path):
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
     jax.config.update('jax_compilation_cache_dir', '/elsewhere')
-    native.use_compilation_cache()
+    compilation.use_cache()
     assert jax.config.jax_compilation_cache_dir == '/elsewhere'
     assert not list(tmp_path.iterdir())
+
+  def test_a_folder_that_others_can_write_is_not_used(
+    self, monkeypatch, tmp_path
+  ):
+    folder = tmp_path / 'mpt_jax/xla'
+    folder.mkdir(parents=True)
+    folder.chmod(0o777)
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    compilation.use_cache()
+    assert jax.config.jax_compilation_cache_dir is None
 
   def test_a_folder_that_cannot_be_made_is_no_error(
     self, monkeypatch, tmp_path
   ):
     (tmp_path / 'file').write_text('')
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'file'))
-    native.use_compilation_cache()
+    compilation.use_cache()
     assert jax.config.jax_compilation_cache_dir is None

@@ -15,22 +15,16 @@ TESTS = pathlib.Path(__file__).parent
   'files',
   [
     ('t5/test_products.py', 't5/test_attention.py'),
-    ('t5/test_native.py', 't5/test_network.py', 'goldens/test_network.py'),
     pytest.param(('integration/test_precision.py',), marks=pytest.mark.long),
   ],
   ids=lambda files: files[0],
 )
-def test_on_one_device(files, tmp_path):
+def test_on_one_device(files):
   run = subprocess.run(
     [sys.executable, '-m', 'pytest', '-q', '-n', '0']
     + [str(TESTS / name) for name in files],
     cwd=TESTS.parent,
-    env={
-      **os.environ,
-      'MPT_JAX_TEST_DEVICES': '1',
-      # Compiled code goes here, not to the user's own.
-      'XDG_CACHE_HOME': str(tmp_path),
-    },
+    env={**os.environ, 'MPT_JAX_TEST_DEVICES': '1'},
     capture_output=True,
     text=True,
   )

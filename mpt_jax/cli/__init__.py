@@ -206,11 +206,10 @@ def _run(
   if not processes or processes.is_first() or flags.debug:
     logging.getLogger().setLevel(logging.INFO)
   if module in flags_lib.MULTIPROCESS:
-    from mpt_jax.engine import hostmemory
-    from mpt_jax.t5 import native
+    from mpt_jax.engine import compilation, hostmemory
 
     hostmemory.prepare()
-    native.use_compilation_cache()
+    compilation.use_cache()
   command.resumes = lambda: 'the same command starts from the start'
   gin.get_configurable(target)(**given)
   if processes:

@@ -15,9 +15,8 @@ from mpt_jax.checkpoints import bundle as bundle_lib
 from mpt_jax.checkpoints.backbone import DEMOS, Backbone, demo_folder
 from mpt_jax.checkpoints.bundle import PromptBundle
 from mpt_jax.checkpoints.vocabulary import Vocabulary, bring
-from mpt_jax.engine import hostmemory, partitioning, trainer
+from mpt_jax.engine import compilation, hostmemory, partitioning, trainer
 from mpt_jax.engine.settings import BackboneSource, Decoding, Devices
-from mpt_jax.t5 import native
 from mpt_jax.types import InputError
 
 log = logging.getLogger(__name__)
@@ -209,7 +208,7 @@ def make_predictor(
     InputError: if something is missing or does not fit.
   """
   check_serving(decoding, prompt_task, prompts is not None)
-  native.use_compilation_cache()
+  compilation.use_cache()
   loaded = load_backbone(backbone)
   config = devices.configure(loaded.config)
   loaded = dataclasses.replace(loaded, config=config)

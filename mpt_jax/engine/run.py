@@ -24,6 +24,7 @@ from mpt_jax.checkpoints import card, files, lock, stores
 from mpt_jax.checkpoints import run as run_lib
 from mpt_jax.checkpoints.backbone import Backbone
 from mpt_jax.engine import (
+  compilation,
   hostmemory,
   keys,
   multihost,
@@ -59,7 +60,6 @@ from mpt_jax.engine.settings import (
 )
 from mpt_jax.engine.starts import Distance, Distillation, Lesson, Source
 from mpt_jax.engine.writers import METRICS, Writers, make_writer, tags
-from mpt_jax.t5 import native
 from mpt_jax.types import (
   InputError,
   Names,
@@ -177,7 +177,7 @@ def train(
   """
   if face().interactive:  # Commands have done so.
     hostmemory.prepare()
-    native.use_compilation_cache()
+    compilation.use_cache()
   if not isinstance(start, Source):
     start = Source(start)
   stage = stage or _stage(method, distillation, start)

@@ -313,7 +313,7 @@ class Prefix(Delta):
     if isinstance(module, layers.RelativePositionBias):
       place = 'encoder' if module.bidirectional else 'decoder'
       if method == '__call__' and place in self.places:
-        args = self._widened(args[0], args[1], place)
+        args = self._widened(*args)
       return call(*args, **kwargs)
     keys, values = (
       learned(module, 'prefix_key'),
@@ -323,9 +323,6 @@ class Prefix(Delta):
       return call(*args, **kwargs)
     if method == '_is_less_work':
       return False  # The prefix is there in heads alone.
-    if method == '__call__':
-      # The code of our own has no keys before the first query.
-      kwargs = {k: v for k, v in kwargs.items() if k != 'segments'}
     if method == '_attend':
       query, key, value, mask, *rest = args
       if mask is not None:
@@ -334,13 +331,8 @@ class Prefix(Delta):
       args = query, _before(key, keys), _before(value, values), mask, *rest
     return call(*args, **kwargs)
 
-  def _widened(
-    self, queries: Array, keys: Array, place: str
-  ) -> tuple[Array, Array]:
+  def _widened(self, queries: Array, keys: Array) -> tuple[Array, Array]:
     """The positions [T] and [L + S] of a stack that counts [T] and [S]."""
-    if place == 'encoder' and len(queries) == 1:
-      # By distance: one query that sees all there are, 2 S - 1 keys.
-      queries = keys = jnp.arange((len(keys) + 1) // 2, dtype=keys.dtype)
     front = jnp.arange(self.length, dtype=keys.dtype)
     if self.positions == SHIFTED:
       return queries, jnp.concatenate([front - self.length, keys])

@@ -7,10 +7,6 @@ there is little to divide; the product's own operand is what is kept for the
 backward pass; and the sum over the keys that the softmax's derivative takes is
 that of context times gradient (Dao et al., 2022, appendix B.2).
 
-
-On one CPU device an encoder's attention is code of our own (`native`), for
-which nothing of that size is written at all.
-
 Letters in shapes: B batch, H heads, T queries, S keys, K head size.
 """
 
@@ -21,7 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mpt_jax.t5 import native, products
+from mpt_jax.t5 import products
 from mpt_jax.types import Array
 
 # Finite, so that a query with nothing to attend to stays finite too.
@@ -109,105 +105,3 @@ def _backward(
 
 
 attend.defvjp(_forward, _backward, symbolic_zeros=True)
-
-
-# Head sizes are a multiple of the widest vectors that the code is made for.
-_NATIVE_STEP = 16
-
-
-def is_native(head_dim: int) -> bool:
-  """Whether `attend_in_segments` can be used here, for heads of this size."""
-  return (
-    head_dim % _NATIVE_STEP == 0
-    and native.is_wanted()
-    and native.targets() is not None
-  )
-
-
-@jax.custom_vjp
-def attend_in_segments(
-  query: Array, key: Array, value: Array, bias: Array, segments: Array
-) -> Array:
-  """Attention of a padded or packed row's examples, each to itself.
-
-  Needs `is_native`. Differentiated in reverse only, as `attend`.
-
-  Args:
-    query: [B, S, H, K] float32; the logits are not scaled.
-    key: [B, S, H, K] float32.
-    value: [B, S, H, K] float32.
-    bias: [H, 2 * S - 1] float32: at [h, S - 1 + d] that of a key d positions
-      behind its query.
-    segments: [B, S] int32: the example at each position, 0 at padding. The
-      positions of an example follow one another; padding among them is not
-      attended to.
-
-  Returns:
-    [B, S, H, K] float32; 0 at padding behind an example.
-  """
-  return _run_forward(query, key, value, bias, segments)[0]
-
-
-def _run_forward(
-  query: Array, key: Array, value: Array, bias: Array, segments: Array
-) -> tuple[Array, Array]:
-  """The context, and the logarithm of the softmax's sum [B, H, S]."""
-  batch, length, heads, _ = query.shape
-  results = (
-    jax.ShapeDtypeStruct(query.shape, jnp.float32),
-    jax.ShapeDtypeStruct((batch, heads, length), jnp.float32),
-  )
-  call = jax.ffi.ffi_call(_target('attention_forward'), results)
-  context, statistics = call(query, key, value, bias, segments)
-  return context, statistics
-
-
-def _target(handler: str) -> str:
-  names = native.targets()
-  assert names is not None, 'is_native() says whether this can be called'
-  return names[handler]
-
-
-def _forward_in_segments(
-  query: Any, key: Any, value: Any, bias: Any, segments: Any
-) -> tuple[Array, Any]:
-  arrays = [x.value for x in (query, key, value, bias, segments)]
-  if bias.perturbed:
-    # Full fine-tuning: the code has no gradient of the bias.
-    return jax.vjp(
-      functools.partial(_by_xla, segments=arrays[-1]), *arrays[:-1]
-    )
-  context, statistics = _run_forward(*arrays)
-  return context, (*arrays, context, statistics)
-
-
-def _by_xla(
-  query: Array, key: Array, value: Array, bias: Array, segments: Array
-) -> Array:
-  """`attend_in_segments` as `attend` computes it."""
-  length = query.shape[1]
-  places = jnp.arange(length)
-  distance = places[None, :] - places[:, None]
-  same = segments[:, :, None] == segments[:, None, :]
-  context = attend(
-    *(x.transpose(0, 2, 1, 3) for x in (query, key, value)),
-    bias[:, distance + length - 1][None],
-    (same & (segments > 0)[:, None, :])[:, None],
-    'float32',
-  )
-  return context.transpose(0, 2, 1, 3)
-
-
-def _backward_in_segments(
-  saved: Any, gradient: Array
-) -> tuple[Array | None, ...]:
-  if not isinstance(saved, tuple):
-    return (*saved(gradient), None)
-  result = jax.ShapeDtypeStruct(gradient.shape, jnp.float32)
-  call = jax.ffi.ffi_call(_target('attention_backward'), (result,) * 3)
-  return (*call(*saved, gradient), None, None)
-
-
-attend_in_segments.defvjp(
-  _forward_in_segments, _backward_in_segments, symbolic_zeros=True
-)

@@ -301,9 +301,10 @@ class _Attention(nn.Module):
     return einsum(f'bhts,{keys}->bhtk', weights, value, cfg.precision)
 
   def _out(self, context: Array) -> Array:
-    """Projects heads [B, T, H, K] back to [B, T, D]."""
+    """Projects heads [B, H, T, K] back to [B, T, D]."""
     cfg = self.config
     joined = cfg.num_heads * cfg.head_dim
+    context = context.transpose(0, 2, 1, 3)
     out = Dense(cfg, joined, cfg.emb_dim, ('joined_kv', 'embed'), name='out')
     return out(context.reshape(*context.shape[:2], joined))
 
@@ -320,7 +321,6 @@ class SelfAttention(_Attention):
     deterministic: bool,
     cache_length: int | None = None,
     cache_index: Array | None = None,
-    segments: Array | None = None,
   ) -> Array:
     """Attends over x itself.
 
@@ -332,24 +332,11 @@ class SelfAttention(_Attention):
       cache_length: when given, a cache of that many positions is made.
       cache_index: when given, x is the position of this index (int32 scalar):
         its key and value are put in the cache and all of that is attended to.
-      segments: when given, `attention.attend_in_segments` does the work, which
-        takes them instead of the mask; the bias is [1, H, 1, 2 * T - 1] then.
 
     Returns:
       [B, T, D].
     """
     cfg = self.config
-    if segments is not None:
-      assert bias is not None
-      heads = (*x.shape[:2], cfg.num_heads, cfg.head_dim)
-      context = attention.attend_in_segments(
-        *(
-          self._project(n)(x).reshape(heads) for n in ('query', 'key', 'value')
-        ),
-        bias[0, :, 0],
-        segments,
-      )
-      return self._out(context)
     query = self._heads('query', x)
     key = self._heads('key', x)
     value = self._heads('value', x)
@@ -367,7 +354,7 @@ class SelfAttention(_Attention):
         value = jax.lax.dynamic_update_slice(cached_value.value, value, start)
         cached_key.value, cached_value.value = key, value
     context = self._attend(query, key, value, mask, bias, deterministic)
-    return self._out(context.transpose(0, 2, 1, 3))
+    return self._out(context)
 
 
 class CrossAttention(_Attention):
@@ -436,7 +423,7 @@ class CrossAttention(_Attention):
     context = self._attend(query, key, value, mask, None, deterministic)
     if common:
       context = self._project('value').by_head('bhtd,dhk->bhtk', context)
-    return self._out(context.transpose(0, 2, 1, 3)).reshape(shape)
+    return self._out(context).reshape(shape)
 
   def _is_less_work(self, queries: int, keys: int) -> bool:
     """Whether to project the queries instead of the keys and values."""

@@ -18,7 +18,7 @@ from flax import traverse_util
 import jax
 import jax.numpy as jnp
 
-from mpt_jax.t5 import attention, layers
+from mpt_jax.t5 import layers
 from mpt_jax.t5.config import T5Config
 from mpt_jax.types import Array, check_shape
 
@@ -85,15 +85,14 @@ class EncoderLayer(nn.Module):
     mask: Array,
     bias: Array | Positions,
     deterministic: bool,
-    segments: Array | None = None,
   ) -> Array:
-    """Maps [B, S, D] to [B, S, D]; segments as in `layers.SelfAttention`."""
+    """Maps [B, S, D] to [B, S, D]."""
     cfg = self.config
     if isinstance(bias, tuple):
       bias = _position_bias(cfg, True, bias)
     y = _norm(cfg, 'pre_attention_layer_norm')(x)
     y = layers.SelfAttention(cfg, name='attention')(
-      y, mask, bias, deterministic, segments=segments
+      y, mask, bias, deterministic
     )
     x += layers.dropout(cfg)(y, deterministic)
     y = _norm(cfg, 'pre_mlp_layer_norm')(x)
@@ -195,14 +194,13 @@ class Encoder(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: Array, segments: Array, packed: bool, deterministic: bool
+    self, x: Array, mask: Array, deterministic: bool
   ) -> tuple[Array, tuple[Array, ...]]:
     """Encodes embedded inputs.
 
     Args:
       x: [B, S, D], the embedded tokens and prompts.
-      segments: [B, S] int32, the example at each position, 0 at padding.
-      packed: whether a row may have several examples.
+      mask: bool [B, 1, S or 1, S].
       deterministic: True switches dropout off.
 
     Returns:
@@ -210,28 +208,16 @@ class Encoder(nn.Module):
       output, and the final norm's (before its dropout).
     """
     cfg = self.config
-    native = (
-      cfg.dtype == 'float32'
-      and (deterministic or cfg.dropout_rate == 0.0)
-      and attention.is_native(cfg.head_dim)
-    )
-    length = x.shape[1]
-    queries = keys = jnp.arange(length, dtype=jnp.int32)
-    if native:  # By distance: one query, which sees all there are.
-      queries, keys = keys[-1:], jnp.arange(2 * length - 1, dtype=jnp.int32)
-    bias: Array | Positions = (queries, keys)
+    positions = jnp.arange(x.shape[1], dtype=jnp.int32)
+    bias: Array | Positions = (positions, positions)
     if not cfg.relpos_per_layer:
-      bias = _position_bias(cfg, True, (queries, keys))
-    ids = segments if packed else None
-    mask = attention_mask(segments, ids, ids)
+      bias = _position_bias(cfg, True, (positions, positions))
     x = layers.dropout(cfg)(x, deterministic)
     embedded = x
     x, outputs = _run_layers(
       self,
       lambda name: EncoderLayer(cfg, name=name),
-      lambda layer, x: layer(
-        x, mask, bias, deterministic, segments if native else None
-      ),
+      lambda layer, x: layer(x, mask, bias, deterministic),
       x,
       cfg.num_encoder_layers,
       cfg.remat_layers,
@@ -465,11 +451,8 @@ class Transformer(nn.Module):
       if task_ids is None:
         task_ids = jnp.zeros_like(slots)
       x = insert_prompts(x, prompt_table, slots, task_ids)
-    packed = segment_ids is not None
-    segments = (tokens > 0).astype(jnp.int32)
-    if packed:
-      segments *= segment_ids
-    return self.encoder(x, segments, packed, not enable_dropout)
+    mask = attention_mask(tokens, segment_ids, segment_ids)
+    return self.encoder(x, mask, not enable_dropout)
 
   def _decode(
     self,

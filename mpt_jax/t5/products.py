@@ -11,12 +11,12 @@ That is the same product: two bfloat16 make an exact float32.
 
 import functools
 import math
+import platform
 
 import jax
 from jax.experimental.layout import Layout, with_layout_constraint
 import jax.numpy as jnp
 
-from mpt_jax.t5 import native
 from mpt_jax.types import Array
 
 _Saved = tuple[Array, Array, Array, Array]
@@ -55,7 +55,7 @@ def multiply(spec: str, left: Array, right: Array, precision: str) -> Array:
   if precision == 'bfloat16':
     if widens():
       left, right = left.astype(jnp.float32), right.astype(jnp.float32)
-    elif native.is_one_cpu():
+    elif _is_one_cpu():
       return _multiply_on_cpu(spec, left, right)
   return jnp.einsum(spec, left, right, preferred_element_type=jnp.float32)
 
@@ -63,7 +63,7 @@ def multiply(spec: str, left: Array, right: Array, precision: str) -> Array:
 def widens() -> bool:
   """Whether operands rounded to bfloat16 are multiplied as float32 here."""
   on_cpu = jax.default_backend() == 'cpu'
-  return on_cpu and not has_fast_bfloat16(native.processor())
+  return on_cpu and not has_fast_bfloat16(_processor())
 
 
 @functools.cache
@@ -74,7 +74,7 @@ def has_fast_bfloat16(processor: str) -> bool:
   float32, and XLA takes longer with it (benchmarks/README.md).
 
   Args:
-    processor: its description, see `native.processor`.
+    processor: its description, see `_processor`.
 
   Returns:
     What is known of x86; True of others.
@@ -91,6 +91,29 @@ def has_fast_bfloat16(processor: str) -> bool:
   return 'amx_bf16' in flags or (
     'avx512_bf16' in flags and described.get('vendor_id') == ['AuthenticAMD']
   )
+
+
+@functools.cache
+def _processor() -> str:
+  """Describes the processor.
+
+  Returns:
+    On Linux lines of /proc/cpuinfo ('flags : ...'), else its name.
+  """
+  try:
+    with open('/proc/cpuinfo', encoding='utf-8') as f:
+      lines = f.read().partition('\n\n')[0].splitlines()
+  except OSError:
+    return platform.processor() or platform.machine()
+  return '\n'.join(x for x in lines if x.startswith(('vendor_id', 'flags')))
+
+
+def _is_one_cpu() -> bool:
+  """Whether this process computes on one CPU device.
+
+  Over several XLA would not know how to split fixed layouts.
+  """
+  return jax.default_backend() == 'cpu' and jax.device_count() == 1
 
 
 def _multiply_on_cpu(spec: str, left: Array, right: Array) -> Array:

@@ -24,6 +24,7 @@ from mpt_jax import methods, models
 from mpt_jax.checkpoints import files
 from mpt_jax.checkpoints.backbone import Backbone
 from mpt_jax.engine import (
+  compilation,
   hostmemory,
   metrics,
   multihost,
@@ -33,7 +34,6 @@ from mpt_jax.engine import (
   trainer,
 )
 from mpt_jax.engine.settings import Decoding, Devices, Examples
-from mpt_jax.t5 import native
 from mpt_jax.transfer.sources import SourcePrompt
 from mpt_jax.types import (
   Array,
@@ -160,7 +160,7 @@ class Scorer:
     if prompts_per_call is not None:
       check_least(1, prompts_per_call=prompts_per_call)
     predictor.check_serving(decoding, None, True)
-    native.use_compilation_cache()
+    compilation.use_cache()
     loaded = predictor.load_backbone(backbone)
     config = devices.configure(loaded.config)
     self._backbone = dataclasses.replace(loaded, config=config)
