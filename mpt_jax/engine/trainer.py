@@ -140,7 +140,7 @@ def _shard_like(opt_state: PyTree, params: PyTree, mesh: Mesh) -> PyTree:
   return jax.tree_util.tree_map_with_path(place, opt_state)
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=16)
 def make_train_step(
   model: PromptedT5, optimizer: optimizers.Optimizer, microbatches: int = 1
 ) -> Callable[..., tuple[TrainState, Metrics]]:
@@ -389,7 +389,7 @@ class BucketedStep:
     return compiled._cache_size()
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=16)
 def make_bucketed_step(
   model: PromptedT5, optimizer: optimizers.Optimizer, target_length: int
 ) -> BucketedStep:
@@ -439,7 +439,7 @@ def _accumulate(
   return totals
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=16)
 def make_eval_step(model: PromptedT5) -> Callable[..., Metrics]:
   """Returns the jitted (params, batch) -> metrics of a batch, no dropout."""
 
@@ -451,7 +451,7 @@ def make_eval_step(model: PromptedT5) -> Callable[..., Metrics]:
   return jax.jit(eval_step, compiler_options=_compiler_options())
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=16)
 def make_predict_step(
   model: PromptedT5, **decode_args: Any
 ) -> Callable[..., Array]:
