@@ -6,11 +6,13 @@ backbone is an argument of the step. The loop takes any iterator of batches
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent import futures
 import contextlib
 import dataclasses
 import functools
 import logging
 import math
+import os
 import time
 from typing import Any, Protocol
 
@@ -230,26 +232,24 @@ def _update(
   return new_state, jax.tree.map(jnp.add, totals, terms)
 
 
-def _compile(what: str, function: Any, *args: Any) -> tuple[float, int]:
+def _compile(what: str, function: Any, *args: Any) -> int:
   """Compiles a jitted function before its first call with such arguments.
 
   Apart from the call, so that what the compiler has freed is given back
   before the function needs memory of its own.
 
   Returns:
-    The seconds that it took, and the bytes that the function needs on a
-    device: arguments, results and what it holds in between; 0 if the platform
-    does not say.
+    The bytes that the function needs on a device: arguments, results and what
+    it holds in between; 0 if the platform does not say.
   """
   log.info('compiling %s …', what)
-  begin = time.monotonic()
   stats = function.lower(*args).compile().memory_analysis()
   hostmemory.release()
   needs = 0
   if stats is not None:
     needs = stats.argument_size_in_bytes + stats.temp_size_in_bytes
     needs += stats.output_size_in_bytes - stats.alias_size_in_bytes
-  return time.monotonic() - begin, needs
+  return needs
 
 
 class BucketedStep:
@@ -353,19 +353,36 @@ class BucketedStep:
       weights = self._weigh(weights, part)
       rows += part['decoder_target_tokens'].shape[0]
     num_targets = np.float32(rows * self._target_length)
-    for index, part in enumerate(parts):
-      args = sums, state, frozen, part, np.int32(index), weights, num_targets
-      targets = part['decoder_target_tokens'].shape
-      shape = (*part['encoder_input_tokens'].shape, targets[1])
-      if shape not in self.shapes:
-        self.shapes.add(shape)
-        rows_here, source, target = shape
-        what = f'parts of {rows_here} examples, {source} + {target} tokens'
-        seconds, needs = _compile(what, self._add_part, *args)
-        self.compile_seconds += seconds
-        self.num_bytes = max(self.num_bytes, needs)
-      sums = self._add_part(*args)
+
+    def arguments(index: int, sums: PyTree) -> tuple[Any, ...]:
+      indexed = parts[index], np.int32(index)
+      return sums, state, frozen, *indexed, weights, num_targets
+
+    new = {
+      shape: arguments(index, sums)
+      for index, shape in enumerate(map(_shape_of, parts))
+      if shape not in self.shapes
+    }
+    if new:
+      self._compile_all(new)
+    for index in range(len(parts)):
+      sums = self._add_part(*arguments(index, sums))
     return sums
+
+  def _compile_all(
+    self, new: Mapping[tuple[int, ...], tuple[Any, ...]]
+  ) -> None:
+    """Compiles for shapes that are new, as many at once as there are cores."""
+    begin = time.monotonic()
+
+    def one(shape: tuple[int, ...]) -> int:
+      what = '{} examples, {} + {} tokens'.format(*shape)
+      return _compile(f'parts of {what}', self._add_part, *new[shape])
+
+    with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+      self.num_bytes = max([self.num_bytes, *pool.map(one, new)])
+    self.shapes |= set(new)
+    self.compile_seconds += time.monotonic() - begin
 
   def _zeros(self, state: TrainState) -> tuple[PyTree, dict[str, Array]]:
     """Sums to start from, placed as the parts return them."""
@@ -395,6 +412,12 @@ def make_bucketed_step(
 ) -> BucketedStep:
   """Returns the step of batches in parts; runs of one process share it."""
   return BucketedStep(model, optimizer, target_length)
+
+
+def _shape_of(part: Batch) -> tuple[int, ...]:
+  """The shape (R, S, T) of a part."""
+  targets = part['decoder_target_tokens'].shape
+  return (*part['encoder_input_tokens'].shape, targets[1])
 
 
 def _compiler_options() -> dict[str, bool] | None:
@@ -807,9 +830,7 @@ class _Loop:
     else:
       args = self._frozen, put_batch(batch, self._training.mesh), self._totals
       if self._progress is None:
-        _, needs = _compile(
-          'the first step', self._train_step, self.state, *args
-        )
+        needs = _compile('the first step', self._train_step, self.state, *args)
         self._hooks.compiled(needs)
       self.state, self._totals = self._train_step(self.state, *args)
     self.step += 1
