@@ -1,7 +1,7 @@
 r"""A training step on TPUs without one: memory, work, and the time it implies.
 
   pip install libtpu
-  python -m benchmarks.accelerators --output=benchmarks/results/tpu.json
+  python -m benchmarks.accelerators --output=benchmarks/tpu.json
   python -m benchmarks.accelerators --models=t5_1_1_xl --chips=v6e
 
 Compiles the step of each size and method ahead of time for a slice of each

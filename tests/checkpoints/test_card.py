@@ -369,6 +369,7 @@ def hub(monkeypatch):
 class TestPush:
   @pytest.fixture(autouse=True)
   def _clean_gin(self):
+    gin.clear_config()  # Whatever test came before.
     yield
     gin.clear_config()
 
