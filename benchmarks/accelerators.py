@@ -20,6 +20,8 @@ import sys
 import time
 from typing import Any, NamedTuple
 
+import jax
+
 from benchmarks import memory
 from mpt_jax import methods, t5
 from mpt_jax.checkpoints import files
@@ -76,7 +78,7 @@ def measure(setting: memory.Setting, chip: Chip) -> dict[str, Any]:
     setting = dataclasses.replace(setting, num_partitions=count)
     try:
       sizes = memory.measure(setting, mesh)
-    except Exception as e:
+    except jax.errors.JaxRuntimeError as e:
       # XLA itself refuses what needs more than the chip has.
       if 'RESOURCE_EXHAUSTED' not in str(e) or count == 4:
         raise

@@ -29,6 +29,16 @@ def make_config(model: str, precision: str = 'float32') -> t5.T5Config:
   )
 
 
+def draw(config: t5.T5Config, seed: int) -> dict[str, Any]:
+  """Draws the tree of a backbone, on the host."""
+  rng = np.random.default_rng(seed)
+  flat = {
+    name: rng.standard_normal(size, np.float32) * np.float32(0.05)
+    for name, size in t5.param_shapes(config).items()
+  }
+  return params_lib.unflatten(flat)
+
+
 def place(config: t5.T5Config, mesh: Mesh, seed: int) -> dict[str, Any]:
   """Draws weights and puts them on the mesh, as a run does with a checkpoint.
 
@@ -40,16 +50,8 @@ def place(config: t5.T5Config, mesh: Mesh, seed: int) -> dict[str, Any]:
   Returns:
     The backbone's tree on the mesh; nothing of it is left on the host.
   """
-  rng = np.random.default_rng(seed)
   params = partitioning.place_backbone(
-    params_lib.unflatten(
-      {
-        name: rng.standard_normal(size, np.float32) * np.float32(0.05)
-        for name, size in t5.param_shapes(config).items()
-      }
-    ),
-    mesh,
-    dtype=config.matrix_dtype,
+    draw(config, seed), mesh, dtype=config.matrix_dtype
   )
   hostmemory.keep()
   return params

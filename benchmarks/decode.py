@@ -51,19 +51,10 @@ def ours(flags: Any) -> Any:
 def hugging_face(flags: Any) -> Any:
   """Returns tokens [B, S] -> nothing, decoding with transformers."""
   import torch
-  from transformers import T5Config, T5ForConditionalGeneration
+  from transformers import T5ForConditionalGeneration
 
   torch.set_num_threads(flags.threads)
-  shape = measure.SHAPES[flags.model]
-  config = T5Config(
-    d_model=shape['d_model'],
-    d_kv=shape['d_kv'],
-    d_ff=shape['d_ff'],
-    num_layers=shape['layers'],
-    num_heads=shape['heads'],
-    vocab_size=measure.VOCABULARY,
-    decoder_start_token_id=0,
-  )
+  config = measure.hf_config(flags.model)
   model = T5ForConditionalGeneration(config).eval()
   device = measure.torch_device()
   model = model.to(device, getattr(torch, flags.precision))

@@ -8,12 +8,15 @@ machine is never quiet.
 """
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import ctypes
 import json
 import os
+import re
 import resource
 import statistics
+import subprocess
+import sys
 import time
 from typing import Any
 
@@ -95,6 +98,68 @@ def keep_heap() -> bool:
   trim_threshold, mmap_max, arena_max = -1, -4, -8
   options = ((mmap_max, 0), (trim_threshold, -1), (arena_max, 1))
   return all([libc.mallopt(name, value) for name, value in options])
+
+
+def timed(
+  command: Sequence[str],
+  parts: Sequence[tuple[str, str]],
+  environment: Mapping[str, str],
+) -> tuple[float, dict[str, float]]:
+  """Runs a command, and reads from its log when each part of it ends.
+
+  Args:
+    command: the command.
+    parts: (name, pattern of what the log says at its end), in order.
+    environment: what differs from this process's.
+
+  Returns:
+    Seconds from the start to the end of the last part, and of each part.
+  """
+  begin = last = time.monotonic()
+  process = subprocess.Popen(
+    command,
+    stderr=subprocess.PIPE,
+    text=True,
+    env={**os.environ, **environment},
+  )
+  assert process.stderr is not None
+  taken: dict[str, float] = {}
+  waiting, lines = list(parts), []
+  for line in process.stderr:
+    lines.append(line)
+    now = time.monotonic()
+    while waiting and re.search(waiting[0][1], line):
+      taken[waiting.pop(0)[0]] = round(now - last, 2)
+      last = now
+  if process.wait():
+    sys.exit(f'the run failed: {"".join(lines[-20:])}')
+  if waiting:
+    sys.exit(f'the log does not say {waiting[0][1]!r}: {"".join(lines)}')
+  return round(last - begin, 2), taken
+
+
+def cost(compiled: Any) -> dict[str, float]:
+  """XLA's own count of what a compiled JAX function computes and moves."""
+  found = compiled.cost_analysis()
+  return found[0] if isinstance(found, list) else found
+
+
+def hf_config(model: str, **more: Any) -> Any:
+  """The T5Config of transformers of a key of `SHAPES`."""
+  from transformers import T5Config
+
+  shape = SHAPES[model]
+  return T5Config(
+    d_model=shape['d_model'],
+    d_kv=shape['d_kv'],
+    d_ff=shape['d_ff'],
+    num_layers=shape['layers'],
+    num_heads=shape['heads'],
+    vocab_size=VOCABULARY,
+    decoder_start_token_id=0,
+    feed_forward_proj='relu',
+    **more,
+  )
 
 
 def torch_device() -> str:

@@ -26,6 +26,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 import numpy as np
 
+from benchmarks import measure as measure_lib
 from mpt_jax import methods, models, t5
 from mpt_jax.engine import optimizers, partitioning, trainer
 from mpt_jax.engine import params as params_lib
@@ -216,8 +217,7 @@ def work(setting: Setting, mesh: Mesh) -> dict[str, float]:
     few = dataclasses.replace(setting, config=config, scan_layers=False)
     step: Any = trainer.make_train_step(few.model, _optimizer(few))
     compiled = step.lower(*abstract_arguments(few, mesh)).compile()
-    cost = compiled.cost_analysis()
-    cost = cost[0] if isinstance(cost, list) else cost
+    cost = measure_lib.cost(compiled)
     counted.append((cost['flops'], cost['bytes accessed']))
   more = setting.config.num_encoder_layers - 2
   flops, moved = ([a, b - a] for a, b in zip(*counted, strict=True))

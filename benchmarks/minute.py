@@ -14,11 +14,8 @@ import argparse
 import json
 import os
 import random
-import re
-import subprocess
 import sys
 import tempfile
-import time
 
 from benchmarks import measure
 
@@ -59,47 +56,15 @@ def write_rows(folder: str, count: int, longest: int) -> str:
   return path
 
 
-def timed(
-  command: list[str], parts: tuple[tuple[str, str], ...], more: dict[str, str]
-) -> tuple[float, dict[str, float]]:
-  """Runs a command up to the last of its parts; seconds, also of each part."""
-  begin = last = time.monotonic()
-  process = subprocess.Popen(
-    command, stderr=subprocess.PIPE, text=True, env={**os.environ, **more}
-  )
-  assert process.stderr is not None
-  taken: dict[str, float] = {}
-  waiting, lines = list(parts), []
-  for line in process.stderr:
-    lines.append(line)
-    now = time.monotonic()
-    while waiting and re.search(waiting[0][1], line):
-      taken[waiting.pop(0)[0]] = round(now - last, 2)
-      last = now
-  if process.wait():
-    sys.exit(f'the run failed: {"".join(lines[-20:])}')
-  if waiting:
-    sys.exit(f'the log does not say {waiting[0][1]!r}: {"".join(lines)}')
-  return round(last - begin, 2), taken
-
-
 def ours(folder: str, flags: argparse.Namespace) -> dict[str, object]:
   """Two runs of the command, without and with a cache."""
-  import numpy as np
-
   from benchmarks import backbone
-  from mpt_jax import checkpoints, t5
-  from mpt_jax.engine import params as params_lib
+  from mpt_jax import checkpoints
 
   config = backbone.make_config(flags.model)
-  rng = np.random.default_rng(0)
-  made = {
-    name: rng.standard_normal(size, np.float32) * np.float32(0.05)
-    for name, size in t5.param_shapes(config).items()
-  }
   path = os.path.join(folder, 'backbone')
   checkpoints.save_huggingface(
-    path, config, params_lib.unflatten(made), vocabulary_file=_VOCABULARY
+    path, config, backbone.draw(config, 0), vocabulary_file=_VOCABULARY
   )
   rows = write_rows(folder, flags.shots, flags.longest)
   with open(os.path.join(folder, 'minute_task.py'), 'w') as f:
@@ -113,7 +78,7 @@ def ours(folder: str, flags: argparse.Namespace) -> dict[str, object]:
       "--gin.MIXTURE_OR_TASK_MODULE='minute_task'",
       "--gin.MIXTURE_OR_TASK_NAME='minute'",
       f"--gin.MODEL_DIR='{os.path.join(folder, name)}'",
-      f"--gin.TASK_FEATURE_LENGTHS={{'inputs': {228}, 'targets': 8}}",
+      "--gin.TASK_FEATURE_LENGTHS={'inputs': 228, 'targets': 8}",
       f'--gin.BATCH_SIZE={flags.batch}',
       f'--gin.TRAIN_STEPS={flags.steps}',
       "--gin.PADDING='bucket'",
@@ -124,29 +89,21 @@ def ours(folder: str, flags: argparse.Namespace) -> dict[str, object]:
       'XDG_CACHE_HOME': os.path.join(folder, 'cache'),
       'PYTHONPATH': os.pathsep.join([os.getcwd(), folder]),
     }
-    results[f'{name}_s'], results[name] = timed(command, _OURS, environment)
+    results[f'{name}_s'], results[name] = measure.timed(
+      command, _OURS, environment
+    )
   return results
 
 
 def peft(folder: str, flags: argparse.Namespace) -> dict[str, object]:
   """One run of a script; there is nothing to be cached."""
-  from transformers import T5Config, T5ForConditionalGeneration
+  from transformers import T5ForConditionalGeneration
 
-  shape = measure.SHAPES[flags.model]
-  config = T5Config(
-    d_model=shape['d_model'],
-    d_kv=shape['d_kv'],
-    d_ff=shape['d_ff'],
-    num_layers=shape['layers'],
-    num_heads=shape['heads'],
-    vocab_size=measure.VOCABULARY,
-    decoder_start_token_id=0,
-    dropout_rate=0.0,
-  )
+  config = measure.hf_config(flags.model, dropout_rate=0.0)
   T5ForConditionalGeneration(config).save_pretrained(folder)
   write_rows(folder, flags.shots, flags.longest)
   command = [*(sys.executable, '-m', 'benchmarks.minute'), *sys.argv[1:]]
-  seconds, parts = timed([*command, f'--child={folder}'], _PEFT, {})
+  seconds, parts = measure.timed([*command, f'--child={folder}'], _PEFT, {})
   return {'cold_s': seconds, 'cold': parts}
 
 

@@ -12,17 +12,18 @@ the synthetic data of the task are written first. Prints one line of JSON.
 import argparse
 import json
 import os
-import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 
+from benchmarks import measure
+
 # What the log says when a part ends and the next begins.
 PARTS = (
-  ('imports, gin and backbone', r'reading the tasks'),
-  ('TensorFlow and data', r'parameters? train|trainable|prompts/'),
+  ('imports, TensorFlow among them, and gin', r'loading the backbone'),
+  ('backbone and data', r'parameters? train|trainable|prompts/'),
   ('prompts and weights in place', r'compiling'),
   ('first step', r'step 1 / 1'),
 )
@@ -46,28 +47,7 @@ def start(
     '--gin.TRAIN_STEPS=1',
     '--gin.train.train.evaluation=None',
   ]
-  begin = last = time.monotonic()
-  process = subprocess.Popen(
-    command,
-    stderr=subprocess.PIPE,
-    text=True,
-    env={**os.environ, 'XDG_CACHE_HOME': cache},
-  )
-  assert process.stderr is not None
-  parts: dict[str, float] = {}
-  waiting = list(PARTS)
-  lines = []
-  for line in process.stderr:
-    lines.append(line)
-    now = time.monotonic()
-    while waiting and re.search(waiting[0][1], line):
-      parts[waiting.pop(0)[0]] = round(now - last, 2)
-      last = now
-  if process.wait():
-    sys.exit(f'the run failed: {lines[-1].strip()}')
-  if waiting:
-    sys.exit(f'the log does not say {waiting[0][1]!r}: {"".join(lines)}')
-  return round(last - begin, 2), parts
+  return measure.timed(command, PARTS, {'XDG_CACHE_HOME': cache})
 
 
 def seconds_of_help() -> float:

@@ -210,8 +210,7 @@ def main() -> None:
     lowered = plain.lower(
       held[0], frozen, trainer.put_batch(batches[0][0], mesh), held[1]
     ).compile()
-    cost = lowered.cost_analysis()
-    cost = cost[0] if isinstance(cost, list) else cost
+    cost = measure.cost(lowered)
     memory = lowered.memory_analysis()
     compiled = {
       'scratch_mb': round(memory.temp_size_in_bytes / 2**20, 1),

@@ -88,7 +88,7 @@ def main():
   import torch
   import torch.nn.functional as F
   import transformers
-  from transformers import T5Config, T5ForConditionalGeneration
+  from transformers import T5ForConditionalGeneration
 
   transformers.logging.set_verbosity_error()
   rss_import = measure.rss_mb()
@@ -99,17 +99,7 @@ def main():
   torch.set_float32_matmul_precision(args.matmul_precision)
   s = measure.SHAPES[args.model]
   dtype = getattr(torch, args.dtype)
-  cfg = T5Config(
-    d_model=s['d_model'],
-    d_kv=s['d_kv'],
-    d_ff=s['d_ff'],
-    num_layers=s['layers'],
-    num_heads=s['heads'],
-    vocab_size=measure.VOCABULARY,
-    decoder_start_token_id=0,
-    dropout_rate=args.dropout,
-    feed_forward_proj='relu',
-  )
+  cfg = measure.hf_config(args.model, dropout_rate=args.dropout)
   extra = {} if args.attn is None else dict(attn_implementation=args.attn)
   base = T5ForConditionalGeneration._from_config(cfg, **extra).to(dtype)
   if args.method == 'multitask':
