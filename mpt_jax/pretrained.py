@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from mpt_jax import methods
+from mpt_jax.backbones import Config
 from mpt_jax.checkpoints.backbone import Backbone, load_backbone
 from mpt_jax.checkpoints.bundle import PromptBundle, load_prompts
 from mpt_jax.checkpoints.vocabulary import Vocabulary, bring
@@ -25,7 +26,6 @@ from mpt_jax.engine.settings import (
   Devices,
   Examples,
 )
-from mpt_jax.t5 import T5Config
 from mpt_jax.types import (
   Array,
   InputError,
@@ -97,7 +97,7 @@ class PromptedT5:
     cls,
     path: str,
     prompts: str | PromptBundle | None = None,
-    config: T5Config | str | None = None,
+    config: Config | str | None = None,
     vocabulary: str | None = None,
   ) -> 'PromptedT5':
     """Loads a backbone and, on it, prompts.

@@ -10,7 +10,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from mpt_jax import t5
+from mpt_jax.backbones import param_shapes
 from mpt_jax.methods.base import (
   BUNDLE,
   Delta,
@@ -129,7 +129,7 @@ class Adapter(Delta):
     sets, width = self.sets(num_tasks), config.emb_dim
     size, layers = self.bottleneck(config), self._layers(config)
     found: dict[str, tuple[int, ...]] = {}
-    for name in t5.param_shapes(config):
+    for name in param_shapes(config):
       if match := _SUB_LAYER.fullmatch(name):
         module, layer, kind = match.groups()
         if int(layer) in layers and (self.cross or kind != _CROSS):

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from flax import linen as nn
 import jax.numpy as jnp
 
-from mpt_jax import t5
+from mpt_jax.backbones import param_shapes
 from mpt_jax.methods.base import Delta, Start, learned, of_rows
 from mpt_jax.t5 import layers
 from mpt_jax.types import Array
@@ -46,7 +46,7 @@ class BitFit(Delta):
     """See `Method.shapes`: [K or 1, outputs] each."""
     sets = self.sets(num_tasks)
     found: dict[str, tuple[int, ...]] = {}
-    for name, shape in t5.param_shapes(config).items():
+    for name, shape in param_shapes(config).items():
       if match := _BIASED.fullmatch(name):
         found[f'{match[1] or match[2]}/bias'] = (sets, shape[-1])
     if config.logits_via_embedding:
