@@ -185,7 +185,7 @@ class Head(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array) -> tuple[Array, Array]:
-    """Maps [B, N, D] to features [B, N, D], with the biases [V] of words."""
+    """Maps [B, N, D] to features [B, N, D], and the biases [1, V] of words."""
     cfg = self.config
     dense = Dense(
       cfg, cfg.emb_dim, cfg.emb_dim, ('embed', 'joined'), name='dense'
@@ -193,7 +193,7 @@ class Head(nn.Module):
     bias = nn_partitioning.param_with_axes(
       'bias', nn.initializers.zeros, (cfg.vocab_size,), axes=('vocab',)
     )
-    return _norm(cfg, 'layer_norm')(_gelu(dense(x))), bias
+    return _norm(cfg, 'layer_norm')(_gelu(dense(x))), bias[None]
 
 
 class Embed(layers.Embed):
@@ -313,12 +313,11 @@ class Roberta(nn.Module):
     """
     features, bias = self.lm_head(encoded)
     if words is None:
-      logits = self.token_embedder.attend(features)
-      return logits + _along(logits, bias)
+      return self.token_embedder.attend(features) + bias[:, None]
     # Rows of a few words, not a product with fifty thousand.
     rows = self.token_embedder.words(words)
     logits = jnp.matmul(rows, features.astype(jnp.float32)[..., None])[..., 0]
-    return logits + jnp.take(bias, words)
+    return logits + jnp.take_along_axis(bias[:, None], words, axis=-1)
 
 
 def find_masks(
