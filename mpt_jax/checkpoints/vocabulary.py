@@ -29,6 +29,7 @@ from mpt_jax.types import InputError, is_remote
 log = logging.getLogger(__name__)
 
 SPIECE = 'spiece.model'
+VOCAB = 'vocab.json'
 TOKENIZER = 'tokenizer.json'
 TOKENIZER_CONFIG = 'tokenizer_config.json'
 SPECIAL_TOKENS = 'special_tokens_map.json'
@@ -38,6 +39,8 @@ GENERATION = 'generation_config.json'
 # What belongs to a vocabulary beside the file that holds its pieces.
 BESIDE = (TOKENIZER, TOKENIZER_CONFIG, SPECIAL_TOKENS, ADDED_TOKENS)
 BYTE_CLASS = 'ByT5Tokenizer'
+# Kinds of encoders that fill a mask, as `config.json` calls them.
+ENCODERS = ('roberta', 'xlm-roberta')
 _LLAMA = 'tokenizer.model'
 
 # Where nothing is said.
@@ -49,6 +52,8 @@ _MOST_SENTINELS = 1 << 16
 _FIRST_BYTE = 3
 _BYTES = 256
 _NAMES = {'pad_token': '<pad>', 'eos_token': '</s>', 'unk_token': '<unk>'}
+_MASK = '<mask>'
+_ID_KEYS = ('pad_token_id', 'decoder_start_token_id', 'eos_token_id')
 _LISTS = ('additional_special_tokens', 'extra_special_tokens')
 _SENTINEL = re.compile(r'\u2581?<extra_id_(\d+)>')
 # A vocabulary of 250,000 pieces (mT5's) has 16 MB as JSON.
@@ -65,11 +70,16 @@ class SpecialIds:
     pad: padding.
     start: the first input of the decoder.
     end: the end mark.
+    begin: what an encoder's inputs begin with; None of a text-to-text model.
+    mask: what an encoder fills in; None of a text-to-text model, or if no
+      tokenizer says it.
   """
 
   pad: int = 0
   start: int = 0
   end: int = 1
+  begin: int | None = None
+  mask: int | None = None
 
   def swap(self, ids: Iterable[int]) -> list[int]:
     """Swaps 0 and the padding: the checkpoint's ids <-> ours.
@@ -82,9 +92,12 @@ class SpecialIds:
     return [other.get(i, i) for i in map(int, ids)]
 
   def of_model(self) -> dict[str, Any]:
-    """The settings of `models.PromptedT5`, in our ids."""
+    """The settings of the prompted model, in our ids."""
     start, end = self.swap((self.start, self.end))
-    return {'start_id': start, 'eos_id': end}
+    if self.begin is None:
+      return {'start_id': start, 'eos_id': end}
+    mask = None if self.mask is None else self.swap([self.mask])[0]
+    return {'mask_id': mask, 'eos_id': end}
 
 
 ORDINARY = SpecialIds()
@@ -115,7 +128,8 @@ def read_special_ids(folder: str) -> SpecialIds:
     folder: holds `config.json`, and perhaps `generation_config.json`.
 
   Returns:
-    The ids; what is not said is T5's (pad 0, end 1, start as pad).
+    The ids; what is not said is T5's (pad 0, end 1, start as pad), or of one
+    of `ENCODERS` RoBERTa's (begin 0, pad 1, end 2).
 
   Raises:
     InputError: if they are no ids, there are several end marks, or the two
@@ -123,16 +137,19 @@ def read_special_ids(folder: str) -> SpecialIds:
   """
   said: dict[str, tuple[int, str]] = {}
   rows = None
+  encoder = False
   for name in (CONFIG, GENERATION):
     content = _read_beside(folder, name)
-    rows = content.get('vocab_size') if name == CONFIG else rows
+    if name == CONFIG:
+      rows = content.get('vocab_size')
+      encoder = content.get('model_type') in ENCODERS
     if content.get('forced_bos_token_id') is not None:
       raise InputError(
         f'{os.path.join(folder, name)}: forced_bos_token_id is'
         f' {content["forced_bos_token_id"]!r}; a first answer that is not the'
         " model's own is not supported"
       )
-    for key in ('pad_token_id', 'decoder_start_token_id', 'eos_token_id'):
+    for key in _ID_KEYS + ('bos_token_id',) * encoder:
       value = content.get(key)
       if isinstance(value, list) and len(value) == 1:
         value = value[0]
@@ -156,15 +173,60 @@ def read_special_ids(folder: str) -> SpecialIds:
           ' make them the same'
         )
       said.setdefault(key, (value, name))
-  pad = said.get('pad_token_id', (0, ''))[0]
+  pad = said.get('pad_token_id', (int(encoder), ''))[0]
   start = said.get('decoder_start_token_id', (pad, ''))[0]
-  end = said.get('eos_token_id', (1, ''))[0]
+  end = said.get('eos_token_id', (1 + encoder, ''))[0]
   if pad == end:
     raise InputError(
       f'{os.path.join(folder, CONFIG)}: pad_token_id and eos_token_id are both'
       f' {pad}; a sequence that ends could not be told from padding'
     )
-  return SpecialIds(pad, start, end)
+  if not encoder:
+    return SpecialIds(pad, start, end)
+  begin = said.get('bos_token_id', (0, ''))[0]
+  if begin == pad:
+    raise InputError(
+      f'{os.path.join(folder, CONFIG)}: pad_token_id and bos_token_id are both'
+      f' {pad}; an encoder would not see what its inputs begin with'
+    )
+  return SpecialIds(pad, start, end, begin, _mask_id(folder))
+
+
+def _mask_id(folder: str) -> int | None:
+  """What the files of a folder give the mask for an id, if they do."""
+  name = _MASK
+  for file in (TOKENIZER_CONFIG, SPECIAL_TOKENS):
+    entry = _read_beside(folder, file).get('mask_token')
+    if entry is not None:
+      name = _text(entry, os.path.join(folder, file))
+      break
+  for file in (TOKENIZER, VOCAB, ADDED_TOKENS):
+    path, content = os.path.join(folder, file), _read_beside(folder, file)
+    if file != TOKENIZER:
+      tables = [content]
+    else:
+      added = _list(content.get('added_tokens'), path)
+      model = content.get('model')
+      vocab = model.get('vocab') if isinstance(model, dict) else None
+      if isinstance(vocab, list):  # Unigram: pairs of a piece and its score.
+        pieces = [p[0] for p in vocab if isinstance(p, list) and p]
+        vocab = {
+          piece: i for i, piece in enumerate(pieces) if isinstance(piece, str)
+        }
+      tables = [
+        {e['content']: e.get('id') for e in added if _is_token(e)},
+        vocab if isinstance(vocab, dict) else {},
+      ]
+    for table in tables:
+      if name in table:
+        if not _is_id(table[name]):
+          raise InputError(f'{path}: {name!r} has the id {table[name]!r}')
+        return table[name]
+  return None
+
+
+def _is_token(entry: Any) -> bool:
+  return isinstance(entry, dict) and isinstance(entry.get('content'), str)
 
 
 def find_vocabulary(folder: str) -> str | None:
@@ -927,7 +989,7 @@ def _read_beside(folder: str, name: str) -> dict[str, Any]:
   """Returns a JSON file of a folder, {} if it is not there."""
   if not _exists(folder, name):
     return {}
-  most = {'most_bytes': _MAX_BYTES} if name == TOKENIZER else {}
+  most = {'most_bytes': _MAX_BYTES} if name in (TOKENIZER, VOCAB) else {}
   return files.read_json(os.path.join(folder, name), follow_links=True, **most)
 
 

@@ -100,6 +100,14 @@ class ChosenVocabulary:
     return self.tokenizer.special.of_model()['eos_id']
 
   @property
+  def masks(self) -> bool:
+    """Whether it is that of an encoder, which answers by filling a mask.
+
+    No file is touched where nobody has said which vocabulary it is.
+    """
+    return self.is_known and self.tokenizer.special.mask is not None
+
+  @property
   def unk_id(self) -> int | None:
     """What it cannot write."""
     unknown = self.tokenizer.unk_id

@@ -26,13 +26,19 @@ class Example:
 
   Attributes:
     inputs: [<= S - P] int32, ends with the end-of-sequence mark.
-    targets: [<= T] int32, likewise.
+    targets: [<= T] int32, likewise; for an encoder that fills a mask, the
+      words that could fill it.
     row: the row of its task in the prompt table.
+    classes: for an encoder, [n] int32: the class of each word, from 1. None
+      for a model that writes its targets.
+    weights: likewise, 1 at the first word of the right class, else 0.
   """
 
   inputs: np.ndarray
   targets: np.ndarray
   row: int
+  classes: np.ndarray | None = None
+  weights: np.ndarray | None = None
 
 
 def cut(tokens: np.ndarray, limit: int, end: int = EOS) -> np.ndarray:
@@ -208,6 +214,7 @@ def lay_out(
     for name in ('target_tokens', 'segment_ids', 'positions')
   }
   slots = np.arange(1, prompt_length + 1)
+  given: list[tuple[int, slice, np.ndarray, np.ndarray]] = []
   for b, examples in enumerate(rows):
     s = t = 0
     for segment, example in enumerate(examples, start=1):
@@ -224,18 +231,24 @@ def lay_out(
       decoder['target_tokens'][b, t:end] = example.targets
       decoder['segment_ids'][b, t:end] = segment
       decoder['positions'][b, t:end] = np.arange(end - t)
+      if example.classes is not None and example.weights is not None:
+        given.append((b, slice(t, end), example.classes, example.weights))
       t = end
   shifted = np.zeros_like(decoder['target_tokens'])
   shifted[:, 1:] = decoder['target_tokens'][:, :-1]
   if packed:
     shifted[decoder['positions'] == 0] = 0
+  weights = (decoder['target_tokens'] > 0).astype(np.int32)
+  for b, place, classes, chosen in given:
+    shifted[b, place] = classes
+    weights[b, place] = chosen
   features = {
     'encoder_input_tokens': encoder['input_tokens'],
     'encoder_prompt_slots': encoder['prompt_slots'],
     'encoder_task_ids': encoder['task_ids'],
     'decoder_target_tokens': decoder['target_tokens'],
     'decoder_input_tokens': shifted,
-    'decoder_loss_weights': (decoder['target_tokens'] > 0).astype(np.int32),
+    'decoder_loss_weights': weights,
   }
   if packed:
     for name in ('segment_ids', 'positions'):
