@@ -8,6 +8,7 @@ same templates with tensors (`data/templates.py`).
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import re
 import string
 from typing import Any
 
@@ -16,6 +17,35 @@ from mpt_jax.types import InputError, nearest
 
 # The feature whose class id a label word replaces.
 LABEL = 'label'
+
+# What a template alone can write, in the texts of an encoder that fills a
+# mask: what they begin with, what it fills in, and what stands between two
+# texts. These characters are none of any language.
+BEGIN, MASK, SEPARATOR = MARKS = '\ufdd0', '\ufdd1', '\ufdd2'
+# Their names in braces, and how they are shown.
+_BRACES = {'mask': MASK, 'sep': SEPARATOR}
+_SHOWN = {BEGIN: '', MASK: '<mask>', SEPARATOR: '</s></s>'}
+# All characters that could be taken for a mark, and what stands for them.
+FOREIGN, REPLACEMENT = re.compile('[\ufdd0-\ufdef]'), '\ufffd'
+# Why an encoder cannot have a task.
+NO_MASK = "masked='{mask} {text}' and fillers={'yes': ' yes', 'no': ' no'}"
+
+
+def clean(text: str) -> str:
+  """Returns a text of the data's without what only a template may write."""
+  return FOREIGN.sub(REPLACEMENT, text)
+
+
+def shown(text: str) -> str:
+  """Returns a text with its marks as a reader knows them.
+
+  Examples:
+    >>> shown('\ufdd0\ufdd1 a film\ufdd2a movie')
+    '<mask> a film</s></s>a movie'
+  """
+  for mark, known in _SHOWN.items():
+    text = text.replace(mark, known)
+  return text
 
 
 @dataclasses.dataclass(frozen=True)
