@@ -667,7 +667,7 @@ class Vocabulary:
         f' (mask_token, usually {_MASK}), so that nothing can be filled in;'
         ' save the tokenizer anew with transformers'
       )
-    marks = {
+    marks: dict[str, list[int | None]] = {
       BEGIN: [special.begin],
       MASK: [special.mask],
       SEPARATOR: [special.end, special.end],
