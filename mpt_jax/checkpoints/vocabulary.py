@@ -539,6 +539,12 @@ class Vocabulary:
     self._core = _make_core(path, content, said, rows, special)
     if special.begin is not None and special.mask is None:
       special = dataclasses.replace(special, mask=_mask_id(folder))
+      if special.mask is None:
+        raise InputError(
+          f'{path}: no file beside it says which token is the mask (mask_token,'
+          f' usually {_MASK}), so that nothing can be filled in; save the'
+          ' tokenizer anew with transformers'
+        )
     self.special = special
     self.num_sentinels = self._core.num_sentinels
     self.added = self._place(said)
@@ -655,18 +661,8 @@ class Vocabulary:
     return self.model_ids(text)
 
   def _encode_marked(self, text: str) -> list[int]:
-    """The ids of an encoder's text, in which a template's marks are special.
-
-    Raises:
-      InputError: if it has to be filled, and there is no token for that.
-    """
+    """The ids of an encoder's text, in which a template's marks are special."""
     special = self.special
-    if MASK in text and special.mask is None:
-      raise InputError(
-        f'{self.path}: no file beside it says which token is the mask'
-        f' (mask_token, usually {_MASK}), so that nothing can be filled in;'
-        ' save the tokenizer anew with transformers'
-      )
     marks: dict[str, list[int | None]] = {
       BEGIN: [special.begin],
       MASK: [special.mask],

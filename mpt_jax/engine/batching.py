@@ -248,6 +248,7 @@ def lay_out(
     shifted[decoder['positions'] == 0] = 0
   weights = (decoder['target_tokens'] > 0).astype(np.int32)
   for b, place, classes, chosen in given:
+    shifted[b, place.stop : place.stop + 1] = 0
     shifted[b, place] = classes
     weights[b, place] = chosen
   features = {
