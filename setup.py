@@ -74,6 +74,8 @@ setup(
   extras_require={
     # Reads vocabularies that are kept as tokenizer.json alone.
     'tokenizers': ['tokenizers>=0.22'],
+    # Encoders, whose vocabularies are of that kind.
+    'roberta': ['tokenizers>=0.22'],
     # Backbones and data by their names on the hub, uploads of what was learned.
     'hub': ['huggingface_hub>=2.4'],
     # Runs, prompts, backbones and files of data in buckets: gs://, s3://.

@@ -8,7 +8,7 @@ from typing import Any
 import tensorflow as tf
 
 from mpt_jax import data
-from mpt_jax.data import labels, templates, wording
+from mpt_jax.data import candidates, labels, templates, wording
 from tasks import metrics as metrics_lib
 from tasks import splits as splits_lib
 
@@ -28,6 +28,9 @@ class Task:
     targets: template of the targets.
     labels: label words in the order of the class ids; none if the answer is
       no class.
+    masked: template of the inputs of an encoder that fills a mask; none if it
+      cannot answer.
+    fillers: label word -> what fills the mask for it.
     prepare: changes the data's features before the templates see them.
     finish: changes the texts afterwards.
     keep: features that evaluation needs.
@@ -47,6 +50,8 @@ class Task:
   inputs: str
   targets: str = '{label}'
   labels: tuple[str, ...] | None = None
+  masked: str | None = None
+  fillers: Mapping[str, str | tuple[str, ...]] | None = None
   prepare: Preprocessor | None = None
   finish: Preprocessor | None = None
   keep: Sequence[str] = ('idx',)
@@ -78,6 +83,7 @@ class Task:
       targets=self.targets,
       labels=self.labels,
       keep=self.keep,
+      masked=self.masked,
     )
     steps = (self.prepare, write, self.finish)
     return templates.Chain(tuple(s for s in steps if s is not None))
@@ -93,18 +99,19 @@ def register(rows: Iterable[Task]) -> None:
     postprocess = row.postprocess or labels.class_id
     if row.labels is not None:
       postprocess = functools.partial(postprocess, labels=row.labels)
+    text = wording.Wording(
+      row.inputs, row.targets, row.labels, row.masked, row.fillers
+    )
     task = data.register_task(
       row.name,
       splits_lib.BenchmarkSource(
         row.tfds_name, row.splits, row.counts, row.train_filter
       ),
       preprocessors=[row.preprocess],
-      postprocess_fn=postprocess,
+      postprocess_fn=candidates.postprocess(postprocess, text, row.name),
       metric_fns=row.metrics,
     )
-    templates.keep_wording(
-      task, wording.Wording(row.inputs, row.targets, row.labels)
-    )
+    templates.keep_wording(task, text)
     TABLE[row.name] = row
 
 
@@ -120,10 +127,16 @@ def digits(row: Task, inputs: str, name: str | None = None) -> Task:
     name: None is the task's own name and `_digits`.
   """
   assert row.labels is not None
+  words = tuple(str(i) for i in range(len(row.labels)))
+  fillers = row.fillers and {
+    word: row.fillers[label]
+    for word, label in zip(words, row.labels, strict=True)
+  }
   return dataclasses.replace(
     row,
     name=name or f'{row.name}_digits',
     inputs=inputs,
-    labels=tuple(str(i) for i in range(len(row.labels))),
+    labels=words,
+    fillers=fillers,
     note='digit labels of the MPT/ATTEMPT line, for reproduction',
   )

@@ -264,7 +264,7 @@ def fingerprint(
   for name in _RUNTIME_FIELDS:
     fields.pop(name, None)
   if special_ids != ORDINARY:
-    fields['special_ids'] = dataclasses.asdict(special_ids)
+    fields['special_ids'] = special_ids.facts()
   digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode())
   flat: Mapping[str, Any] = traverse_util.flatten_dict(params, sep='/')
   for name, leaf in sorted(flat.items()):

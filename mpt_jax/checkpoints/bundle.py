@@ -390,7 +390,7 @@ class PromptBundle:
     if self.origin:
       config[_ORIGIN] = dict(self.origin)
     if texts:
-      config[_TEXTS] = {k: dataclasses.asdict(v) for k, v in texts.items()}
+      config[_TEXTS] = {k: v.as_json() for k, v in texts.items()}
     tensors = files.tensor_bytes(self.arrays, {'format': 'np'})
     config[_DIGEST] = _digest(config, tensors)
     return {CONFIG: files.json_bytes(config), TENSORS: tensors}

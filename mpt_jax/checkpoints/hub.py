@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 # What is read of a model, as patterns of file names.
 FILES = (
   *(huggingface.CONFIG, vocabulary.GENERATION, vocabulary.SPIECE),
+  *(vocabulary.VOCAB, vocabulary.MERGES),
   *vocabulary.BESIDE,
   *(huggingface.WEIGHTS, huggingface.INDEX, 'model-*-of-*.safetensors'),
 )
@@ -85,7 +86,12 @@ def find(name: str, fetch: bool = True) -> str | None:
 
 
 def _absent(name: str, reason: str) -> InputError:
-  included = ("'*.json'", "'model*.safetensors'", vocabulary.SPIECE)
+  included = (
+    "'*.json'",
+    "'model*.safetensors'",
+    vocabulary.SPIECE,
+    vocabulary.MERGES,
+  )
   command = ' '.join(f'--include {pattern}' for pattern in included)
   return InputError(
     f'there is no folder {name!r}, and the cache of the hub does not hold the'

@@ -1,9 +1,14 @@
 """A checkpoint's own word about its vocabulary and its special ids.
 
 What lies beside a backbone says which ids a text has: a SentencePiece file, or
-`tokenizer.json`, or the name of ByT5's tokenizer; and beside them what was put
-on top (sentinels, added tokens), and which ids pad, begin and end a sequence.
-All that is read here, by whoever turns text into ids.
+`tokenizer.json`, or `vocab.json` and `merges.txt`, or the name of ByT5's
+tokenizer; and beside them what was put on top (sentinels, added tokens), and
+which ids pad, begin and end a sequence. All that is read here, by whoever
+turns text into ids.
+
+What an encoder's input begins with, what it fills in and what stands between
+two texts are marks of a template (`texts.Mark`), which become special ids. A
+text that a user typed never does, whatever it says.
 
 Inside, 0 is padding everywhere. A checkpoint whose padding is another id p has
 rows 0 and p of its embedding swapped when it is read, and its ids likewise
@@ -24,12 +29,14 @@ import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
 from mpt_jax.checkpoints import files, stores
+from mpt_jax.checkpoints.texts import BEGIN, MARKS, MASK, SEPARATOR
 from mpt_jax.types import InputError, is_remote
 
 log = logging.getLogger(__name__)
 
 SPIECE = 'spiece.model'
 VOCAB = 'vocab.json'
+MERGES = 'merges.txt'
 TOKENIZER = 'tokenizer.json'
 TOKENIZER_CONFIG = 'tokenizer_config.json'
 SPECIAL_TOKENS = 'special_tokens_map.json'
@@ -50,6 +57,10 @@ _BYTE_SENTINELS = 125
 _MOST_SENTINELS = 1 << 16
 # ByT5: padding, end mark and unknown, then the bytes.
 _FIRST_BYTE = 3
+# What no text holds: the pieces of an encoder's special tokens are called so.
+_HIDDEN = '\ufdef'
+# Parts of `tokenizer.json` that its ids do not depend on.
+_UNUSED = ('trim_offsets',)
 _BYTES = 256
 _NAMES = {'pad_token': '<pad>', 'eos_token': '</s>', 'unk_token': '<unk>'}
 _MASK = '<mask>'
@@ -90,6 +101,14 @@ class SpecialIds:
     """
     other = {0: self.pad, self.pad: 0}
     return [other.get(i, i) for i in map(int, ids)]
+
+  def facts(self) -> dict[str, int]:
+    """What tells a backbone from one with other ids, by name.
+
+    The mask is a matter of the vocabulary, whose digest covers it.
+    """
+    facts = {'pad': self.pad, 'start': self.start, 'end': self.end}
+    return facts if self.begin is None else {**facts, 'begin': self.begin}
 
   def of_model(self) -> dict[str, Any]:
     """The settings of the prompted model, in our ids."""
@@ -232,8 +251,9 @@ def _is_token(entry: Any) -> bool:
 def find_vocabulary(folder: str) -> str | None:
   """Returns the file that says what a folder's vocabulary is, or None.
 
-  It is `spiece.model`, else `tokenizer.json`; of ByT5, whose vocabulary needs
-  no file, the one that names its class.
+  It is `spiece.model`, else `tokenizer.json`, else `vocab.json` with its
+  `merges.txt`; of ByT5, whose vocabulary needs no file, the one that names
+  its class.
   """
   for name in (TOKENIZER_CONFIG, CONFIG):
     if os.path.isfile(os.path.join(folder, name)) and (
@@ -241,8 +261,10 @@ def find_vocabulary(folder: str) -> str | None:
     ):
       return os.path.join(folder, name)
   for name in (SPIECE, TOKENIZER):
-    if os.path.isfile(os.path.join(folder, name)):
+    if _exists(folder, name):
       return os.path.join(folder, name)
+  if _exists(folder, VOCAB) and _exists(folder, MERGES):
+    return os.path.join(folder, VOCAB)
   return None
 
 
@@ -261,7 +283,9 @@ def bring(path: str) -> str:
   folder, name = os.path.split(path)
   wanted = {name, CONFIG, *BESIDE}
   if files.is_folder(path):
-    folder, wanted = path, wanted - {name} | {SPIECE}
+    folder, wanted = path, wanted - {name} | {SPIECE, VOCAB, MERGES}
+  elif name == VOCAB:
+    wanted.add(MERGES)
   for name in wanted.intersection(stores.names(folder)):
     stores.bring(f'{folder}/{name}')
   return stores.copy_of(path)
@@ -283,7 +307,9 @@ def files_of(path: str) -> dict[str, bytes]:
   path = _vocabulary_file(path)
   folder, name = os.path.split(os.path.abspath(path))
   paths = {n: os.path.join(folder, n) for n in BESIDE if _exists(folder, n)}
-  if name not in (*BESIDE, CONFIG):
+  if name == VOCAB:
+    paths |= {n: os.path.join(folder, n) for n in (VOCAB, MERGES)}
+  elif name not in (*BESIDE, CONFIG):
     paths[SPIECE] = path
   elif name != CONFIG:
     paths[name] = path
@@ -508,10 +534,18 @@ class Vocabulary:
     is_said = special is not None or _exists(folder, CONFIG)
     if special is None:
       special = read_special_ids(folder) if folder else ORDINARY
-    self.special = special
     if content is None:
       content = _read_bytes(path)
-    self._core = _make_core(path, content, said, rows)
+    self._core = _make_core(path, content, said, rows, special)
+    if special.begin is not None and special.mask is None:
+      special = dataclasses.replace(special, mask=_mask_id(folder))
+      if special.mask is None:
+        raise InputError(
+          f'{path}: no file beside it says which token is the mask (mask_token,'
+          f' usually {_MASK}), so that nothing can be filled in; save the'
+          ' tokenizer anew with transformers'
+        )
+    self.special = special
     self.num_sentinels = self._core.num_sentinels
     self.added = self._place(said)
     self.size = max([self._core.size, *(i + 1 for i in self.added)])
@@ -533,7 +567,9 @@ class Vocabulary:
     self._groups = _groups(self._matched(said))
     self.file_digest = f'sha256:{hashlib.sha256(content).hexdigest()}'
     self.digest = self.file_digest
-    if not self._core.plain or self.added:
+    if isinstance(self._core, _Texts):
+      self.digest = self._core.digest(special)
+    elif not self._core.plain or self.added:
       facts = [self.file_digest, self.num_sentinels, sorted(self.added.items())]
       if self.is_bytes:
         facts[0] = BYTE_CLASS
@@ -549,7 +585,11 @@ class Vocabulary:
       some = ', '.join(f'{t} {i}' for i, t in list(self.added.items())[:5])
       facts.append(f'{len(self.added)} added ({some})')
     ids = self.special
-    facts.append(f'pad {ids.pad}, start {ids.start}, end {ids.end}')
+    facts.append(
+      f'pad {ids.pad}, start {ids.start}, end {ids.end}'
+      if ids.begin is None
+      else f'begin {ids.begin}, pad {ids.pad}, end {ids.end}, mask {ids.mask}'
+    )
     kind = 'the bytes of ByT5, ' if self.is_bytes else ''
     return f'{kind}{self.path} ({"; ".join(facts)})'
 
@@ -576,6 +616,8 @@ class Vocabulary:
 
   def encode(self, text: str) -> list[int]:
     """Returns the checkpoint's ids of a text, without an end mark."""
+    if isinstance(self._core, _Texts):
+      return self._encode_marked(text)
     ids: list[int] = []
     for part in self._cut(text, self._groups):
       if isinstance(part, int):
@@ -592,7 +634,7 @@ class Vocabulary:
         break
       if i >= self.size and self.unk_id is not None:
         i = self.unk_id
-      if i < self.size and i != self.special.pad:
+      if i < self.size and i not in (self.special.pad, self.special.begin):
         known.append(i)
     return self._core.decode(known, self.added)
 
@@ -608,6 +650,36 @@ class Vocabulary:
         j for i in ids for j in (unknown if i == self.special.pad else [i])
       ]
     return self.special.swap(ids) if self.special.pad else ids
+
+  def input_ids(self, text: str) -> list[int]:
+    """Returns the ids of a text that the model reads, without an end mark.
+
+    As `model_ids`, but an encoder's begin as its inputs do.
+    """
+    if self.special.begin is not None and not text.startswith(BEGIN):
+      text = f'{BEGIN}{text}'
+    return self.model_ids(text)
+
+  def _encode_marked(self, text: str) -> list[int]:
+    """The ids of an encoder's text, in which a template's marks are special."""
+    special = self.special
+    marks: dict[str, list[int | None]] = {
+      BEGIN: [special.begin],
+      MASK: [special.mask],
+      SEPARATOR: [special.end, special.end],
+    }
+    ids: list[int] = []
+    parts = re.split(f'([{"".join(MARKS)}])', text)
+    for number, part in enumerate(parts):
+      if part in marks:
+        ids += [i for i in marks[part] if i is not None]
+        continue
+      # The mask swallows the blanks before it.
+      if parts[number + 1 : number + 2] == [MASK]:
+        part = part.rstrip()
+      if part:
+        ids += self._core.encode(part)
+    return ids
 
   def decode_model(self, ids: Iterable[int]) -> str:
     """Returns the text of ids that came out of one of our models."""
@@ -862,7 +934,12 @@ class _Json:
     except ImportError as e:
       raise InputError(
         f'{path} is read by the library tokenizers, which is not installed:'
-        f' pip install tokenizers, or put {SPIECE} beside it'
+        ' pip install tokenizers'
+        + (
+          f', or put {SPIECE} beside it'
+          if type(self) is _Json and os.path.basename(path) == TOKENIZER
+          else ''
+        )
       ) from e
     try:
       self._tokenizer = library.Tokenizer.from_str(content.decode())
@@ -908,12 +985,137 @@ class _Json:
     return self._tokenizer.decode(list(ids), skip_special_tokens=False)
 
 
+class _Texts(_Json):
+  """An encoder's `tokenizer.json`: no text becomes a special token.
+
+  Attributes:
+    writes_all: whether it has a piece for every byte.
+  """
+
+  def __init__(self, path: str, content: bytes, said: _Said):
+    super().__init__(path, content, said)
+    whole = json.loads(self._tokenizer.to_str())
+    special = {
+      entry['content']: entry['id']
+      for entry in whole['added_tokens']
+      if entry['special']
+    }
+    self._facts = {
+      **{k: _plain(whole[k]) for k in ('model', 'normalizer', 'pre_tokenizer')},
+      'added_tokens': sorted(
+        [entry['id'], entry['content'], entry['special'], entry['lstrip']]
+        for entry in whole['added_tokens']
+      ),
+    }
+    self.writes_all |= '"ByteLevel"' in json.dumps(whole['pre_tokenizer'])
+    # A tokenizer that knows none of them, neither as tokens nor as pieces.
+    whole['added_tokens'] = [
+      entry for entry in whole['added_tokens'] if not entry['special']
+    ]
+    whole['post_processor'] = None
+    model = whole['model']
+    hidden = {t: f'{_HIDDEN}{i}' for t, i in special.items()}
+    vocab = model['vocab']
+    if isinstance(vocab, dict):
+      model['vocab'] = {hidden.get(t, t): i for t, i in vocab.items()}
+    else:
+      model['vocab'] = [[hidden.get(t, t), score] for t, score in vocab]
+    if model.get('unk_token') in hidden:
+      model['unk_token'] = hidden[model['unk_token']]
+    self._texts = type(self._tokenizer).from_str(json.dumps(whole))
+
+  def digest(self, special: SpecialIds) -> str:
+    """Of what the ids of a text depend on, however it is stored."""
+    facts = json.dumps([self._facts, special.facts(), special.mask])
+    return f'sha256:{hashlib.sha256(facts.encode()).hexdigest()}'
+
+  def encode(self, text: str) -> list[int]:
+    return self._texts.encode(text, add_special_tokens=False).ids
+
+
+def _plain(part: Any) -> Any:
+  """A part of `tokenizer.json` without what ids do not depend on."""
+  if isinstance(part, dict):
+    return {k: _plain(v) for k, v in sorted(part.items()) if k not in _UNUSED}
+  return [_plain(v) for v in part] if isinstance(part, list) else part
+
+
+def _byte_level(path: str, folder: str) -> bytes:
+  """Writes `vocab.json` and `merges.txt` as the `tokenizer.json` they are.
+
+  Raises:
+    InputError: if one is damaged.
+  """
+  vocab = _read_beside(folder, os.path.basename(path))
+  for piece, number in vocab.items():
+    if not _is_id(number):
+      raise InputError(f'{path}: {piece!r} has the id {number!r}')
+  merges = []
+  file = os.path.join(folder, MERGES)
+  try:
+    with open(file, encoding='utf-8') as f:
+      lines = f.read().split('\n')
+  except (OSError, UnicodeDecodeError) as e:
+    raise InputError(f'cannot read the vocabulary {file}: {e}') from e
+  for number, line in enumerate(lines, start=1):
+    if not line or (number == 1 and line.startswith('#version')):
+      continue
+    pair = line.rstrip('\r').split(' ')
+    if len(pair) != 2 or any(p not in vocab for p in (*pair, ''.join(pair))):
+      raise InputError(
+        f'{file}:{number}: {line!r} is no pair of pieces of {VOCAB}'
+      )
+    merges.append(pair)
+  config = _read_beside(folder, TOKENIZER_CONFIG)
+  mapped = {**_read_beside(folder, SPECIAL_TOKENS), **config}
+  names = {'bos_token': '<s>', **_NAMES, 'mask_token': _MASK}
+  added = {}
+  for key, usual in names.items():
+    text = usual if mapped.get(key) is None else _text(mapped[key], path)
+    if text in vocab:
+      added[vocab[text]] = {
+        'id': vocab[text],
+        'content': text,
+        'single_word': False,
+        'lstrip': key == 'mask_token',
+        'rstrip': False,
+        'normalized': False,
+        'special': True,
+      }
+  return json.dumps(
+    {
+      'version': '1.0',
+      'added_tokens': [added[i] for i in sorted(added)],
+      'pre_tokenizer': {
+        'type': 'ByteLevel',
+        'add_prefix_space': bool(config.get('add_prefix_space', False)),
+        'trim_offsets': True,
+        'use_regex': True,
+      },
+      'decoder': {
+        'type': 'ByteLevel',
+        'add_prefix_space': True,
+        'trim_offsets': True,
+        'use_regex': True,
+      },
+      'model': {'type': 'BPE', 'vocab': vocab, 'merges': merges},
+    }
+  ).encode()
+
+
 def _make_core(
-  path: str, content: bytes, said: _Said, rows: int | None
-) -> _Pieces | _Bytes | _Json:
+  path: str,
+  content: bytes,
+  said: _Said,
+  rows: int | None,
+  special: SpecialIds,
+) -> '_Pieces | _Bytes | _Json':
   name = os.path.basename(path)
-  if name == TOKENIZER:
-    return _Json(path, content, said)
+  if name == VOCAB:
+    content = _byte_level(path, said.folder)
+  if name in (TOKENIZER, VOCAB):
+    kind = _Json if special.begin is None else _Texts
+    return kind(path, content, said)
   if name in (TOKENIZER_CONFIG, CONFIG):
     if _read_beside(said.folder, name).get('tokenizer_class') != BYTE_CLASS:
       raise InputError(f'{path} does not name {BYTE_CLASS} as tokenizer_class')
@@ -964,6 +1166,12 @@ def _vocabulary_file(path: str) -> str:
       hint = (
         f'; its {_LLAMA} is not read, as transformers reads it in a way of its'
         f' own: save the tokenizer with transformers, which writes {TOKENIZER}'
+      )
+    if _read_beside(path, CONFIG).get('model_type') in ENCODERS:
+      raise InputError(
+        f'{path} has no vocabulary: neither {TOKENIZER} nor {VOCAB} and'
+        f' {MERGES}; save the tokenizer of the encoder with transformers'
+        f' (save_pretrained), which writes {TOKENIZER}'
       )
     raise InputError(
       f'{path} has no vocabulary: neither {SPIECE} nor {TOKENIZER}{hint}'

@@ -23,7 +23,14 @@ from typing import Any
 import numpy as np
 import tqdm
 
-from mpt_jax.data import counts, few_shot, lookup, rows, sampling
+from mpt_jax.data import (
+  candidates,
+  counts,
+  few_shot,
+  lookup,
+  rows,
+  sampling,
+)
 from mpt_jax.data.providers import KEYS, Provider, TaskReader, identifies
 from mpt_jax.data.vocabulary import CHOSEN
 from mpt_jax.engine import batching, buckets
@@ -134,6 +141,7 @@ class _Tokens:
     inputs: the input tokens of each example.
     targets: likewise.
     labels: the target texts.
+    more: of an encoder's examples, the classes and weights of `targets`.
     ids: name of an identifying feature (`idx`, `id`) -> its values.
     watch: their lengths before any cut, and which have a label.
   """
@@ -142,6 +150,7 @@ class _Tokens:
   inputs: list[np.ndarray] = dataclasses.field(default_factory=list)
   targets: list[np.ndarray] = dataclasses.field(default_factory=list)
   labels: list[str] = dataclasses.field(default_factory=list)
+  more: list[dict[str, np.ndarray]] = dataclasses.field(default_factory=list)
   ids: dict[str, list[Any]] = dataclasses.field(default_factory=dict)
 
   def add(
@@ -149,11 +158,15 @@ class _Tokens:
     example: Mapping[str, Any],
     limits: tuple[int, int],
     ends: tuple[int, int],
+    mask: int | None,
   ) -> None:
     """Takes an example, cut to its lengths with the end marks."""
     inputs, targets = (example[key] for key in KEYS)
-    self.inputs.append(batching.cut(inputs, limits[0], ends[0]))
+    self.inputs.append(batching.cut(inputs, limits[0], ends[0], mask))
     self.targets.append(batching.cut(targets, limits[1], ends[1]))
+    if candidates.CLASSES in example:
+      names = candidates.CLASSES, candidates.WEIGHTS
+      self.more.append({name: example[name] for name in names})
     self.watch.see(example)
     text = example.get('targets_pretokenized')
     self.labels.append(
@@ -163,6 +176,12 @@ class _Tokens:
       if identifies(name):
         plain = value.tolist() if isinstance(value, np.generic) else value
         self.ids.setdefault(name, []).append(plain)
+
+  def example(self, index: int, row: int) -> batching.Example:
+    """Returns an example for a batch, of a row of the prompt table."""
+    features = {'inputs': self.inputs[index], 'targets': self.targets[index]}
+    more = self.more[index] if self.more else {}
+    return candidates.example({**features, **more}, row)
 
   def digest(self, chosen: Iterable[int]) -> str:
     """Returns the digest of the chosen examples."""
@@ -221,8 +240,9 @@ def _load(
   bar = loading_bar(task, split)
   with task.naming(split):
     ends = task.end_ids()
-    for example in task.examples(split, lengths, use_cached, lean=True):
-      tokens.add(example, limits, ends)
+    mask = CHOSEN.mask_id
+    for example in candidates.read(task, split, lengths, use_cached, lean=True):
+      tokens.add(example, limits, ends, mask)
       bar.update()
   bar.close()
   log.debug('%s/%s: %d examples', task.name, split, len(tokens.labels))
@@ -278,9 +298,7 @@ class _Stream:
         self._epoch, self._order = epoch, rng.permutation(len(self))
       place = self._order[place]
     index = self._chosen[place]
-    return batching.Example(
-      self._tokens.inputs[index], self._tokens.targets[index], self._row
-    )
+    return self._tokens.example(index, self._row)
 
 
 class BatchIterator(Iterator[Any]):

@@ -14,7 +14,7 @@ from absl import logging
 import numpy as np
 import tqdm
 
-from mpt_jax.data import counts, lookup, rows
+from mpt_jax.data import candidates, counts, lookup, rows
 from mpt_jax.data.assessment import Answers
 from mpt_jax.data.dataset import check_lengths, digest, loading_bar
 from mpt_jax.data.providers import (
@@ -158,10 +158,11 @@ def _load(
   bar = loading_bar(task, split)
   with task.naming(split):
     ends = task.end_ids()
-    for example in task.examples(split, lengths, False, num_examples):
+    masks = CHOSEN.mask_id, None
+    for example in candidates.read(task, split, lengths, False, num_examples):
       watch.see(example)
-      for key, limit, end in zip(KEYS, limits, ends, strict=True):
-        example[key] = batching.cut(example[key], limit, end)
+      for key, limit, end, mask in zip(KEYS, limits, ends, masks, strict=True):
+        example[key] = batching.cut(example[key], limit, end, mask)
       examples.append(example)
       bar.update()
   bar.close()
@@ -234,7 +235,7 @@ def _run(
       full = part + part[-1:] * (size - len(part))
       source = padded[int(np.searchsorted(padded, longest[number]))]
       batch = batching.lay_out(
-        [[batching.Example(e['inputs'], e['targets'], row)] for e in full],
+        [[candidates.example(e, row)] for e in full],
         (size, source, targets),
         prompt_length,
         packed=False,
@@ -417,8 +418,9 @@ class Questions:
   Attributes:
     task: its name.
     digest: of every feature of every example of the split.
-    words: the ids of its label words as answers, each with the end mark; None
-      if it has none, so that answers can only be generated.
+    words: the ids of its label words as answers, each with the end mark; for
+      an encoder of each class those that fill the mask. None if it has none,
+      so that answers can only be generated.
     metrics: the names of its metric functions.
   """
 
@@ -524,7 +526,7 @@ def _word_ids(task: TaskReader) -> list[list[int]] | None:
   if wording is None or wording.labels is None or not wording.is_label:
     return None
   vocabulary, (_, end) = task.vocabulary('targets'), task.end_ids()
-  return [
+  return candidates.word_ids(wording, task.name, end) or [
     [*map(int, vocabulary.encode(text)), end]
     for text in wording.answers.values()
   ]
@@ -700,7 +702,11 @@ def _answers(
     return [{'scores': found} for found in scores]
   vocabulary = task.vocabulary('targets')
   return [
-    {'prediction': vocabulary.decode(tokens.tolist())}
+    {
+      'prediction': candidates.said(
+        task.wording, task.name, vocabulary.decode(tokens.tolist())
+      )
+    }
     for tokens in reader.run(task, split, predict_fn)
   ]
 
@@ -714,14 +720,18 @@ def _label_scores(
     raise InputError(f'task {task.name!r} has no label words to rank')
   assert task.label_words is not None
   scores: list[dict[str, float]] = [{} for _ in split.examples]
-  for word, answer in zip(task.label_words, words, strict=True):
-    ids = np.array(answer, np.int32)
+  filled = candidates.of(task.wording, task.name)
+  for place, word in enumerate(task.label_words):
+    if filled is None:
+      answer = {'targets': np.array(words[place], np.int32)}
+    else:
+      answer = filled.features(place)
     size, limit, _ = reader.shape
     outputs = _run(
       score_fn,
-      _Split([{**example, 'targets': ids} for example in split.examples]),
+      _Split([{**example, **answer} for example in split.examples]),
       reader.row_of[task.name],
-      (size, limit, len(ids)),
+      (size, limit, len(answer['targets'])),
       reader.prompt_length,
       f'{task.name}: {word}',
       reader.progress,

@@ -9,8 +9,9 @@ import logging
 import sys
 
 from mpt_jax.checkpoints.texts import TaskText
-from mpt_jax.data import labels, memory, rows
+from mpt_jax.data import candidates, labels, memory, rows
 from mpt_jax.data.providers import Provider, TaskReader
+from mpt_jax.data.vocabulary import CHOSEN
 from mpt_jax.types import InputError
 
 log = logging.getLogger(__name__)
@@ -134,10 +135,13 @@ def check_labels(provider: Provider, target_length: int) -> None:
     target_length: T.
 
   Raises:
-    InputError: see `labels.check_writable`.
+    InputError: see `labels.check_writable`, and for an encoder
+      `candidates.check`.
   """
   for task in provider.tasks:
-    if wording := task.wording:
+    if CHOSEN.masks:
+      candidates.check(task, target_length)
+    elif wording := task.wording:
       labels.check_writable(
         wording.answers, task.vocabulary('targets'), target_length, task.name
       )

@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from mpt_jax.checkpoints.texts import LABEL, TaskText, Template
-from mpt_jax.data import providers, rows, scoring
+from mpt_jax.checkpoints.texts import LABEL, TaskText, Template, clean, shown
+from mpt_jax.data import candidates, providers, rows, scoring
 from mpt_jax.data.labels import NO_LABEL, class_id
 from mpt_jax.data.records import INDEX, NAME, SPLITS, Records
 from mpt_jax.data.vocabulary import CHOSEN
@@ -48,6 +48,9 @@ class Task:
       the ids, or the words as text. A negative id, an empty cell, NaN or no
       such column hides the label: such an example is answered, but neither
       trained on nor scored.
+    masked: template of the input of an encoder (RoBERTa), as in '{mask}
+      {text}'; see `register_task`.
+    fillers: label word -> the word that fills the mask for it, or several.
     metrics: functions of (targets, predictions) that return a dict of numbers:
       of class ids where there are label words (-1 for any other output), else
       of texts. None is `accuracy` of label words, else `exact_match`.
@@ -63,6 +66,8 @@ class Task:
   inputs: str
   targets: str | None = None
   labels: Sequence[str] | None = None
+  masked: str | None = None
+  fillers: Mapping[str, str | Sequence[str]] | None = None
   metrics: Sequence[MetricFn] | None = None
 
   def __post_init__(self):
@@ -76,7 +81,7 @@ class Task:
       raise InputError(
         f"inputs={self.inputs!r} is no template, as in 'review: {{text}}'"
       )
-    wording = Wording.create(self.inputs, self.targets, self.labels)
+    wording = self.wording
     wording.classes()
     object.__setattr__(self, 'targets', wording.targets)
     object.__setattr__(self, 'labels', wording.labels)
@@ -97,7 +102,9 @@ class Task:
   @functools.cached_property
   def wording(self) -> Wording:
     """How its examples are written."""
-    return Wording.create(self.inputs, self.targets, self.labels)
+    return Wording.create(
+      self.inputs, self.targets, self.labels, self.masked, self.fillers
+    )
 
   @functools.cached_property
   def records(self) -> Records:
@@ -115,6 +122,8 @@ class Task:
     parts += [f'inputs={self.inputs!r}', f'targets={self.targets!r}']
     if self.labels is not None:
       parts.append(f'labels={self.labels!r}')
+    if self.masked is not None:
+      parts.append(f'masked={self.masked!r}')
     return f'Task({", ".join(parts)})'
 
 
@@ -226,13 +235,19 @@ class MemoryTask(providers.TaskReader):
     del limits, use_cached, lean
     columns, bounds = self.task.records.part(split)
     templates = {
-      'inputs': Template(self.wording.inputs),
+      'inputs': self.wording.source,
       'targets': Template(self.wording.targets),
     }
+    is_masked = self.wording.is_masked
     end = CHOSEN.eos_id
     identity = np.array([rows.task_identity(self.name)], np.int32)
     for index in range(bounds.start, bounds.stop)[:most]:
       values = {name: cells[index] for name, cells in columns.cells.items()}
+      if is_masked:
+        values = {
+          name: clean(cell) if isinstance(cell, str) else cell
+          for name, cell in values.items()
+        }
       if self.wording.labels is not None:
         place = values[LABEL]
         words = self.wording.labels
@@ -243,6 +258,7 @@ class MemoryTask(providers.TaskReader):
       for key, template in templates.items():
         text = template.write(values)
         example[key] = np.array([*CHOSEN.encode(text), end], np.int32)
+        text = shown(text) if is_masked else text
         example[f'{key}_pretokenized'] = text.encode()
       example[rows.TASK_ID] = identity
       yield example
@@ -255,7 +271,10 @@ class MemoryTask(providers.TaskReader):
   ) -> providers.Computed:
     """Computes the metrics; what is no number is left out."""
     texts = [CHOSEN.decode(ids) for ids in outputs[providers.PREDICTION]]
-    answers = [self._postprocess(text) for text in texts]
+    answers = [
+      self._postprocess(candidates.said(self.wording, self.name, text))
+      for text in texts
+    ]
     if targets is None:
       targets = [
         self._postprocess(example['targets_pretokenized'].decode())
@@ -285,7 +304,13 @@ class MemoryTask(providers.TaskReader):
     del split
     wording = self.wording
     labels = None if wording.labels is None else tuple(wording.labels)
-    return TaskText(wording.inputs, wording.targets, labels)
+    return TaskText(
+      wording.inputs,
+      wording.targets,
+      labels,
+      masked=wording.masked,
+      fillers=wording.filled,
+    )
 
 
 _TASKS: dict[str, MemoryTask] = {}

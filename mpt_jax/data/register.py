@@ -6,12 +6,13 @@ import os
 import re
 from typing import Any
 
-from mpt_jax.data import rows, templates
+from mpt_jax.data import candidates, rows, templates
 from mpt_jax.data.labels import class_id
 from mpt_jax.data.libraries import seqio, tf
 from mpt_jax.data.records import RowsFn
 from mpt_jax.data.seqio_vocabulary import get_vocabulary
 from mpt_jax.data.sources import TfdsSource, make_source
+from mpt_jax.data.vocabulary import CHOSEN
 from mpt_jax.data.wording import Wording
 from mpt_jax.types import InputError
 
@@ -21,14 +22,19 @@ Preprocessor = Callable[..., tf.data.Dataset]
 _TFDS_NAME = re.compile(r'[\w/.-]+:\d+\.\d+\.\d+')
 
 
+_INPUTS = 'inputs_pretokenized'
+
+
 def _add_task_id(dataset: tf.data.Dataset, identity: int) -> tf.data.Dataset:
-  return dataset.map(
-    lambda example: {
-      **example,
-      rows.TASK_ID: tf.constant([identity], tf.int32),
-    },
-    num_parallel_calls=tf.data.AUTOTUNE,
-  )
+  masks = CHOSEN.masks and _INPUTS in dataset.element_spec
+
+  def finish(example):
+    example = {**example, rows.TASK_ID: tf.constant([identity], tf.int32)}
+    if masks:
+      example[_INPUTS] = templates.show_marks(example[_INPUTS])
+    return example
+
+  return dataset.map(finish, num_parallel_calls=tf.data.AUTOTUNE)
 
 
 def register_task(
@@ -42,6 +48,8 @@ def register_task(
   inputs: str | None = None,
   targets: str | None = None,
   labels: Sequence[str] | None = None,
+  masked: str | None = None,
+  fillers: Mapping[str, str | Sequence[str]] | None = None,
   columns: Mapping[str, str] | None = None,
   splits: Mapping[str, str] | Sequence[str] | None = None,
   keep: Sequence[str] = ('idx', 'id'),
@@ -75,6 +83,13 @@ def register_task(
       negative id, an empty cell or no such column hides the label: such an
       example is answered, but neither trained on nor scored. '{label}' is
       the word, and postprocessing gives the id, -1 for any other output.
+    masked: template of the input of an encoder (RoBERTa), which answers by
+      filling a mask, as in '{mask} {premise}{sep}{hypothesis}'; `{sep}` stands
+      between the texts of a pair. None: only text-to-text models can have the
+      task.
+    fillers: label word -> the word that fills the mask for it, as in
+      {'positive': ' great', 'negative': ' terrible'}, or several in a list.
+      Each must be one token; most begin with a blank.
     columns: name in the templates -> column of the data, where they differ.
     splits: our split -> split of the data, which may be cut
       (`{'train': 'train[1000:]', 'validation': 'train[:1000]'}`); or the
@@ -111,15 +126,17 @@ def register_task(
   wording: Wording | None = None
   if inputs is not None:
     try:
-      wording = Wording.create(inputs, targets, labels)
+      wording = Wording.create(inputs, targets, labels, masked, fillers)
       classes = None if postprocess_fn else wording.classes()
     except InputError as e:
       raise InputError(f'task {name!r}: {e}') from e
     if classes is not None:
       postprocess_fn = functools.partial(class_id, labels=classes)
-  elif targets is not None or labels is not None or columns:
+    postprocess_fn = candidates.postprocess(postprocess_fn, wording, name)
+  elif any((targets, labels, columns, masked, fillers)):
     raise InputError(
-      f'task {name!r}: targets, labels and columns go with an inputs template'
+      f'task {name!r}: targets, labels, columns, masked and fillers go with an'
+      ' inputs template'
     )
   # Files hold columns under their own names, which the source maps.
   renamed = dict(columns or {})
@@ -141,6 +158,7 @@ def register_task(
         labels=wording.labels,
         columns=renamed,
         keep=keep,
+        masked=wording.masked,
       )
     )
   vocabulary = get_vocabulary()

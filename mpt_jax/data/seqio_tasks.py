@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from mpt_jax.checkpoints import texts
 from mpt_jax.checkpoints.texts import LABEL, TaskText
 from mpt_jax.data import faults, providers, rows, seqio_vocabulary, templates
 from mpt_jax.data import sources as sources_lib
@@ -493,26 +494,35 @@ def _text_of(task: seqio.Task, split: str) -> TaskText | None:
   [number] = written
   given = steps[number].keywords
   inputs, targets, labels = (given[k] for k in ('inputs', 'targets', 'labels'))
+  fields = templates.Template(inputs).fields
+  if masked := given.get('masked'):
+    fields += texts.masked_template(masked).fields
   columns = dict(given.get('columns') or {})
   if isinstance(task.source, sources_lib.RecordsSource):
     columns |= task.source.renamed
   answer = templates.Template(targets).fields
   # A step before the templates makes other features of the columns.
-  raw = number == 0 and _fill_alike(task, split, inputs, columns)
+  raw = number == 0 and _fill_alike(task, split, fields, columns)
   if raw is None:
     return None
   known = raw or (labels is not None and set(answer) <= {LABEL})
-  names = {*templates.Template(inputs).fields, *answer}
+  names = {*fields, *answer}
+  wording = templates.wording_of(task)
   return TaskText(
     inputs if raw else None,
     targets if known else None,
     labels if labels is None else tuple(labels),
     {k: v for k, v in columns.items() if raw and k in names and k != v},
+    masked if raw else None,
+    wording.filled if wording and labels is not None else None,
   )
 
 
 def _fill_alike(
-  task: seqio.Task, split: str, inputs: str, columns: Mapping[str, str]
+  task: seqio.Task,
+  split: str,
+  fields: Sequence[str],
+  columns: Mapping[str, str],
 ) -> bool | None:
   """Whether plain values make the same text as the data's own features.
 
@@ -528,8 +538,7 @@ def _fill_alike(
   except InputError:
     return None
   features = [
-    templates.lookup(spec, columns.get(name, name))
-    for name in templates.Template(inputs).fields
+    templates.lookup(spec, columns.get(name, name)) for name in fields
   ]
   return not any(
     f.dtype.is_bool or f.dtype.is_floating or f.shape.rank for f in features

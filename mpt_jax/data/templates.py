@@ -9,6 +9,7 @@ from mpt_jax.checkpoints import texts
 from mpt_jax.checkpoints.texts import LABEL, has, lookup
 from mpt_jax.data.labels import NO_LABEL
 from mpt_jax.data.libraries import tf
+from mpt_jax.data.vocabulary import CHOSEN
 from mpt_jax.data.wording import Wording
 from mpt_jax.types import InputError
 
@@ -22,6 +23,24 @@ class Template(texts.Template):
   def fill(self, values: Mapping[str, Any]) -> tf.Tensor:
     """Returns the text of one example as a scalar string tensor."""
     return tf.strings.join(self.pieces(values, _string))
+
+  def fill_cleaned(self, values: Mapping[str, Any]) -> tf.Tensor:
+    """As `fill`, but of a feature nothing is taken for a template's mark."""
+    return tf.strings.join(
+      self.pieces(
+        values,
+        lambda value: tf.strings.regex_replace(
+          _string(value), texts.FOREIGN.pattern, texts.REPLACEMENT
+        ),
+      )
+    )
+
+
+def show_marks(text: tf.Tensor) -> tf.Tensor:
+  """Returns a text as `texts.shown` does."""
+  for mark in texts.MARKS:
+    text = tf.strings.regex_replace(text, mark, texts.shown(mark))
+  return text
 
 
 def _string(value: tf.Tensor) -> tf.Tensor:
@@ -75,6 +94,7 @@ def text_to_text(
   labels: Sequence[str] | None = None,
   columns: Mapping[str, str] | None = None,
   keep: Sequence[str] = ('idx', 'id'),
+  masked: str | None = None,
 ) -> tf.data.Dataset:
   """Writes the `inputs` and `targets` of every example.
 
@@ -88,6 +108,8 @@ def text_to_text(
     columns: name in the templates -> name in the data, where they differ.
     keep: features that evaluation or a reader needs, kept under these names
       where the data have them.
+    masked: template of what an encoder reads in place of `inputs`; it counts
+      if the vocabulary chosen by now is one's.
 
   Returns:
     Examples with `inputs`, `targets`, and what is kept.
@@ -97,6 +119,10 @@ def text_to_text(
       lack.
   """
   source, target = Template(inputs), Template(targets)
+  write_inputs = source.fill
+  if masked is not None and CHOSEN.masks:
+    marked = Template(texts.masked_template(masked).text)
+    write_inputs = marked.fill_cleaned
   renamed = dict(columns or {})
 
   # AutoGraph would wrap our errors, and there is nothing for it to convert.
@@ -109,7 +135,7 @@ def text_to_text(
     if labels is not None:
       fields[LABEL] = _word(lookup(fields, LABEL), labels)
     return {
-      'inputs': source.fill(fields),
+      'inputs': write_inputs(fields),
       'targets': target.fill(fields),
       **kept,
     }

@@ -108,6 +108,11 @@ class ChosenVocabulary:
     return self.is_known and self.tokenizer.special.mask is not None
 
   @property
+  def mask_id(self) -> int | None:
+    """What an encoder fills in; None of a text-to-text model."""
+    return self.tokenizer.special.of_model()['mask_id'] if self.masks else None
+
+  @property
   def unk_id(self) -> int | None:
     """What it cannot write."""
     unknown = self.tokenizer.unk_id

@@ -1,10 +1,17 @@
 """How the examples of a task are written, whoever fills the templates in."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 
-from mpt_jax.checkpoints.texts import LABEL, Template
+from mpt_jax.checkpoints.texts import (
+  LABEL,
+  Template,
+  check_fillers,
+  masked_template,
+  shown,
+)
 from mpt_jax.data.labels import NO_LABEL, check_words
+from mpt_jax.data.vocabulary import CHOSEN
 from mpt_jax.types import InputError
 
 
@@ -17,11 +24,20 @@ class Wording:
     targets: template of the targets.
     labels: label words in the order of the class ids; None if the answer is
       no class.
+    masked: template of the inputs of an encoder that fills a mask; None if it
+      cannot read the task.
+    fillers: label word -> what fills the mask for it, one word or several;
+      goes with `masked`.
+
+  Whether an encoder reads the examples is known when they are read, by the
+  vocabulary that is chosen then.
   """
 
   inputs: str
   targets: str
   labels: Sequence[str] | None = None
+  masked: str | None = None
+  fillers: Mapping[str, str | Sequence[str]] | None = None
 
   def __post_init__(self):
     Template(self.inputs)  # So that a broken one is refused here.
@@ -32,10 +48,29 @@ class Wording:
           f'label words are given, but the targets {self.targets!r} do not'
           f' hold {{{LABEL}}}'
         )
+    if (self.masked is None) != (self.fillers is None):
+      given = 'masked' if self.fillers is None else 'fillers'
+      raise InputError(
+        f'{given}={getattr(self, given)!r} alone is half of what an encoder'
+        ' needs: give masked and fillers'
+      )
+    if self.masked is not None:
+      if not isinstance(self.masked, str):
+        raise InputError(
+          f"masked={self.masked!r} is no template, as in '{{mask}} {{text}}'"
+        )
+      masked_template(self.masked)
+      fillers = check_fillers(self.labels, self.fillers)
+      object.__setattr__(self, 'fillers', fillers)
 
   @classmethod
   def create(
-    cls, inputs: str, targets: str | None, labels: Sequence[str] | None
+    cls,
+    inputs: str,
+    targets: str | None,
+    labels: Sequence[str] | None,
+    masked: str | None = None,
+    fillers: Mapping[str, str | Sequence[str]] | None = None,
   ) -> 'Wording':
     """As above, but targets that are not given are the label word.
 
@@ -45,13 +80,35 @@ class Wording:
     """
     if targets is None and labels is None:
       raise InputError('give targets or label words')
-    return cls(inputs, f'{{{LABEL}}}' if targets is None else targets, labels)
+    targets = f'{{{LABEL}}}' if targets is None else targets
+    return cls(inputs, targets, labels, masked, fillers)
 
   @property
   def fields(self) -> tuple[str, ...]:
     """What the data must have: the names in the templates."""
-    both = Template(self.inputs).fields + Template(self.targets).fields
-    return tuple(dict.fromkeys(both))
+    names = Template(self.inputs).fields + Template(self.targets).fields
+    if self.masked is not None:
+      names += masked_template(self.masked).fields
+    return tuple(dict.fromkeys(names))
+
+  @property
+  def filled(self) -> dict[str, tuple[str, ...]] | None:
+    """Label word -> the words that fill the mask for it, in class order."""
+    if self.fillers is None:
+      return None
+    return {label: tuple(words) for label, words in self.fillers.items()}
+
+  @property
+  def is_masked(self) -> bool:
+    """Whether the chosen vocabulary's model reads the masked template."""
+    return self.masked is not None and CHOSEN.masks
+
+  @property
+  def source(self) -> Template:
+    """The template of what the model of the chosen vocabulary reads."""
+    if self.masked is not None and self.is_masked:
+      return masked_template(self.masked)
+    return Template(self.inputs)
 
   @property
   def answers(self) -> dict[str, str]:
@@ -83,7 +140,7 @@ class Wording:
   @property
   def blank(self) -> str:
     """The input text of an example whose fields are all empty."""
-    return Template(self.inputs).write({})
+    return shown(self.source.write({}))
 
   def classes(self) -> tuple[str, ...] | None:
     """The target text of each class id, by which `class_id` knows it.

@@ -41,13 +41,17 @@ class Example:
   weights: np.ndarray | None = None
 
 
-def cut(tokens: np.ndarray, limit: int, end: int = EOS) -> np.ndarray:
+def cut(
+  tokens: np.ndarray, limit: int, end: int = EOS, mask: int | None = None
+) -> np.ndarray:
   """Cuts tokens to a length; a final end-of-sequence mark stays final.
 
   Args:
     tokens: [length] int32.
     limit: the length to cut to.
     end: the end-of-sequence mark.
+    mask: what an encoder fills in. It stays, too: where it would be cut off,
+      it stands behind what is left.
 
   Returns:
     [min(length, limit)] int32.
@@ -55,8 +59,12 @@ def cut(tokens: np.ndarray, limit: int, end: int = EOS) -> np.ndarray:
   if len(tokens) <= limit:
     return tokens
   short = tokens[:limit].copy()
+  kept = limit
   if tokens[-1] == end:
     short[-1] = end
+    kept -= 1
+  if mask is not None and mask in tokens[kept:]:
+    short[kept - 1] = mask
   return short
 
 
@@ -240,6 +248,7 @@ def lay_out(
     shifted[decoder['positions'] == 0] = 0
   weights = (decoder['target_tokens'] > 0).astype(np.int32)
   for b, place, classes, chosen in given:
+    shifted[b, place.stop : place.stop + 1] = 0
     shifted[b, place] = classes
     weights[b, place] = chosen
   features = {
