@@ -109,7 +109,7 @@ def backbone(config=CONFIG):
     # Drawn as RoBERTa is, so narrow a network hears nothing.
     flat = params_lib.flatten(params)
     louder = {
-      n: 8 * v for n, v in flat.items() if n.endswith(('kernel', 'ing'))
+      n: 2 * v for n, v in flat.items() if n.endswith(('kernel', 'ing'))
     }
     return params_lib.unflatten(flat | louder)
   for layer in params.get('decoder', {}).values():
