@@ -125,6 +125,7 @@ KINDS: dict[str, tuple[str, Callable[[pathlib.Path], bool]]] = {
   'peft_start': ('start.npz', _holds('average__task_u')),
   'distill': ('io.npz', _holds('teacher_prompts')),
   'vocabulary': ('expected.json', lambda file: True),
+  'encoder_vocabulary': ('tokens.json', _has('label_words')),
   'task': ('*.jsonl', _of_a_task),
   'metrics': ('*.jsonl', _of_metrics),
 }
