@@ -1,8 +1,9 @@
-"""WinoGrande, Yelp, SciTail and PAWS: the papers' group "others".
+"""WinoGrande, Yelp, SciTail and PAWS: the papers' group "others"; IMDB, SNLI.
 
 T5 was not trained on them, so the format is its rule: the task's name, then
 the features by name in the order of the alphabet, and the data's own label
-names (Yelp's are '1' and '2', for which SST-2's words stand).
+names (Yelp's are '1' and '2', IMDB's 'neg' and 'pos', for which SST-2's words
+stand). IMDB and SNLI are sources of the study of prompt transferability.
 """
 
 from tasks import fillers
@@ -49,8 +50,21 @@ PAWS_WIKI = Task(
   masked='{mask} {sentence1}{sep}{sentence2}',
   fillers=fillers.pairs('different_meaning', 'paraphrase'),
   metrics=ACCURACY)
+IMDB = Task(
+  name='imdb', tfds_name='imdb_reviews/plain_text:1.0.0',
+  counts={'train': 25_000, 'test': 25_000}, splits=hold_out(test='test'),
+  inputs='imdb text: {text}', labels=('negative', 'positive'),
+  masked='{mask} {text}', fillers=fillers.SENTIMENT, metrics=ACCURACY)
+SNLI = Task(
+  name='snli', tfds_name='snli:1.1.0',
+  counts={'train': 550_152, 'validation': 10_000, 'test': 10_000},
+  splits=own(), inputs='snli hypothesis: {hypothesis} premise: {premise}',
+  labels=('entailment', 'neutral', 'contradiction'),
+  masked='{mask} {premise}{sep}{hypothesis}', fillers=fillers.ENTAILMENT,
+  metrics=ACCURACY,
+  note='pairs on which the annotators did not agree have no label')
 
-register([WINOGRANDE, YELP_POLARITY, SCITAIL, PAWS_WIKI])
+register([WINOGRANDE, YELP_POLARITY, SCITAIL, PAWS_WIKI, IMDB, SNLI])
 
 register([
   digits(WINOGRANDE, 'winogrande sentence: {sentence} option0: {option1}'
