@@ -6,6 +6,7 @@ python -m tasks.download mnli sst2 --hf_data_dir=DIR      # fetches
 
 import argparse
 from collections.abc import Iterator, Sequence
+import importlib
 import os
 import sys
 
@@ -42,23 +43,33 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> Iterator[str]:
-  known = datasets.DATASETS
-  names = list(known) if args.names == ['all'] else args.names
+  known = {name: d.tfds_name for name, d in datasets.DATASETS.items()}
+  own = importlib.import_module('tasks.own').OWN
+  names = args.names
+  if names == ['all']:
+    names = [*known, *(name for name, task in own.items() if task.hub_data)]
   for name in names:
-    if name not in known:
+    if name in own and own[name].hub_data is None:
       raise InputError(
-        f'{name!r} is no task with data to fetch{nearest(name, known)}; there'
-        f' is {", ".join(known)}'
+        f'the data of {name!r} are given out on request; python -m'
+        ' tasks.semeval makes files of the XML (see docs/tasks.md)'
+      )
+    if name not in known and name not in own:
+      both = [*known, *own]
+      raise InputError(
+        f'{name!r} is no task with data to fetch{nearest(name, both)}; there'
+        f' is {", ".join(both)}'
       )
   for name in names:
-    tfds_name = known[name].tfds_name
-    data = hub.DATA[tfds_name]
+    tfds_name = known.get(name)
+    data = hub.DATA[tfds_name] if tfds_name else own[name].hub_data
     if args.hf_data_dir is None:
-      where, _, _ = tfds_name.partition(':')
-      build = where.replace('/', ' --config=', 1)
       yield f'{name}'
       yield f'  hub   {hub.command(data, "DIR")}'
-      yield f'  TFDS  tfds build {build} --data_dir=DIR'
+      if tfds_name:
+        where, _, _ = tfds_name.partition(':')
+        build = where.replace('/', ' --config=', 1)
+        yield f'  TFDS  tfds build {build} --data_dir=DIR'
       if data.note:
         yield f'  note  of the hub: {data.note}'
       continue
@@ -91,7 +102,7 @@ def _fetch(data: hub.HubData, root: str) -> str:
       data.repo,
       repo_type='dataset',
       revision=revision,
-      allow_patterns=[f'{data.config}/*'],
+      allow_patterns=[data.pattern],
       local_dir=folder,
     )
     found = huggingface_hub.HfApi().verify_repo_checksums(
@@ -103,7 +114,11 @@ def _fetch(data: hub.HubData, root: str) -> str:
       f' there is a network: {command}'
     ) from e
   # Other folders of the repository are not wanted, and so not missed.
-  lost = [p for p in found.missing_paths if p.startswith(f'{data.config}/')]
+  lost = [
+    path
+    for path in found.missing_paths
+    if path.startswith(data.folder) and ('/' in path or not data.folder)
+  ]
   if wrong := [*(m['path'] for m in found.mismatches), *lost]:
     raise InputError(
       f'{os.path.join(folder, wrong[0])} is not what the hub has: remove it and'

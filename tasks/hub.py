@@ -11,8 +11,9 @@ names. Seen for this table, in stored copies:
     datasets/NAME/NAME.py): glue, super_glue, mrqa, scitail, winogrande, paws,
     yelp_polarity, e2e_nlg_cleaned, gem, web_nlg
 
-Not seen: the file lists of rajpurkar/squad and of the converted branch of
-webnlg-challenge/web_nlg; the Parquet files themselves.
+Not seen: the file lists of rajpurkar/squad, stanfordnlp/imdb, stanfordnlp/snli
+and of the converted branch of webnlg-challenge/web_nlg; the Parquet files
+themselves.
 """
 
 from collections.abc import Callable, Mapping
@@ -47,7 +48,7 @@ class HubData:
 
   Attributes:
     repo: 'OWNER/NAME'.
-    config: the folder in it.
+    config: the folder in it; '' is the top.
     columns: what TFDS calls a feature, with '/' between nested names -> (what
       the hub calls it, what it holds). All others are left alone.
     labels: names of the classes, in the order of their ids.
@@ -74,13 +75,23 @@ class HubData:
   revision: str = 'main'
   note: str = ''
 
+  @property
+  def pattern(self) -> str:
+    """The files of the data set in its repository."""
+    return f'{self.config}/*' if self.config else '*.parquet'
+
+  @property
+  def folder(self) -> str:
+    """What the paths of these files begin with."""
+    return f'{self.config}/' if self.config else ''
+
 
 def command(data: HubData, root: str) -> str:
   """Returns the shell command that fetches a data set into a folder."""
   branch = f' --revision {data.revision}' * (data.revision != 'main')
   return (
     f'hf download {data.repo} --repo-type dataset{branch} --include'
-    f' "{data.config}/*" --local-dir {root}/{data.repo}'
+    f' "{data.pattern}" --local-dir {root}/{data.repo}'
   )
 
 
@@ -266,6 +277,15 @@ DATA: Mapping[str, HubData] = {
   'yelp_polarity_reviews:0.2.0': HubData(
     repo='fancyzhx/yelp_polarity', config='plain_text',
     columns=_texts('text', label=CLASS), labels=('1', '2')),
+  'imdb_reviews/plain_text:1.0.0': HubData(
+    repo='stanfordnlp/imdb', config='plain_text',
+    columns=_texts('text', label=CLASS), labels=('neg', 'pos'), key=None,
+    note='other rows are held out of train: TFDS orders them by file names that'
+         ' the hub lacks, where all of one class come first'),
+  'snli:1.1.0': HubData(
+    repo='stanfordnlp/snli', config='plain_text',
+    columns=_texts('premise hypothesis', label=CLASS),
+    labels=('entailment', 'neutral', 'contradiction')),
   'sci_tail:1.0.0': HubData(
     repo='allenai/scitail', config='tsv_format',
     columns=_texts('premise hypothesis', label=WORD),

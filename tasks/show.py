@@ -179,7 +179,7 @@ def registry() -> Iterator[str]:
   import seqio
 
   from mpt_jax.data import labels
-  from tasks import mixtures
+  from tasks import mixtures, own
   from tasks.table import TABLE
 
   sizes = 'TRAIN/VALIDATION/TEST'
@@ -197,7 +197,13 @@ def registry() -> Iterator[str]:
       )
     )
   yield from _table(rows)
-  others = set(seqio.TaskRegistry.names()) - set(TABLE)
+  yield ''
+  own_rows = [('FILES OF YOUR OWN', 'HUB', 'TEXT')]
+  for task in own.OWN.values():
+    text = f'{task.inputs} -> {"|".join(task.labels)}'
+    own_rows.append((task.name, f'{task.repo} {task.config}'.strip(), text))
+  yield from _table(own_rows)
+  others = set(seqio.TaskRegistry.names()) - set(TABLE) - set(own.OWN)
   if others:
     yield f'\nnot of the tables: {" ".join(sorted(others))}'
   yield ''
@@ -351,6 +357,9 @@ def _task(task: 'seqio.Task', args: argparse.Namespace) -> Iterator[str]:
     yield f'  inputs       {row.inputs}'
     answer = ' | '.join(row.labels) if row.labels else row.targets
     yield f'  targets      {answer}'
+    if row.fillers is not None:
+      words = (f'{label} ={word}' for label, word in row.fillers.items())
+      yield f'  encoders     {row.masked} -> {" | ".join(words)}'
     if row.note:
       yield f'  note         {row.note}'
   yield f'  metrics      {_names(task.metric_fns)}'

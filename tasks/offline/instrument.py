@@ -16,10 +16,11 @@ import functools
 import random
 
 from mpt_jax import data
-from tasks import glue, metrics, super_glue
+from tasks import fillers, glue, metrics, super_glue
 from tasks.offline import (
   SYNTHETIC,
   compound,
+  corpus,
   datasets,
   skills,
   stories,
@@ -45,6 +46,8 @@ class Spec:
     draw: draws a row; a class is its `label`, an answer its `answer`.
     inputs: template of the inputs.
     labels: label words in the order of the class ids; None: '{answer}'.
+    masked: template of an encoder's inputs; None if it cannot answer.
+    fillers: label word -> what fills the mask for it, a word of the world.
     kind: of a target: 'near', 'composite' or 'far'; None for a source.
     sources: of a target: the sources whose skills it needs, or, of a far one,
       the one whose text is most like its own.
@@ -54,6 +57,8 @@ class Spec:
   draw: Callable[[random.Random], Row]
   inputs: str
   labels: tuple[str, ...] | None = None
+  masked: str | None = None
+  fillers: Mapping[str, str] | None = None
   kind: str | None = None
   sources: tuple[str, ...] = ()
 
@@ -158,12 +163,45 @@ def _tally(rng: random.Random) -> Row:
 
 
 _NO_YES = super_glue.FALSE_TRUE
+_TALLIES = world.SIMILARITY_WORDS[: compound.MOST + 1]
+_COUNTS = tuple(f' {word}' for word in corpus.LABELS['degree'][: len(_TALLIES)])
+
+_ENTAILED = fillers.pairs('not_entailment', 'entailment')
+_PRAISED = {'negative': ' terrible', 'positive': ' great'}
 
 SOURCES = (
-  Spec('mnli_world', _mnli, glue.MNLI.inputs, glue.MNLI.labels),
-  Spec('qnli_world', _qnli, glue.QNLI.inputs, glue.QNLI.labels),
-  Spec('qqp_world', datasets.qqp, glue.QQP.inputs, glue.QQP.labels),
-  Spec('sst2_world', datasets.sst2, glue.SST2.inputs, glue.SST2.labels),
+  Spec(
+    'mnli_world',
+    _mnli,
+    glue.MNLI.inputs,
+    glue.MNLI.labels,
+    glue.MNLI.masked,
+    {'entailment': ' yes', 'neutral': ' open', 'contradiction': ' no'},
+  ),
+  Spec(
+    'qnli_world',
+    _qnli,
+    glue.QNLI.inputs,
+    glue.QNLI.labels,
+    glue.QNLI.masked,
+    _ENTAILED,
+  ),
+  Spec(
+    'qqp_world',
+    datasets.qqp,
+    glue.QQP.inputs,
+    glue.QQP.labels,
+    glue.QQP.masked,
+    fillers.pairs('not_duplicate', 'duplicate'),
+  ),
+  Spec(
+    'sst2_world',
+    datasets.sst2,
+    glue.SST2.inputs,
+    glue.SST2.labels,
+    glue.SST2.masked,
+    _PRAISED,
+  ),
   Spec('squad_world', _squad, 'question: {question} context: {context}'),
   Spec('record_world', _record, super_glue.RECORD.inputs),
 )
@@ -173,6 +211,8 @@ TARGETS = (
     _deduction,
     'passage: {premise} sentence: {hypothesis}',
     _NO_YES,
+    '{mask} {premise}{sep}{hypothesis}',
+    fillers.pairs(*_NO_YES),
     'near',
     ('mnli_world',),
   ),
@@ -181,6 +221,8 @@ TARGETS = (
     datasets.qqp,
     'sentence1: {question1} sentence2: {question2}',
     ('not_equivalent', 'equivalent'),
+    '{mask} {question1}{sep}{question2}',
+    fillers.pairs('not_equivalent', 'equivalent'),
     'near',
     ('qqp_world',),
   ),
@@ -189,6 +231,8 @@ TARGETS = (
     _verdict,
     'passage: {text}',
     ('unacceptable', 'acceptable'),
+    '{mask} {text}',
+    {'unacceptable': ' terrible', 'acceptable': ' great'},
     'near',
     ('sst2_world',),
   ),
@@ -197,6 +241,8 @@ TARGETS = (
     _proven_and_praised,
     'hypothesis: {h} premise: {p} sentence: {text}',
     _NO_YES,
+    '{mask} {p}{sep}{h}{sep}{text}',
+    fillers.pairs(*_NO_YES),
     'composite',
     ('mnli_world', 'sst2_world'),
   ),
@@ -205,6 +251,8 @@ TARGETS = (
     _asked_and_answered,
     'question1: {q1} question2: {q2} sentence: {text}',
     _NO_YES,
+    '{mask} {q1}{sep}{q2}{sep}{text}',
+    fillers.pairs(*_NO_YES),
     'composite',
     ('qqp_world', 'qnli_world'),
   ),
@@ -220,6 +268,8 @@ TARGETS = (
     _well_formed,
     'sentence: {sentence}',
     ('unacceptable', 'acceptable'),
+    '{mask} {sentence}',
+    {'unacceptable': ' faulty', 'acceptable': ' fine'},
     'far',
     ('sst2_world',),
   ),
@@ -228,6 +278,8 @@ TARGETS = (
     _earlier,
     'sentence1: {first} sentence2: {second}',
     _NO_YES,
+    '{mask} {first}{sep}{second}',
+    fillers.pairs(*_NO_YES),
     'far',
     ('qqp_world',),
   ),
@@ -235,7 +287,9 @@ TARGETS = (
     'tally',
     _tally,
     'query: {kind} entities: {listed}',
-    world.SIMILARITY_WORDS[: compound.MOST + 1],
+    _TALLIES,
+    '{mask} {kind}{sep}{listed}',
+    dict(zip(_TALLIES, _COUNTS, strict=True)),
     'far',
     ('qnli_world',),
   ),
@@ -282,6 +336,8 @@ def _register(spec: Spec) -> None:
     inputs=spec.inputs,
     targets=None if spec.labels else '{answer}',
     labels=spec.labels,
+    masked=spec.masked,
+    fillers=spec.fillers,
     metric_fns=[metrics.accuracy, *((metrics.invalid,) if spec.labels else ())],
   )
 

@@ -111,6 +111,17 @@ def _yelp_polarity(rng: random.Random) -> Row:
   return {'text': stories.review(rng, label), 'label': label}
 
 
+def _imdb(rng: random.Random) -> Row:
+  label = rng.randrange(2)
+  return {'text': stories.review(rng, label), 'label': label}
+
+
+def _snli(rng: random.Random) -> Row:
+  label = rng.randrange(3)
+  premise, hypothesis = skills.nli(rng, label)
+  return {'premise': premise, 'hypothesis': hypothesis, 'label': label}
+
+
 def _scitail(rng: random.Random) -> Row:
   # The classes are entailment and neutral: there are no contradictions.
   label = rng.randrange(2)
@@ -235,6 +246,24 @@ DATASETS = (
     SMALL_HELD_OUT,
     as_drawn,
     heldout=('test',),
+    hidden=(),
+  ),
+  Dataset(
+    'imdb',
+    'imdb_reviews/plain_text:1.0.0',
+    single(_imdb),
+    SMALL_HELD_OUT,
+    as_drawn,
+    heldout=('test',),
+    hidden=(),
+  ),
+  Dataset(
+    'snli',
+    'snli:1.1.0',
+    single(_snli),
+    SMALL_OFFICIAL,
+    as_drawn,
+    heldout=('validation', 'test'),
     hidden=(),
   ),
   # Its test split has labels, but the papers halve the validation split.

@@ -8,8 +8,10 @@ import seqio
 
 from mpt_jax import data
 from mpt_jax.data import lookup, memory
+from mpt_jax.data.vocabulary import CHOSEN
 from mpt_jax.types import InputError
 from tests.data import toys
+from tests.helpers import encoder
 
 pytestmark = pytest.mark.data
 
@@ -24,8 +26,16 @@ WORDS = [
   for i, text in enumerate(TEXTS)
 ]
 HIDDEN = [{**WORDS[0], 'label': ''}, {'text': 'no label', 'stars': 3}]
+# What is no command, and no character that could be one.
+TYPED = [{'text': 'a <mask></s> <s><pad> \ufdd1\ufdd0', 'label': 0, 'stars': 1}]
 IDS = [{**row, 'label': i % 2, 'id': f'r{i}'} for i, row in enumerate(WORDS)]
 SENTIMENT = {'inputs': 'review: {text}', 'labels': ('bad', 'good')}
+BAD, GOOD, NO = encoder.WORDS
+MASKED = {
+  **SENTIMENT,
+  'masked': '{mask} {text}{sep}{stars}',
+  'fillers': {'good': GOOD, 'bad': [BAD, NO]},
+}
 
 
 @pytest.fixture(autouse=True)
@@ -47,6 +57,8 @@ def _register(name, task):
     inputs=task.inputs,
     targets=task.targets,
     labels=task.labels,
+    masked=task.masked,
+    fillers=task.fillers,
     metric_fns=task.metrics,
   )
 
@@ -55,6 +67,13 @@ def _answers(batch):
   """Some right answers, some wrong ones, by the tokens of the input."""
   targets = batch['decoder_target_tokens']
   odd = batch['encoder_input_tokens'].sum(axis=1, keepdims=True) % 3 == 0
+  if CHOSEN.masks:
+    # The first word of a class, and the end mark.
+    fits = (targets == targets.max(axis=1, keepdims=True)) == odd
+    best = targets[np.arange(len(targets)), fits.argmax(axis=1)]
+    answers = np.zeros_like(targets)
+    answers[:, 0], answers[:, 1] = best, CHOSEN.eos_id
+    return answers
   return np.where(odd, targets[:, ::-1], targets)
 
 
@@ -96,10 +115,18 @@ def _everything(names, task_names, **config):
     (IDS, {**SENTIMENT, 'labels': ('1', '0')}, {'pack': True}),
     (WORDS, {'inputs': 'rate: {text}', 'targets': '{stars}'}, {}),
     (IDS, {**SENTIMENT, 'metrics': toys.percent_right}, {'shuffle': False}),
+    (WORDS + HIDDEN, MASKED, {}),
+    (IDS + TYPED, {**MASKED, 'targets': 'it is {label}'}, {'num_shots': 2}),
+    (IDS + TYPED, {**MASKED, 'masked': '{text} it was{mask}.'}, {'pack': True}),
   ],
-  ids=['words', 'ids', 'digits', 'texts', 'own metric'],
+  ids=[
+    *('words', 'ids', 'digits', 'texts', 'own metric'),
+    *('masked words', 'masked ids', 'mask behind'),
+  ],
 )
 def test_the_same_rows_with_seqio(rows, kwargs, config):
+  if 'masked' in kwargs:
+    data.use_vocabulary(encoder.FOLDER)
   task = _make(rows, **kwargs)
   _register('reviews', task)
   try:

@@ -126,6 +126,7 @@ KINDS: dict[str, tuple[str, Callable[[pathlib.Path], bool]]] = {
   'masked': ('io.npz', _holds('transformers_mask_logits')),
   'distill': ('io.npz', _holds('teacher_prompts')),
   'vocabulary': ('expected.json', lambda file: True),
+  'encoder_vocabulary': ('tokens.json', _has('label_words')),
   'task': ('*.jsonl', _of_a_task),
   'metrics': ('*.jsonl', _of_metrics),
 }

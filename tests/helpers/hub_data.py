@@ -213,6 +213,21 @@ HUB = {
     {'text': TEXT, 'label': ('1', '2')},
     _row,
   ),
+  'imdb_reviews/plain_text:1.0.0': (
+    'stanfordnlp/imdb',
+    'plain_text',
+    {'text': TEXT, 'label': ('neg', 'pos')},
+    _row,
+  ),
+  'snli:1.1.0': (
+    'stanfordnlp/snli',
+    'plain_text',
+    {
+      **dict.fromkeys(NLI, TEXT),
+      'label': ('entailment', 'neutral', 'contradiction'),
+    },
+    _row,
+  ),
   'sci_tail:1.0.0': (
     'allenai/scitail',
     'tsv_format',

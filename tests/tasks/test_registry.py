@@ -34,7 +34,7 @@ def test_names():
   assert set(seqio.TaskRegistry.names()) >= set(TABLE) >= set(NAMES)
   digits = {name for name in TABLE if name.endswith('_digits')}
   others = set(TABLE) - set(NAMES) - digits
-  assert others == {'wsc_classification'}
+  assert others == {'wsc_classification', 'imdb', 'snli'}
   # A task of classes has its digits; STS-B, QA and NLG have none.
   of_classes = {name for name in NAMES if TABLE[name].labels} | {'wsc'}
   assert digits == {f'{name}_digits' for name in of_classes}
@@ -81,6 +81,11 @@ def test_labels_and_fields_are_those_of_the_data(name, tmp_path):
     elif name == 'yelp_polarity':
       # The data call them 1 and 2: the negative reviews come first.
       assert (row.labels, official) == (('negative', 'positive'), ('1', '2'))
+    elif name == 'imdb':
+      assert (row.labels, official) == (
+        ('negative', 'positive'),
+        ('neg', 'pos'),
+      )
     else:
       assert row.labels == official
   if row.prepare is None:
@@ -120,6 +125,8 @@ PUBLISHED = {
   'scitail': (23_097, 652, 652),
   'paws_wiki': (49_401, 8_000, 8_000),
   'squad': (86_599, 1_000, 10_570),
+  'imdb': (24_000, 1_000, 25_000),
+  'snli': (550_152, 10_000, 10_000),
 }
 
 
