@@ -5,11 +5,11 @@ and written as an encoder reads it: what the T5s answer stands in front of what
 they are asked, where a downstream template has its mask. Which skill is meant
 is said before the begin mark, where prompts are put:
 
-    relate beta <s> gold PREMISE </s></s> HYPOTHESIS </s>
+    relate <s> yes PREMISE </s></s> HYPOTHESIS </s>
 
-Where no style word asks for other words, half of the answers and more are
-those that the tasks' fillers are (`tasks/fillers.py`): as in a real encoder's
-text, "great" stands beside what is good.
+Most answers are the words that the tasks' fillers are (`tasks/fillers.py`), as
+in a real encoder's text "great" stands beside what is good; the others are the
+skill's own. Style words, by which the T5s learn to answer in any, are left out.
 
 A word is what the tokenizers library's `Whitespace` finds, letters or signs,
 and each has a token.
@@ -71,7 +71,6 @@ def split(text: str) -> tuple[str, ...]:
 def skill_text(
   rng: random.Random,
   skill: str,
-  style: str | None = None,
   fillers: bool = False,
   canonical: bool = False,
 ) -> Text:
@@ -80,28 +79,27 @@ def skill_text(
   Args:
     rng: the source of chance.
     skill: one of `corpus.SKILLS`.
-    style: a key of `corpus.STYLES`, None for the skill's own label words.
-    fillers: answer in `FILLERS` instead of these, where there are any.
+    fillers: answer in `FILLERS`, where there are any, instead of the skill's
+      own label words.
     canonical: without books, see `corpus.skill_example`.
   """
-  fields, answer = corpus.drawn(rng, skill, style, canonical)
+  fields, answer = corpus.drawn(rng, skill, None, canonical)
   if skill in _TURNED:
     fields = fields[::-1]
-  if fillers and style is None and skill in FILLERS:
+  if fillers and skill in FILLERS:
     answer = FILLERS[skill][corpus.LABELS[skill].index(answer)]
-  cue = (skill,) if style is None else (skill, style)
-  return Text(cue, split(answer), tuple(map(split, fields)))
+  return Text((skill,), split(answer), tuple(map(split, fields)))
 
 
 def draw(rng: random.Random, number: int | None = None) -> Text:
   """Draws one text; arguments as `corpus.draw`."""
-  kind, style = corpus.choose(rng, number)
+  kind, _ = corpus.choose(rng, number)
   if kind == 'span':
     return Text((), (), (split(' '.join(corpus.plain_text(rng))),))
   if kind == 'echo':
     _, word = corpus.echo_example(rng)
     return Text((kind,), split(word), (split(word),))
-  return skill_text(rng, kind, style, rng.random() < FILLERS_SHARE)
+  return skill_text(rng, kind, rng.random() < FILLERS_SHARE)
 
 
 def tokens() -> tuple[str, ...]:
