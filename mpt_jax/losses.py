@@ -6,6 +6,7 @@ uneven batches, micro-batches and devices is exact.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -197,3 +198,98 @@ def _members(weights: Array, rows: Array, num_tasks: int) -> Array:
   """[B, N, K] bool: whether a place counts, and for which task."""
   same = rows[..., None] == jnp.arange(num_tasks)[None, None]
   return same & (weights[..., None] > 0)
+
+
+class Choices(NamedTuple):
+  """The label words that the examples of a batch offer.
+
+  Attributes:
+    same: [B, T, T] bool, whether two places hold words of one example.
+    of_class: [B, T, T] float32, 1 / n where the second place is one of the n
+      words of the class at the first, else 0.
+    is_first: [B, T] bool, whether it is the first word of a class.
+  """
+
+  same: Array
+  of_class: Array
+  is_first: Array
+
+
+def choices(
+  words: Array, classes: Array, segment_ids: Array | None = None
+) -> Choices:
+  """Reads label words as a batch holds them.
+
+  Args:
+    words: [B, T] int32, 0 is padding.
+    classes: [B, T] int32, each word's class, from 1; those of a class stand
+      next to one another.
+    segment_ids: [B, T] int32, the example of each word in a packed row.
+  """
+  real = words > 0
+  same = real[:, :, None] & real[:, None]
+  if segment_ids is not None:
+    same &= segment_ids[:, :, None] == segment_ids[:, None]
+  of_class = same & (classes[:, :, None] == classes[:, None])
+  before = jnp.tril(jnp.ones(same.shape[1:], bool), -1)[None]
+  is_first = real & ~jnp.any(of_class & before, axis=-1)
+  shares = of_class.astype(jnp.float32)
+  shares /= jnp.maximum(shares.sum(axis=-1, keepdims=True), 1.0)
+  return Choices(same, shares, is_first)
+
+
+def choice_scores(logits: Array, offered: Choices) -> Array:
+  """The score of each word's class: the mean over its words' logits.
+
+  Args:
+    logits: [B, T] float, of the words.
+    offered: `choices` of the batch.
+
+  Returns:
+    [B, T] float32.
+  """
+  # Selected, not multiplied: padding must not make a NaN of others.
+  chosen = jnp.where(offered.of_class > 0, logits[:, None], 0.0)
+  return jnp.sum(chosen * offered.of_class, axis=-1).astype(jnp.float32)
+
+
+def choice_log_probs(scores: Array, offered: Choices) -> Array:
+  """Log softmax over the classes of each word's own example.
+
+  Args:
+    scores: [B, T] float, see `choice_scores`.
+    offered: `choices` of the batch.
+
+  Returns:
+    [B, T] float32, in nats; 0 at padding.
+  """
+  rivals = offered.same & offered.is_first[:, None]
+  real = jnp.any(rivals, axis=-1)
+  rivals = jnp.where(real[..., None], rivals, True)
+  log_z = jax.nn.logsumexp(
+    jnp.where(rivals, scores[:, None], -jnp.inf), axis=-1
+  )
+  return jnp.where(real, scores - log_z, 0.0)
+
+
+def choice_kl(
+  teacher: Array, student: Array, offered: Choices, temperature: float = 1.0
+) -> Array:
+  """KL(teacher || student) over an example's classes, at each of its words.
+
+  Args:
+    teacher: [B, T] float, see `choice_scores`.
+    student: [B, T] float.
+    offered: `choices` of the batch.
+    temperature: see `kl_per_token`.
+
+  Returns:
+    [B, T] float32, in nats, times temperature squared; 0 at padding.
+  """
+  check_shape('student scores', student, teacher.shape)
+  known = choice_log_probs(teacher / temperature, offered)
+  found = choice_log_probs(student / temperature, offered)
+  terms = jnp.exp(known) * (known - found)
+  rivals = offered.same & offered.is_first[:, None]
+  kl = jnp.sum(jnp.where(rivals, terms[:, None], 0.0), axis=-1)
+  return temperature**2 * kl

@@ -1,10 +1,14 @@
-"""Prompted T5: from parameters and a batch to losses, scores and decodes.
+"""Prompted backbones: from parameters and a batch to losses and answers.
 
 The model classes know no engine (the native trainer and T5X call the same
 methods) and no task. They hold no arrays, only static settings, so that they
 are hashable and a jitted step is compiled once per model.
 
-A parameter tree is the T5 tree with up to two more branches at the top:
+A family of backbones has its class: `PromptedT5` answers with any text,
+`PromptedMaskedModel` with the label words that a batch offers. `class_of` says
+which, with or without a lesson.
+
+A parameter tree is the backbone's with up to two more branches at the top:
 `prompts/...` or `delta/...` (what a method learns, see `methods.base`) and,
 for distillation, `teacher_prompts/prompt_table` [K, P, D].
 """
@@ -12,13 +16,13 @@ for distillation, `teacher_prompts/prompt_table` [K, P, D].
 from collections.abc import Mapping
 import contextlib
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from mpt_jax import losses, methods, t5
+from mpt_jax import backbones, losses, methods, roberta, t5
 from mpt_jax.engine import params as params_lib
 from mpt_jax.t5 import decoding
 from mpt_jax.types import Array, Batch, InputError, PyTree, check_shape
@@ -34,8 +38,8 @@ NORMALIZERS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class PromptedT5:
-  """T5 with what a method learns for it, or T5 alone.
+class PromptedModel:
+  """A backbone with what a method learns for it, or a backbone alone.
 
   Attributes:
     config: sizes of the backbone.
@@ -47,19 +51,20 @@ class PromptedT5:
       'AVERAGE_PER_SEQUENCE' (mean over tokens, then over examples), as in T5X.
     label_smoothing: see `losses.cross_entropy_per_token`.
     z_loss: see `losses.cross_entropy_per_token`.
-    eos_id: id at which decoding stops.
-    start_id: first input of the decoder. A run's record has it in the
-      fingerprint of the backbone, not here.
+    eos_id: the end mark of an answer.
   """
 
-  config: t5.T5Config
+  config: Any
   method: methods.Method | None = None
   num_tasks: int = 1
   loss_normalizing_factor: float | str | None = 'NUM_REAL_TARGET_TOKENS'
   label_smoothing: float = 0.0
   z_loss: float = 0.0
   eos_id: int = 1
-  start_id: int = dataclasses.field(default=0, repr=False)
+
+  # How many times the network takes tokens, and the sides with states.
+  _inputs: ClassVar[int] = 1
+  _sides: ClassVar[tuple[str, ...]] = ('encoder',)
 
   def __post_init__(self):
     factor = self.loss_normalizing_factor
@@ -70,9 +75,27 @@ class PromptedT5:
       )
 
   @property
-  def module(self) -> t5.Transformer:
+  def module(self) -> Any:
     """The backbone's Flax module."""
-    return t5.Transformer(self.config)
+    return backbones.family(self.config).network(self.config)
+
+  @property
+  def special_ids(self) -> dict[str, int]:
+    """The settings that are ids."""
+    return {'eos_id': self.eos_id}
+
+  def answering(
+    self, method: methods.Method | None, num_tasks: int
+  ) -> 'PromptedModel':
+    """Returns a model of this backbone that answers with another method.
+
+    Args:
+      method: the method.
+      num_tasks: K.
+    """
+    # Losses and lessons have no part in answers.
+    plain = class_of(self.config)
+    return plain(self.config, method, num_tasks, **self.special_ids)
 
   @property
   def prompt_length(self) -> int:
@@ -111,7 +134,7 @@ class PromptedT5:
     tokens = jnp.ones((1, 2), jnp.int32)
     params = dict(
       self.module.init(
-        backbone_key, tokens, tokens, tokens, enable_dropout=False
+        backbone_key, *[tokens] * self._inputs, enable_dropout=False
       )['params']
     )
     if self.method is not None and self.method.branch is not None:
@@ -245,6 +268,204 @@ class PromptedT5:
     return self.decode_batch(params, batch, rng, **decoding)[0]
 
   def decode_batch(
+    self,
+    params: PyTree,
+    batch: Batch,
+    rng: Array | None = None,
+    **decoding: Any,
+  ) -> tuple[Array, Array]:
+    """Answers an unpacked batch.
+
+    Args:
+      params: the parameter tree.
+      batch: model features.
+      rng: key for sampling.
+      **decoding: how, see `PromptedT5.decode_batch`.
+
+    Returns:
+      [B, T] int32: ids with EOS, then 0; and [B] float32: the log probability
+      of each row.
+    """
+    raise NotImplementedError
+
+  def score_batch(self, params: PyTree, batch: Batch) -> Array:
+    """Log probability of each row's target.
+
+    Args:
+      params: the parameter tree.
+      batch: unpacked model features.
+
+    Returns:
+      [B] float32, in nats.
+    """
+    raise NotImplementedError
+
+  def score_words(self, params: PyTree, batch: Batch, words: Array) -> Array:
+    """Log probability of each of a few answers to every input.
+
+    Args:
+      params: the parameter tree.
+      batch: `encoder_input_tokens` [B, S] and, with prompts, the two prompt
+        features.
+      words: [C, T] int32, each with its end mark, then 0.
+
+    Returns:
+      [B, C] float32, in nats.
+    """
+    raise NotImplementedError
+
+  def weigh_batch(self, params: PyTree, batch: Batch) -> Array:
+    """What each example's prompt is made of.
+
+    Args:
+      params: the parameter tree.
+      batch: unpacked model features.
+
+    Returns:
+      [B, N] float32, see `methods.PromptsByExample.example_weights`.
+    """
+    assert isinstance(self.method, methods.PromptsByExample)
+    inputs = self.method_inputs(params, batch, answering=True)
+    return self.method.example_weights(params[methods.PROMPTS], inputs)
+
+  # -- parts ----------------------------------------------------------------
+
+  def _variables(self, params: PyTree, batch: Batch) -> dict[str, Any]:
+    """The network's collections: the backbone, and what enters it."""
+    branches = backbones.family(self.config).branches
+    backbone = {k: params[k] for k in branches if k in params}
+    variables = {'params': backbone}
+    if isinstance(self.method, methods.Delta):
+      learned = params_lib.flatten(params[methods.DELTA])
+      laid_out = self.method.laid_out(learned, self.config)
+      delta = params_lib.unflatten(laid_out)
+      if self.num_tasks > 1:
+        delta = methods.by_rows(delta, _example_rows(batch))
+      variables[methods.DELTA] = _like_layers(delta, backbone)
+    return variables
+
+  def _entered(self) -> contextlib.AbstractContextManager[Any]:
+    """The method in the network, as long as that is called or traced."""
+    if isinstance(self.method, methods.Delta):
+      return nn.intercept_methods(self.method.intercept)
+    return contextlib.nullcontext()
+
+  def _prompt_inputs(
+    self,
+    params: PyTree,
+    table: Array | None,
+    batch: Batch,
+    answering: bool = False,
+  ) -> dict[str, Any]:
+    by_example = isinstance(self.method, methods.PromptsByExample)
+    if table is None and not by_example:
+      return {}
+    slots = batch['encoder_prompt_slots']
+    rows = batch['encoder_task_ids']
+    check_shape('encoder_prompt_slots', slots, rows.shape)
+    if isinstance(self.method, methods.PromptsByExample):
+      # An example's prompt stands in its own row of the table.
+      inputs = self.method_inputs(params, batch, answering)
+      table = self.method.example_prompts(params[methods.PROMPTS], inputs)
+      rows = jnp.broadcast_to(jnp.arange(len(slots))[:, None], slots.shape)
+    return {
+      'prompt_table': table,
+      'encoder_prompt_slots': slots,
+      'encoder_task_ids': rows,
+    }
+
+  def _places(self, batch: Batch) -> dict[str, tuple[Array, Array]]:
+    """{term: (weights, prompt table rows)}, both [B, T] or [B, S]."""
+    rows, weights = self._decoder_rows(batch), _token_weights(batch)
+    loss_weights = weights
+    if self.loss_normalizing_factor == 'AVERAGE_PER_SEQUENCE':
+      loss_weights = weights / jnp.maximum(_sequence_sums(weights, batch), 1.0)
+    return {
+      'cross_entropy': (loss_weights, rows),
+      'z_loss': (loss_weights, rows),
+      'token_accuracy': (weights, rows),
+    }
+
+  def _forward(
+    self,
+    params: PyTree,
+    table: Array | None,
+    batch: Batch,
+    dropout_rng: Array | None,
+    hidden_states: bool = False,
+    answering: bool = False,
+  ) -> tuple[Array, dict[str, tuple[Array, ...]]]:
+    """What targets are judged by, and on request each side's hidden states."""
+    raise NotImplementedError
+
+  def _target_values(self, logits: Array, batch: Batch) -> dict[str, Array]:
+    """[B, T] float32 of each term, at every target."""
+    raise NotImplementedError
+
+  def _divergence(
+    self, teacher: Array, student: Array, batch: Batch, temperature: float
+  ) -> Array:
+    """[B, T] float32: how far a student is from its teacher."""
+    raise NotImplementedError
+
+  def _lesson_weights(self, batch: Batch) -> Array:
+    """[B, T] float32: where that counts."""
+    raise NotImplementedError
+
+  def _by_task(self, values: Mapping[str, Array], batch: Batch) -> Metrics:
+    places = self._places(batch)
+    return {
+      name: losses.weighted_by_task(value, *places[name], self.num_tasks)
+      for name, value in values.items()
+    }
+
+  def _decoder_rows(self, batch: Batch) -> Array:
+    """[B, T] int32: the prompt table row of the example at each target."""
+    targets = batch['decoder_target_tokens']
+    if not self.prompt_length and self.num_tasks == 1:
+      return jnp.zeros_like(targets)
+    rows = batch['encoder_task_ids']
+    if 'encoder_segment_ids' in batch:
+      # An example has the same segment number on both sides of its row.
+      same = (
+        batch['decoder_segment_ids'][:, :, None]
+        == batch['encoder_segment_ids'][:, None, :]
+      )  # [B, T, S]
+      return jnp.max(jnp.where(same, rows[:, None, :], 0), axis=-1)
+    return jnp.broadcast_to(_example_rows(batch)[:, None], targets.shape)
+
+  def _normalizer(self, terms: Metrics, num_targets: Array | int) -> Array:
+    factor = self.loss_normalizing_factor
+    if factor is None:
+      return jnp.float32(1.0)
+    if factor == 'NUM_TOTAL_TARGET_TOKENS':
+      return jnp.float32(num_targets)
+    if isinstance(factor, str):
+      # Tokens, or with AVERAGE_PER_SEQUENCE examples: see `_target_terms`.
+      return jnp.maximum(terms['cross_entropy'][1].sum(), 1.0)
+    return jnp.float32(factor)
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptedT5(PromptedModel):
+  """T5 with what a method learns for it, or T5 alone.
+
+  Attributes:
+    start_id: first input of the decoder. A run's record has it in the
+      fingerprint of the backbone, not here.
+  """
+
+  _inputs: ClassVar[int] = 3
+  _sides: ClassVar[tuple[str, ...]] = ('encoder', 'decoder')
+
+  start_id: int = dataclasses.field(default=0, repr=False)
+
+  @property
+  def special_ids(self) -> dict[str, int]:
+    """The settings that are ids."""
+    return {'eos_id': self.eos_id, 'start_id': self.start_id}
+
+  def decode_batch(  # type: ignore[override]
     self,
     params: PyTree,
     batch: Batch,
@@ -384,65 +605,6 @@ class PromptedT5:
     found = jnp.where(targets > 0, -loss, 0.0)
     return found.reshape(len(tokens), count, length).sum(axis=-1)
 
-  def weigh_batch(self, params: PyTree, batch: Batch) -> Array:
-    """What each example's prompt is made of.
-
-    Args:
-      params: the parameter tree.
-      batch: unpacked model features.
-
-    Returns:
-      [B, N] float32, see `methods.PromptsByExample.example_weights`.
-    """
-    assert isinstance(self.method, methods.PromptsByExample)
-    inputs = self.method_inputs(params, batch, answering=True)
-    return self.method.example_weights(params[methods.PROMPTS], inputs)
-
-  # -- parts ----------------------------------------------------------------
-
-  def _variables(self, params: PyTree, batch: Batch) -> dict[str, Any]:
-    """The network's collections: the backbone, and what enters it."""
-    backbone = {k: params[k] for k in _BACKBONE if k in params}
-    variables = {'params': backbone}
-    if isinstance(self.method, methods.Delta):
-      learned = params_lib.flatten(params[methods.DELTA])
-      laid_out = self.method.laid_out(learned, self.config)
-      delta = params_lib.unflatten(laid_out)
-      if self.num_tasks > 1:
-        delta = methods.by_rows(delta, _example_rows(batch))
-      variables[methods.DELTA] = _like_layers(delta, backbone)
-    return variables
-
-  def _entered(self) -> contextlib.AbstractContextManager[Any]:
-    """The method in the network, as long as that is called or traced."""
-    if isinstance(self.method, methods.Delta):
-      return nn.intercept_methods(self.method.intercept)
-    return contextlib.nullcontext()
-
-  def _prompt_inputs(
-    self,
-    params: PyTree,
-    table: Array | None,
-    batch: Batch,
-    answering: bool = False,
-  ) -> dict[str, Any]:
-    by_example = isinstance(self.method, methods.PromptsByExample)
-    if table is None and not by_example:
-      return {}
-    slots = batch['encoder_prompt_slots']
-    rows = batch['encoder_task_ids']
-    check_shape('encoder_prompt_slots', slots, rows.shape)
-    if isinstance(self.method, methods.PromptsByExample):
-      # An example's prompt stands in its own row of the table.
-      inputs = self.method_inputs(params, batch, answering)
-      table = self.method.example_prompts(params[methods.PROMPTS], inputs)
-      rows = jnp.broadcast_to(jnp.arange(len(slots))[:, None], slots.shape)
-    return {
-      'prompt_table': table,
-      'encoder_prompt_slots': slots,
-      'encoder_task_ids': rows,
-    }
-
   def _forward(
     self,
     params: PyTree,
@@ -490,54 +652,229 @@ class PromptedT5:
     right = losses.is_likeliest(logits, targets).astype(jnp.float32)
     return {'cross_entropy': loss, 'z_loss': z_loss, 'token_accuracy': right}
 
-  def _places(self, batch: Batch) -> dict[str, tuple[Array, Array]]:
-    """{term: (weights, prompt table rows)}, both [B, T] or [B, S]."""
-    rows, weights = self._decoder_rows(batch), _token_weights(batch)
-    loss_weights = weights
-    if self.loss_normalizing_factor == 'AVERAGE_PER_SEQUENCE':
-      loss_weights = weights / jnp.maximum(_sequence_sums(weights, batch), 1.0)
-    return {
-      'cross_entropy': (loss_weights, rows),
-      'z_loss': (loss_weights, rows),
-      'token_accuracy': (weights, rows),
-    }
+  def _divergence(
+    self, teacher: Array, student: Array, batch: Batch, temperature: float
+  ) -> Array:
+    return losses.kl_per_token(teacher, student, temperature)
 
-  def _by_task(self, values: Mapping[str, Array], batch: Batch) -> Metrics:
-    places = self._places(batch)
-    return {
-      name: losses.weighted_by_task(value, *places[name], self.num_tasks)
-      for name, value in values.items()
-    }
-
-  def _decoder_rows(self, batch: Batch) -> Array:
-    """[B, T] int32: the prompt table row of the example at each target."""
-    targets = batch['decoder_target_tokens']
-    if not self.prompt_length and self.num_tasks == 1:
-      return jnp.zeros_like(targets)
-    rows = batch['encoder_task_ids']
-    if 'encoder_segment_ids' in batch:
-      # An example has the same segment number on both sides of its row.
-      same = (
-        batch['decoder_segment_ids'][:, :, None]
-        == batch['encoder_segment_ids'][:, None, :]
-      )  # [B, T, S]
-      return jnp.max(jnp.where(same, rows[:, None, :], 0), axis=-1)
-    return jnp.broadcast_to(_example_rows(batch)[:, None], targets.shape)
-
-  def _normalizer(self, terms: Metrics, num_targets: Array | int) -> Array:
-    factor = self.loss_normalizing_factor
-    if factor is None:
-      return jnp.float32(1.0)
-    if factor == 'NUM_TOTAL_TARGET_TOKENS':
-      return jnp.float32(num_targets)
-    if isinstance(factor, str):
-      # Tokens, or with AVERAGE_PER_SEQUENCE examples: see `_target_terms`.
-      return jnp.maximum(terms['cross_entropy'][1].sum(), 1.0)
-    return jnp.float32(factor)
+  def _lesson_weights(self, batch: Batch) -> Array:
+    return (batch['decoder_target_tokens'] > 0).astype(jnp.float32)
 
 
 @dataclasses.dataclass(frozen=True)
-class DistilledPromptedT5(PromptedT5):
+class PromptedMaskedModel(PromptedModel):
+  """A masked encoder that answers with one of its task's label words.
+
+  The batch says which these are: `decoder_target_tokens` [B, T] are the words
+  of the example's task, class after class, `decoder_input_tokens` the number
+  of each one's class from 1, and `decoder_loss_weights` 1 at the first word of
+  the right class. A class scores the mean of its words' logits at the mask
+  (Ding et al., "OpenPrompt", ACL 2022), and the loss is the cross entropy of
+  the softmax over the example's own classes (Su et al., NAACL 2022). An
+  example is read at its mask, see `roberta.find_masks`.
+
+  Attributes:
+    mask_id: the id of the mask.
+  """
+
+  mask_id: int | None = None
+
+  def __post_init__(self):
+    super().__post_init__()
+    if self.mask_id is None:
+      raise InputError(
+        'the backbone fills in masks, and there is no tokenizer beside it that'
+        ' says which id the mask has: put tokenizer.json, or vocab.json and'
+        ' merges.txt, into its folder'
+      )
+    if self.label_smoothing:
+      raise InputError(
+        f'LABEL_SMOOTHING = {self.label_smoothing}: label words are not'
+        ' smoothed; give 0.0'
+      )
+
+  @property
+  def special_ids(self) -> dict[str, int]:
+    """The settings that are ids."""
+    assert self.mask_id is not None
+    return {'eos_id': self.eos_id, 'mask_id': self.mask_id}
+
+  def decode_batch(
+    self,
+    params: PyTree,
+    batch: Batch,
+    rng: Array | None = None,
+    **decoding: Any,
+  ) -> tuple[Array, Array]:
+    """Answers an unpacked batch with the best of its label words.
+
+    Args:
+      params: the parameter tree.
+      batch: model features.
+      rng: not used.
+      **decoding: the best word is found exactly, however one searches.
+
+    Returns:
+      [B, 2] int32: the first word of the best class, and the end mark; 0
+      where no score is a number. And [B] float32: its log probability among
+      the classes.
+    """
+    del rng
+    if decoding.get('temperature'):
+      raise InputError(
+        f'temperature is {decoding["temperature"]}: label words are searched,'
+        ' not sampled; give 0.0'
+      )
+    scores, _ = self._forward(
+      params, self.prompt_table(params), batch, None, answering=True
+    )
+    words = batch['decoder_target_tokens']
+    choices = _choices(batch)
+    first = jnp.where(choices.is_first, scores, -jnp.inf)
+    best = jnp.argmax(first, axis=-1, keepdims=True)
+    word = jnp.take_along_axis(words, best, axis=-1)
+    # An argmax of NaN is a class like any other.
+    broken = jnp.any(choices.is_first & ~jnp.isfinite(scores), axis=-1)
+    tokens = jnp.concatenate([word, jnp.full_like(word, self.eos_id)], axis=-1)
+    found = losses.choice_log_probs(scores, choices)
+    found = jnp.take_along_axis(found, best, axis=-1)[:, 0]
+    return jnp.where(broken[:, None], 0, tokens), found
+
+  def score_batch(self, params: PyTree, batch: Batch) -> Array:
+    """Log probability of each row's class among those of its task.
+
+    Args:
+      params: the parameter tree.
+      batch: unpacked model features.
+
+    Returns:
+      [B] float32, in nats.
+    """
+    scores, _ = self._forward(
+      params, self.prompt_table(params), batch, None, answering=True
+    )
+    found = losses.choice_log_probs(scores, _choices(batch))
+    return jnp.sum(found * _token_weights(batch), axis=-1)
+
+  def score_words(self, params: PyTree, batch: Batch, words: Array) -> Array:
+    """Log probability of each of a few classes for every input.
+
+    Args:
+      params: the parameter tree.
+      batch: `encoder_input_tokens` [B, S] and, with prompts, the two prompt
+        features.
+      words: [C, T] int32, the words of each class, then the end mark, then 0.
+
+    Returns:
+      [B, C] float32, in nats; 0 for a class of none.
+    """
+    real = (words != self.eos_id) & (words > 0)
+    some = jnp.any(real, axis=-1)
+    logits = self._fill(
+      params, self.prompt_table(params), batch, words.reshape(1, 1, -1)
+    )[0]
+    logits = jnp.where(real[None], logits.reshape(-1, *words.shape), 0.0)
+    counts = jnp.maximum(real.sum(axis=-1), 1)[None]
+    means = jnp.where(some[None], logits.sum(axis=-1) / counts, -jnp.inf)
+    return jnp.where(some[None], jax.nn.log_softmax(means, axis=-1), 0.0)
+
+  def _fill(
+    self,
+    params: PyTree,
+    table: Array | None,
+    batch: Batch,
+    words: Array,
+    dropout_rng: Array | None = None,
+    answering: bool = True,
+  ) -> tuple[Array, tuple[Array, ...]]:
+    """Logits [B, N, W] of words [B or 1, N, W] at the masks, and the states.
+
+    N is T in packed rows, where each target has its own example, else 1.
+    """
+    inputs = self._prompt_inputs(params, table, batch, answering)
+    if inputs:
+      inputs['mask_id'] = self.mask_id
+    tokens = batch['encoder_input_tokens']
+    slots = batch.get('encoder_prompt_slots', jnp.zeros_like(tokens))
+    inputs['encoder_prompt_slots'] = slots
+    segments = batch.get('encoder_segment_ids')
+    variables = self._variables(params, batch)
+    with self._entered():
+      encoded: Any
+      encoded, states = self.module.apply(
+        variables,
+        tokens,
+        segments,
+        batch.get('encoder_positions'),
+        enable_dropout=dropout_rng is not None,
+        rngs=None if dropout_rng is None else {'dropout': dropout_rng},
+        method='encode',
+        **inputs,
+      )
+      assert self.mask_id is not None
+      masks = roberta.find_masks(tokens, slots, self.mask_id, segments)[:, None]
+      if segments is not None:
+        own = batch['decoder_segment_ids'][:, :, None] == segments[:, None]
+        masks = masks & own
+      # The first one, of several.
+      place = jnp.argmax(masks, axis=-1)[..., None]
+      at_mask = jnp.take_along_axis(encoded, place, axis=1)
+      logits: Any = self.module.apply(variables, at_mask, words, method='fill')
+    return logits, states
+
+  def _forward(
+    self,
+    params: PyTree,
+    table: Array | None,
+    batch: Batch,
+    dropout_rng: Array | None,
+    hidden_states: bool = False,
+    answering: bool = False,
+  ) -> tuple[Array, dict[str, tuple[Array, ...]]]:
+    """Scores [B, T] of the classes, at each of their words; the states."""
+    words = batch['decoder_target_tokens']
+    packed = 'encoder_segment_ids' in batch
+    words = words[:, :, None] if packed else words[:, None]
+    logits, states = self._fill(
+      params, table, batch, words, dropout_rng, answering
+    )
+    logits = logits[..., 0] if packed else logits[:, 0]
+    scores = losses.choice_scores(logits, _choices(batch))
+    return scores, {'encoder': states} if hidden_states else {}
+
+  def _target_values(self, scores: Array, batch: Batch) -> dict[str, Array]:
+    """[B, T] float32 of each term, at every label word."""
+    choices = _choices(batch)
+    found = losses.choice_log_probs(scores, choices)
+    log_z = jnp.where(choices.is_first, scores - found, 0.0)
+    best = jnp.max(jnp.where(choices.same, scores[:, None], -jnp.inf), axis=-1)
+    return {
+      'cross_entropy': -found,
+      'z_loss': self.z_loss * jnp.square(log_z),
+      'token_accuracy': (scores >= best).astype(jnp.float32),
+    }
+
+  def _divergence(
+    self, teacher: Array, student: Array, batch: Batch, temperature: float
+  ) -> Array:
+    return losses.choice_kl(teacher, student, _choices(batch), temperature)
+
+  def _lesson_weights(self, batch: Batch) -> Array:
+    """Once for each example."""
+    return _token_weights(batch)
+
+
+def _choices(batch: Batch) -> losses.Choices:
+  """The label words that a batch offers."""
+  return losses.choices(
+    batch['decoder_target_tokens'],
+    batch['decoder_input_tokens'],
+    batch.get('decoder_segment_ids'),
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Distilled(PromptedModel):
   """A student taught by its tasks' finished prompts (MPT, source stage).
 
   total = L_PLM + logits_weight * L_logits + hidden_weight * L_hidden; both
@@ -576,7 +913,7 @@ class DistilledPromptedT5(PromptedT5):
   @property
   def term_names(self) -> tuple[str, ...]:
     """The names that `loss_terms` returns."""
-    hidden = 'hidden_loss_encoder', 'hidden_loss_decoder'
+    hidden = [f'hidden_loss_{side}' for side in self._sides]
     return (*super().term_names, 'logits_loss', *hidden)
 
   def get_initial_variables(
@@ -585,7 +922,7 @@ class DistilledPromptedT5(PromptedT5):
     input_shapes: Mapping[str, tuple[int, ...]] | None = None,
     input_types: Mapping[str, Any] | None = None,
   ) -> dict[str, PyTree]:
-    """As `PromptedT5`, with a teacher table of zeros to be filled."""
+    """As without a lesson; the teacher table is zeros, to be filled."""
     variables = super().get_initial_variables(rng, input_shapes, input_types)
     shape = (self.num_tasks, self.prompt_length, self.config.emb_dim)
     variables['params']['teacher_prompts'] = {
@@ -596,7 +933,7 @@ class DistilledPromptedT5(PromptedT5):
   def loss_terms(
     self, params: PyTree, batch: Batch, dropout_rng: Array | None
   ) -> Metrics:
-    """As `PromptedT5`, with the logits loss and one hidden loss a side."""
+    """As without a lesson, with the logits loss and a hidden loss a side."""
     student_logits, student = self._forward(
       params, self.prompt_table(params), batch, dropout_rng, True
     )
@@ -606,10 +943,10 @@ class DistilledPromptedT5(PromptedT5):
       )
     )
     values = self._target_values(student_logits, batch)
-    values['logits_loss'] = losses.kl_per_token(
-      teacher_logits, student_logits, self.temperature
+    values['logits_loss'] = self._divergence(
+      teacher_logits, student_logits, batch, self.temperature
     )
-    for side in ('encoder', 'decoder'):
+    for side in self._sides:
       pairs = zip(
         losses.select_states(teacher[side], self.hidden_layers),
         losses.select_states(student[side], self.hidden_layers),
@@ -623,13 +960,17 @@ class DistilledPromptedT5(PromptedT5):
 
   def _places(self, batch: Batch) -> dict[str, tuple[Array, Array]]:
     places = super()._places(batch)
-    real = (batch['decoder_target_tokens'] > 0).astype(jnp.float32)
-    targets = real, self._decoder_rows(batch)
-    places['logits_loss'] = places['hidden_loss_decoder'] = targets
-    places['hidden_loss_encoder'] = (
-      (batch['encoder_input_tokens'] > 0).astype(jnp.float32),
-      batch['encoder_task_ids'],
-    )
+    targets = self._lesson_weights(batch), self._decoder_rows(batch)
+    of_side = {
+      'decoder': targets,
+      'encoder': (
+        (batch['encoder_input_tokens'] > 0).astype(jnp.float32),
+        batch['encoder_task_ids'],
+      ),
+    }
+    places['logits_loss'] = targets
+    for side in self._sides:
+      places[f'hidden_loss_{side}'] = of_side[side]
     return places
 
   @property
@@ -638,9 +979,8 @@ class DistilledPromptedT5(PromptedT5):
     if self.hidden_layers == 'last':
       return 1.0
     # Embeddings, blocks 1..L-1 and the final norm: L + 1 states a side.
-    return 1.0 / (
-      self.config.num_encoder_layers + self.config.num_decoder_layers + 2
-    )
+    blocks = self.config.num_encoder_layers + self.config.num_decoder_layers
+    return 1.0 / (blocks + len(self._sides))
 
   def combine(self, terms: Metrics, num_targets: Array | int) -> Array:
     """The scalar loss that these terms of a batch with B * T targets make."""
@@ -655,7 +995,8 @@ class DistilledPromptedT5(PromptedT5):
     hidden_weight = (
       self.distill_weight if self.hidden_weight is None else self.hidden_weight
     )
-    hidden = mean('hidden_loss_encoder') + mean('hidden_loss_decoder')
+    first, *others = (mean(f'hidden_loss_{side}') for side in self._sides)
+    hidden = sum(others, first)
     return (
       super().combine(terms, num_targets)
       + logits_weight * mean('logits_loss')
@@ -664,7 +1005,7 @@ class DistilledPromptedT5(PromptedT5):
 
 
 @dataclasses.dataclass(frozen=True)
-class DistancePromptedT5(PromptedT5):
+class Distance(PromptedModel):
   """Prompts that shall be near to finished ones of the same tasks.
 
   The loss is their distance, whatever the batch: neither backbone nor text has
@@ -698,7 +1039,7 @@ class DistancePromptedT5(PromptedT5):
     return {'distance': (found * weights, weights)}
 
   def loss_weights(self, batch: Batch) -> dict[str, Array]:
-    """See `PromptedT5.loss_weights`: the rows, for every task."""
+    """See `PromptedModel.loss_weights`: the rows, for every task."""
     rows = batch['encoder_input_tokens'].shape[0]
     return {'distance': jnp.full((self.num_tasks,), float(rows))}
 
@@ -709,7 +1050,47 @@ class DistancePromptedT5(PromptedT5):
     return jnp.mean(sums / jnp.maximum(weights, 1.0))
 
 
-_BACKBONE = ('token_embedder', 'encoder', 'decoder')
+@dataclasses.dataclass(frozen=True)
+class DistilledPromptedT5(Distilled, PromptedT5):
+  """T5 with a lesson."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DistancePromptedT5(Distance, PromptedT5):
+  """T5 whose prompts shall be near to others."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DistilledPromptedMaskedModel(Distilled, PromptedMaskedModel):
+  """A masked encoder with a lesson: KL over the label words."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DistancePromptedMaskedModel(Distance, PromptedMaskedModel):
+  """A masked encoder whose prompts shall be near to others."""
+
+
+# By family, the one without a lesson first.
+_CLASSES: Mapping[type, tuple[type[PromptedModel], ...]] = {
+  t5.T5Config: (PromptedT5, DistilledPromptedT5, DistancePromptedT5),
+  roberta.RobertaConfig: (
+    PromptedMaskedModel,
+    DistilledPromptedMaskedModel,
+    DistancePromptedMaskedModel,
+  ),
+}
+
+
+def class_of(
+  config: backbones.Config, lesson: type[PromptedModel] = PromptedModel
+) -> type[Any]:
+  """Returns the model class of a backbone.
+
+  Args:
+    config: the backbone's.
+    lesson: `Distilled` or `Distance`; `PromptedModel` is neither.
+  """
+  return next(c for c in _CLASSES[type(config)] if issubclass(c, lesson))
 
 
 def _example_rows(batch: Batch) -> Array:

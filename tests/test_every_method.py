@@ -12,14 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mpt_jax import methods
+from mpt_jax import methods, models
+from mpt_jax.engine import batching, partitioning
 from mpt_jax.engine import params as params_lib
-from mpt_jax.engine import partitioning
 from tests.helpers import every_method
-from tests.helpers.every_method import METHODS, K
+from tests.helpers.every_method import CONFIGS, METHODS, T5, K
 
 # The methods with parameters beside the backbone's.
 BESIDE = sorted(n for n, m in METHODS.items() if m.branch)
+EVERYWHERE = [(name, family) for name in BESIDE for family in CONFIGS]
 TASKS = np.arange(9) % K
 
 
@@ -33,19 +34,19 @@ def test_every_method_is_tested():
   assert shipped == set(METHODS)
 
 
-def _params(method, tasks, arrays, scan=False):
-  params = every_method.backbone()
+def _params(method, tasks, arrays, scan=False, family=T5):
+  params = every_method.backbone(CONFIGS[family])
   if scan:
     mesh = partitioning.make_mesh(1, jax.devices()[:1])
     params = partitioning.place_backbone(params, mesh, scan_layers=True)
   return {**params, method.branch: params_lib.unflatten(arrays)}
 
 
-def _loss_and_gradient(method, arrays, batch, tasks=K, **way):
+def _loss_and_gradient(method, arrays, batch, family=T5, **way):
   """Of a batch, run in some way; the gradient by name."""
   scan = way.pop('scan', False)
-  model = every_method.model(method, tasks, **way)
-  params = _params(method, tasks, arrays, scan)
+  model = every_method.model(method, K, family, **way)
+  params = _params(method, K, arrays, scan, family)
 
   @jax.jit
   def run(learned):
@@ -114,59 +115,61 @@ def test_a_position_bias_per_layer_changes_no_number():
 
 
 @functools.cache
-def _plain(name):
+def _plain(name, family=T5):
   """Loss and gradient of a mixed batch, in the plainest way."""
   method = METHODS[name]
-  arrays = every_method.learned(method, K)
-  batch = every_method.batch(method, K)
-  return arrays, batch, *_loss_and_gradient(method, arrays, batch)
+  arrays = every_method.learned(method, K, CONFIGS[family])
+  batch = every_method.batch(method, K, family=family)
+  return arrays, batch, *_loss_and_gradient(method, arrays, batch, family)
 
 
-@pytest.mark.parametrize('name', BESIDE)
-def test_every_array_acts_and_each_task_has_its_own(name):
+@pytest.mark.parametrize(('name', 'family'), EVERYWHERE)
+def test_every_array_acts_and_each_task_has_its_own(name, family):
   """Those of a task alone, on its examples alone, are the same numbers."""
   method = METHODS[name]
-  arrays, batch, _, grads = _plain(name)
+  arrays, batch, _, grads = _plain(name, family)
   unused = {n for n, g in grads.items() if not np.abs(g).max() > 1e-7}
   assert all(every_method.is_idle(method, name) for name in unused), unused
-  model, alone = (every_method.model(method, tasks) for tasks in (K, 1))
-  together = jax.jit(model.score_batch)(_params(method, K, arrays), batch)
+  model, alone = (every_method.model(method, n, family) for n in (K, 1))
+  params = _params(method, K, arrays, family=family)
+  together = jax.jit(model.score_batch)(params, batch)
   score = jax.jit(alone.score_batch)
   for task in range(K):
     own = every_method.part_of(batch, TASKS == task, task=0)
-    params = _params(method, 1, method.select(arrays, [task]))
+    mine = method.select(arrays, [task])
+    params = _params(method, 1, mine, family=family)
     np.testing.assert_allclose(
       score(params, own), together[TASKS == task], rtol=1e-4
     )
     if name != 'soft':  # All tasks have the same.
       other = method.select(arrays, [(task + 1) % K])
-      found = score(_params(method, 1, other), own)
+      found = score(_params(method, 1, other, family=family), own)
       assert np.abs(found - together[TASKS == task]).max() > 1e-3
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', every_method.each(BESIDE))
-def test_no_way_to_run_it_changes_a_number(name):
+@pytest.mark.parametrize(('name', 'family'), every_method.everywhere(BESIDE))
+def test_no_way_to_run_it_changes_a_number(name, family):
   method = METHODS[name]
-  arrays, batch, loss, grads = _plain(name)
+  arrays, batch, loss, grads = _plain(name, family)
   way = {'remat_layers': True, 'scan': 'scan' not in method.cannot}
-  got = _loss_and_gradient(method, arrays, batch, **way)
+  got = _loss_and_gradient(method, arrays, batch, family, **way)
   assert got[0] == pytest.approx(loss, rel=1e-5)
   _close(got[1], grads, 1e-4, method)
-  low = _loss_and_gradient(method, arrays, batch, dtype='bfloat16')
+  low = _loss_and_gradient(method, arrays, batch, family, dtype='bfloat16')
   assert low[0] == pytest.approx(loss, rel=0.02)
   assert low[0] != loss
   assert all(np.isfinite(g).all() for g in low[1].values())
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', every_method.each(BESIDE))
-def test_parts_of_other_lengths_add_up(name):
+@pytest.mark.parametrize(('name', 'family'), every_method.everywhere(BESIDE))
+def test_parts_of_other_lengths_add_up(name, family):
   """As length buckets run a batch: padding changes no number."""
   method = METHODS[name]
-  arrays, batch, loss, grads = _plain(name)
-  model = every_method.model(method, K)
-  params = _params(method, K, arrays)
+  arrays, batch, loss, grads = _plain(name, family)
+  model = every_method.model(method, K, family)
+  params = _params(method, K, arrays, family=family)
   lengths = np.count_nonzero(batch['encoder_input_tokens'], axis=1)
   order = np.argsort(lengths)
   parts = [
@@ -192,6 +195,44 @@ def test_parts_of_other_lengths_add_up(name):
   assert float(sum(g[0] for g in got)) == pytest.approx(loss, rel=1e-5)
   total = jax.tree.map(jnp.add, *(g[1] for g in got))
   _close(params_lib.flatten(total), grads, 1e-4, method)
+
+
+@pytest.mark.parametrize('family', CONFIGS)
+@pytest.mark.parametrize('lesson', [models.PromptedModel, models.Distilled])
+def test_packed_equals_one_in_a_row(family, lesson):
+  """Loss, terms and gradient, with a lesson and without."""
+  method, config = METHODS['multitask'], CONFIGS[family]
+  model = every_method.model(method, K, family, lesson)
+  examples = every_method.examples(K, 12, family=family)
+  length = method.prompt_length
+  packer = batching.Packer(5, 3 * (length + 12), 12, length, pack=True)
+  assert all([packer.add(example) for example in examples])
+  rows = [[example] for example in examples]
+  plain = batching.lay_out(rows, (12, length + 12, 4), length, packed=False)
+  table = np.random.default_rng(3).normal(size=(K, length, config.emb_dim))
+  params = {
+    **every_method.backbone(config),
+    'teacher_prompts': {'prompt_table': table.astype(np.float32)},
+  }
+
+  @jax.jit
+  def run(learned, batch):
+    def loss(learned):
+      return model.loss_fn(params | {'prompts': learned}, batch, None)
+
+    return jax.value_and_grad(loss, has_aux=True)(learned)
+
+  learned = every_method.learned(method, K, config)
+  (want, terms), grads = run(learned, plain)
+  (got, packed_terms), packed_grads = run(learned, packer.finish())
+  assert float(got) == pytest.approx(float(want), rel=1e-5)
+  assert set(terms) == set(model.term_names)
+  for name, (sums, weights) in terms.items():
+    np.testing.assert_allclose(packed_terms[name][1], weights, err_msg=name)
+    np.testing.assert_allclose(
+      packed_terms[name][0], sums, rtol=1e-5, atol=1e-5, err_msg=name
+    )
+  _close(packed_grads, grads, 1e-4, method)
 
 
 def _as_targets(batch, answers):

@@ -44,7 +44,7 @@ def results(folder, request):
   for item in request.session.items:
     if item.path == request.path and 'name' in item.fixturenames:
       name = item.callspec.params['name']
-      wanted |= {name, mesh_check.CASES[name].method or name}
+      wanted |= {name, _reference_of(name)}
   flags = os.environ['XLA_FLAGS'].replace('device_count=2', 'device_count=8')
   done = subprocess.run(
     [sys.executable, '-m', 'tests.helpers.mesh_check', folder, *wanted],
@@ -58,10 +58,16 @@ def results(folder, request):
   return json.loads(done.stdout.splitlines()[-1])
 
 
+def _reference_of(name):
+  case = mesh_check.CASES[name]
+  if case.method:
+    return case.method
+  plain = 'plain' if case.family == every_method.T5 else case.family
+  return f'{plain}_packed' if case.packed else plain
+
+
 def _reference(results, name):
-  if method := mesh_check.CASES[name].method:
-    return results[method]
-  return results['plain_packed' if 'packed' in name else 'plain']
+  return results[_reference_of(name)]
 
 
 def _check(got, want, tolerance):

@@ -28,6 +28,7 @@ LAYERS = (
   {'mpt_jax', 'mpt_jax.types'},
   {
     *('mpt_jax.methods', 'mpt_jax.t5', 'mpt_jax.losses', 'mpt_jax.data.lines'),
+    *('mpt_jax.roberta', 'mpt_jax.backbones'),
     'mpt_jax.data.arrow',
     *('mpt_jax.engine', 'mpt_jax.engine.params', 'mpt_jax.engine.metrics'),
     *('mpt_jax.engine.batching', 'mpt_jax.engine.buckets'),
@@ -176,6 +177,7 @@ def _layer(name: str) -> int:
 FACES = {
   *('train', 'eval', 'infer', 'export', 'convert', 'pipeline'),
   *('__init__', 'models', 'losses', 'types', 'pretrained', 'analysis'),
+  'backbones',
 }
 # Who names a method, and why.
 NAMES_A_METHOD = {

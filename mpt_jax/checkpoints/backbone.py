@@ -10,8 +10,15 @@ from typing import Any
 from flax import traverse_util
 import numpy as np
 
-from mpt_jax import t5
-from mpt_jax.checkpoints import hub, huggingface, stores, t5x_format, tensors
+from mpt_jax.backbones import Config, family, get_config, param_shapes
+from mpt_jax.checkpoints import (
+  files,
+  hub,
+  huggingface,
+  stores,
+  t5x_format,
+  tensors,
+)
 from mpt_jax.checkpoints.vocabulary import (
   ORDINARY,
   SpecialIds,
@@ -33,6 +40,7 @@ _RUNTIME_FIELDS = (
   'dropout_rate',
   'float32_attention_logits',
   'precision',
+  'prompt_positions',
   'remat_layers',
 )
 
@@ -48,7 +56,7 @@ DEMOS: Mapping[str, str] = {
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Backbone:
-  """A frozen T5.
+  """A frozen backbone.
 
   Attributes:
     config: its architecture.
@@ -64,7 +72,7 @@ class Backbone:
     vocabulary: the vocabulary, once somebody has read it.
   """
 
-  config: t5.T5Config
+  config: Config
   params: dict[str, Any]
   fingerprint: str
   name: str
@@ -167,9 +175,21 @@ def find_backbone(path: str, fetch: bool = True) -> str:
   return path
 
 
-def load_backbone(
-  path: str, config: t5.T5Config | str | None = None
-) -> Backbone:
+def fills_masks(path: str) -> bool:
+  """Whether a backbone is an encoder that fills in masks; reads no weights."""
+  folder = stores.place(find_backbone(path))
+  if is_remote(folder):
+    file = f'{folder}/{huggingface.CONFIG}'
+    if not files.exists(file):
+      return False
+    folder = os.path.dirname(stores.bring(file))
+  return (
+    huggingface.is_model_folder(folder)
+    and read_special_ids(folder).begin is not None
+  )
+
+
+def load_backbone(path: str, config: Config | str | None = None) -> Backbone:
   """Loads a backbone.
 
   Args:
@@ -189,14 +209,14 @@ def load_backbone(
       damaged, or it is not of the config's sizes.
   """
   if isinstance(config, str):
-    config = t5.get_config(config)
+    config = get_config(config)
   place = stores.place(find_backbone(path))
   with stores.reading(place) as path:
     loaded = _load(os.path.abspath(path), config)
   return dataclasses.replace(loaded, path=place) if is_remote(place) else loaded
 
 
-def _load(path: str, config: t5.T5Config | None) -> Backbone:
+def _load(path: str, config: Config | None) -> Backbone:
   """Loads a backbone from a folder of this machine."""
   if not os.path.exists(path):
     raise InputError(
@@ -224,7 +244,7 @@ def _load(path: str, config: t5.T5Config | None) -> Backbone:
   # A T5X checkpoint says nothing about its ids, and has T5's.
   special = ORDINARY if step_folder is not None else read_special_ids(path)
   ignored = tensors.check_tensors(source, config)
-  names = list(t5.param_shapes(config))
+  names = list(param_shapes(config))
   # What is not finite is refused below.
   with np.errstate(over='ignore', invalid='ignore'):
     arrays = source.read(names)
@@ -245,7 +265,7 @@ def _load(path: str, config: t5.T5Config | None) -> Backbone:
 
 
 def fingerprint(
-  config: t5.T5Config, params: PyTree, special_ids: SpecialIds = ORDINARY
+  config: Config, params: PyTree, special_ids: SpecialIds = ORDINARY
 ) -> str:
   """Returns a digest that tells one backbone from another.
 
@@ -263,7 +283,7 @@ def fingerprint(
   """
   fields = config.to_dict()
   for name in _RUNTIME_FIELDS:
-    del fields[name]
+    fields.pop(name, None)
   if special_ids != ORDINARY:
     fields['special_ids'] = special_ids.facts()
   digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode())
@@ -291,11 +311,16 @@ def digest_vocabulary(file: str) -> str:
 
 
 def _same_architecture(
-  path: str, stored: t5.T5Config, given: t5.T5Config | None
-) -> t5.T5Config:
+  path: str, stored: Config, given: Config | None
+) -> Config:
   """Returns the given config if it describes the stored model."""
   if given is None:
     return stored
+  if type(given) is not type(stored):
+    raise InputError(
+      f'{path} is a {family(stored).title}, but the config given is of a'
+      f' {family(given).title}'
+    )
   for field in dataclasses.fields(stored):
     want, got = getattr(given, field.name), getattr(stored, field.name)
     if want != got and field.name not in _RUNTIME_FIELDS:

@@ -1,10 +1,11 @@
-"""Reads and writes T5 as transformers stores it, without transformers.
+"""Reads and writes backbones as transformers stores them, without it.
 
 A folder holds `config.json`, the weights as safetensors (one file, or shards
 with an index) and often a vocabulary (see `vocabulary`). Names and transposes:
 transformers keeps linear weights as (out, in), T5X kernels as (in, out), and
 both join heads and head size, heads major. Where its padding is another id
-than 0, these two rows of the embedding and the head are swapped.
+than 0, these two rows of the embedding and the head are swapped. Names and
+config of T5 are here, those of other families in files of their own.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,9 +17,11 @@ from flax import traverse_util
 import numpy as np
 from safetensors import safe_open
 
-from mpt_jax.checkpoints import files, vocabulary
+from mpt_jax.backbones import Config, param_shapes
+from mpt_jax.checkpoints import files, roberta_format, vocabulary
 from mpt_jax.checkpoints.tensors import TensorSource
-from mpt_jax.t5 import T5Config, param_shapes
+from mpt_jax.roberta import RobertaConfig
+from mpt_jax.t5 import T5Config
 from mpt_jax.types import InputError, PyTree
 
 CONFIG = vocabulary.CONFIG
@@ -64,7 +67,7 @@ _ACTIVATIONS = {
 }
 # Each block of it has a position bias of its own; so Pile-T5 is stored as one.
 _PER_LAYER = 'umt5'
-_MODEL_TYPES = ('t5', 'mt5', _PER_LAYER)
+_MODEL_TYPES = ('t5', 'mt5', _PER_LAYER, *roberta_format.MODEL_TYPES)
 # Other models with T5 in their names, and what this network has not.
 _OTHERS = {
   'longt5': (
@@ -106,29 +109,70 @@ def is_model_folder(path: str) -> bool:
   return os.path.isfile(os.path.join(path, CONFIG))
 
 
-def open_folder(path: str) -> tuple[TensorSource, T5Config, str]:
+def open_folder(path: str) -> tuple[TensorSource, Config, str]:
   """Opens a folder of transformers.
 
   Returns:
     The tensors, the architecture and the model's name.
 
   Raises:
-    InputError: if config or weights are missing, damaged or not a T5's.
+    InputError: if config or weights are missing, damaged or of a model that is
+      not known here.
   """
-  stored_config = files.read_json(os.path.join(path, CONFIG), follow_links=True)
-  _read_model_type(os.path.join(path, CONFIG), stored_config)
+  file = os.path.join(path, CONFIG)
+  stored_config = files.read_json(file, follow_links=True)
+  model_type = _read_model_type(file, stored_config)
   stored = _open_weights(path)
+  config: Config
+  if model_type in roberta_format.MODEL_TYPES:
+    config, renamed = _open_roberta(file, stored_config, stored)
+  else:
+    config, renamed = _open_t5(file, stored_config, stored)
+  source = _source(path, config, stored, renamed)
+  return source, config, _model_name(path, stored_config)
+
+
+def _open_t5(
+  file: str, stored_config: Mapping[str, Any], stored: Mapping[str, '_Stored']
+) -> tuple[T5Config, dict[str, str]]:
+  """The architecture, and the names in this file of arrays with several."""
   embedding = next(
     (n for n in (_EMBEDDING, *_EMBEDDING_ALIASES) if n in stored), _EMBEDDING
   )
   tied, head = _read_head(stored_config, stored, embedding)
-  config = _read_config(os.path.join(path, CONFIG), stored_config, tied)
-  _check_sizes(os.path.join(path, CONFIG), config, stored)
+  config = _read_config(file, stored_config, tied)
+  _check_sizes(file, config, stored)
+  return config, {_EMBEDDING: embedding, _HEAD: head}
+
+
+def _open_roberta(
+  file: str, stored_config: Mapping[str, Any], stored: Mapping[str, '_Stored']
+) -> tuple[RobertaConfig, dict[str, str]]:
+  """As `_open_t5`."""
+  config = roberta_format.read_config(file, stored_config)
+  shapes = {name: tensor.shape for name, tensor in stored.items()}
+  roberta_format.check_sizes(file, config, shapes)
+  embedding, head = roberta_format.EMBEDDING, roberta_format.HEAD
+  if embedding in stored and head in stored:
+    if not np.array_equal(stored[embedding].read(), stored[head].read()):
+      raise InputError(
+        f'{os.path.dirname(file)}: {head} is not the embedding {embedding}; a'
+        ' head of its own is not supported'
+      )
+  return config, {roberta_format.today(name): name for name in stored}
+
+
+def _source(
+  path: str,
+  config: Config,
+  stored: Mapping[str, '_Stored'],
+  renamed: Mapping[str, str],
+) -> TensorSource:
+  """The tensors by our names."""
   pad = vocabulary.read_special_ids(path).pad
 
   def stored_name(parameter: str) -> tuple[str, bool]:
-    name, transposed = name_of(parameter)
-    renamed = {_EMBEDDING: embedding, _HEAD: head}
+    name, transposed = _name_in(config, parameter)
     return renamed.get(name, name), transposed
 
   shapes = {}
@@ -151,8 +195,14 @@ def open_folder(path: str) -> tuple[TensorSource, T5Config, str]:
 
   used = {stored_name(parameter)[0] for parameter in shapes}
   others = tuple(sorted(set(stored) - used))
-  source = TensorSource(path, shapes, read, others)
-  return source, config, _model_name(path, stored_config)
+  return TensorSource(path, shapes, read, others)
+
+
+def _name_in(config: Config, parameter: str) -> tuple[str, bool]:
+  """As `name_of`, of any family."""
+  if isinstance(config, RobertaConfig):
+    return roberta_format.name_of(parameter)
+  return name_of(parameter)
 
 
 def name_of(parameter: str) -> tuple[str, bool]:
@@ -213,7 +263,7 @@ def module_of(stored: str) -> tuple[str, str] | None:
 
 def save_huggingface(
   path: str,
-  config: T5Config,
+  config: Config,
   params: PyTree,
   vocabulary_file: str | None = None,
   dtype: str = 'float32',
@@ -243,16 +293,16 @@ def save_huggingface(
   """
   if dtype not in ('float32', 'float16'):
     raise InputError(f'dtype is {dtype!r}, expected float32 or float16')
-  kinds = {v: k for k, v in _ACTIVATIONS.items()}
-  if config.mlp_activations not in kinds:
-    raise InputError(
-      f'mlp_activations {config.mlp_activations} have no name in transformers,'
-      f' expected one of {", ".join(map(str, kinds))}'
-    )
+  if isinstance(config, RobertaConfig):
+    fields = roberta_format.config_json(config)
+    fields['bos_token_id'] = special_ids.begin
+  else:
+    fields = _config_json(config)
+    fields['decoder_start_token_id'] = special_ids.start
   flat: Mapping[str, Any] = traverse_util.flatten_dict(params, sep='/')
   arrays = {}
   for parameter in param_shapes(config):
-    stored_name, transposed = name_of(parameter)
+    stored_name, transposed = _name_in(config, parameter)
     array = np.asarray(flat[parameter], np.float32)
     if dtype == 'float16' and np.abs(array).max() > np.finfo(dtype).max:
       raise InputError(
@@ -260,21 +310,10 @@ def save_huggingface(
       )
     array = (array.T if transposed else array).astype(dtype)
     arrays[stored_name] = _swap_padding(parameter, array, special_ids.pad)
-  fields = {hf: getattr(config, ours) for hf, ours in _FIELDS.items()}
   stored_config = {
     **fields,
-    'model_type': _PER_LAYER if config.relpos_per_layer else 't5',
-    'architectures': [
-      f'{"UM" if config.relpos_per_layer else ""}T5ForConditionalGeneration'
-    ],
-    'is_encoder_decoder': True,
-    'feed_forward_proj': kinds[config.mlp_activations],
-    'tie_word_embeddings': config.logits_via_embedding,
-    # Transformers >= 5 asks this instead of tie_word_embeddings.
-    'scale_decoder_outputs': config.logits_via_embedding,
     'pad_token_id': special_ids.pad,
     'eos_token_id': special_ids.end,
-    'decoder_start_token_id': special_ids.start,
     'torch_dtype': dtype,
   }
   if name:
@@ -290,9 +329,32 @@ def save_huggingface(
   files.write_folder(path, contents)
 
 
+def _config_json(config: T5Config) -> dict[str, Any]:
+  """What a `config.json` says of a T5."""
+  kinds = {v: k for k, v in _ACTIVATIONS.items()}
+  if config.mlp_activations not in kinds:
+    raise InputError(
+      f'mlp_activations {config.mlp_activations} have no name in transformers,'
+      f' expected one of {", ".join(map(str, kinds))}'
+    )
+  return {
+    **{hf: getattr(config, ours) for hf, ours in _FIELDS.items()},
+    'model_type': _PER_LAYER if config.relpos_per_layer else 't5',
+    'architectures': [
+      f'{"UM" if config.relpos_per_layer else ""}T5ForConditionalGeneration'
+    ],
+    'is_encoder_decoder': True,
+    'feed_forward_proj': kinds[config.mlp_activations],
+    'tie_word_embeddings': config.logits_via_embedding,
+    # Transformers >= 5 asks this instead of tie_word_embeddings.
+    'scale_decoder_outputs': config.logits_via_embedding,
+  }
+
+
 def _swap_padding(parameter: str, array: np.ndarray, pad: int) -> np.ndarray:
   """Swaps rows 0 and `pad` of the stored embedding and head."""
-  if not pad or parameter not in (_EMBEDDING_PARAMETER, _HEAD_PARAMETER):
+  by_id = _EMBEDDING_PARAMETER, _HEAD_PARAMETER, *roberta_format.BY_ID
+  if not pad or parameter not in by_id:
     return array
   array = array.copy()
   array[[0, pad]] = array[[pad, 0]]

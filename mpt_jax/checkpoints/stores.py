@@ -12,6 +12,7 @@ import contextlib
 import functools
 import importlib
 import logging
+import math
 import os
 import shutil
 import tempfile
@@ -309,7 +310,8 @@ class Growing:
     """
     self._path, self._pause = path, pause
     self._content = bytearray(read(path) if kind(path) else b'')
-    self._written, self._time = len(self._content), 0.0
+    # A clock may have begun with the machine.
+    self._written, self._time = len(self._content), -math.inf
 
   def write(self, content: str | bytes) -> int:
     """Adds to it."""

@@ -18,6 +18,7 @@ from flax import serialization, traverse_util
 import jax.numpy as jnp
 import numpy as np
 
+from mpt_jax.backbones import Config, family
 from mpt_jax.checkpoints import files
 from mpt_jax.checkpoints.tensors import TensorSource
 from mpt_jax.t5 import T5Config, param_shapes
@@ -69,7 +70,7 @@ def open_checkpoint(folder: str) -> TensorSource:
   return _open_legacy(folder)
 
 
-def save_t5x(path: str, config: T5Config, params: PyTree, step: int = 0) -> str:
+def save_t5x(path: str, config: Config, params: PyTree, step: int = 0) -> str:
   """Writes parameters as a legacy T5X checkpoint, without optimizer state.
 
   The checkpoint appears whole or not at all.
@@ -85,8 +86,14 @@ def save_t5x(path: str, config: T5Config, params: PyTree, step: int = 0) -> str:
     The folder `checkpoint_<step>`.
 
   Raises:
-    InputError: if the folder is there already, or cannot be written.
+    InputError: if the folder is there already, or cannot be written; if it is
+      no T5.
   """
+  if not isinstance(config, T5Config):
+    raise InputError(
+      f'T5X holds T5s alone, and this backbone is a {family(config).title}:'
+      " give FORMAT = 'huggingface'"
+    )
   final = os.path.join(
     os.path.abspath(require_local(path)), f'checkpoint_{step}'
   )

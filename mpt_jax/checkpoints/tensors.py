@@ -6,13 +6,13 @@ import re
 
 import numpy as np
 
-from mpt_jax.t5 import T5Config, param_shapes
+from mpt_jax.backbones import Config, param_shapes
 from mpt_jax.types import InputError
 
 # A tensor of a block, in T5X's or in transformers' words; but not the bias of
 # cross-attention that old files carry and no T5 has ever used.
 _IN_A_BLOCK = re.compile(
-  r'(encoder|decoder)[/.](layers_|block\.)\d+[/.]'
+  r'(roberta\.)?(encoder|decoder)[/.](layers_|block\.|layer\.)\d+[/.]'
   r'(?!.*EncDecAttention\.relative_attention_bias)'
 )
 
@@ -36,7 +36,7 @@ class TensorSource:
   others: tuple[str, ...] = ()
 
 
-def check_tensors(source: TensorSource, config: T5Config) -> list[str]:
+def check_tensors(source: TensorSource, config: Config) -> list[str]:
   """Checks that a backbone is complete and of the config's sizes.
 
   Args:

@@ -5,7 +5,7 @@ filled in the answer of its class, which the task's own postprocessor knows. A
 text-to-text model has none of this: its examples pass unchanged.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
 import functools
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from mpt_jax.checkpoints.texts import NO_MASK
+from mpt_jax.checkpoints.vocabulary import Vocabulary
 from mpt_jax.data.providers import TaskReader
 from mpt_jax.data.vocabulary import CHOSEN
 from mpt_jax.data.wording import Wording
@@ -99,17 +100,34 @@ def _of(
   fillers: tuple[tuple[str, tuple[str, ...]], ...], name: str, key: str
 ) -> Candidates:
   del key
-  special = CHOSEN.tokenizer.special
-  reserved = {*special.swap([special.pad, special.end]), CHOSEN.unk_id}
+  return in_vocabulary(dict(fillers), name, CHOSEN.tokenizer)
+
+
+def in_vocabulary(
+  fillers: Mapping[str, Sequence[str]], name: str, vocabulary: Vocabulary
+) -> Candidates:
+  """Returns the words of a task's classes in a vocabulary.
+
+  Args:
+    fillers: label word -> the words that fill the mask for it, in class order.
+    name: the task, for messages.
+    vocabulary: an encoder's.
+
+  Raises:
+    InputError: if a filler is not one token.
+  """
+  special, unknown = vocabulary.special, vocabulary.unk_id
+  reserved = special.swap([special.pad, special.end])
+  reserved += [] if unknown is None else special.swap([unknown])
   ids: list[int] = []
   classes: list[int] = []
   known: dict[int, str] = {}
-  for number, (label, words) in enumerate(fillers, start=1):
+  for number, (label, words) in enumerate(fillers.items(), start=1):
     for word in words:
-      tokens = CHOSEN.encode(word)
+      tokens = vocabulary.model_ids(word)
       what = f'task {name!r}: the filler {word!r} of {label!r}'
       if len(tokens) != 1 or tokens[0] in reserved:
-        pieces = [CHOSEN.tokenizer.decode_model([token]) for token in tokens]
+        pieces = [vocabulary.decode_model([token]) for token in tokens]
         blank = '' if word[:1] == ' ' else ' (most words begin with a blank)'
         raise InputError(
           f'{what} must be one token of the vocabulary, but it is'
@@ -123,7 +141,7 @@ def _of(
       known[token] = word
       ids.append(token)
       classes.append(number)
-  texts = tuple(CHOSEN.decode([token]) for token in ids)
+  texts = tuple(vocabulary.decode_model([token]) for token in ids)
   for place, text in enumerate(texts):
     if text in texts[:place]:
       raise InputError(

@@ -11,7 +11,7 @@ import jax
 from jax.sharding import Mesh
 import numpy as np
 
-from mpt_jax import checkpoints, methods, models
+from mpt_jax import checkpoints, models
 from mpt_jax.checkpoints import bundle as bundle_lib
 from mpt_jax.checkpoints import files
 from mpt_jax.checkpoints.backbone import Backbone
@@ -48,7 +48,7 @@ class Evaluator:
 
   def __init__(
     self,
-    model: models.PromptedT5,
+    model: models.PromptedModel,
     frozen: PyTree,
     mesh: Mesh,
     dataset: Any,
@@ -61,7 +61,7 @@ class Evaluator:
     assert model.method is not None
     self._rows = model.method.rows(task_names)
     self._predict = trainer.make_predict_step(
-      self._decoder(model.method, model.num_tasks)
+      model.answering(model.method, model.num_tasks)
     )
     self._loss_batches: list[Mapping[str, np.ndarray]] | None = None
     self._follower: Callable[..., None] | None = None
@@ -122,7 +122,7 @@ class Evaluator:
       return self._decode(params, split, self._predict)
     # Prompts of several steps may have another rank than the run's.
     predict = trainer.make_predict_step(
-      self._decoder(bundle.learner, len(bundle.task_names))
+      self._model.answering(bundle.learner, len(bundle.task_names))
     )
     params = params_lib.merge(
       partitioning.shard_params(bundle.params, self._mesh), self._frozen
@@ -156,13 +156,6 @@ class Evaluator:
     totals = jax.tree.map(lambda *terms: sum(terms[1:], terms[0]), *parts)
     scalars = trainer.summarize(totals, self._task_names)
     return {f'eval_loss/{name}': value for name, value in scalars.items()}
-
-  def _decoder(
-    self, method: methods.Method, num_tasks: int
-  ) -> models.PromptedT5:
-    """A model that answers; losses and distillation have no part in that."""
-    ids = {'eos_id': self._model.eos_id, 'start_id': self._model.start_id}
-    return models.PromptedT5(self._model.config, method, num_tasks, **ids)
 
   def _decode(
     self, params: dict[str, Any], split: str, predict: Callable[..., Any]

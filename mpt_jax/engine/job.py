@@ -119,7 +119,7 @@ class Job:
   mesh: Mesh
   dataset: Any
   loaded: Backbone
-  model: models.PromptedT5
+  model: models.PromptedModel
   optimizer: optimizers.Optimizer
   batches: Any
   texts: Mapping[str, Any]
@@ -225,7 +225,7 @@ def read(settings: Settings) -> Job:
   )
 
 
-def _make_model(settings: Settings, loaded: Backbone) -> models.PromptedT5:
+def _make_model(settings: Settings, loaded: Backbone) -> models.PromptedModel:
   config = dataclasses.replace(
     settings.devices.configure(loaded.config),
     dropout_rate=settings.loss.dropout_rate,
@@ -255,7 +255,7 @@ def _read_backbone(settings: Settings) -> Backbone:
 def _read_examples(
   settings: Settings,
   dataset: Any,
-  model: models.PromptedT5,
+  model: models.PromptedModel,
   mesh: Mesh,
   part_sizes: tuple[int, ...] | None,
 ) -> tuple[Any, dict[str, dict[str, Any]]]:

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mpt_jax import models, t5
+from mpt_jax import backbones, models
 from mpt_jax.checkpoints import backbone as backbone_lib
 from mpt_jax.checkpoints import bundle as bundle_lib
 from mpt_jax.checkpoints.backbone import DEMOS, Backbone, demo_folder
@@ -57,7 +57,7 @@ def load_backbone(
 def _read(source: BackboneSource, seed: int, fresh: bool) -> Backbone:
   config = source.config
   if isinstance(config, str):
-    config = t5.get_config(config)
+    config = backbones.get_config(config)
   if source.path is None and fresh:
     if config is None:
       raise InputError('a backbone from scratch needs a model configuration')
@@ -93,10 +93,14 @@ def _with_vocabulary(loaded: Backbone, vocabulary: str | None) -> Backbone:
   return loaded
 
 
-def _fresh_backbone(config: t5.T5Config, seed: int) -> Backbone:
-  variables = models.PromptedT5(config).get_initial_variables(
-    jax.random.PRNGKey(seed)
-  )
+def _fresh_backbone(config: backbones.Config, seed: int) -> Backbone:
+  if not backbones.family(config).generates:
+    raise InputError(
+      f'a {backbones.family(config).title} is not pretrained here: give'
+      ' INITIAL_CHECKPOINT_PATH'
+    )
+  model = models.class_of(config)(config)
+  variables = model.get_initial_variables(jax.random.PRNGKey(seed))
   params = jax.tree.map(np.asarray, variables['params'])
   return Backbone(
     config=config,
@@ -130,7 +134,7 @@ def _vocabulary(backbone: Backbone) -> Vocabulary | None:
 
 def prompted_model(
   backbone: Backbone, bundle: PromptBundle | None
-) -> tuple[models.PromptedT5, dict[str, Any]]:
+) -> tuple[models.PromptedModel, dict[str, Any]]:
   """Builds the model that serves a bundle.
 
   Args:
@@ -149,7 +153,7 @@ def prompted_model(
     bundle_lib.check_backbone(bundle, backbone)
     params |= bundle.params
     method, tasks = bundle.learner, len(bundle.task_names)
-  model = models.PromptedT5(
+  model = models.class_of(backbone.config)(
     backbone.config, method, tasks, **backbone.special_ids.of_model()
   )
   return model, params

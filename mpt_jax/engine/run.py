@@ -799,7 +799,7 @@ def _open_run(
   return None
 
 
-def _check_count(trained: PyTree, model: models.PromptedT5) -> None:
+def _check_count(trained: PyTree, model: models.PromptedModel) -> None:
   """What trains must be as many numbers as the method's formula says."""
   method = model.method
   assert method is not None

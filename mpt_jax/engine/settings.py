@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import dataclasses
 from typing import Any
 
-from mpt_jax import t5
+from mpt_jax.backbones import Config
 from mpt_jax.types import (
   InputError,
   Lengths,
@@ -33,7 +33,7 @@ class BackboneSource:
   """
 
   path: str | None
-  config: t5.T5Config | str | None = None
+  config: Config | str | None = None
   vocabulary: str | None = None
 
   @property
@@ -80,7 +80,7 @@ class Devices:
   precision: str = 'float32'
   padding: str = 'auto'
 
-  def configure(self, config: t5.T5Config) -> t5.T5Config:
+  def configure(self, config: Config) -> Config:
     """Returns a backbone's sizes with these types and this memory."""
     return dataclasses.replace(
       config,
@@ -96,9 +96,9 @@ class Loss:
 
   Attributes:
     dropout_rate: dropout of the frozen backbone during training.
-    loss_normalizing_factor: see `models.PromptedT5`.
-    label_smoothing: see `models.PromptedT5`.
-    z_loss: see `models.PromptedT5`.
+    loss_normalizing_factor: see `models.PromptedModel`.
+    label_smoothing: see `models.PromptedModel`.
+    z_loss: see `models.PromptedModel`.
   """
 
   dropout_rate: Share = 0.0
@@ -107,7 +107,7 @@ class Loss:
   z_loss: Rate = 0.0
 
   def of_model(self) -> dict[str, Any]:
-    """The settings that `models.PromptedT5` has, by their names there."""
+    """The settings that `models.PromptedModel` has, by their names there."""
     settings = dataclasses.asdict(self)
     del settings['dropout_rate']
     return settings

@@ -12,7 +12,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from mpt_jax import losses, methods, models, t5
+from mpt_jax import losses, methods, models
+from mpt_jax.backbones import Config
 from mpt_jax.checkpoints import bundle as bundle_lib
 from mpt_jax.checkpoints.backbone import Backbone
 from mpt_jax.checkpoints.bundle import PromptBundle
@@ -128,12 +129,12 @@ def check_tasks(names: Sequence[str] | str) -> tuple[str, ...]:
 
 
 def make_model(
-  config: t5.T5Config,
+  config: Config,
   method: methods.Method,
   num_tasks: int,
   distillation: Lesson | None,
   **loss: Any,
-) -> models.PromptedT5:
+) -> models.PromptedModel:
   """Makes a stage's model.
 
   Args:
@@ -142,19 +143,19 @@ def make_model(
     num_tasks: K.
     distillation: weights of a source run's losses, or the distance that is
       the loss; None for neither.
-    **loss: the loss settings and special ids of `models.PromptedT5`.
+    **loss: the loss settings and special ids of `models.PromptedModel`.
 
   Returns:
     The model.
   """
   if distillation is None:
-    return models.PromptedT5(config, method, num_tasks, **loss)
+    return models.class_of(config)(config, method, num_tasks, **loss)
   if isinstance(distillation, Distance):
     kind = distillation.kind
-    return models.DistancePromptedT5(
+    return models.class_of(config, models.Distance)(
       config, method, num_tasks, **loss, distance=kind
     )
-  return models.DistilledPromptedT5(
+  return models.class_of(config, models.Distilled)(
     config,
     method,
     num_tasks,
@@ -201,7 +202,7 @@ def informed(
 
 
 def start_values(
-  model: models.PromptedT5,
+  model: models.PromptedModel,
   backbone: Backbone,
   source: Source,
   stage: str,

@@ -32,7 +32,7 @@ from mpt_jax.engine import (
 )
 from mpt_jax.engine import params as params_lib
 from mpt_jax.engine.face import face
-from mpt_jax.models import Metrics, PromptedT5
+from mpt_jax.models import Metrics, PromptedModel
 from mpt_jax.types import (
   Array,
   Batch,
@@ -88,7 +88,7 @@ class Writer(Protocol):
 
 
 def make_state(
-  model: PromptedT5,
+  model: PromptedModel,
   optimizer: optimizers.Optimizer,
   trainable: PyTree,
   seed: int,
@@ -144,7 +144,7 @@ def _shard_like(opt_state: PyTree, params: PyTree, mesh: Mesh) -> PyTree:
 
 @functools.lru_cache(maxsize=16)
 def make_train_step(
-  model: PromptedT5, optimizer: optimizers.Optimizer, microbatches: int = 1
+  model: PromptedModel, optimizer: optimizers.Optimizer, microbatches: int = 1
 ) -> Callable[..., tuple[TrainState, Metrics]]:
   """Returns the jitted step of a model and an optimizer.
 
@@ -267,7 +267,7 @@ class BucketedStep:
 
   def __init__(
     self,
-    model: PromptedT5,
+    model: PromptedModel,
     optimizer: optimizers.Optimizer,
     target_length: int,
   ):
@@ -408,7 +408,7 @@ class BucketedStep:
 
 @functools.lru_cache(maxsize=16)
 def make_bucketed_step(
-  model: PromptedT5, optimizer: optimizers.Optimizer, target_length: int
+  model: PromptedModel, optimizer: optimizers.Optimizer, target_length: int
 ) -> BucketedStep:
   """Returns the step of batches in parts; runs of one process share it."""
   return BucketedStep(model, optimizer, target_length)
@@ -463,7 +463,7 @@ def _accumulate(
 
 
 @functools.lru_cache(maxsize=16)
-def make_eval_step(model: PromptedT5) -> Callable[..., Metrics]:
+def make_eval_step(model: PromptedModel) -> Callable[..., Metrics]:
   """Returns the jitted (params, batch) -> metrics of a batch, no dropout."""
 
   def eval_step(params: PyTree, batch: Batch) -> Metrics:
@@ -476,7 +476,7 @@ def make_eval_step(model: PromptedT5) -> Callable[..., Metrics]:
 
 @functools.lru_cache(maxsize=16)
 def make_predict_step(
-  model: PromptedT5, **decode_args: Any
+  model: PromptedModel, **decode_args: Any
 ) -> Callable[..., Array]:
   """Returns the jitted (params, batch, rng) -> tokens [B, T]."""
   return jax.jit(
@@ -487,7 +487,7 @@ def make_predict_step(
   )
 
 
-def zero_metrics(model: PromptedT5) -> Metrics:
+def zero_metrics(model: PromptedModel) -> Metrics:
   """Totals to start from; see `make_train_step`."""
   sizes = dict.fromkeys(model.term_names, model.num_tasks)
   sizes.update({'loss': 1, 'gradient_norm': 1, 'parameter_norm': 1})
@@ -672,7 +672,7 @@ class Training:
     target_length: see `BucketedStep`; of batches that are lists.
   """
 
-  model: PromptedT5
+  model: PromptedModel
   optimizer: optimizers.Optimizer
   mesh: Mesh
   task_names: Sequence[str]

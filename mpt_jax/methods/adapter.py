@@ -10,7 +10,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from mpt_jax import t5
+from mpt_jax.backbones import param_shapes
 from mpt_jax.methods.base import (
   BUNDLE,
   Delta,
@@ -52,9 +52,9 @@ class Adapter(Delta):
     reduction: b = d // reduction.
     size: b itself; None is what `reduction` makes of d.
     activation: see `ACTIVATIONS`.
-    norms: whether the scales of T5's own norms train too, the final ones
-      included, as in the paper's table. What is learned is a change of each
-      scale that starts at 0, one for all tasks.
+    norms: whether the scales of the backbone's own norms train too, the final
+      ones included, as in the paper's table. What is learned is a change of
+      each scale that starts at 0, one for all tasks.
     first_layer: the first block of each stack with adapters, from 0; with
       more than that it is AdapterDrop.
     last_layer: the last one; None is the stack's last.
@@ -129,7 +129,7 @@ class Adapter(Delta):
     sets, width = self.sets(num_tasks), config.emb_dim
     size, layers = self.bottleneck(config), self._layers(config)
     found: dict[str, tuple[int, ...]] = {}
-    for name in t5.param_shapes(config):
+    for name in param_shapes(config):
       if match := _SUB_LAYER.fullmatch(name):
         module, layer, kind = match.groups()
         if int(layer) in layers and (self.cross or kind != _CROSS):
@@ -205,12 +205,13 @@ class Adapter(Delta):
 
 def _norm(module: nn.Module, change: Array, x: Array) -> Array:
   """What a norm makes of x [N, T, D] with its scale changed by [1 or B, D]."""
+  own: Any = module.variables['params']
 
   def run(scale: Array, x: Array) -> Any:
-    return module.clone(parent=None).apply({'params': {'scale': scale}}, x)
+    params = {**own, 'scale': scale}
+    return module.clone(parent=None).apply({'params': params}, x)
 
-  own: Array = module.get_variable('params', 'scale')
-  scales = of_rows(own[None] + change, len(x))
+  scales = of_rows(own['scale'][None] + change, len(x))
   if len(scales) == 1:
     return run(scales[0], x)
   return jax.vmap(run)(scales, x)

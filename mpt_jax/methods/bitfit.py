@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from flax import linen as nn
 import jax.numpy as jnp
 
-from mpt_jax import t5
+from mpt_jax.backbones import param_shapes
 from mpt_jax.methods.base import Delta, Start, learned, of_rows
 from mpt_jax.t5 import layers
 from mpt_jax.types import Array
@@ -23,7 +23,8 @@ _TIED = 'token_embedder'
 class BitFit(Delta):
   """A bias behind every projection and norm of a block and the logits.
 
-  T5 has no biases, so they are added, as the code of the paper's table does
+  A backbone's own biases train, as changes that start at 0. T5 has none, so
+  they are added, as the code of the paper's table does
   (Mahabadi et al., NeurIPS 2021; Asai et al., EMNLP 2022): y = x W + b, after a
   norm's scale, and logits + b [V]; the two final norms have none. All are 0 at
   the start, where the network is the backbone, bit for bit.
@@ -45,8 +46,12 @@ class BitFit(Delta):
   def shapes(self, config: Any, num_tasks: int) -> dict[str, tuple[int, ...]]:
     """See `Method.shapes`: [K or 1, outputs] each."""
     sets = self.sets(num_tasks)
+    known = param_shapes(config)
+    own = {n: (sets, *s) for n, s in known.items() if n.endswith('/bias')}
+    if own:
+      return own
     found: dict[str, tuple[int, ...]] = {}
-    for name, shape in t5.param_shapes(config).items():
+    for name, shape in known.items():
       if match := _BIASED.fullmatch(name):
         found[f'{match[1] or match[2]}/bias'] = (sets, shape[-1])
     if config.logits_via_embedding:
@@ -54,7 +59,9 @@ class BitFit(Delta):
     return found
 
   def num_parameters(self, config: Any, num_tasks: int) -> int:
-    """K (E (3d + 3I + mF + d) + N (3d + 6I + 2d + mF + d) + V)."""
+    """Of T5: K (E (3d + 3I + mF + d) + N (3d + 6I + 2d + mF + d) + V)."""
+    if not config.num_decoder_layers:
+      return super().num_parameters(config, num_tasks)
     width, joined = config.emb_dim, config.num_heads * config.head_dim
     inner = len(config.mlp_activations) * config.mlp_dim
     encoder = 4 * width + 3 * joined + inner
@@ -92,6 +99,9 @@ class BitFit(Delta):
       return y
     if module.name == 'key':
       return y  # Added, it would do nothing but gather noise in its gradient.
+    if isinstance(y, tuple):  # A head, whose words have biases of their own.
+      features, own = y
+      return features, own + of_rows(bias, len(features))
     bias = of_rows(bias, len(y)).astype(y.dtype)
     if method == wanted:
       return y + bias[:, None]

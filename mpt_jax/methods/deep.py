@@ -10,7 +10,6 @@ import jax.numpy as jnp
 
 from mpt_jax.methods.base import NO_T5X, Delta, Start, learned, of_rows
 from mpt_jax.methods.initializers import Uniform
-from mpt_jax.t5.network import Encoder
 from mpt_jax.types import Array, InputError, Positive, check_least, nearest
 
 REPLACE, ADD = 'replace', 'add'
@@ -108,7 +107,7 @@ class DeepPrompts(Delta):
     prompt = of_rows(prompt, len(x)).astype(x.dtype)
     in_front = x[:, : self.length]
     # The encoder's own is what the slots hold at first.
-    if self.combine == ADD and not isinstance(context.module, Encoder):
+    if self.combine == ADD and context.module.name != 'encoder':
       prompt += in_front
     prompt = jnp.broadcast_to(prompt, in_front.shape)
     x = jnp.concatenate([prompt, x[:, self.length :]], axis=1)

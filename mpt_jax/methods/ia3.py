@@ -9,7 +9,7 @@ from flax import linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from mpt_jax import t5
+from mpt_jax.backbones import param_shapes
 from mpt_jax.methods.base import (
   BUNDLE,
   Delta,
@@ -52,7 +52,7 @@ class IA3(Delta):
     """See `Method.shapes`: [1|K, I] behind k and v, [1|K, F] before wo."""
     sets = self.sets(num_tasks)
     found: dict[str, tuple[int, ...]] = {}
-    for name, shape in t5.param_shapes(config).items():
+    for name, shape in param_shapes(config).items():
       for pattern, axis in ((_OUTPUT, 1), (_INPUT, 0)):
         if match := pattern.fullmatch(name):
           found[f'{match[1]}/ia3'] = (sets, shape[axis])

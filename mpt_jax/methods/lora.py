@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mpt_jax import t5
+from mpt_jax.backbones import param_shapes
 from mpt_jax.methods.base import (
   BUNDLE,
   Delta,
@@ -125,7 +125,7 @@ class LoRA(Delta):
   def _kernels(self, config: Any) -> dict[str, tuple[int, ...]]:
     """Module -> [I, O] of its kernel, for every target."""
     found, has = {}, {}
-    for name, shape in t5.param_shapes(config).items():
+    for name, shape in param_shapes(config).items():
       if match := _KERNEL.fullmatch(name):
         has[match[2]] = True
         if match[2] in self.targets:

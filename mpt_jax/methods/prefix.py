@@ -132,7 +132,7 @@ class Prefix(Delta):
     """See `Method.shapes`: keys and values, or what makes them."""
     sets, joined = self.sets(num_tasks), config.num_heads * config.head_dim
     if n := self.peft_layers:
-      if config.num_decoder_layers > n:
+      if not 0 < config.num_decoder_layers <= n:
         raise InputError(
           f"a prefix in PEFT's form for {n} layers does not do for a decoder of"
           f' {config.num_decoder_layers}'
@@ -141,6 +141,8 @@ class Prefix(Delta):
     found: dict[str, tuple[int, ...]] = {}
     for place in self.places:
       modules = list(_attentions(config, place))
+      if not modules:
+        continue  # The backbone has no such stack.
       if not self.hidden:
         heads = config.num_heads, config.head_dim
         for module in modules:
@@ -155,6 +157,11 @@ class Prefix(Delta):
         f'{place}/out_kernel': (sets, self.hidden, width),
         f'{place}/out_bias': (sets, width),
       }
+    if not found:
+      raise InputError(
+        f'PREFIX_PLACES = {self.places}, none of which the backbone has: name'
+        " 'encoder'"
+      )
     return found
 
   def num_parameters(self, config: Any, num_tasks: int) -> int:
@@ -165,7 +172,7 @@ class Prefix(Delta):
     total = 0
     for place in self.places:
       width = 2 * joined * sum(1 for _ in _attentions(config, place))
-      if self.hidden:
+      if self.hidden and width:
         total += joined * self.length + (joined + 1) * self.hidden
         total += (self.hidden + 1) * width
       else:
@@ -197,6 +204,8 @@ class Prefix(Delta):
       return dict(arrays)
     found = {}
     for place in self.places:
+      if self.hidden and f'{place}/embedding' not in arrays:
+        continue
       table = (
         self._made(arrays, place)
         if self.hidden

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import os
 from typing import Any
 
-from mpt_jax import cli, methods, t5
+from mpt_jax import backbones, cli, methods
 from mpt_jax.checkpoints import files, huggingface
 from mpt_jax.checkpoints.backbone import find_backbone
 from mpt_jax.engine.outcome import BACKBONE
@@ -159,7 +159,7 @@ def _time(
   plan: Plan,
   every: Sequence[Step],
   done: set[str],
-  config: t5.T5Config | None,
+  config: backbones.Config | None,
   workers: int | None,
 ) -> list[str]:
   """How long what is not finished takes, and how that is known."""
@@ -233,7 +233,7 @@ def _measured(
   return took / spent if took else None
 
 
-def _flops(config: t5.T5Config, step: Step) -> float:
+def _flops(config: backbones.Config, step: Step) -> float:
   """Of an example that trains a prompt: forward, and back to the inputs.
 
   A product [n, d] x [d, f] has 2 n d f; what is frozen has no gradient of its
@@ -264,7 +264,7 @@ def _arm(step: Step) -> arms.Arm:
   return stage[step.labels.get('method', arms.PLAIN)]
 
 
-def _config(path: str) -> t5.T5Config | None:
+def _config(path: str) -> backbones.Config | None:
   """The sizes of a backbone, whether it is there or not; None if unknown."""
   try:
     there = find_backbone(run.find_backbone(path, fetch=False), fetch=False)
@@ -278,8 +278,8 @@ def _config(path: str) -> t5.T5Config | None:
       name = name.replace(written, ours)
     if name.endswith(_ADAPTED):
       name = name.removesuffix(_ADAPTED).replace('t5_', 't5_1_1_lm100k_')
-    if name in t5.CONFIGS:
-      return t5.CONFIGS[name]
+    if name in backbones.configs():
+      return backbones.get_config(name)
   return None
 
 
@@ -288,7 +288,7 @@ def _config(path: str) -> t5.T5Config | None:
 
 
 def _disk(
-  plan: Plan, every: Sequence[Step], config: t5.T5Config | None
+  plan: Plan, every: Sequence[Step], config: backbones.Config | None
 ) -> list[str]:
   """How much the folder will hold, in bytes as people say them."""
   if config is None:
@@ -313,7 +313,7 @@ def _disk(
   return told
 
 
-def _learned(plan: Plan, step: Step, config: t5.T5Config) -> int:
+def _learned(plan: Plan, step: Step, config: backbones.Config) -> int:
   """How many numbers a run learns, with its method's own settings."""
   arm, labels = _arm(step), step.labels
   length, rank = plan.prompts.prompt_length, plan.prompts.prompt_rank
@@ -347,7 +347,7 @@ def _data_told(plan: Plan, folder: str | None) -> str:
 
 
 def _missing(
-  plan: Plan, config: t5.T5Config | None, folder: str | None
+  plan: Plan, config: backbones.Config | None, folder: str | None
 ) -> list[str]:
   """What must be there before the study can start."""
   told = []

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mpt_jax import methods, t5
+from mpt_jax import backbones, methods
 from mpt_jax.checkpoints import bundle as bundle_lib
 from mpt_jax.engine.outcome import BACKBONE, PROMPTS
 from mpt_jax.engine.writers import METRICS, read_metrics
@@ -36,7 +36,7 @@ def parameters(
   rank, tasks = plan['prompt_rank'], len(plan['targets'])
   sizes: Any = methods.Width(width)
   if 'config' in backbone:
-    sizes = t5.T5Config.from_dict(backbone['config'])
+    sizes = backbones.config_of(backbone['config'])
   counts = {}
   for name in plan['methods']:
     if arms.TARGETS[name].product == BACKBONE:

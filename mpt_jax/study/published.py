@@ -6,7 +6,7 @@ import os
 import statistics
 from typing import Any
 
-from mpt_jax import t5
+from mpt_jax import backbones
 from mpt_jax.checkpoints import files
 from mpt_jax.study import arms, cells
 from mpt_jax.study.page import Block, Bullets, Heading, Strong, Table, Text
@@ -69,7 +69,7 @@ def _same_backbone(report: Mapping[str, Any], name: str) -> bool:
   """Whether the sizes are those of the backbone of that name."""
   config = report['backbone'].get('config')
   return config is not None and (
-    t5.T5Config.from_dict(config) == t5.get_config(name)
+    backbones.config_of(config) == backbones.get_config(name)
   )
 
 

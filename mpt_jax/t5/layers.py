@@ -7,6 +7,7 @@ Letters in shapes: B batch, S source, T target, D width, H heads, K head size.
 
 import functools
 import operator
+from typing import Any, ClassVar
 
 from flax import linen as nn
 from flax.linen import partitioning as nn_partitioning
@@ -52,9 +53,13 @@ class LayerNorm(nn.Module):
 
 
 class Dense(nn.Module):
-  """A linear map without bias, `x @ kernel`."""
+  """A linear map without bias, `x @ kernel`.
 
-  config: T5Config
+  Its config, like that of attention and embedding, may be of another family
+  with these sizes.
+  """
+
+  config: Any
   inputs: int
   features: int
   axes: tuple[str, str]
@@ -95,7 +100,7 @@ class Dense(nn.Module):
     return jax.checkpoint(multiply, prevent_cse=False)(x, self.kernel)
 
 
-def _product(spec: str, x: Array, kernel: Array, config: T5Config) -> Array:
+def _product(spec: str, x: Array, kernel: Array, config: Any) -> Array:
   if config.precision == 'float32':
     x, kernel = x.astype(config.dtype), kernel.astype(config.dtype)
   return einsum(spec, x, kernel, config.precision).astype(config.dtype)
@@ -104,7 +109,7 @@ def _product(spec: str, x: Array, kernel: Array, config: T5Config) -> Array:
 class Embed(nn.Module):
   """The token embedding, looked up by gather."""
 
-  config: T5Config
+  config: Any
 
   def setup(self):
     """Declares the table [V, D]."""
@@ -230,16 +235,22 @@ class RelativePositionBias(nn.Module):
 
 
 class _Attention(nn.Module):
-  """What self- and cross-attention share."""
+  """What self- and cross-attention share.
 
-  config: T5Config
+  Class attributes:
+    dense: the class of its projections.
+  """
+
+  dense: ClassVar[Any] = Dense
+
+  config: Any
 
   def _project(self, name: str) -> Dense:
     """The projection to queries, keys or values."""
     cfg = self.config
     # T5 does not scale the logits; the start value of the query does.
     scale = 1.0 / cfg.head_dim if name == 'query' else 1.0
-    return Dense(
+    return self.dense(
       cfg,
       cfg.emb_dim,
       cfg.num_heads * cfg.head_dim,
@@ -297,15 +308,19 @@ class _Attention(nn.Module):
       # Finite, so that a row with nothing to attend to stays finite too.
       logits = jnp.where(mask, logits, jnp.finfo(dtype).min / 2)
     weights = jax.nn.softmax(logits, axis=-1).astype(cfg.dtype)
-    weights = dropout(cfg)(weights, deterministic)
+    weights = self._drop(weights, deterministic)
     return einsum(f'bhts,{keys}->bhtk', weights, value, cfg.precision)
+
+  def _drop(self, weights: Array, deterministic: bool) -> Array:
+    return dropout(self.config)(weights, deterministic)
 
   def _out(self, context: Array) -> Array:
     """Projects heads [B, H, T, K] back to [B, T, D]."""
     cfg = self.config
     joined = cfg.num_heads * cfg.head_dim
     context = context.transpose(0, 2, 1, 3)
-    out = Dense(cfg, joined, cfg.emb_dim, ('joined_kv', 'embed'), name='out')
+    axes = 'joined_kv', 'embed'
+    out = self.dense(cfg, joined, cfg.emb_dim, axes, name='out')
     return out(context.reshape(*context.shape[:2], joined))
 
 

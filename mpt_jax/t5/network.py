@@ -136,7 +136,7 @@ class DecoderLayer(nn.Module):
     return x + layers.dropout(cfg)(y, deterministic)
 
 
-def _run_layers(
+def run_layers(
   stack: nn.Module,
   make_layer: Callable[[str], nn.Module],
   call: Callable[[Any, Array], Array],
@@ -214,7 +214,7 @@ class Encoder(nn.Module):
       bias = _position_bias(cfg, True, (positions, positions))
     x = layers.dropout(cfg)(x, deterministic)
     embedded = x
-    x, outputs = _run_layers(
+    x, outputs = run_layers(
       self,
       lambda name: EncoderLayer(cfg, name=name),
       lambda layer, x: layer(x, mask, bias, deterministic),
@@ -283,7 +283,7 @@ class Decoder(nn.Module):
     y = self.shared_embedding(tokens)
     y = layers.dropout(cfg)(y, deterministic)
     embedded = y
-    y, outputs = _run_layers(
+    y, outputs = run_layers(
       self,
       lambda name: DecoderLayer(cfg, name=name),
       lambda layer, y: layer(
@@ -529,6 +529,10 @@ def param_shapes(config: T5Config) -> dict[str, tuple[int, ...]]:
     >>> param_shapes(T5Config(vocab_size=9))['token_embedder/embedding']
     (9, 512)
   """
-  tree = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
-  flat = traverse_util.flatten_dict(tree, sep='/')
+  return shapes_of(lambda: init_params(config, jax.random.key(0)))
+
+
+def shapes_of(draw: Callable[[], Any]) -> dict[str, tuple[int, ...]]:
+  """Returns name -> shape of what would be drawn, sorted by name."""
+  flat = traverse_util.flatten_dict(jax.eval_shape(draw), sep='/')
   return {name: tuple(leaf.shape) for name, leaf in sorted(flat.items())}

@@ -14,7 +14,7 @@ import jax
 from t5x import utils as t5x_utils
 
 import mpt_jax
-from mpt_jax import data, methods, models, t5
+from mpt_jax import backbones, data, methods, models, t5
 from mpt_jax.checkpoints import bundle as bundle_lib
 from mpt_jax.checkpoints import files, huggingface, t5x_format
 from mpt_jax.checkpoints import run as run_lib
@@ -373,10 +373,12 @@ def _checkpoint(path: str | None) -> str:
   return folder
 
 
-def _config(path: str, given: t5.T5Config | str | None) -> t5.T5Config:
+def _config(path: str, given: backbones.Config | str | None) -> t5.T5Config:
   """The sizes that are given, or that a local backbone implies."""
   if given is not None:
-    return t5.get_config(given) if isinstance(given, str) else given
+    return _of_t5(
+      backbones.get_config(given) if isinstance(given, str) else given
+    )
   if is_remote(path):
     raise InputError(
       f'the sizes of {path} are not known: give a second --gin_file, such as'
@@ -390,7 +392,16 @@ def _config(path: str, given: t5.T5Config | str | None) -> t5.T5Config:
       f'there is no backbone in {path}; expected config.json with'
       ' model.safetensors, or a T5X checkpoint (checkpoint_<step>)'
     )
-  return huggingface.open_folder(path)[1]
+  return _of_t5(huggingface.open_folder(path)[1])
+
+
+def _of_t5(config: backbones.Config) -> t5.T5Config:
+  if not isinstance(config, t5.T5Config):
+    raise InputError(
+      f'the backbone is a {backbones.family(config).title}, and T5X trains'
+      ' prompts of T5 alone: use mpt_jax.train'
+    )
+  return config
 
 
 def _use_vocabulary(

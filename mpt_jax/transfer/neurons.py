@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mpt_jax import t5
+from mpt_jax.backbones import Config
 from mpt_jax.checkpoints.backbone import Backbone
 from mpt_jax.engine import partitioning
 from mpt_jax.engine.settings import Devices
@@ -135,7 +136,7 @@ def _by_layer(found: Mapping[str, Any], neuron: str) -> Any:
   return jnp.stack([output[:, -1] for output in outputs], axis=1)
 
 
-def _neuron(config: t5.T5Config, kind: str) -> str:
+def _neuron(config: Config, kind: str) -> str:
   """The name of the matrix whose outputs are the neurons."""
   gated = len(config.mlp_activations) > 1
   if kind not in ACTIVATIONS:

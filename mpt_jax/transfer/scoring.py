@@ -334,7 +334,7 @@ class Scorer:
       **self._params,
       methods.PROMPTS: partitioning.shard_params({'table': table}, self._mesh),
     }
-    model = models.PromptedT5(
+    model = models.class_of(self._backbone.config)(
       self._backbone.config,
       _Table(table.shape[1]),
       **self._backbone.special_ids.of_model(),
@@ -367,7 +367,7 @@ class Scorer:
 
 @functools.lru_cache(maxsize=8)
 def _steps(
-  model: models.PromptedT5, decoding: Decoding
+  model: models.PromptedModel, decoding: Decoding
 ) -> tuple[Callable[..., Array], Callable[..., Array]]:
   """The compiled steps of all scorers: one generates, one compares words."""
   generate = trainer.make_predict_step(model, **decoding.search)

@@ -222,7 +222,10 @@ def test_pickles_are_not_read(copy):
     ({'model_type': 't5gemma'}, "T5Gemma is made of Gemma's blocks"),
     ({'model_type': 't5gemma2'}, "T5Gemma 2 is made of Gemma's blocks"),
     ({'model_type': 'switch_transformers'}, 'one of several experts'),
-    ({'model_type': 'bart'}, "is 'bart', expected t5, mt5, umt5$"),
+    (
+      {'model_type': 'bart'},
+      "is 'bart', expected t5, mt5, umt5, roberta, xlm-roberta$",
+    ),
     ({'model_type': ['t5']}, r"is \['t5'\], expected t5"),
     ({'model_type': 'umt5'}, r"lacks 2 .*'decoder/layers_1/relpos_bias/"),
     ({'feed_forward_proj': 'gelu'}, "feed_forward_proj is 'gelu'"),

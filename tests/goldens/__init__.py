@@ -123,6 +123,7 @@ KINDS: dict[str, tuple[str, Callable[[pathlib.Path], bool]]] = {
   'projector': ('io.npz', _holds('projected_leaky')),
   'anchors': ('io.npz', _holds('target_relative_start')),
   'peft_start': ('start.npz', _holds('average__task_u')),
+  'masked': ('io.npz', _holds('transformers_mask_logits')),
   'distill': ('io.npz', _holds('teacher_prompts')),
   'vocabulary': ('expected.json', lambda file: True),
   'encoder_vocabulary': ('tokens.json', _has('label_words')),

@@ -13,9 +13,10 @@ import jax
 import numpy as np
 import pytest
 
-from mpt_jax import methods, models
+from mpt_jax import methods, models, roberta
 from mpt_jax.checkpoints import bundle
 from mpt_jax.engine import batching
+from mpt_jax.engine import params as params_lib
 from tests.helpers import tiny
 
 P, K = tiny.P, tiny.K
@@ -29,6 +30,23 @@ CONFIG = tiny.CONFIG.replace(
   num_encoder_layers=2,
   num_decoder_layers=2,
 )
+# Of an encoder that fills in masks, likewise.
+ENCODER = roberta.RobertaConfig(
+  vocab_size=40,
+  emb_dim=16,
+  num_heads=8,
+  mlp_dim=24,
+  num_encoder_layers=2,
+  max_positions=64,
+  dropout_rate=0.0,
+)
+T5, MASKED = 't5', 'masked'
+CONFIGS = {T5: CONFIG, MASKED: ENCODER}
+# What an encoder's inputs begin and end with, and what it fills in.
+BEGIN, END, MASK = 1, 2, 39
+# The words of each task's classes; tasks have several numbers of classes, and
+# classes of words.
+CLASSES = (((5, 6), (7,)), ((8,), (9, 10), (11,)), ((12,), (13,)))
 METHODS: dict[str, methods.Method] = {
   'soft': methods.SoftPrompts(P, init=methods.Uniform()),
   'multitask': methods.MultitaskPrompts(P, 2, init=methods.Uniform()),
@@ -60,6 +78,17 @@ def each(names: Iterable[str], usual: Collection[str] = USUAL) -> list[Any]:
   ]
 
 
+def everywhere(
+  names: Iterable[str], usual: Collection[str] = USUAL
+) -> list[Any]:
+  """As `each`, on every family of backbones: rows of name and family."""
+  return [
+    pytest.param(name, family, marks=[] if name in usual else pytest.mark.long)
+    for name in sorted(names)
+    for family in CONFIGS
+  ]
+
+
 def learned(
   method: methods.Method, tasks: int, config=CONFIG, seed: int = 0
 ) -> dict[str, np.ndarray]:
@@ -76,31 +105,57 @@ def learned(
 def backbone(config=CONFIG):
   """Its random backbone, whose answers depend on what it reads."""
   params = tiny.backbone(config=config)
-  for layer in params['decoder'].values():
+  if config is ENCODER:
+    # Drawn as RoBERTa is, so narrow a network hears nothing.
+    flat = params_lib.flatten(params)
+    louder = {
+      n: 2 * v for n, v in flat.items() if n.endswith(('kernel', 'ing'))
+    }
+    return params_lib.unflatten(flat | louder)
+  for layer in params.get('decoder', {}).values():
     if 'encoder_decoder_attention' in layer:
       cross = layer['encoder_decoder_attention']['out']
       cross['kernel'] = 3 * cross['kernel']
   return params
 
 
-def model(method: methods.Method, tasks: int, **settings) -> models.PromptedT5:
+def model(
+  method: methods.Method,
+  tasks: int,
+  family: str = T5,
+  lesson: type[models.PromptedModel] = models.PromptedModel,
+  **settings,
+) -> models.PromptedModel:
   """The model of a method for some tasks, with other sizes or types."""
-  return models.PromptedT5(CONFIG.replace(**settings), method, tasks)
+  config = CONFIGS[family].replace(**settings)
+  ids = {'mask_id': MASK, 'eos_id': END} if family == MASKED else {}
+  return models.class_of(config, lesson)(config, method, tasks, **ids)
 
 
-def batch(method: methods.Method, tasks: int, size=9, targets=4, seed=1):
+def examples(tasks: int, size=9, targets=4, seed=1, family=T5):
   """Examples of uneven lengths and, in turn, of all tasks."""
   rng = np.random.default_rng(seed)
-  rows = [
-    [
-      batching.Example(
-        rng.integers(3, CONFIG.vocab_size, rng.integers(2, 9)),
-        rng.integers(3, CONFIG.vocab_size, rng.integers(1, targets + 1)),
-        i % tasks,
-      )
-    ]
-    for i in range(size)
-  ]
+  most = CONFIG.vocab_size if family == T5 else MASK
+  made = []
+  for i in range(size):
+    tokens = rng.integers(3, most, rng.integers(2, 9))
+    if family == T5:
+      answer = rng.integers(3, most, rng.integers(1, targets + 1))
+      made.append(batching.Example(tokens, answer, i % tasks))
+      continue
+    classes = CLASSES[i % len(CLASSES)]
+    words = [(w, n) for n, own in enumerate(classes, start=1) for w in own]
+    ids, numbers = np.array(words).T
+    right = 1 + rng.integers(len(classes))
+    weights = (np.arange(len(ids)) == list(numbers).index(right)).astype(int)
+    tokens = np.array([BEGIN, MASK, *tokens, END])
+    made.append(batching.Example(tokens, ids, i % tasks, numbers, weights))
+  return made
+
+
+def batch(method: methods.Method, tasks: int, size=9, targets=4, family=T5):
+  """Those examples, one to a row."""
+  rows = [[e] for e in examples(tasks, size, targets, family=family)]
   length = method.prompt_length
   return batching.lay_out(rows, (size, length + 12, targets), length, False)
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from mpt_jax import models
 from mpt_jax.checkpoints.run import RunCheckpointer
-from mpt_jax.engine import optimizers, partitioning, trainer
+from mpt_jax.engine import batching, optimizers, partitioning, trainer
 from mpt_jax.engine import params as params_lib
 from tests.helpers import every_method, tiny
 
@@ -50,6 +50,7 @@ class Case:
   dtype: str = 'float32'
   # One of `every_method`; '' is the source stage.
   method: str = ''
+  family: str = every_method.T5
 
 
 CASES = {
@@ -87,6 +88,20 @@ CASES = {
         remat=True,
         scan='scan' not in method.cannot,
         shard_backbone=True,
+      ),
+    }.items()
+  },
+  # The source stage of an encoder that fills in masks.
+  **{
+    f'{every_method.MASKED}{way}': dataclasses.replace(
+      case, family=every_method.MASKED
+    )
+    for way, case in {
+      '': Case(),
+      '_packed': Case(packed=True),
+      '_8x1_microbatches_2_packed': Case(8, 1, microbatches=2, packed=True),
+      '_4x2_all': Case(
+        4, 2, microbatches=2, remat=True, scan=True, shard_backbone=True
       ),
     }.items()
   },
@@ -152,8 +167,28 @@ def make_batch(step: int, packed: bool) -> dict[str, np.ndarray]:
   return batch
 
 
+def _masked_batch(step: int, packed: bool) -> dict[str, np.ndarray]:
+  """As `make_batch`, for the encoder."""
+  each = 2 if packed else 1
+  examples = every_method.examples(
+    tiny.K, each * ROWS, seed=step, family=every_method.MASKED
+  )
+  rows = [examples[i : i + each] for i in range(0, len(examples), each)]
+  shape = ROWS, each * (tiny.P + 11), each * 4
+  return batching.lay_out(rows, shape, tiny.P, packed)
+
+
 @functools.cache
-def _model(name):
+def _model(name, family=every_method.T5):
+  if family == every_method.MASKED:
+    method, config = tiny.method('source'), every_method.ENCODER
+    model = every_method.model(method, tiny.K, family, models.Distilled)
+    params = dict(every_method.backbone(config))
+    rng = np.random.default_rng(1)
+    table = rng.normal(size=(tiny.K, tiny.P, config.emb_dim)).astype('f')
+    params['teacher_prompts'] = {'prompt_table': table}
+    params['prompts'] = every_method.learned(method, tiny.K, config)
+    return dataclasses.replace(model, hidden_layers='all', z_loss=1e-3), params
   if name:
     method = every_method.METHODS[name]
     learned = every_method.learned(method, tiny.K, CONFIG)
@@ -175,14 +210,17 @@ def run(
     save: folder for a checkpoint after half of the steps.
     restore: folder of one to start from; the other half is trained.
   """
-  config = CONFIG.replace(remat_layers=case.remat, dtype=case.dtype)
-  model, params = _model(case.method)
+  model, params = _model(case.method, case.family)
+  config = model.config.replace(remat_layers=case.remat, dtype=case.dtype)
   model = dataclasses.replace(model, config=config)
+  masked = case.family == every_method.MASKED
+  make = _masked_batch if masked else make_batch
   devices = jax.devices()[: case.data * case.model]
   mesh = partitioning.make_mesh(case.model, devices)
   partitioning.check_batch_size(ROWS, mesh, case.microbatches)
   # Ten steps of a large rate would make much of rounding errors.
-  rates = (0.001, 0.001) if case.method else (0.03, 0.01)
+  small = case.method or case.family != every_method.T5
+  rates = (0.001, 0.001) if small else (0.03, 0.01)
   optimizer = optimizers.Optimizer(
     optimizers.method_groups(model.method, *rates),
     schedule='constant',
@@ -205,7 +243,7 @@ def run(
   for i in range(int(state.step), STEPS):
     if save and i == STEPS // 2:
       RunCheckpointer(save).save(state, None)
-    batch = trainer.put_batch(make_batch(i, case.packed), mesh)
+    batch = trainer.put_batch(make(i, case.packed), mesh)
     state, totals = step(
       state, frozen, batch, jax.device_put(zeros, everywhere)
     )

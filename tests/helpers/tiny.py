@@ -5,7 +5,7 @@ import pathlib
 import jax
 import numpy as np
 
-from mpt_jax import methods, models, t5
+from mpt_jax import methods, models, roberta, t5
 from mpt_jax.checkpoints import backbone as backbone_lib
 
 P, K = 5, 3
@@ -68,9 +68,10 @@ def served():
 
 def backbone(seed=0, config=CONFIG):
   """Random parameters of the tiny backbone, as host arrays."""
-  variables = models.PromptedT5(config).get_initial_variables(
-    jax.random.PRNGKey(seed)
-  )
+  key = jax.random.PRNGKey(seed)
+  if isinstance(config, roberta.RobertaConfig):
+    return jax.tree.map(np.asarray, roberta.init_params(config, key))
+  variables = models.PromptedT5(config).get_initial_variables(key)
   return jax.tree.map(np.asarray, variables['params'])
 
 
