@@ -476,7 +476,6 @@ def _examples(
   """Yields raw examples and the texts and tokens that become of them."""
   import tensorflow as tf
 
-  from mpt_jax.checkpoints.texts import shown
   from mpt_jax.data import candidates, templates
 
   vocabulary = task.output_features['inputs'].vocabulary
@@ -491,8 +490,8 @@ def _examples(
     for result in task.preprocess_precache(one).as_numpy_iterator():
       for key, limit in limits.items():
         tokens = [*result[key].tolist(), vocabulary.eos_id]
-        text = result[f'{key}_pretokenized'].decode()
-        yield f'  {key}: {_short(shown(text))}'
+        text = templates.show_marks(result[f'{key}_pretokenized'])
+        yield f'  {key}: {_short(text.numpy().decode())}'
         if found is not None and key == 'targets':
           yield f'  fillers, class by class: {" |".join(found.texts)}'
           continue
