@@ -84,6 +84,17 @@ class PromptedModel:
     """The settings that are ids."""
     return {'eos_id': self.eos_id}
 
+  def check_length(self, length: int) -> None:
+    """Refuses inputs that the backbone has no positions for.
+
+    Args:
+      length: S, prompt slots included.
+
+    Raises:
+      InputError: if they are too long.
+    """
+    del length
+
   def answering(
     self, method: methods.Method | None, num_tasks: int
   ) -> 'PromptedModel':
@@ -732,6 +743,15 @@ class PromptedMaskedModel(PromptedModel):
     """The settings that are ids."""
     assert self.mask_id is not None
     return {'eos_id': self.eos_id, 'mask_id': self.mask_id}
+
+  def check_length(self, length: int) -> None:
+    """See `PromptedModel.check_length`."""
+    if length > self.config.max_length:
+      raise InputError(
+        f"TASK_FEATURE_LENGTHS['inputs'] is {length}, prompt slots included,"
+        f' but the backbone knows {self.config.max_length} positions: give'
+        f' {self.config.max_length} at most'
+      )
 
   def decode_batch(
     self,

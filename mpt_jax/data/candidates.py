@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mpt_jax.checkpoints.texts import NO_MASK
+from mpt_jax.checkpoints.texts import MASK, NO_MASK
 from mpt_jax.checkpoints.vocabulary import Vocabulary
 from mpt_jax.data.providers import TaskReader
 from mpt_jax.data.vocabulary import CHOSEN
@@ -151,17 +151,26 @@ def in_vocabulary(
   return Candidates(np.array(ids, np.int32), np.array(classes, np.int32), texts)
 
 
-def check(task: TaskReader, target_length: int) -> None:
+def check(task: TaskReader, target_length: int, prompt_length: int) -> None:
   """Checks that an encoder can answer a task.
 
   Args:
     task: the task; any, if the model writes its answers.
     target_length: T.
+    prompt_length: P.
 
   Raises:
-    InputError: as `of`; also if T does not hold all words.
+    InputError: as `of`; also if T does not hold all words, or there is neither
+      a mask nor a prompt whose first slot could be one.
   """
   found = of(task.wording, task.name)
+  if found is not None and not prompt_length:
+    assert task.wording is not None
+    if MASK not in task.wording.source.text:
+      raise InputError(
+        f'task {task.name!r}: masked={task.wording.masked!r} has no {{mask}},'
+        ' and there is no prompt in whose first slot it could be: write {mask}'
+      )
   if found is not None and len(found.ids) > target_length:
     raise InputError(
       f'task {task.name!r} has {len(found.ids)} fillers, but'
