@@ -6,7 +6,7 @@ from jax.sharding import Mesh
 import numpy as np
 
 from benchmarks import measure
-from mpt_jax import t5
+from mpt_jax import backbones, t5
 from mpt_jax.engine import hostmemory, partitioning
 from mpt_jax.engine import params as params_lib
 
@@ -29,17 +29,17 @@ def make_config(model: str, precision: str = 'float32') -> t5.T5Config:
   )
 
 
-def draw(config: t5.T5Config, seed: int) -> dict[str, Any]:
+def draw(config: backbones.Config, seed: int) -> dict[str, Any]:
   """Draws the tree of a backbone, on the host."""
   rng = np.random.default_rng(seed)
   flat = {
     name: rng.standard_normal(size, np.float32) * np.float32(0.05)
-    for name, size in t5.param_shapes(config).items()
+    for name, size in backbones.param_shapes(config).items()
   }
   return params_lib.unflatten(flat)
 
 
-def place(config: t5.T5Config, mesh: Mesh, seed: int) -> dict[str, Any]:
+def place(config: backbones.Config, mesh: Mesh, seed: int) -> dict[str, Any]:
   """Draws weights and puts them on the mesh, as a run does with a checkpoint.
 
   Args:

@@ -80,6 +80,7 @@ ROWS: dict[str, dict[str, list[str]]] = {
   'attempt_f32': {OURS: _ATTEMPT, PEFT: _ATTEMPT},
   'decode_f32': {OURS: _DECODE, HF: [*_DECODE, _HF]},
   'decode_bf16': {OURS: [*_DECODE, _BF16], HF: [*_DECODE, _HF, _BF16]},
+  'masked_f32': {OURS: _STEP, PEFT: [*_STEP, '--system=peft']},
   CHECKPOINT: {CHECKPOINT: []},
   START: {START: []},
   STUDY: {STUDY: []},
@@ -96,12 +97,15 @@ _MODULES = {
 }
 
 
+# Of rows whose systems are in one module.
+_ROW_MODULES = {'decode': 'benchmarks.decode', 'masked': 'benchmarks.masked'}
+
+
 def run(
   row: str, system: str, flags: argparse.Namespace
 ) -> dict[str, Any] | None:
   """Measures a system once, in a process of its own; None if it fails."""
-  decodes = row.startswith('decode')
-  module = 'benchmarks.decode' if decodes else _MODULES[system]
+  module = _ROW_MODULES.get(row.partition('_')[0]) or _MODULES[system]
   python, path = sys.executable, ''
   if system in (PEFT, HF, FLOOR_TORCH):
     python = flags.torch_python

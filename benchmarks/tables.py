@@ -74,6 +74,7 @@ ROWS = {
   'lora_f32': Row('LoRA, float32'),
   'prefix_f32': Row('prefix, float32'),
   'attempt_f32': Row('ATTEMPT, float32'),
+  'masked_f32': Row('prompt on RoBERTa-base, float32'),
   'decode_f32': Row('greedy decoding, float32', _RATE, {HF: '>= 1.2'}),
   'decode_bf16': Row('greedy decoding, bfloat16', _RATE),
 }

@@ -16,11 +16,12 @@ if TYPE_CHECKING:
   from mpt_jax.checkpoints.bundle import load_prompts
   from mpt_jax.data.memory import Task
   from mpt_jax.engine.run import train
-  from mpt_jax.pretrained import PromptedT5, evaluate
+  from mpt_jax.pretrained import PromptedMaskedModel, PromptedT5, evaluate
 
 __version__ = '0.1.0'
 
 __all__ = [
+  'PromptedMaskedModel',
   'PromptedT5',
   'Task',
   '__version__',
@@ -31,6 +32,7 @@ __all__ = [
 ]
 
 _HOMES = {
+  'PromptedMaskedModel': 'mpt_jax.pretrained',
   'PromptedT5': 'mpt_jax.pretrained',
   'Task': 'mpt_jax.data.memory',
   'evaluate': 'mpt_jax.pretrained',

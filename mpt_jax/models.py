@@ -84,6 +84,17 @@ class PromptedModel:
     """The settings that are ids."""
     return {'eos_id': self.eos_id}
 
+  def check_length(self, length: int) -> None:
+    """Refuses inputs that the backbone has no positions for.
+
+    Args:
+      length: S, prompt slots included.
+
+    Raises:
+      InputError: if they are too long.
+    """
+    del length
+
   def answering(
     self, method: methods.Method | None, num_tasks: int
   ) -> 'PromptedModel':
@@ -311,6 +322,23 @@ class PromptedModel:
 
     Returns:
       [B, C] float32, in nats.
+    """
+    raise NotImplementedError
+
+  def captured(
+    self, params: PyTree, table: Array, batch: Batch, module: str
+  ) -> dict[str, Any]:
+    """Runs the backbone with prompts, and returns what a module puts out.
+
+    Args:
+      params: the backbone's parameters.
+      table: [K, P, D].
+      batch: unpacked model features; of T5 `decoder_input_tokens`, too, all
+        of which are real, whatever their ids.
+      module: the name of a module of each block, such as 'wi'.
+
+    Returns:
+      side -> what Flax captures of its blocks.
     """
     raise NotImplementedError
 
@@ -632,6 +660,23 @@ class PromptedT5(PromptedModel):
       )
     return out if hidden_states else (out, {})
 
+  def captured(
+    self, params: PyTree, table: Array, batch: Batch, module: str
+  ) -> dict[str, Any]:
+    """See `PromptedModel.captured`."""
+    first = batch['decoder_input_tokens']
+    _, state = self.module.apply(
+      {'params': params},
+      batch['encoder_input_tokens'],
+      first,
+      jnp.ones_like(first),
+      enable_dropout=False,
+      mutable=['intermediates'],
+      capture_intermediates=_named(module),
+      **self._prompt_inputs(params, table, batch),
+    )
+    return state['intermediates']
+
   def _decoder_inputs(self, batch: Batch) -> Array:
     """[B, T] int32: the targets shifted right, behind the start id."""
     tokens = batch['decoder_input_tokens']
@@ -698,6 +743,15 @@ class PromptedMaskedModel(PromptedModel):
     """The settings that are ids."""
     assert self.mask_id is not None
     return {'eos_id': self.eos_id, 'mask_id': self.mask_id}
+
+  def check_length(self, length: int) -> None:
+    """See `PromptedModel.check_length`."""
+    if length > self.config.max_length:
+      raise InputError(
+        f"TASK_FEATURE_LENGTHS['inputs'] is {length}, prompt slots included,"
+        f' but the backbone knows {self.config.max_length} positions: give'
+        f' {self.config.max_length} at most'
+      )
 
   def decode_batch(
     self,
@@ -777,6 +831,22 @@ class PromptedMaskedModel(PromptedModel):
     counts = jnp.maximum(real.sum(axis=-1), 1)[None]
     means = jnp.where(some[None], logits.sum(axis=-1) / counts, -jnp.inf)
     return jnp.where(some[None], jax.nn.log_softmax(means, axis=-1), 0.0)
+
+  def captured(
+    self, params: PyTree, table: Array, batch: Batch, module: str
+  ) -> dict[str, Any]:
+    """See `PromptedModel.captured`."""
+    _, state = self.module.apply(
+      {'params': params},
+      batch['encoder_input_tokens'],
+      enable_dropout=False,
+      mask_id=self.mask_id,
+      method='encode',
+      mutable=['intermediates'],
+      capture_intermediates=_named(module),
+      **self._prompt_inputs(params, table, batch),
+    )
+    return state['intermediates']
 
   def _fill(
     self,
@@ -1097,6 +1167,11 @@ def _example_rows(batch: Batch) -> Array:
   """[B] int32: the task's row of each example of unpacked rows."""
   real = batch['encoder_input_tokens'] > 0
   return jnp.max(jnp.where(real, batch['encoder_task_ids'], 0), axis=-1)
+
+
+def _named(name: str) -> Any:
+  """Which calls Flax captures: of the modules of a name."""
+  return lambda module, method: module.name == name and method == '__call__'
 
 
 def _like_layers(delta: PyTree, backbone: PyTree) -> PyTree:

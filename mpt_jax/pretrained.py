@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
+import functools
 import os
 from typing import Any, overload
 
@@ -9,10 +10,12 @@ import jax
 import numpy as np
 
 from mpt_jax import methods
-from mpt_jax.backbones import Config
+from mpt_jax.backbones import Config, family
 from mpt_jax.checkpoints.backbone import Backbone, load_backbone
 from mpt_jax.checkpoints.bundle import PromptBundle, load_prompts
+from mpt_jax.checkpoints.texts import NO_MASK, Marked, TaskText
 from mpt_jax.checkpoints.vocabulary import Vocabulary, bring
+from mpt_jax.data.candidates import Candidates, in_vocabulary
 from mpt_jax.engine.predictor import (
   Predictor,
   check_serving,
@@ -90,7 +93,8 @@ class PromptedT5:
     self._weigh = jax.jit(self.model.weigh_batch)
 
   def __repr__(self) -> str:
-    return f'PromptedT5({self.backbone!r}, {self.bundle or "no prompts"})'
+    name = type(self).__name__
+    return f'{name}({self.backbone!r}, {self.bundle or "no prompts"})'
 
   @classmethod
   def from_pretrained(
@@ -119,6 +123,7 @@ class PromptedT5:
         together.
     """
     backbone = load_backbone(os.fspath(path), config=config)
+    cls = _face(backbone)
     if prompts is not None and not isinstance(prompts, PromptBundle):
       prompts = load_prompts(prompts)
     backbone = backbone.with_vocabulary(vocabulary and bring(vocabulary))
@@ -129,6 +134,13 @@ class PromptedT5:
         ' give a SentencePiece file as vocabulary'
       )
     return cls(backbone, prompts, tokenizer)
+
+  @classmethod
+  def of(
+    cls, backbone: Backbone, bundle: PromptBundle, tokenizer: Vocabulary
+  ) -> 'PromptedT5':
+    """Returns the face of a loaded backbone, whatever its family."""
+    return _face(backbone)(backbone, bundle, tokenizer)
 
   def generate(
     self,
@@ -200,20 +212,21 @@ class PromptedT5:
     """
     _check_texts('generate', texts)
     check_least(1, batch_size=batch_size)
-    rows = self._rows(task, len(texts))
+    rows, names = self._rows(task, len(texts)), _names(task, len(texts))
     inputs = self._encode(self._write(texts, task))
     answers = [''] * len(texts)
     key = jax.random.PRNGKey(decoding.seed)
     for number, (chosen, members) in enumerate(_batches(inputs, batch_size)):
       tokens = self._predict(
         self.params,
-        self._batch([inputs[i] for i in members], [rows[i] for i in members]),
+        self._batch(inputs, rows, members, names),
         jax.random.fold_in(key, number) if decoding.temperature else None,
         max_decode_length=decoding.max_decode_length,
         **decoding.search,
       )
       for i, ids in zip(chosen, np.asarray(tokens), strict=False):
-        answers[i] = self.tokenizer.decode_model(ids)
+        text = self.tokenizer.decode_model(ids)
+        answers[i] = self._answer_of(text, names[i])
     return answers
 
   @overload
@@ -269,25 +282,44 @@ class PromptedT5:
       raise InputError(
         f'score takes one target for each of the {len(texts)} texts'
       )
-    rows = self._rows(task, len(texts))
-    inputs = self._encode(self._write(texts, task))
-    outputs = self._encode(targets)
-    scores = [0.0] * len(texts)
+    self._rows(task, len(texts))
+    return self._score_pairs(
+      self._write(texts, task), targets, _names(task, len(texts)), batch_size
+    )
+
+  def _score_pairs(
+    self,
+    written: Sequence[str],
+    targets: Sequence[str],
+    names: Sequence[str | None],
+    batch_size: int,
+  ) -> list[float]:
+    """Scores one target for each written text."""
+    rows = (
+      self._rows(list(names), len(names)) if self.bundle else [0] * len(names)
+    )
+    inputs = self._encode(written)
+    scores = [0.0] * len(written)
     for chosen, members in _batches(inputs, batch_size):
-      batch = self._batch(
-        [inputs[i] for i in members], [rows[i] for i in members]
-      )
-      wanted = [outputs[i] for i in members]
-      length = _round_up(max(map(len, wanted)), 4)
-      tokens = np.zeros((len(members), length), np.int32)
-      for row, ids in zip(tokens, wanted, strict=True):
-        row[: len(ids)] = ids
-      batch['decoder_target_tokens'] = tokens
-      batch['decoder_input_tokens'] = np.pad(tokens[:, :-1], ((0, 0), (1, 0)))
+      batch = self._batch(inputs, rows, members, names)
+      batch |= self._targets([(targets[i], names[i]) for i in members])
       found = np.asarray(self._score(self.params, batch))
       for i, value in zip(chosen, found, strict=False):
         scores[i] = float(value)
     return scores
+
+  def _targets(
+    self, wanted: Sequence[tuple[str, str | None]]
+  ) -> dict[str, np.ndarray]:
+    """The features of targets, each with its task."""
+    tokens = _padded(self._encode([text for text, _ in wanted]))
+    shifted = np.pad(tokens[:, :-1], ((0, 0), (1, 0)))
+    return {'decoder_target_tokens': tokens, 'decoder_input_tokens': shifted}
+
+  def _answer_of(self, text: str, name: str | None) -> str:
+    """What a decoded text answers."""
+    del name
+    return text
 
   def attention(
     self,
@@ -319,13 +351,11 @@ class PromptedT5:
       )
     _check_texts('attention', texts)
     check_least(1, batch_size=batch_size)
-    rows = self._rows(task, len(texts))
+    rows, names = self._rows(task, len(texts)), _names(task, len(texts))
     inputs = self._encode(self._write(texts, task))
     found: list[dict[str, float]] = [{}] * len(texts)
     for chosen, members in _batches(inputs, batch_size):
-      batch = self._batch(
-        [inputs[i] for i in members], [rows[i] for i in members]
-      )
+      batch = self._batch(inputs, rows, members, names)
       weights = np.asarray(self._weigh(self.params, batch))
       for i, row in zip(chosen, weights, strict=False):
         found[i] = dict(zip(method.weighed, row.tolist(), strict=True))
@@ -430,11 +460,11 @@ class PromptedT5:
     ]
     written = self._write(texts, task)
     found = iter(
-      self.score(
+      self._score_pairs(
         [written[i] for i, _ in pairs],
         [answer for _, answer in pairs],
         [names[i] for i, _ in pairs],
-        batch_size=batch_size,
+        batch_size,
       )
     )
     ranked = []
@@ -453,9 +483,7 @@ class PromptedT5:
     ):
       if isinstance(text, Mapping):
         try:
-          if self.bundle is None:
-            raise InputError('there are no prompts that know a template')
-          text = self.bundle.text(name).fill(text)
+          text = self._fill(text, name)
         except InputError as e:
           raise InputError(f'text {i}: {e}') from e
       if not isinstance(text, str):
@@ -464,6 +492,15 @@ class PromptedT5:
         )
       written.append(text)
     return written
+
+  def _text(self, name: str | None) -> TaskText:
+    """How the text of a task is written."""
+    if self.bundle is None:
+      raise InputError('there are no prompts that know a template')
+    return self.bundle.text(name)
+
+  def _fill(self, fields: Mapping[str, Any], name: str | None) -> str:
+    return self._text(name).fill(fields)
 
   def _rows(
     self, task: str | Sequence[str | None] | None, count: int
@@ -480,23 +517,142 @@ class PromptedT5:
     return [self.bundle.row(name) for name in task]
 
   def _batch(
-    self, inputs: Sequence[Sequence[int]], rows: Sequence[int]
+    self,
+    inputs: Sequence[Sequence[int]],
+    rows: Sequence[int],
+    members: Sequence[int],
+    names: Sequence[str | None],
   ) -> dict[str, Array | np.ndarray]:
-    """Returns the model features of unpacked examples."""
+    """Returns the model features of some inputs, unpacked.
+
+    Args:
+      inputs: ids of all inputs.
+      rows: each one's row of the prompt table.
+      members: which of them.
+      names: each one's task, as far as it was given.
+    """
+    del names
     length = self.model.prompt_length
-    longest = _round_up(max(map(len, inputs)), _SHORTEST)
-    tokens = np.zeros((len(inputs), length + longest), np.int32)
+    text = _padded([inputs[i] for i in members], _SHORTEST)
+    tokens = np.pad(text, ((0, 0), (length, 0)), constant_values=_SLOT_ID)
     slots = np.zeros_like(tokens)
-    tokens[:, :length] = _SLOT_ID
     slots[:, :length] = np.arange(1, length + 1)
-    for row, ids in enumerate(inputs):
-      tokens[row, length : length + len(ids)] = ids
-    task_rows = np.asarray(rows, np.int32)[:, None]
+    task_rows = np.asarray([rows[i] for i in members], np.int32)[:, None]
     return {
       'encoder_input_tokens': tokens,
       'encoder_prompt_slots': slots,
       'encoder_task_ids': np.where(tokens > 0, task_rows, 0),
     }
+
+
+class PromptedMaskedModel(PromptedT5):
+  """A frozen masked encoder with the prompts of one or more tasks.
+
+  It answers with the label words of a task, as its prompts' bundle says them.
+  Texts are dicts of their fields, or plain texts where a task's template for
+  encoders has one field alone.
+  """
+
+  def _fill(self, fields: Mapping[str, Any], name: str | None) -> str:
+    return self._text(name).fill(fields, masks=True)
+
+  def _write(
+    self, texts: Sequence[Text], task: str | Sequence[str | None] | None
+  ) -> list[str]:
+    """Returns the texts as the templates for encoders write them."""
+    fields: list[Text] = []
+    names = _names(task, len(texts))
+    for i, (text, name) in enumerate(zip(texts, names, strict=True)):
+      if isinstance(text, str) and not isinstance(text, Marked):
+        try:
+          text = {self._text(name).masked_field: text}
+        except InputError as e:
+          raise InputError(f'text {i}: {e}') from e
+      fields.append(text)
+    return super()._write(fields, task)
+
+  def _offered(self, name: str | None) -> Candidates:
+    """The words that can fill the mask of a task."""
+    text = self._text(name)
+    if text.fillers is None:
+      raise InputError(
+        f'the prompts do not say which words answer task {name!r}: register it'
+        f' with {NO_MASK} and train anew'
+      )
+    known = name or ''
+    if known not in self._known:
+      self._known[known] = in_vocabulary(text.fillers, known, self.tokenizer)
+    return self._known[known]
+
+  @functools.cached_property
+  def _known(self) -> dict[str, Candidates]:
+    return {}
+
+  def _batch(
+    self,
+    inputs: Sequence[Sequence[int]],
+    rows: Sequence[int],
+    members: Sequence[int],
+    names: Sequence[str | None],
+  ) -> dict[str, Array | np.ndarray]:
+    """As of T5, with the words that are offered."""
+    batch = super()._batch(inputs, rows, members, names)
+    offered = [self._offered(names[i]).features(None) for i in members]
+    return batch | _candidates(offered)
+
+  def _targets(
+    self, wanted: Sequence[tuple[str, str | None]]
+  ) -> dict[str, np.ndarray]:
+    """The features of targets: answers of a task, as its bundle has them."""
+    chosen = []
+    for text, name in wanted:
+      answers = list(self._text(name).answers().values())
+      if text not in answers:
+        raise InputError(
+          f'target {text!r} is no answer of the task, which are'
+          f' {", ".join(answers)}{nearest(text, answers)}'
+        )
+      chosen.append(self._offered(name).features(answers.index(text)))
+    return _candidates(chosen)
+
+  def _answer_of(self, text: str, name: str | None) -> str:
+    """The answer of the class whose word was filled in."""
+    offered = self._offered(name)
+    if text not in offered.texts:
+      return text  # A score was not a number.
+    place = offered.classes[offered.texts.index(text)] - 1
+    return list(self._text(name).answers().values())[place]
+
+
+def _face(backbone: Backbone) -> type[PromptedT5]:
+  """The class of a backbone's family."""
+  generates = family(backbone.config).generates
+  return PromptedT5 if generates else PromptedMaskedModel
+
+
+def _candidates(
+  offered: Sequence[Mapping[str, np.ndarray]],
+) -> dict[str, np.ndarray]:
+  """The features of the words of several examples; see `models`."""
+  names = {
+    'decoder_target_tokens': 'targets',
+    'decoder_input_tokens': 'classes',
+    'decoder_loss_weights': 'weights',
+  }
+  return {
+    feature: _padded([words[name].tolist() for words in offered])
+    for feature, name in names.items()
+  }
+
+
+def _padded(rows: Sequence[Sequence[int]], shortest: int = 4) -> np.ndarray:
+  """[N, length] int32: rows of ids, filled up with zeros to a round length."""
+  tokens = np.zeros(
+    (len(rows), _round_up(max(map(len, rows)), shortest)), np.int32
+  )
+  for row, ids in zip(tokens, rows, strict=True):
+    row[: len(ids)] = ids
+  return tokens
 
 
 def evaluate(

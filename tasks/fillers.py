@@ -14,6 +14,14 @@ ENTAILMENT: Mapping[str, str] = {
   'neutral': ' maybe',
   'contradiction': ' no',
 }
+# Of the polarities of SemEval 2014, and those of tweets.
+ASPECT: Mapping[str, str] = {
+  'negative': ' negative',
+  'neutral': ' neutral',
+  'positive': ' positive',
+  'conflict': ' conflict',
+}
+TWEET: Mapping[str, str] = {k: w for k, w in ASPECT.items() if k != 'conflict'}
 
 
 def pairs(no: str, yes: str) -> dict[str, str]:

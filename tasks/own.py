@@ -21,7 +21,6 @@ from mpt_jax.data.wording import Wording
 from mpt_jax.types import HUB, InputError, local_path
 from tasks import fillers, hub
 from tasks.glue import ACCURACY
-from tasks.semeval import ASPECT_LABELS
 
 # As the hub names the file of a split, below a data set's folder; and as a
 # user does.
@@ -110,11 +109,6 @@ class OwnSource(RecordsSource):
 
 _TWO_SIDES = ('unacceptable', 'acceptable')
 _JUDGED = {'unacceptable': ' wrong', 'acceptable': ' right'}
-_FEELING = {
-  'negative': ' negative',
-  'neutral': ' neutral',
-  'positive': ' positive',
-}
 
 
 def _ethics(name: str, inputs: str, masked: str) -> Own:
@@ -135,9 +129,9 @@ def _reviews(name: str) -> Own:
   return Own(
     name=name,
     inputs=f'{name} aspect: {{aspect}} sentence: {{sentence}}',
-    labels=ASPECT_LABELS,
+    labels=tuple(fillers.ASPECT),
     masked='{mask} {sentence}{sep}{aspect}',
-    fillers={**_FEELING, 'conflict': ' conflict'},
+    fillers=fillers.ASPECT,
     splits=_SEMEVAL,
   )
 
@@ -158,9 +152,9 @@ OWN: Mapping[str, Own] = {
     Own(
       name='tweet_sentiment',
       inputs='tweet_sentiment text: {text}',
-      labels=('negative', 'neutral', 'positive'),
+      labels=tuple(fillers.TWEET),
       masked='{mask} {text}',
-      fillers=_FEELING,
+      fillers=fillers.TWEET,
       splits=_OFFICIAL,
       repo='cardiffnlp/tweet_eval',
       config='sentiment',

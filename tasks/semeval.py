@@ -9,14 +9,12 @@ sentence and what is said of it:
 import argparse
 from collections.abc import Sequence
 import json
-import os
 import sys
 from xml.etree import ElementTree
 
 from mpt_jax.checkpoints import files
 from mpt_jax.types import InputError, local_path, quiet_pipe
-
-ASPECT_LABELS = ('negative', 'neutral', 'positive', 'conflict')
+from tasks.fillers import ASPECT
 
 
 def aspects(content: bytes, name: str) -> list[dict[str, str]]:
@@ -40,11 +38,11 @@ def aspects(content: bytes, name: str) -> list[dict[str, str]]:
   for sentence in root.iter('sentence'):
     text = sentence.findtext('text')
     for term in sentence.iter('aspectTerm'):
-      aspect, label = term.get('term'), term.get('polarity')
-      if text is None or aspect is None or label not in ASPECT_LABELS:
+      aspect, label = term.get('term'), term.get('polarity', '')
+      if text is None or aspect is None or label not in ASPECT:
         raise InputError(
           f'{name}: sentence {sentence.get("id")!r} has the aspect {aspect!r}'
-          f' with the polarity {label!r}, expected one of {list(ASPECT_LABELS)}'
+          f' with the polarity {label!r}, expected one of {list(ASPECT)}'
         )
       rows.append({'sentence': text, 'aspect': aspect, 'label': label})
   if not rows:
@@ -68,7 +66,6 @@ def main(argv: Sequence[str] | None = None) -> int:
       with open(local_path(args.xml), 'rb') as f:
         rows = aspects(f.read(), args.xml)
       out = local_path(args.out)
-      os.makedirs(os.path.dirname(out) or '.', exist_ok=True)
       lines = (json.dumps(row, ensure_ascii=False) + '\n' for row in rows)
       files.write_file(out, ''.join(lines).encode())
     except OSError as e:

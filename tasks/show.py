@@ -337,7 +337,7 @@ def _limits(args: argparse.Namespace) -> dict[str, int]:
 def _task(task: 'seqio.Task', args: argparse.Namespace) -> Iterator[str]:
   """Yields what a task is, then its examples and their lengths."""
   from mpt_jax import data
-  from mpt_jax.data import lookup, seqio_tasks
+  from mpt_jax.data import candidates, lookup, seqio_tasks, templates
   from tasks import mixtures
   from tasks.table import TABLE
 
@@ -384,13 +384,17 @@ def _task(task: 'seqio.Task', args: argparse.Namespace) -> Iterator[str]:
     yield ''
     yield from _examples(task, raw.take(args.examples), limits)
     lengths: dict[str, list[int]] = {key: [] for key in limits}
+    found = candidates.of(templates.wording_of(task), task.name)
     for example in (
       task.get_dataset(None, args.split, shuffle=False, try_in_mem_cache=False)
       .take(_SAMPLE)
       .as_numpy_iterator()
     ):
       for key, values in lengths.items():
-        values.append(len(example[key]))
+        if found is not None and key == 'targets':
+          values.append(len(found.ids))
+        else:
+          values.append(len(example[key]))
     yield from _lengths(lengths, limits)
     yield ''
     yield from _splits(task, args.split)
@@ -472,7 +476,11 @@ def _examples(
   """Yields raw examples and the texts and tokens that become of them."""
   import tensorflow as tf
 
+  from mpt_jax.data import candidates, templates
+
   vocabulary = task.output_features['inputs'].vocabulary
+  special = vocabulary.tokenizer.special
+  found = candidates.of(templates.wording_of(task), task.name)
   for number, example in enumerate(raw.as_numpy_iterator(), start=1):
     yield f'example {number}'
     for key, value in sorted(_plain(example).items()):
@@ -482,9 +490,12 @@ def _examples(
     for result in task.preprocess_precache(one).as_numpy_iterator():
       for key, limit in limits.items():
         tokens = [*result[key].tolist(), vocabulary.eos_id]
-        pieces = [vocabulary.tokenizer.id_to_piece(i) for i in tokens]
-        text = result[f'{key}_pretokenized'].decode()
-        yield f'  {key}: {_short(text)}'
+        text = templates.show_marks(result[f'{key}_pretokenized'])
+        yield f'  {key}: {_short(text.numpy().decode())}'
+        if found is not None and key == 'targets':
+          yield f'  fillers, class by class: {" |".join(found.texts)}'
+          continue
+        pieces = map(vocabulary.tokenizer.id_to_piece, special.swap(tokens))
         kept = f', cut to {limit}' if len(tokens) > limit else ''
         yield f'  {len(tokens)} tokens{kept}: {_short(" ".join(pieces))}'
     yield ''

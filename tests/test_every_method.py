@@ -198,6 +198,23 @@ def test_parts_of_other_lengths_add_up(name, family):
 
 
 @pytest.mark.parametrize('family', CONFIGS)
+@pytest.mark.parametrize(
+  'name', [n for n, m in METHODS.items() if 'merged' in m.formats]
+)
+def test_merged_into_the_backbone_it_is_the_same(name, family):
+  method, config = METHODS[name], CONFIGS[family]
+  arrays = every_method.learned(method, 1, config)
+  batch = every_method.batch(method, 1, family=family)
+  own = {array: value[0] for array, value in arrays.items()}
+  flat = params_lib.flatten(every_method.backbone(config))
+  merged = params_lib.unflatten(flat | method.merged(flat, own))
+  plain = every_method.model(None, 1, family).score_batch(merged, batch)
+  params = _params(method, 1, arrays, family=family)
+  found = every_method.model(method, 1, family).score_batch(params, batch)
+  np.testing.assert_allclose(found, plain, rtol=1e-4)
+
+
+@pytest.mark.parametrize('family', CONFIGS)
 @pytest.mark.parametrize('lesson', [models.PromptedModel, models.Distilled])
 def test_packed_equals_one_in_a_row(family, lesson):
   """Loss, terms and gradient, with a lesson and without."""

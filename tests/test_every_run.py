@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import mpt_jax
+from mpt_jax import methods
 from mpt_jax.checkpoints import run as run_lib
 from mpt_jax.checkpoints.bundle import load_prompts
 from mpt_jax.engine import params as params_lib
@@ -94,6 +95,16 @@ def backbone():
   return tiny.served()
 
 
+@pytest.fixture(scope='module')
+def encoder(request):
+  """RoBERTa's golden, whose vocabulary has these words."""
+  path = request.config.rootpath / 'tests/testdata/roberta_tiny'
+  return mpt_jax.load_backbone(str(path)).with_vocabulary()
+
+
+FILLERS = {'the cat': ' good', 'a fern': [' bad', ' no']}
+
+
 def letters(targets, predictions):
   """A score that tells any two sets of answers apart."""
   del targets
@@ -118,12 +129,35 @@ def tasks():
   }
 
 
-def train(backbone, folder, method, **settings):
+def classes():
+  """Two tasks of the same texts, of which one turns all answers around."""
+  labels = tuple(FILLERS)
+  return {
+    name: mpt_jax.Task(
+      train=[
+        {'text': f'{first} {second}', 'label': (i + flip) % 2}
+        for first in WORDS
+        for i, second in enumerate(WORDS)
+      ],
+      validation=[
+        {'text': first, 'label': (i + flip) % 2}
+        for i, first in enumerate(WORDS)
+      ],
+      inputs='{text}',
+      labels=labels,
+      masked=name + ' {mask} {text}',
+      fillers=FILLERS,
+    )
+    for flip, name in enumerate(('same', 'other'))
+  }
+
+
+def train(backbone, folder, method, make=tasks, **settings):
   """Twenty steps on both tasks in mixed batches of uneven lengths."""
   return mpt_jax.train(
     backbone=backbone,
     method=method,
-    tasks=tasks(),
+    tasks=make(),
     dataset={
       'task_feature_lengths': LENGTHS,
       'batch_size': 4,
@@ -183,20 +217,27 @@ def _killed(*args):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', every_method.each(every_method.METHODS))
+@pytest.mark.parametrize(
+  ('name', 'family'), every_method.everywhere(every_method.METHODS)
+)
 def test_trains_what_it_says_and_goes_on_as_if_never_killed(
-  name, backbone, tmp_path, monkeypatch
+  name, family, backbone, encoder, tmp_path, monkeypatch
 ):
-  method = every_method.METHODS[name]
+  method, make = every_method.METHODS[name], tasks
+  if family == every_method.MASKED:
+    backbone, make = encoder, classes
   before = params_lib.flatten(backbone.params)
   kept = {n: value.copy() for n, value in before.items()}
   whole, killed = str(tmp_path / 'whole'), str(tmp_path / 'killed')
-  start = every_method.start_of(method, tmp_path, tiny.SERVED.emb_dim)
-  run = train(backbone, whole, method, start=start)
+  start = every_method.start_of(method, tmp_path, backbone.config.emb_dim)
+  run = train(backbone, whole, method, make, start=start)
   for array, value in kept.items():
     np.testing.assert_array_equal(before[array], value)
   half, last = stored(whole, HALF), stored(whole, STEPS)
   want = NAMES[name] if method.branch else set(before)
+  if family == every_method.MASKED and isinstance(method, methods.Delta):
+    shapes = method.shapes(backbone.config, 2)
+    want = {f'{method.branch}/{array}' for array in shapes}
   assert set(last) == want
   for array in want:
     idle = every_method.is_idle(method, array.partition('/')[2])
@@ -206,9 +247,9 @@ def test_trains_what_it_says_and_goes_on_as_if_never_killed(
   with monkeypatch.context() as patch:
     patch.setattr(run_engine, '_finish', _killed)
     with pytest.raises(KeyboardInterrupt):
-      train(backbone, killed, method, start=start)
+      train(backbone, killed, method, make, start=start)
   shutil.rmtree(f'{killed}/{run_lib.CHECKPOINTS}/{STEPS}')
-  train(backbone, killed, method, start=start)
+  train(backbone, killed, method, make, start=start)
   product = 'prompts' if method.branch else 'backbone'
   files = sorted(os.listdir(f'{whole}/{product}'))
   assert files == sorted(os.listdir(f'{killed}/{product}'))
@@ -228,7 +269,7 @@ def test_trains_what_it_says_and_goes_on_as_if_never_killed(
     assert made == ('multitask' if name == 'soft' else name)
   assert isinstance(run.model, PromptedT5)
   again = run.model.evaluate(
-    tasks(), split='validation', task_feature_lengths=LENGTHS
+    make(), split='validation', task_feature_lengths=LENGTHS
   )
   for task, scores in results[0]['scores'].items():
     assert again[task] == pytest.approx(scores), task

@@ -81,8 +81,8 @@ ENTRY_POINTS = {
   *(f'transfer.{n}' for n in ('__main__', 'runs', 'speedup', 'project')),
   'transfer.whole',
 }
-# Commands beside the tasks: one evaluates what it ships, one writes a folder.
-COMMANDS = {'tasks.offline.ship', 'tasks.reviews'}
+# Commands beside the tasks: one evaluates what it ships, two write files.
+COMMANDS = {'tasks.offline.ship', 'tasks.reviews', 'tasks.semeval'}
 # The rooms of the data layer that import TensorFlow and SeqIO.
 SEQIO_ROOMS = {
   f'mpt_jax.data.{name}'

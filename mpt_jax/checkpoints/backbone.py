@@ -11,7 +11,14 @@ from flax import traverse_util
 import numpy as np
 
 from mpt_jax.backbones import Config, family, get_config, param_shapes
-from mpt_jax.checkpoints import hub, huggingface, stores, t5x_format, tensors
+from mpt_jax.checkpoints import (
+  files,
+  hub,
+  huggingface,
+  stores,
+  t5x_format,
+  tensors,
+)
 from mpt_jax.checkpoints.vocabulary import (
   ORDINARY,
   SpecialIds,
@@ -168,6 +175,20 @@ def find_backbone(path: str, fetch: bool = True) -> str:
   if hub.is_name(path) and not os.path.lexists(path):
     return hub.find(path, fetch) or path
   return path
+
+
+def fills_masks(path: str) -> bool:
+  """Whether a backbone is an encoder that fills in masks; reads no weights."""
+  folder = stores.place(find_backbone(path))
+  if is_remote(folder):
+    file = f'{folder}/{huggingface.CONFIG}'
+    if not files.exists(file):
+      return False
+    folder = os.path.dirname(stores.bring(file))
+  return (
+    huggingface.is_model_folder(folder)
+    and read_special_ids(folder).begin is not None
+  )
 
 
 def load_backbone(path: str, config: Config | str | None = None) -> Backbone:

@@ -32,6 +32,14 @@ _SHOWN = {BEGIN: '', MASK: '<mask>', SEPARATOR: '</s></s>'}
 FOREIGN, REPLACEMENT = re.compile('[\ufdd0-\ufdef]'), '\ufffd'
 # Why an encoder cannot have a task.
 NO_MASK = "masked='{mask} {text}' and fillers={'yes': ' yes', 'no': ' no'}"
+_SILENT = (
+  'the task does not say how an encoder reads it: register it with'
+  f' {NO_MASK} and train anew'
+)
+
+
+class Marked(str):
+  """A text that `TaskText.fill` has written for an encoder, with its marks."""
 
 
 def clean(text: str) -> str:
@@ -331,6 +339,22 @@ class TaskText:
       return ()
     return tuple(dict.fromkeys(Template(self.inputs).fields))
 
+  @property
+  def masked_field(self) -> str:
+    """The one name that an encoder's input is made of.
+
+    Raises:
+      InputError: if there are several, or the task says nothing of encoders.
+    """
+    if self.masked is None:
+      raise InputError(_SILENT)
+    fields = dict.fromkeys(masked_template(self.masked).fields)
+    if len(fields) != 1:
+      raise InputError(
+        f'the text is written of {", ".join(fields)}: give a dict of these'
+      )
+    return next(iter(fields))
+
   def has_any(self, row: Mapping[str, Any]) -> bool:
     """Whether a row has any of the fields, by the one name or the other."""
     fields = self.fields
@@ -359,10 +383,7 @@ class TaskText:
         ' give the text itself'
       )
     if masks and self.masked is None:
-      raise InputError(
-        'the task does not say how an encoder reads it: register it with'
-        f' {NO_MASK} and train anew'
-      )
+      raise InputError(_SILENT)
     template = Template(self.inputs)
     if masks and self.masked is not None:
       template = masked_template(self.masked)
@@ -377,7 +398,8 @@ class TaskText:
       if not isinstance(text, str):
         raise InputError(f'column {key!r} holds a list, expected one text')
       values[name] = clean(text) if masks else text
-    return template.write(values)
+    written = template.write(values)
+    return Marked(written) if masks else written
 
   def answers(self) -> dict[str, str]:
     """Returns the text of the answer by label word.

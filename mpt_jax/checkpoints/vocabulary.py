@@ -244,6 +244,23 @@ def _mask_id(folder: str) -> int | None:
   return None
 
 
+def _with_mask(special: SpecialIds, folder: str, path: str) -> SpecialIds:
+  """The special ids of an encoder with the mask of its own vocabulary."""
+  mask = _mask_id(folder)
+  if mask is None:
+    raise InputError(
+      f'{path}: no file beside it says which token is the mask (mask_token,'
+      f' usually {_MASK}), so that nothing can be filled in; save the tokenizer'
+      ' anew with transformers'
+    )
+  if special.mask not in (None, mask):
+    raise InputError(
+      f'{path}: the mask has the id {mask}, but that of the backbone is'
+      f' {special.mask}; give the vocabulary of the backbone'
+    )
+  return dataclasses.replace(special, mask=mask)
+
+
 def _is_token(entry: Any) -> bool:
   return isinstance(entry, dict) and isinstance(entry.get('content'), str)
 
@@ -537,14 +554,8 @@ class Vocabulary:
     if content is None:
       content = _read_bytes(path)
     self._core = _make_core(path, content, said, rows, special)
-    if special.begin is not None and special.mask is None:
-      special = dataclasses.replace(special, mask=_mask_id(folder))
-      if special.mask is None:
-        raise InputError(
-          f'{path}: no file beside it says which token is the mask (mask_token,'
-          f' usually {_MASK}), so that nothing can be filled in; save the'
-          ' tokenizer anew with transformers'
-        )
+    if special.begin is not None:
+      special = _with_mask(special, folder, path)
     self.special = special
     self.num_sentinels = self._core.num_sentinels
     self.added = self._place(said)
@@ -1000,13 +1011,12 @@ class _Texts(_Json):
       for entry in whole['added_tokens']
       if entry['special']
     }
-    self._facts = {
-      **{k: _plain(whole[k]) for k in ('model', 'normalizer', 'pre_tokenizer')},
-      'added_tokens': sorted(
-        [entry['id'], entry['content'], entry['special'], entry['lstrip']]
-        for entry in whole['added_tokens']
-      ),
-    }
+    added = sorted(
+      [entry['id'], entry['content'], entry['special'], entry['lstrip']]
+      for entry in whole['added_tokens']
+    )
+    cut = [_plain(whole[key]) for key in ('normalizer', 'pre_tokenizer')]
+    self._facts = json.dumps([whole['model'], *cut, added], sort_keys=True)
     self.writes_all |= '"ByteLevel"' in json.dumps(whole['pre_tokenizer'])
     # A tokenizer that knows none of them, neither as tokens nor as pieces.
     whole['added_tokens'] = [
@@ -1026,7 +1036,7 @@ class _Texts(_Json):
 
   def digest(self, special: SpecialIds) -> str:
     """Of what the ids of a text depend on, however it is stored."""
-    facts = json.dumps([self._facts, special.facts(), special.mask])
+    facts = f'{self._facts} {special.facts()} {special.mask}'
     return f'sha256:{hashlib.sha256(facts.encode()).hexdigest()}'
 
   def encode(self, text: str) -> list[int]:
@@ -1036,7 +1046,7 @@ class _Texts(_Json):
 def _plain(part: Any) -> Any:
   """A part of `tokenizer.json` without what ids do not depend on."""
   if isinstance(part, dict):
-    return {k: _plain(v) for k, v in sorted(part.items()) if k not in _UNUSED}
+    return {k: _plain(v) for k, v in part.items() if k not in _UNUSED}
   return [_plain(v) for v in part] if isinstance(part, list) else part
 
 

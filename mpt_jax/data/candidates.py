@@ -5,14 +5,15 @@ filled in the answer of its class, which the task's own postprocessor knows. A
 text-to-text model has none of this: its examples pass unchanged.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
 import functools
 from typing import Any
 
 import numpy as np
 
-from mpt_jax.checkpoints.texts import NO_MASK
+from mpt_jax.checkpoints.texts import MASK, NO_MASK
+from mpt_jax.checkpoints.vocabulary import Vocabulary
 from mpt_jax.data.providers import TaskReader
 from mpt_jax.data.vocabulary import CHOSEN
 from mpt_jax.data.wording import Wording
@@ -99,17 +100,34 @@ def _of(
   fillers: tuple[tuple[str, tuple[str, ...]], ...], name: str, key: str
 ) -> Candidates:
   del key
-  special = CHOSEN.tokenizer.special
-  reserved = {*special.swap([special.pad, special.end]), CHOSEN.unk_id}
+  return in_vocabulary(dict(fillers), name, CHOSEN.tokenizer)
+
+
+def in_vocabulary(
+  fillers: Mapping[str, Sequence[str]], name: str, vocabulary: Vocabulary
+) -> Candidates:
+  """Returns the words of a task's classes in a vocabulary.
+
+  Args:
+    fillers: label word -> the words that fill the mask for it, in class order.
+    name: the task, for messages.
+    vocabulary: an encoder's.
+
+  Raises:
+    InputError: if a filler is not one token.
+  """
+  special, unknown = vocabulary.special, vocabulary.unk_id
+  reserved = special.swap([special.pad, special.end])
+  reserved += [] if unknown is None else special.swap([unknown])
   ids: list[int] = []
   classes: list[int] = []
   known: dict[int, str] = {}
-  for number, (label, words) in enumerate(fillers, start=1):
+  for number, (label, words) in enumerate(fillers.items(), start=1):
     for word in words:
-      tokens = CHOSEN.encode(word)
+      tokens = vocabulary.model_ids(word)
       what = f'task {name!r}: the filler {word!r} of {label!r}'
       if len(tokens) != 1 or tokens[0] in reserved:
-        pieces = [CHOSEN.tokenizer.decode_model([token]) for token in tokens]
+        pieces = [vocabulary.decode_model([token]) for token in tokens]
         blank = '' if word[:1] == ' ' else ' (most words begin with a blank)'
         raise InputError(
           f'{what} must be one token of the vocabulary, but it is'
@@ -123,7 +141,7 @@ def _of(
       known[token] = word
       ids.append(token)
       classes.append(number)
-  texts = tuple(CHOSEN.decode([token]) for token in ids)
+  texts = tuple(vocabulary.decode_model([token]) for token in ids)
   for place, text in enumerate(texts):
     if text in texts[:place]:
       raise InputError(
@@ -133,17 +151,26 @@ def _of(
   return Candidates(np.array(ids, np.int32), np.array(classes, np.int32), texts)
 
 
-def check(task: TaskReader, target_length: int) -> None:
+def check(task: TaskReader, target_length: int, prompt_length: int) -> None:
   """Checks that an encoder can answer a task.
 
   Args:
     task: the task; any, if the model writes its answers.
     target_length: T.
+    prompt_length: P.
 
   Raises:
-    InputError: as `of`; also if T does not hold all words.
+    InputError: as `of`; also if T does not hold all words, or there is neither
+      a mask nor a prompt whose first slot could be one.
   """
   found = of(task.wording, task.name)
+  if found is not None and not prompt_length:
+    assert task.wording is not None
+    if MASK not in task.wording.source.text:
+      raise InputError(
+        f'task {task.name!r}: masked={task.wording.masked!r} has no {{mask}},'
+        ' and there is no prompt in whose first slot it could be: write {mask}'
+      )
   if found is not None and len(found.ids) > target_length:
     raise InputError(
       f'task {task.name!r} has {len(found.ids)} fillers, but'

@@ -436,7 +436,7 @@ def get_train_iterator(
   )
   lookup.check_vocabulary(provider)
   row_of = rows.rows_of(task_names, provider)
-  lookup.check_labels(provider, target_length)
+  lookup.check_labels(provider, target_length, prompt_length)
   limits = input_length - prompt_length, target_length
   streams, chosen, known = _open_streams(config, provider, row_of, limits)
   rates = provider.rates()

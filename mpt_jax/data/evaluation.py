@@ -278,7 +278,7 @@ class _Reader:
     for name in examples.names:
       provider = lookup.check_data(name, examples.split, examples.module)
       lookup.check_vocabulary(provider)
-      lookup.check_labels(provider, target)
+      lookup.check_labels(provider, target, prompt_length)
       found.append(
         cls(
           provider.tasks,

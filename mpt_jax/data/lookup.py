@@ -127,12 +127,15 @@ def check_data(
   return provider
 
 
-def check_labels(provider: Provider, target_length: int) -> None:
+def check_labels(
+  provider: Provider, target_length: int, prompt_length: int = 0
+) -> None:
   """Checks that a model can say the label words of what a run reads.
 
   Args:
     provider: a mixture or task.
     target_length: T.
+    prompt_length: P.
 
   Raises:
     InputError: see `labels.check_writable`, and for an encoder
@@ -140,7 +143,7 @@ def check_labels(provider: Provider, target_length: int) -> None:
   """
   for task in provider.tasks:
     if CHOSEN.masks:
-      candidates.check(task, target_length)
+      candidates.check(task, target_length, prompt_length)
     elif wording := task.wording:
       labels.check_writable(
         wording.answers, task.vocabulary('targets'), target_length, task.name

@@ -18,7 +18,9 @@ import numpy as np
 import tqdm
 
 from mpt_jax import pretrained
+from mpt_jax.checkpoints.backbone import fills_masks
 from mpt_jax.checkpoints.bundle import PromptBundle, load_prompts
+from mpt_jax.checkpoints.texts import Marked, shown
 from mpt_jax.data import lines as lines_lib
 from mpt_jax.engine import multihost
 from mpt_jax.engine.predictor import Predictor
@@ -100,9 +102,11 @@ def answer_lines(
     InputError: if something given is wrong; names the line if it is one.
   """
   check_least(1, batch_size=batch_size)
-  _check_lines(input, asking)
   if not isinstance(backbone, BackboneSource):
     backbone = BackboneSource(backbone)
+  masks = fills_masks(backbone.trained)
+  asking = dataclasses.replace(asking, masks=masks)
+  _check_lines(input, asking)
   model = pretrained.PromptedT5.from_pretrained(
     backbone.trained, asking.bundle, backbone.config, backbone.vocabulary
   )
@@ -155,11 +159,13 @@ class Asking:
     bundle: the prompts; None is none.
     task: whose prompt, where rows don't say.
     rank: whether label words are ranked.
+    masks: whether an encoder that fills in masks is asked.
   """
 
   bundle: PromptBundle | None = None
   task: str | None = None
   rank: bool = False
+  masks: bool = False
 
   @classmethod
   def create(
@@ -228,7 +234,7 @@ class Asking:
     if 'inputs' in row and 'inputs' not in fields:
       return row['inputs']
     if known is not None and known.has_any(row):
-      return known.fill(row)
+      return known.fill(row, self.masks)
     hint = '; no prompts tell how else the text is written'
     if fields:
       hint = f', nor any of {", ".join(fields)}, of which the text is written'
@@ -382,7 +388,10 @@ def _answers(
     asked = [line for line in some if _PREDICTION not in line]
     found = iter(answer(asked, number) if asked else ())
     for line in some:
-      yield line if _PREDICTION in line else {**line, **next(found)}
+      known = line if _PREDICTION in line else {**line, **next(found)}
+      if isinstance(known['inputs'], Marked):
+        known = {**known, 'inputs': shown(known['inputs'])}
+      yield known
     if error is not None:
       raise error
     if not some:

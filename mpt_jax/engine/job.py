@@ -192,6 +192,7 @@ def read(settings: Settings) -> Job:
   method = starts.informed(picked.method, picked.source, loaded)
   settings = dataclasses.replace(settings, method=method, start=picked.source)
   model = _make_model(settings, loaded)
+  model.check_length(dataset.task_feature_lengths['inputs'])
   optimizer = settings.optimizer.of_run(
     optimizers.method_groups(method, *rates(settings)), settings.steps
   )

@@ -97,7 +97,7 @@ class Run:
         f'the backbone {backbone.name} has no vocabulary: its run can be'
         ' scored, but takes no text'
       )
-    return PromptedT5(backbone, self.bundle, backbone.vocabulary)
+    return PromptedT5.of(backbone, self.bundle, backbone.vocabulary)
 
   def __repr__(self) -> str:
     """'Run('runs/rte': rte accuracy 71.5)'."""

@@ -78,7 +78,8 @@ class Dense(layers.Dense):
 
   def __call__(self, x: Array) -> Array:
     """Maps [B, T, inputs] to [B, T, features]."""
-    y = super().__call__(x)
+    # Not by the class above, whose call methods of PEFT would see, too.
+    y = layers.product('bti,io->bto', x, self.kernel, self.config)
     return y + _along(y, self.bias.astype(y.dtype))
 
 

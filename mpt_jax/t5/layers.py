@@ -77,7 +77,7 @@ class Dense(nn.Module):
 
   def __call__(self, x: Array) -> Array:
     """Maps [B, T, inputs] to [B, T, features]."""
-    return _product('bti,io->bto', x, self.kernel, self.config)
+    return product('bti,io->bto', x, self.kernel, self.config)
 
   def by_head(self, spec: str, x: Array) -> Array:
     """Multiplies each head with its part of the kernel.
@@ -93,14 +93,15 @@ class Dense(nn.Module):
 
     def multiply(x: Array, kernel: Array) -> Array:
       kernel = kernel.reshape(self.inputs, *heads)
-      return _product(spec, x, kernel, self.config)
+      return product(spec, x, kernel, self.config)
 
     # A scan over layers would keep the reshaped kernels of all of them for the
     # backward pass; now it has the kernels themselves.
     return jax.checkpoint(multiply, prevent_cse=False)(x, self.kernel)
 
 
-def _product(spec: str, x: Array, kernel: Array, config: Any) -> Array:
+def product(spec: str, x: Array, kernel: Array, config: Any) -> Array:
+  """Multiplies in the precision of a config, into its dtype."""
   if config.precision == 'float32':
     x, kernel = x.astype(config.dtype), kernel.astype(config.dtype)
   return einsum(spec, x, kernel, config.precision).astype(config.dtype)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mpt_jax import t5
+from mpt_jax import models
 from mpt_jax.backbones import Config
 from mpt_jax.checkpoints.backbone import Backbone
 from mpt_jax.engine import partitioning
@@ -45,13 +45,16 @@ def activations(
 
   All prompts run through the network as one batch, each with one token behind
   it and the start token in the decoder. Nothing is padded, so that no mask
-  matters (the published code attends padding here).
+  matters (the published code attends padding here). A masked encoder has
+  `<s> <mask> </s>` behind them and is read at the mask; where prompts have no
+  positions, `<s>`, and the mask in the first slot.
 
   Args:
     backbone: the prompts' own.
     prompts: N of one shape.
     sentinel: the token behind the prompt, as a text that is one token or as
       its id; None is <extra_id_0>, in a vocabulary without it the highest id.
+      A masked encoder has none.
     kind: 'pre' is the output of the first matrix before its activation (`wi`,
       of gated blocks the gate `wi_0`), 'linear' that of the gate's partner
       `wi_1`. Their product, the input of `wo`, is not offered: where a gate is
@@ -59,8 +62,8 @@ def activations(
     devices: where to run.
 
   Returns:
-    'encoder' -> [N, L, F] float32, at the token behind the prompt;
-    'decoder' -> [N, L, F] float32, at the start token.
+    'encoder' -> [N, L, F] float32, at the token behind the prompt, or at the
+    mask; 'decoder' -> [N, L, F] float32, at the start token, if there is one.
 
   Raises:
     InputError: if there is no such token or kind, or a prompt is of another
@@ -73,7 +76,9 @@ def activations(
       f'the prompts are {table.shape[-1]} wide, and {backbone.name}'
       f' {config.emb_dim}'
     )
-  neuron, token = _neuron(config, kind), sentinel_id(backbone, sentinel)
+  neuron = _neuron(config, kind)
+  special, ids = backbone.special_ids, backbone.special_ids.of_model()
+  model = models.class_of(config)(config, **ids)
   mesh = partitioning.make_mesh(devices.num_partitions)
   params = partitioning.place_backbone(
     backbone.params,
@@ -83,57 +88,61 @@ def activations(
     shard_backbone=devices.shard_backbone,
   )
   count, length = table.shape[:2]
-  tokens = np.full((count, length + 1), token)
-  slots = np.broadcast_to([*range(1, length + 1), 0], tokens.shape)
-  rows = np.broadcast_to(np.arange(count)[:, None], tokens.shape)
-  first = np.full((count, 1), backbone.special_ids.of_model()['start_id'])
-
-  places = [np.asarray(a, np.int32) for a in (tokens, slots, rows, first)]
+  token = sentinel_id(backbone, sentinel)
+  if token is not None:
+    behind, place = [token], length
+  elif getattr(config, 'prompt_positions', '') == 'none':
+    behind, place = special.swap([special.begin or 0]), 0
+  else:
+    assert special.mask is not None
+    behind = special.swap([special.begin or 0, special.mask, special.end])
+    place = length + 1
+  tokens = np.tile([*[behind[0]] * length, *behind], (count, 1))
+  batch = {
+    'encoder_input_tokens': tokens,
+    'encoder_prompt_slots': np.tile(
+      [*range(1, length + 1), *[0] * len(behind)], (count, 1)
+    ),
+    'encoder_task_ids': np.tile(np.arange(count)[:, None], tokens.shape[1]),
+    'decoder_input_tokens': np.full((count, 1), ids.get('start_id', 0)),
+  }
+  batch = {name: array.astype(np.int32) for name, array in batch.items()}
   found = partitioning.to_host(
-    _run(params, table, *places, config=config, neuron=neuron)
+    _run(params, table, batch, model=model, neuron=neuron, place=place)
   )
   return {side: np.asarray(a, np.float32) for side, a in found.items()}
 
 
-@functools.partial(jax.jit, static_argnames=('config', 'neuron'))
+@functools.partial(jax.jit, static_argnames=('model', 'neuron', 'place'))
 def _run(
   params: Any,
   table: Any,
-  tokens: Any,
-  slots: Any,
-  rows: Any,
-  first: Any,
-  config: t5.T5Config,
+  batch: Mapping[str, Any],
+  model: models.PromptedModel,
   neuron: str,
+  place: int,
 ) -> dict[str, Any]:
-  """The outputs of the matrices called `neuron`, by side; `first` [N, 1]."""
-  _, state = t5.Transformer(config).apply(
-    {'params': params},
-    tokens,
-    first,
-    # It is real, whatever its id.
-    jnp.ones_like(first),
-    enable_dropout=False,
-    prompt_table=table,
-    encoder_prompt_slots=slots,
-    encoder_task_ids=rows,
-    mutable=['intermediates'],
-    capture_intermediates=lambda module, method: (
-      module.name == neuron and method == '__call__'
-    ),
-  )
-  found = state['intermediates']
-  return {side: _by_layer(found[side], neuron) for side in SIDES}
+  """The outputs of the matrices called `neuron`, by side.
+
+  The encoder's are those at a place of each row, the decoder's the only ones.
+  """
+  found = model.captured(params, table, batch, neuron)
+  places = {'encoder': place, 'decoder': 0}
+  return {
+    side: _by_layer(found[side], neuron, places[side])
+    for side in SIDES
+    if side in found
+  }
 
 
-def _by_layer(found: Mapping[str, Any], neuron: str) -> Any:
-  """[N, L, F] at the last position of a stack, of what it has captured."""
+def _by_layer(found: Mapping[str, Any], neuron: str, place: int) -> Any:
+  """[N, L, F] at a position of a stack, of what it has captured."""
   if 'layers' in found:  # scanned: [L, N, S, F]
     [stacked] = found['layers']['mlp'][neuron]['__call__']
-    return jnp.swapaxes(stacked[:, :, -1], 0, 1)
+    return jnp.swapaxes(stacked[:, :, place], 0, 1)
   layers = [found[f'layers_{i}'] for i in range(len(found))]
   outputs = [layer['mlp'][neuron]['__call__'][0] for layer in layers]
-  return jnp.stack([output[:, -1] for output in outputs], axis=1)
+  return jnp.stack([output[:, place] for output in outputs], axis=1)
 
 
 def _neuron(config: Config, kind: str) -> str:
@@ -158,13 +167,24 @@ def _neuron(config: Config, kind: str) -> str:
   return f'wi_{number}' if gated else 'wi'
 
 
-def sentinel_id(backbone: Backbone, sentinel: str | int | None = None) -> int:
+def sentinel_id(
+  backbone: Backbone, sentinel: str | int | None = None
+) -> int | None:
   """Returns our id of the token behind a prompt; see `activations`.
+
+  None for a masked encoder.
 
   Raises:
     InputError: if it is no single token of the backbone.
   """
   special, rows = backbone.special_ids, backbone.config.vocab_size
+  if special.begin is not None:
+    if sentinel is not None:
+      raise InputError(
+        f'SENTINEL is {sentinel!r}, but {backbone.name} is read at its mask:'
+        ' give None'
+      )
+    return None
   if isinstance(sentinel, int):
     if not 0 <= sentinel < rows or sentinel == special.pad:
       raise InputError(
@@ -253,7 +273,7 @@ def raw_cosine(states: np.ndarray) -> np.ndarray:
 def overlap(
   backbone: Backbone,
   prompts: Sequence[SourcePrompt],
-  side: str = 'decoder',
+  side: str | None = None,
   window: Window | None = None,
   **options: Any,
 ) -> np.ndarray:
@@ -263,7 +283,8 @@ def overlap(
     backbone: the prompts' own.
     prompts: N of one shape.
     side: 'decoder', at the start token, as the paper has it for T5; or
-      'encoder', at the token behind the prompt.
+      'encoder', at the token behind the prompt or at the mask. None is the
+      decoder, if there is one.
     window: (first layer, behind the last); None is all.
     **options: see `activations`.
 
@@ -273,9 +294,13 @@ def overlap(
   Raises:
     InputError: see `activations`; or if there is no such side or window.
   """
-  if side not in SIDES:
+  if side not in (None, *SIDES):
     raise InputError(
       f'side is {side!r}, expected one of {", ".join(SIDES)}'
       f'{nearest(str(side), SIDES)}'
     )
-  return on(activations(backbone, prompts, **options)[side], window)
+  states = activations(backbone, prompts, **options)
+  side = side or next(s for s in reversed(SIDES) if s in states)
+  if side not in states:
+    raise InputError(f'side is {side!r}, but {backbone.name} has no {side}')
+  return on(states[side], window)

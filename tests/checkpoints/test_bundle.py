@@ -175,6 +175,17 @@ class TestTexts:
       'columns': {'sentence': 'x'},
     }
 
+  def test_what_an_encoder_needs(self, tmp_path):
+    more = {'masked': '{mask} {sentence}', 'fillers': {'no': ' a', 'é': [' b']}}
+    text = dataclasses.replace(TEXTS['sst2'], **more)
+    _multitask(texts={**TEXTS, 'sst2': text}).save(str(tmp_path / 'bundle'))
+    got = mpt_jax.load_prompts(tmp_path / 'bundle')
+    assert got.texts == {**TEXTS, 'sst2': text}
+    config = json.loads((tmp_path / 'bundle/prompt_config.json').read_text())
+    said = config['texts']['sst2']
+    assert said['fillers'] == {'no': [' a'], 'é': [' b']}
+    assert 'masked' not in config['texts']['mnli']
+
   def test_version_1_is_read_for_ever(self, testdata, tmp_path):
     folder = testdata / 'bundle_v1'
     got = mpt_jax.load_prompts(folder / 'bundle')
@@ -206,6 +217,10 @@ class TestTexts:
       ([], 'expected templates by task'),
       ({'cb': {}}, "texts of 'cb': it is"),
       ({'mnli': None}, "texts of 'mnli': it is None"),
+      (
+        {'mnli': {**TaskText().as_json(), 'masked': '{mask}'}},
+        "texts of 'mnli': masked is '{mask}', but there are no fillers",
+      ),
       ('DROP', "lacks the key 'texts' of format_version 2"),
     ],
   )

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from mpt_jax.checkpoints import huggingface, vocabulary
+from mpt_jax.checkpoints import huggingface, texts, vocabulary
 from mpt_jax.checkpoints.backbone import (
   demo_folder,
   digest_vocabulary,
@@ -14,6 +14,7 @@ from mpt_jax.checkpoints.backbone import (
 from mpt_jax.checkpoints.vocabulary import ORDINARY, SpecialIds, Vocabulary
 from mpt_jax.models import PromptedT5
 from mpt_jax.types import InputError
+from tests.helpers import encoder
 
 # Pieces of the demo's file, and rows of its embedding.
 PIECES, ROWS = 358, 458
@@ -208,6 +209,13 @@ class TestSpecialIds:
         {},
         SpecialIds(1, 0, 2),
       ),
+      # An encoder; no tokenizer beside says which token is its mask.
+      ({'model_type': 'roberta'}, {}, SpecialIds(1, 1, 2, begin=0)),
+      (
+        {'model_type': 'xlm-roberta', 'bos_token_id': 7, 'pad_token_id': 4},
+        {},
+        SpecialIds(4, 4, 2, begin=7),
+      ),
     ],
   )
   def test_as_the_configs_say(self, make, config, generation, want):
@@ -230,6 +238,16 @@ class TestSpecialIds:
       ({'pad_token_id': True}, {}, 'pad_token_id is True'),
       ({'pad_token_id': -1}, {}, 'pad_token_id is -1'),
       ({'eos_token_id': 9, 'vocab_size': 9}, {}, 'is 9, but .* has 9 rows'),
+      (
+        {'model_type': 'roberta', 'bos_token_id': 1},
+        {},
+        'pad_token_id and bos_token_id are both 1',
+      ),
+      (
+        {'model_type': 'roberta', 'bos_token_id': 'a'},
+        {},
+        "bos_token_id is 'a', expected an id",
+      ),
     ],
   )
   def test_contradictions(self, make, config, generation, message):
@@ -365,6 +383,124 @@ class TestTokenizerJson:
     added = [{'id': ROWS, 'content': '<e1>', **FLAGS}]
     found = Vocabulary(make(tokenizer={'added_tokens': added}))
     assert found.encode('the <e1>') == [3, ROWS]
+
+
+ENCODER = {'model_type': 'roberta', 'vocab_size': 400}
+WORDS = (' yes', ' no')
+
+
+@pytest.fixture
+def folder(tmp_path):
+  pytest.importorskip('tokenizers', reason='tokenizers is not installed')
+  encoder.write(tmp_path, WORDS)
+  return tmp_path
+
+
+def _edit(path, **changes):
+  path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+class TestEncoders:
+  def test_ids_of_a_text(self, folder):
+    found = Vocabulary(str(folder))
+    special = found.special
+    assert special.of_model() == {'mask_id': special.mask, 'eos_id': 2}
+    assert special.facts() == {'pad': 1, 'start': 1, 'end': 2, 'begin': 0}
+    [yes], [no] = map(found.encode, WORDS)
+    text = f'{texts.MASK} yes{texts.SEPARATOR}{texts.MASK}'
+    assert found.encode(text) == [special.mask, yes, 2, 2, special.mask]
+    # Of a whole input, in our ids.
+    assert found.input_ids(' no') == [1, no]
+    assert found.input_ids(texts.BEGIN + ' no') == [1, no]
+    assert found.decode_model([1, no, 0, 2, yes]) == ' no'
+    # The mask swallows the blanks before it.
+    assert found.encode(f' no \n{texts.MASK}') == [no, special.mask]
+
+  def test_the_mask_has_any_name(self, folder):
+    vocab = json.loads((folder / 'vocab.json').read_text())
+    vocab['[M]'] = vocab.pop('<mask>')
+    (folder / 'vocab.json').write_text(json.dumps(vocab))
+    with pytest.raises(InputError, match=r'which token is the mask .*<mask>'):
+      Vocabulary(str(folder))
+    for token in '[M]', {'content': '[M]', 'lstrip': True}:
+      for name in 'tokenizer_config', 'special_tokens_map':
+        path = folder / f'{name}.json'
+        path.write_text(json.dumps({'mask_token': token}))
+        found = Vocabulary(str(folder))
+        assert found.special.mask == vocab['[M]']
+        assert found.special.mask not in found.encode('[M] <mask>')
+        path.unlink()
+
+  def test_another_mask_than_the_backbones(self, folder):
+    with pytest.raises(InputError, match='of the backbone is 9; give'):
+      Vocabulary(str(folder), None, SpecialIds(1, 1, 2, begin=0, mask=9))
+    given = SpecialIds(1, 1, 2, begin=0)
+    assert Vocabulary(str(folder), None, given).special.mask is not None
+
+  @pytest.mark.parametrize(
+    ('name', 'content', 'message'),
+    [
+      ('merges.txt', '#version\nq w e\n', r"merges.txt:2: 'q w e' is no pair"),
+      ('merges.txt', 'q w\n', r"merges.txt:1: 'q w' is no pair of pieces"),
+      ('merges.txt', '\ud800', 'cannot read the vocabulary .*merges.txt'),
+      ('vocab.json', '{"a": "b"}', "vocab.json: 'a' has the id 'b'"),
+      ('vocab.json', '{"a": 1', 'vocab.json'),
+      ('vocab.json', '{"<mask>": -1}', "'<mask>' has the id -1"),
+    ],
+  )
+  def test_damaged(self, folder, name, content, message):
+    raw = content.encode('utf-8', 'surrogatepass')
+    (folder / name).write_bytes(raw)
+    with pytest.raises(InputError, match=message):
+      Vocabulary(str(folder))
+
+  def test_says_what_to_save(self, make):
+    folder = make(pieces=False, config=ENCODER, vocab={})
+    assert vocabulary.find_vocabulary(folder) is None
+    message = 'neither tokenizer.json nor vocab.json and merges.txt; save the'
+    with pytest.raises(InputError, match=message):
+      Vocabulary(folder)
+
+  def test_its_own_ids_are_its_vocabularys(self, folder):
+    before = Vocabulary(str(folder)).digest
+    encoder.write(folder, (*WORDS, ' maybe'))
+    assert Vocabulary(str(folder)).digest != before
+    encoder.write(folder, WORDS)
+    assert Vocabulary(str(folder)).digest == before
+    contents = vocabulary.files_of(str(folder))
+    assert set(contents) == {'vocab.json', 'merges.txt'}
+
+  def test_pieces_that_a_user_could_type(self, make):
+    """XLM-R's pieces hold its special tokens."""
+    pytest.importorskip('tokenizers', reason='tokenizers is not installed')
+    special = ('<s>', '<pad>', '</s>', '<unk>')
+    pieces = ['\u2581', '\u2581good', *'<>/masunkpd']
+    scores = [[p, -4.0 - 0.1 * len(pieces)] for p in pieces]
+    vocab = [*([p, 0.0] for p in special), *scores, ['<mask>', 0.0]]
+    mask = len(vocab) - 1
+    flags = {**FLAGS, 'normalized': False, 'special': True}
+    added = [
+      {'id': i, 'content': p, **flags} for i, p in enumerate(special)
+    ] + [{'id': mask, 'content': '<mask>', **flags, 'lstrip': True}]
+    metaspace = {
+      **{'type': 'Metaspace', 'replacement': '\u2581'},
+      **{'prepend_scheme': 'always', 'split': True},
+    }
+    tokenizer = {
+      'version': '1.0',
+      'added_tokens': added,
+      'pre_tokenizer': metaspace,
+      'decoder': metaspace,
+      'model': {'type': 'Unigram', 'unk_id': 3, 'vocab': vocab},
+    }
+    config = {'model_type': 'xlm-roberta', 'vocab_size': len(vocab)}
+    found = Vocabulary(make(pieces=False, config=config, tokenizer=tokenizer))
+    assert found.special.mask == mask
+    assert found.encode(f'{texts.MASK} good') == [mask, 5]
+    for typed in (*special, '<mask>', 'good<s>'):
+      ids = found.encode(typed)
+      assert not {0, 1, 2, 3, mask}.intersection(ids), typed
+    assert found.encode('\u20ac')[-1] == found.unk_id == 3
 
 
 @pytest.mark.parametrize('pad', [0, 1, 457])

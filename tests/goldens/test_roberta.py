@@ -1,5 +1,6 @@
 """RoBERTa against transformers, in both conventions of prompts' positions."""
 
+import dataclasses
 import functools
 import types
 
@@ -10,6 +11,9 @@ import pytest
 
 from mpt_jax import checkpoints, methods, models
 from mpt_jax.engine import batching
+from mpt_jax.engine.settings import Devices
+from mpt_jax.transfer import neurons
+from mpt_jax.transfer.sources import SourcePrompt
 from tests import goldens
 from tests.goldens import close, networks
 
@@ -153,3 +157,26 @@ def test_saved_and_loaded_again(golden, tmp_path):
   again = checkpoints.load_backbone(str(tmp_path / 'again'))
   assert again.fingerprint == loaded.fingerprint
   assert again.special_ids == loaded.special_ids
+
+
+@pytest.mark.parametrize('scan', [False, True])
+@pytest.mark.parametrize(('golden', 'convention'), EACH)
+def test_neurons_and_their_overlap_equal(golden, convention, scan):
+  io, loaded = golden.io, _load(golden.folder).loaded
+  config = loaded.config.replace(prompt_positions=CONVENTIONS[convention])
+  prompts = [
+    SourcePrompt(str(i), prompt) for i, prompt in enumerate(io['on_prompts'])
+  ]
+  states = neurons.activations(
+    dataclasses.replace(loaded, config=config),
+    prompts,
+    devices=Devices(scan_layers=scan),
+  )
+  assert list(states) == ['encoder']
+  close(states['encoder'], io[f'{convention}_ffn_pre'])
+  for window, want in zip(
+    io['on_windows'].tolist(), io[f'{convention}_on'], strict=True
+  ):
+    np.testing.assert_allclose(
+      neurons.on(states['encoder'], window), want, rtol=0, atol=1e-6
+    )

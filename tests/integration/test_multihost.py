@@ -3,12 +3,9 @@
 import contextlib
 import json
 import os
-import pathlib
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import time
 
 import gin
@@ -20,11 +17,11 @@ from mpt_jax import cli
 from mpt_jax.checkpoints.bundle import load_prompts
 from mpt_jax.engine import multihost
 from mpt_jax.types import InputError
+from tests.helpers import children
 from tests.helpers import multihost_worker as worker
 
 pytestmark = pytest.mark.slow
 
-ROOT = pathlib.Path(__file__).parents[2]
 # Sums over devices and processes are taken in another order.
 CLOSE = {'rtol': 1e-5, 'atol': 1e-6}
 # Process 1 kills itself when it is to save step 8.
@@ -80,27 +77,18 @@ def started(commands, devices=2):
   flags.append(f'--xla_force_host_platform_device_count={devices}')
   env = {
     **os.environ,
-    'PYTHONPATH': str(ROOT),
     'JAX_PLATFORMS': 'cpu',
     'XLA_FLAGS': ' '.join(flags),
   }
   processes = [
-    subprocess.Popen(
-      [sys.executable, *command],
-      cwd=ROOT,
-      env=env,
-      stdout=subprocess.PIPE,
-      stderr=subprocess.STDOUT,
-      text=True,
-    )
-    for command in commands
+    children.Child(command, env, stderr_to_stdout=True) for command in commands
   ]
   try:
     yield processes
   finally:
     for process in processes:
       process.kill()
-      process.communicate()
+      process.wait()
 
 
 def outputs(processes, timeout=300):

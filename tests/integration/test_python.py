@@ -6,6 +6,7 @@ against one task whose failure costs the others.
 
 import json
 import logging
+import os
 import subprocess
 import sys
 
@@ -18,7 +19,7 @@ from mpt_jax import cli, methods
 from mpt_jax.engine import trainer
 from mpt_jax.engine.settings import Devices, Evaluation, Logging
 from mpt_jax.types import InputError
-from tests.integration.test_runs import ROOT, P, arguments, run_code
+from tests.integration.test_runs import ROOT, P, arguments
 
 MACROS = {
   'MIXTURE_OR_TASK_NAME': 'two_sources',
@@ -145,6 +146,20 @@ def test_a_run_in_python_is_that_of_the_command(
   assert '8/8' not in capsys.readouterr().err
 
 
+def _python(code):
+  """Runs code in a new Python, which has imported nothing."""
+  done = subprocess.run(
+    [sys.executable, '-c', code],
+    cwd=ROOT,
+    env={**os.environ, 'PYTHONPATH': str(ROOT)},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr
+  return done
+
+
 @pytest.mark.parametrize(
   'first', ['import mpt_jax', 'from mpt_jax import cli, train']
 )
@@ -157,14 +172,7 @@ def test_the_module_is_called_whatever_was_imported_before(first):
     ' == inspect.signature(mpt_jax.train.train),'
     ' "steps" in inspect.signature(mpt_jax.train).parameters)'
   )
-  done = subprocess.run(
-    [sys.executable, '-c', code],
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-    check=True,
-  )
-  assert done.stdout == 'True True True\n'
+  assert _python(code).stdout == 'True True True\n'
 
 
 @pytest.mark.parametrize(
@@ -209,8 +217,7 @@ run = mpt_jax.train(
 print(run, run.model.generate([{{'text': 'good'}}], max_decode_length=2))
 print({{'seqio', 'tensorflow', 'gin'}} & set(sys.modules))
 """
-  done = run_code(code)
-  assert done.returncode == 0, done.stderr
+  done = _python(code)
   assert 'no validation rows in reviews: the run is not scored' in done.stderr
   assert 'no scores) [' in done.stdout
   assert done.stdout.endswith('set()\n')

@@ -8,7 +8,6 @@ import pathlib
 import re
 import shutil
 import signal
-import subprocess
 import sys
 
 import jax
@@ -20,6 +19,7 @@ from mpt_jax import cli, methods
 from mpt_jax.checkpoints import load_backbone, lock
 from mpt_jax.checkpoints.bundle import PromptBundle, load_prompts
 from mpt_jax.pretrained import PromptedT5
+from tests.helpers import children
 from tests.integration.conftest import CONFIG, save_backbone
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -119,15 +119,7 @@ def stage_macros(world, stage):
 
 def run_code(code, *argv):
   """Runs code in a process of its own; returns what became of it."""
-  return subprocess.run(
-    [sys.executable, '-c', code, *map(str, argv)],
-    cwd=ROOT,
-    env={**os.environ, 'PYTHONPATH': str(ROOT)},
-    capture_output=True,
-    text=True,
-    timeout=300,
-    check=False,
-  )
+  return children.run(['-c', code, *map(str, argv)])
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from tasks import mixtures, offline
 from tasks.offline import writer
 from tasks.table import TABLE
 from tests.data import toys
+from tests.helpers import encoder
 
 pytestmark = [pytest.mark.data, pytest.mark.slow]
 
@@ -282,3 +283,52 @@ def test_unparsable_outputs(name):
       assert np.isnan(value)  # All are -1: a constant.
     else:
       assert value == 0
+
+
+@pytest.fixture(scope='module')
+def encoder_folder(tmp_path_factory):
+  """A vocabulary in which every filler of the tables is one token."""
+  words = {w for row in TABLE.values() for w in (row.fillers or {}).values()}
+  folder = tmp_path_factory.mktemp('encoder')
+  encoder.write(folder, sorted(words))
+  return folder
+
+
+@pytest.mark.parametrize('right', [True, False], ids=['right', 'wrong'])
+@pytest.mark.parametrize(
+  'name', [n for n in sorted(TABLE) if TABLE[n].labels and 'digits' not in n]
+)
+def test_an_encoder_fills_the_mask(name, right, encoder_folder):
+  pytest.importorskip('tokenizers', reason='tokenizers is not installed')
+  data.use_vocabulary(encoder_folder)
+  special = data.get_vocabulary().tokenizer.special
+  begin, end = special.swap([special.begin, special.end])
+
+  def predict_fn(batch):
+    tokens = batch['encoder_input_tokens'][:, P : P + 2]
+    assert (tokens == [begin, special.mask]).all()
+    words = batch['decoder_target_tokens']
+    count = (words[0] > 0).sum()
+    # Of as many classes as there are words.
+    assert batch['decoder_input_tokens'][0, :count].tolist() == [
+      *range(1, count + 1)
+    ]
+    place = batch['decoder_loss_weights'].argmax(axis=1)
+    place = place if right else (place + 1) % count
+    answers = np.zeros_like(words)
+    answers[:, 0] = words[np.arange(len(words)), place]
+    answers[:, 1] = end
+    return answers
+
+  examples = data.Examples(name, 'test', {**LENGTHS, 'targets': 4})
+  found = data.evaluate(examples, P, [name], predict_fn, 64, progress=False)
+  scores = dict(found[name])
+  assert set(scores) == KEYS[_kind(name)]
+  perfect = {k: PERFECT[k] for k in scores}
+  wrong = dict.fromkeys(scores, -100 if _kind(name) == 'cola' else 0)
+  expected = perfect if right else {**wrong, 'invalid': 0}
+  assert scores == pytest.approx(expected, abs=1e-5)
+  row = found.predictions(name)[0]
+  assert row['input'].startswith('<mask> ')
+  assert row['target'] in TABLE[name].labels
+  assert row['output'] in TABLE[name].fillers.values()
