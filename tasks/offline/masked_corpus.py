@@ -1,9 +1,10 @@
 """The text and the vocabulary of the demo's encoder (`demo-roberta`).
 
-The text is that of `corpus.py`, drawn from the same mixture in the same order,
-and written as an encoder reads it: what the T5s answer stands in front of what
-they are asked, where a downstream template has its mask. Which skill is meant
-is said before the begin mark, where prompts are put:
+The text is that of `corpus.py`, drawn from the same mixture in the same order
+up to `LATE_FROM`, from where classes are asked for more often, and written as
+an encoder reads it: what the T5s answer stands in front of what they are asked,
+where a downstream template has its mask. Which skill is meant is said before
+the begin mark, where prompts are put:
 
     relate <s> yes PREMISE </s></s> HYPOTHESIS </s>
 
@@ -32,6 +33,17 @@ FILLERS: Mapping[str, tuple[str, ...]] = {
   'grammar': ('incorrect', 'correct'),
 }
 FILLERS_SHARE = 0.75
+# What an encoder is for, from the text of this number on.
+LATE_WEIGHTS: Mapping[str, float] = {
+  **corpus.WEIGHTS,
+  'mood': 2.4,
+  'degree': 0.5,
+  'read': 0.4,
+  'fill': 0.4,
+  'echo': 0.1,
+  'span': 0.8,
+}
+LATE_FROM = 195_000
 # Words of tasks that the corpus has none of.
 OTHER_WORDS = tuple(
   'first second it cause effect Sent _ 0 1 2 3 4 5 6 7 8 9 : . ,'.split()
@@ -93,7 +105,10 @@ def skill_text(
 
 def draw(rng: random.Random, number: int | None = None) -> Text:
   """Draws one text; arguments as `corpus.draw`."""
-  kind, _ = corpus.choose(rng, number)
+  if number is not None and number < LATE_FROM:
+    kind, _ = corpus.choose(rng, number)
+  else:
+    [kind] = rng.choices(tuple(LATE_WEIGHTS), tuple(LATE_WEIGHTS.values()))
   if kind == 'span':
     return Text((), (), (split(' '.join(corpus.plain_text(rng))),))
   if kind == 'echo':

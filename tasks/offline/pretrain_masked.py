@@ -45,7 +45,7 @@ TEXTS = 78
 MASKED_SHARE, MASK_SHARE, WORD_SHARE = 0.15, 0.8, 0.1
 # Texts of which the answer alone is hidden; what any other hidden word weighs.
 # Few of those can be known, and the loss would be theirs.
-ASKED_SHARE, OTHERS_WEIGHT = 0.6, 0.3
+ASKED_SHARE, LATE_ASKED_SHARE, OTHERS_WEIGHT = 0.6, 0.85, 0.3
 # Texts whose cue is not said, and those that begin further behind.
 SILENT_SHARE, SHIFTED_SHARE = 0.1, 0.3
 MOST_CUES = 12
@@ -122,10 +122,14 @@ def _cue(rng: random.Random, words: Sequence[str]) -> list[str]:
 
 
 def _hide(
-  rng: random.Random, ids: list[int], answer: list[int], others: list[int]
+  rng: random.Random,
+  ids: list[int],
+  answer: list[int],
+  others: list[int],
+  asked: float,
 ) -> dict[int, tuple[int, float]]:
   """Hides words of a text in place; returns what was where, and its weight."""
-  if answer and rng.random() < ASKED_SHARE:
+  if answer and rng.random() < asked:
     # With all that is needed to know it, as downstream.
     hidden = {place: (ids[place], 1.0) for place in answer}
     for place in answer:
@@ -163,11 +167,13 @@ def batch_of(step: int) -> Batch:
   batch['weights'] = np.zeros(few, np.float32)
   used, texts, masks = [0] * ROWS, [0] * ROWS, [0] * ROWS
   number = step * TEXTS
+  late = number >= masked_corpus.LATE_FROM
+  asked = LATE_ASKED_SHARE if late else ASKED_SHARE
   while True:
     text = masked_corpus.draw(rng, number)
     number += 1
     ids, answer, others = ids_of(text, _cue(rng, text.cue))
-    hidden = _hide(rng, ids, answer, others)
+    hidden = _hide(rng, ids, answer, others, asked)
     fitting = [row for row in range(ROWS) if used[row] + len(ids) <= LENGTH]
     if not fitting:
       return batch
