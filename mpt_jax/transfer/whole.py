@@ -293,9 +293,11 @@ def _find_data(plan: Plan) -> str:
 def _check_answers(plan: Plan) -> None:
   """Refuses tasks that a backbone cannot answer, before any run of others."""
   from mpt_jax import data
-  from mpt_jax.data import lookup
+  from mpt_jax.data import lookup, seqio_tasks
 
   examples = plan.examples
+  if examples.module:
+    seqio_tasks.import_module(examples.module)
   longest = examples.task_feature_lengths['targets']
   for teachers in (plan.teachers, plan.others):
     if teachers is None:
@@ -305,7 +307,7 @@ def _check_answers(plan: Plan) -> None:
     if words is None:
       continue
     data.use_vocabulary(words)
-    known = lookup.check_data(teachers.tasks, examples.split, examples.module)
+    known = lookup.get_provider(list(teachers.tasks))
     lookup.check_labels(known, longest, teachers.prompt_length)
 
 
