@@ -18,7 +18,6 @@ and each has a token.
 
 from collections.abc import Mapping
 import dataclasses
-import json
 import random
 import re
 from typing import Any
@@ -163,11 +162,3 @@ def tokenizer_json() -> dict[str, Any]:
     'decoder': None,
     'model': {'type': 'WordLevel', 'vocab': ids, 'unk_token': UNKNOWN},
   }
-
-
-def write_tokenizer(path: str) -> None:
-  """Writes `tokenizer.json` to a file, whole or not at all."""
-  from mpt_jax.checkpoints import files
-
-  text = json.dumps(tokenizer_json(), ensure_ascii=False)
-  files.write_file(path, text.encode())

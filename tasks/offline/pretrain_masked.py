@@ -349,7 +349,8 @@ def ship(out: str, params: Any) -> dict[str, Any]:
   name = os.path.basename(os.path.abspath(out)).replace('_', ' ')
   with tempfile.TemporaryDirectory() as temporary:
     tokenizer = os.path.join(temporary, 'tokenizer.json')
-    masked_corpus.write_tokenizer(tokenizer)
+    content = files.json_bytes(masked_corpus.tokenizer_json())
+    files.write_file(tokenizer, content)
     huggingface.save_huggingface(
       out, CONFIG, params, tokenizer, 'float16', f'mpt_jax {name}', SPECIAL
     )
