@@ -15,7 +15,7 @@ help:
 	@echo 'make demo-transfer  prompts on other tasks and on another backbone'
 	@echo '                (3 seeds, under 20 minutes) -> demo-transfer/'
 	@echo "make demo-roberta  an encoder's prompts on a text-to-text model"
-	@echo '                (3 seeds, under 20 minutes) -> demo-roberta/'
+	@echo '                (under 10 minutes) -> demo-roberta/'
 	@echo 'make backbone   pretrain the demo backbones anew, under two hours'
 	@echo 'make test       every test but those of test-long'
 	@echo 'make test-fast  the tests that take less than about five seconds'
