@@ -5,9 +5,10 @@ r"""Pretrains the demo's encoder, and writes it as a folder of transformers.
 A tiny RoBERTa (width 64, 4 heads, 4 layers) learns from scratch to fill in
 masks of the text of `masked_corpus.py`: in some texts the answer alone, in the
 others 15 % of the words, of which 80 % become the mask, 10 % another word and
-10 % stay (Devlin et al., NAACL 2019). Under half an hour on one core. OUT gets the weights in float16, `tokenizer.json`, and `skills.json`: how often the
-right class is the likeliest of its skill's words, on 1,000 texts drawn for it.
-State is kept in OUT.state; the same command goes on where it was stopped.
+10 % stay (Devlin et al., NAACL 2019). Under half an hour on one core. OUT gets
+the weights in float16, `tokenizer.json`, and `skills.json`: how often the right
+class is the likeliest of its skill's words, on 1,000 texts drawn for it. State
+is kept in OUT.state; the same command goes on where it was stopped.
 """
 
 import argparse

@@ -10,13 +10,22 @@ import pytest
 pytest.importorskip('seqio')
 pytest.importorskip('tokenizers')
 
+import mpt_jax  # noqa: E402
 from mpt_jax.checkpoints import bundle as bundle_lib  # noqa: E402
 from mpt_jax.checkpoints.backbone import (  # noqa: E402
   demo_folder,
   load_backbone,
 )
 from mpt_jax.checkpoints.vocabulary import Vocabulary  # noqa: E402
-from mpt_jax.transfer import anchors, report, whole  # noqa: E402
+from mpt_jax.data import memory  # noqa: E402
+from mpt_jax.engine import predictor, settings  # noqa: E402
+from mpt_jax.transfer import (  # noqa: E402
+  anchors,
+  report,
+  scoring,
+  sources,
+  whole,
+)
 from mpt_jax.types import InputError  # noqa: E402
 
 ENCODER, T5 = 'demo-roberta', 'demo-small'
@@ -118,6 +127,32 @@ def test_a_task_that_an_encoder_cannot_answer_is_refused_before_any_run(
   with pytest.raises(InputError, match=r"task 'squad' .* an encoder") as e:
     whole._check_answers(plan)
   assert '\n' not in str(e.value)
+
+
+@pytest.mark.data
+def test_a_class_of_several_words_answers_with_its_first():
+  texts = ['the film was great', 'the hotel was awful', 'the food was dull']
+  rows = [{'text': t, 'label': int(i > 0)} for i, t in enumerate(texts)] * 2
+  task = mpt_jax.Task(
+    test=rows,
+    inputs='{text}',
+    labels=['good', 'bad'],
+    masked='{mask} {text}',
+    fillers={'good': [' great', ' superb'], 'bad': [' terrible', ' awful']},
+  )
+  memory.register({'words': task})
+  prompt = sources.random_prompt((4, 64), 0, 'random')
+  examples = settings.Examples(
+    '', 'test', {'inputs': 24, 'targets': 4}, module=None
+  )
+  found = {
+    readout: scoring.Scorer(
+      predictor.load_backbone(ENCODER), examples, batch_size=4, readout=readout
+    ).score([prompt], ['words'])[0]
+    for readout in scoring.READOUTS
+  }
+  assert found['labels'].metrics == found['generate'].metrics
+  assert found['labels'].metrics['accuracy'] > 60
 
 
 def test_words_that_are_one_token_in_both_families_are_shared():
