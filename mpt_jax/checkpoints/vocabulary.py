@@ -1032,7 +1032,12 @@ class _Texts(_Json):
       model['vocab'] = [[hidden.get(t, t), score] for t, score in vocab]
     if model.get('unk_token') in hidden:
       model['unk_token'] = hidden[model['unk_token']]
-    self._texts = type(self._tokenizer).from_str(json.dumps(whole))
+    try:
+      self._texts = type(self._tokenizer).from_str(json.dumps(whole))
+    except Exception as e:  # As above.
+      raise InputError(
+        f'{path}: its pieces are made of special tokens: {files.first_line(e)}'
+      ) from e
 
   def digest(self, special: SpecialIds) -> str:
     """Of what the ids of a text depend on, however it is stored."""
