@@ -1018,6 +1018,10 @@ class _Texts(_Json):
     cut = [_plain(whole[key]) for key in ('normalizer', 'pre_tokenizer')]
     # What is left out and what is empty means the same.
     model = {k: v for k, v in whole['model'].items() if v not in (None, '')}
+    if isinstance(model['vocab'], dict):
+      # Some list special tokens among the pieces, too.
+      pieces = model['vocab'].items()
+      model['vocab'] = {t: i for t, i in pieces if t not in special}
     self._facts = json.dumps([model, *cut, added], sort_keys=True)
     self.writes_all |= '"ByteLevel"' in json.dumps(whole['pre_tokenizer'])
     # A tokenizer that knows none of them, neither as tokens nor as pieces.
