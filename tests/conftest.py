@@ -31,7 +31,8 @@ if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
   os.environ['JAX_COMPILATION_CACHE_DIR'] = _cache
   atexit.register(shutil.rmtree, _cache, ignore_errors=True)
   # JAX's own limit is a second, which hardly a step takes with these flags.
-  os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.1')
+  # Small programs count, too: a random backbone is a hundred of them.
+  os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 
 import socket
 
@@ -51,8 +52,10 @@ def pytest_configure(config):
 
 
 def pytest_collection_finish():
-  # What was imported stays: garbage is looked for among the rest.
+  # What was imported stays: garbage is looked for among the rest, and not
+  # every 700 objects, of which a trace makes hundreds of thousands.
   gc.freeze()
+  gc.set_threshold(50_000, 20, 100)
 
 
 def pytest_collection_modifyitems(items):
