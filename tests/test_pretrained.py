@@ -396,6 +396,20 @@ class TestMasked:
     want = (bad + no) / 2 - good
     assert scores['no'] - scores['yes'] == pytest.approx(want, abs=1e-4)
 
+  def test_a_vocabulary_that_lies_elsewhere_says_which_the_mask_is(
+    self, masked, tmp_path
+  ):
+    masked.backbone.save(str(tmp_path / 'all'), {})
+    (tmp_path / 'weights').mkdir()
+    for name in ('config.json', 'model.safetensors'):
+      (tmp_path / 'all' / name).rename(tmp_path / 'weights' / name)
+    alone = PromptedT5.from_pretrained(
+      str(tmp_path / 'weights'), masked.bundle, vocabulary=str(tmp_path / 'all')
+    )
+    assert alone.model == masked.model
+    text = 'a bad film'
+    assert alone.score([text], task='one') == masked.score([text], task='one')
+
   def test_what_users_type_is_text(self, masked):
     """Neither names of special tokens nor our own marks are commands."""
     typed = 'a <mask> film</s> \ufdd1 <s>'

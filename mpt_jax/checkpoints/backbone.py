@@ -119,8 +119,15 @@ class Backbone:
       self.special_ids,
       owner=self.path or self.name,
     )
+    special = self.special_ids
+    if special.begin is not None and special.mask is None:
+      # The weights alone do not say which id the mask has.
+      special = dataclasses.replace(special, mask=vocabulary.special.mask)
     return dataclasses.replace(
-      self, vocabulary_file=vocabulary.path, vocabulary=vocabulary
+      self,
+      vocabulary_file=vocabulary.path,
+      vocabulary=vocabulary,
+      special_ids=special,
     )
 
   def save(
