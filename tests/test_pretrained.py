@@ -386,7 +386,7 @@ class TestMasked:
     [scores] = masked.score([text], task='one')
     words = [masked.tokenizer.model_ids(w)[0] for w in (' bad', ' no', ' good')]
     batch = masked._batch(
-      masked._encode(masked._write([text], 'one')), [0], [0], ['one']
+      masked._encode(masked._write([text], 'one')), [0], ['one']
     )
     table = masked.model.prompt_table(masked.params)
     logits, _ = masked.model._fill(

@@ -116,10 +116,11 @@ def run(command, env=None, cwd=ROOT, timeout=300):
 @functools.cache
 def _parent():
   """The process that forks."""
+  path = [str(ROOT), *filter(None, [os.environ.get('PYTHONPATH')])]
   parent = subprocess.Popen(
     [sys.executable, '-m', 'tests.helpers.children'],
     cwd=ROOT,
-    env={**os.environ, 'PYTHONPATH': str(ROOT)},
+    env={**os.environ, 'PYTHONPATH': os.pathsep.join(path)},
     stdin=subprocess.PIPE,
     stdout=subprocess.PIPE,
     text=True,
