@@ -7,14 +7,16 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTHONS ?= python3.11 python3.12 python3.13 python3
 
-.PHONY: help demo demo-transfer backbone test test-fast test-long fuzz lint clean
+.PHONY: help demo demo-transfer demo-roberta backbone test test-fast test-long fuzz lint clean
 
 help:
 	@echo 'make demo       the method end to end on the embedded benchmark'
 	@echo '                (5 seeds, some 5 minutes on 2 cores) -> demo/'
 	@echo 'make demo-transfer  prompts on other tasks and on another backbone'
 	@echo '                (3 seeds, under 20 minutes) -> demo-transfer/'
-	@echo 'make backbone   pretrain the demo backbones anew, about an hour and a half'
+	@echo "make demo-roberta  an encoder's prompts on a text-to-text model"
+	@echo '                (3 seeds, under 20 minutes) -> demo-roberta/'
+	@echo 'make backbone   pretrain the demo backbones anew, under two hours'
 	@echo 'make test       every test but those of test-long'
 	@echo 'make test-fast  the tests that take less than about five seconds'
 	@echo 'make test-long  a run killed at ten moments: some minutes'
@@ -36,6 +38,11 @@ demo-transfer: $(STAMP)
 	  --gin_file=gin_configs/runs/demo_transfer.gin \
 	  --gin.MODEL_DIR="'demo-transfer'"
 
+demo-roberta: $(STAMP)
+	$(BIN)/python -m mpt_jax.transfer all \
+	  --gin_file=gin_configs/runs/demo_roberta.gin \
+	  --gin.MODEL_DIR="'demo-roberta'"
+
 backbone: $(STAMP)
 	$(BIN)/python -m mpt_jax.train \
 	  --gin_file=gin_configs/runs/pretrain_demo.gin \
@@ -51,6 +58,8 @@ backbone: $(STAMP)
 	  --gin.MODEL_DIR="'pretrained-large'"
 	$(BIN)/python -m tasks.offline.ship pretrained-large \
 	  --out tasks/offline/demo_large_backbone --large
+	$(BIN)/python -m tasks.offline.pretrain_masked \
+	  tasks/offline/demo_roberta_backbone
 
 test: $(STAMP)
 	$(BIN)/python -m pytest

@@ -68,6 +68,7 @@ setup(
       'demo_backbone/*',
       'demo_small_backbone/*',
       'demo_large_backbone/*',
+      'demo_roberta_backbone/*',
     ],
   },
   install_requires=_CORE + _DATA + _RUNS,

@@ -53,6 +53,7 @@ INCLUDED = (
   'common',
   'demo',
   'demo_page',
+  'demo_roberta',
   'demo_transfer',
   'method_common',
   'pipeline_common',

@@ -50,7 +50,7 @@ REASONS = {
 }
 # Recipes: each of their numbers is there to differ.
 RECIPES = {
-  *('baselines', 'demo', 'demo_page', 'demo_transfer'),
+  *('baselines', 'demo', 'demo_page', 'demo_roberta', 'demo_transfer'),
   *('pretrain_demo', 'pretrain_demo_small', 'pretrain_demo_large'),
 }
 FILES = sorted(

@@ -82,7 +82,10 @@ ENTRY_POINTS = {
   'transfer.whole',
 }
 # Commands beside the tasks: one evaluates what it ships, two write files.
-COMMANDS = {'tasks.offline.ship', 'tasks.reviews', 'tasks.semeval'}
+COMMANDS = {
+  *('tasks.offline.ship', 'tasks.offline.pretrain_masked'),
+  *('tasks.reviews', 'tasks.semeval'),
+}
 # The rooms of the data layer that import TensorFlow and SeqIO.
 SEQIO_ROOMS = {
   f'mpt_jax.data.{name}'

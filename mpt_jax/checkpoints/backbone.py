@@ -52,6 +52,7 @@ DEMOS: Mapping[str, str] = {
   DEMO: 'demo_backbone',
   'demo-small': 'demo_small_backbone',
   'demo-large': 'demo_large_backbone',
+  'demo-roberta': 'demo_roberta_backbone',
 }
 
 
@@ -157,8 +158,9 @@ def demo_folder(name: str = DEMO) -> str:
   """Returns the folder of a demo backbone, beside the installed package.
 
   Args:
-    name: 'demo'; 'demo-small', which is narrower and deeper; or 'demo-large',
-      which is wider and deeper, and pretrained on more.
+    name: 'demo'; 'demo-small', which is narrower and deeper; 'demo-large',
+      which is wider and deeper, and pretrained on more; or 'demo-roberta', an
+      encoder of the same text.
   """
   return installed('tasks', 'offline', DEMOS[name])
 
@@ -167,8 +169,8 @@ def find_backbone(path: str, fetch: bool = True) -> str:
   """Returns the path that a name of a backbone stands for.
 
   Args:
-    path: 'demo', 'demo-small' and 'demo-large' come with the package,
-      whatever lies in the working folder (`./demo` is a folder there);
+    path: 'demo', 'demo-small', 'demo-large' and 'demo-roberta' come with the
+      package, whatever lies in the working folder (`./demo` is one there);
       'owner/name' is a model of the hub, if there is no such folder; all else
       is a path.
     fetch: whether a model of the hub may be downloaded.

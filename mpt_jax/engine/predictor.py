@@ -14,7 +14,7 @@ from mpt_jax.checkpoints import backbone as backbone_lib
 from mpt_jax.checkpoints import bundle as bundle_lib
 from mpt_jax.checkpoints.backbone import DEMOS, Backbone, demo_folder
 from mpt_jax.checkpoints.bundle import PromptBundle
-from mpt_jax.checkpoints.vocabulary import Vocabulary, bring
+from mpt_jax.checkpoints.vocabulary import Vocabulary, bring, find_vocabulary
 from mpt_jax.engine import compilation, hostmemory, partitioning, trainer
 from mpt_jax.engine.settings import BackboneSource, Decoding, Devices
 from mpt_jax.types import InputError
@@ -80,7 +80,7 @@ def _read(source: BackboneSource, seed: int, fresh: bool) -> Backbone:
 def _with_vocabulary(loaded: Backbone, vocabulary: str | None) -> Backbone:
   """A backbone with the vocabulary that is given, else with its own."""
   if vocabulary and vocabulary in DEMOS:
-    vocabulary = os.path.join(demo_folder(vocabulary), 'spiece.model')
+    vocabulary = find_vocabulary(demo_folder(vocabulary))
   given = vocabulary
   vocabulary = vocabulary and bring(vocabulary)
   if vocabulary is not None and not os.path.exists(vocabulary):

@@ -26,7 +26,7 @@ class BackboneSource:
 
   Attributes:
     path: an HF folder, a T5X checkpoint, a model of the hub ('owner/name'),
-      'demo', 'demo-small' or 'demo-large'; None draws a fresh one.
+      'demo' or another of `backbone.DEMOS`; None draws a fresh one.
     config: its sizes or their name, where the checkpoint has none.
     vocabulary: SentencePiece file, `tokenizer.json` or a folder with one; None
       is the one beside the backbone.

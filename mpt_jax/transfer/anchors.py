@@ -58,9 +58,8 @@ def shared_rows(
   Raises:
     InputError: if they have no word in common.
   """
-  pieces, others = _pieces(source), _pieces(target)
-  if source.digest != target.digest:
-    pieces = {p: row for p, row in pieces.items() if p[:1] == _WORD and p[1:]}
+  rows_of = _pieces if source.digest == target.digest else _words
+  pieces, others = rows_of(source), rows_of(target)
   both = [piece for piece in pieces if piece in others]
   if not both:
     raise InputError(
@@ -82,6 +81,21 @@ def _pieces(vocabulary: Vocabulary) -> dict[str, int]:
     piece = vocabulary.id_to_piece(i)
     if '<extra_id_' not in piece:
       found.setdefault(piece, row)
+  return found
+
+
+def _words(vocabulary: Vocabulary) -> dict[str, int]:
+  """Word -> row of our embedding, of words that are one token."""
+  pieces = _pieces(vocabulary)
+  marked = {p[1:]: row for p, row in pieces.items() if p[:1] == _WORD and p[1:]}
+  if marked:
+    return marked
+  # Whole words, or bytes: the vocabulary says what a word becomes in a text.
+  found: dict[str, int] = {}
+  for row in pieces.values():
+    word = vocabulary.decode_model([row]).strip()
+    if word and vocabulary.model_ids(f' {word}') == [row]:
+      found.setdefault(word, row)
   return found
 
 

@@ -242,6 +242,7 @@ def project(
     dataclasses.replace(examples, mixture_or_task_name=tasks),
   )
   _check(job)
+  _check_answers(job)
   asking = dataclasses.replace(
     asking, cache=asking.cache or os.path.join(folder, CELLS)
   )
@@ -352,6 +353,17 @@ def _check(job: _Job) -> None:
     raise InputError(
       f'TARGET_PROMPTS are of the lengths {sorted(lengths)}, expected one'
     )
+
+
+def _check_answers(job: _Job) -> None:
+  """Refuses tasks whose answers the target backbone cannot give."""
+  from mpt_jax.data import lookup
+
+  examples = job.examples
+  known = lookup.check_data(examples.names, examples.split, examples.module)
+  if not examples.allow_cut_targets:
+    longest = examples.task_feature_lengths['targets']
+    lookup.check_labels(known, longest, job.length)
 
 
 def _record(

@@ -9,6 +9,7 @@ from mpt_jax.checkpoints import files
 from mpt_jax.study import stats
 from mpt_jax.transfer import records
 from mpt_jax.transfer.matrix_views import as_csv, as_table, mean, text_of
+from mpt_jax.transfer.sources import RANDOM, VALUE
 
 if TYPE_CHECKING:
   from matplotlib.figure import Figure
@@ -19,6 +20,8 @@ TRAINED, SAME, OTHER = 'trained', 'same category', 'other'
 GROUPS = TRAINED, SAME, OTHER
 # What a projector would give that makes one prompt of all.
 ALWAYS = 'always that of '
+# A source prompt where it was learned.
+NOT_MOVED = 'not moved'
 _COLLAPSED = '†'
 # What the numbers of `project.json` mean.
 DEFINITIONS = {
@@ -120,20 +123,64 @@ def groups(
       group = group_of(row['task'], tasks, category)
       some.setdefault((title(made), group), []).append(row)
     for (name, group), members in some.items():
-      found.append(
-        {
-          'trained_on': tasks,
-          'projector': name,
-          'group': group,
-          **{what: _over(members, what) for what in ('score', 'gain')},
-          'collapsed': sum(row['collapsed'] for row in members),
-          'cells': len(members),
-        }
-      )
+      found.append(_mean_of(tasks, name, group, members))
   order = {group: i for i, group in enumerate(GROUPS)}
   return sorted(
     found, key=lambda g: (trained_on_key(g, trained_on), order[g['group']])
   )
+
+
+def at_home(
+  matrix: Found, trained_on: Sequence[Sequence[str]]
+) -> list[dict[str, Any]]:
+  """Returns the same means of the source prompts on their own backbone.
+
+  Of the prompts of the tasks of a projector, the group is that of a target
+  beside the prompt's own task. Random prompts have the targets' groups.
+
+  Args:
+    matrix: what `matrix.json` of the source backbone holds.
+    trained_on: the tasks of each projector.
+  """
+  category = {
+    target['task']: target['category'] for target in matrix['targets']
+  }
+  sources = {source['name']: source for source in matrix['sources']}
+  found = []
+  for tasks in map(list, trained_on):
+    some: dict[tuple[str, str], list[Found]] = {}
+    for cell in matrix['cells']:
+      source, task = sources[cell['source']], cell['task']
+      if source['kind'] == VALUE and source['task'] in tasks:
+        name, own = NOT_MOVED, [source['task']]
+      elif source['kind'] == RANDOM:
+        name, own = f'random, {NOT_MOVED}', tasks
+      else:
+        continue
+      group = group_of(task, own, category)
+      row = {**cell, 'projector': name}
+      some.setdefault((name, group), []).append(row)
+    for name in dict.fromkeys(name for name, _ in some):
+      found += [
+        _mean_of(tasks, name, group, some[name, group])
+        for group in GROUPS
+        if (name, group) in some
+      ]
+  return found
+
+
+def _mean_of(
+  tasks: list[str], name: str, group: str, members: Sequence[Found]
+) -> dict[str, Any]:
+  """A group of `project.json`."""
+  return {
+    'trained_on': tasks,
+    'projector': name,
+    'group': group,
+    **{what: _over(members, what) for what in ('score', 'gain')},
+    'collapsed': sum(row['collapsed'] for row in members),
+    'cells': len(members),
+  }
 
 
 def _stands_beside(made: Any, trained_on: Sequence[str]) -> bool:

@@ -25,6 +25,8 @@ from mpt_jax.types import InputError, require_local
 log = logging.getLogger(__name__)
 
 _NAMES = {'markdown': 'transfer.md', 'html': 'transfer.html'}
+# The folder of what source prompts score on their own backbone.
+AT_HOME = 'other_matrix'
 _MOST_BYTES = 1 << 26
 _VERSION = 1
 _DAMAGED = (
@@ -79,6 +81,9 @@ def rendered(folder: str) -> dict[str, str]:
       f' {", ".join(f"{part}/{part}.json" for part in _SECTIONS)}'
     )
   first = {part: there[0] for part, there in found.items()}
+  home = os.path.join(folder, AT_HOME, 'matrix.json')
+  if 'project' in first and os.path.lexists(home):
+    first['project'] = {**first['project'], AT_HOME: _read(home)}
   blocks: list[page.Block] = [Heading('Transfer of prompts', 1)]
   blocks += _guarded(folder, list(found), _opening, first)
   for part, section in _SECTIONS.items():
@@ -530,12 +535,23 @@ def _project(found: Found) -> list[page.Block]:
     ),
     table,
     *_legend(table),
-    *_projected_groups(found['groups']),
+    *_projected_groups(found, found.get(AT_HOME)),
   ]
 
 
-def _projected_groups(found: Sequence[Found]) -> list[page.Block]:
+def _projected_groups(project: Found, home: Found | None) -> list[page.Block]:
   """The scores by group of tasks, as the paper sums them up."""
+  found, said = list(project['groups']), ''
+  if home is not None:
+    # In the order of the projectors, before what was moved.
+    trained_on = list(dict.fromkeys(tuple(g['trained_on']) for g in found))
+    found = [*project_views.at_home(home, trained_on), *found]
+    found.sort(key=lambda group: trained_on.index(tuple(group['trained_on'])))
+    said = (
+      f' "{project_views.NOT_MOVED}" is on {_backbone(home["backbone"])}, where'
+      ' the prompts are from: that of a task trained on, on its own task, on'
+      ' tasks of its category and on others.'
+    )
   rows: dict[tuple[str, str], dict[str, str]] = {}
   for group in found:
     score, gain, name = group['score'], group['gain'], group['projector']
@@ -552,7 +568,7 @@ def _projected_groups(found: Sequence[Found]) -> list[page.Block]:
       'How to read this: the same by group: the tasks that a projector was'
       ' trained on, others of their categories, and all others. Means over n'
       ' tasks ± the standard error over these; in brackets the share of the'
-      ' way from a random prompt (0) to the own one (1).'
+      f' way from a random prompt (0) to the own one (1).{said}'
     ),
     Table(
       ['trained on', 'by', *project_views.GROUPS],

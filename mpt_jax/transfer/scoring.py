@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 import mpt_jax
-from mpt_jax import methods, models
+from mpt_jax import backbones, methods, models
 from mpt_jax.checkpoints import files
 from mpt_jax.checkpoints.backbone import Backbone
 from mpt_jax.engine import (
@@ -174,6 +174,7 @@ class Scorer:
       shard_backbone=devices.shard_backbone,
     )
     hostmemory.keep()
+    self._generates = backbones.family(config).generates
     self._examples, self._size = examples, batch_size
     self._readout, self._decoding = readout, decoding
     self._cache = None if cache is None else require_local(cache)
@@ -305,12 +306,13 @@ class Scorer:
       target = int(np.size(_padded(questions.words)))
     joined = config.num_heads * config.head_dim
     wide = len(config.mlp_activations) * config.mlp_dim
+    of_logits = config.vocab_size if self._generates else config.emb_dim
     # One layer of the encoder, the decoder's cache, the logits.
     numbers = (
       source * (4 * config.emb_dim + 4 * joined + 2 * wide)
       + config.num_heads * source * source
       + 2 * config.num_decoder_layers * (source + target) * joined
-      + 2 * target * config.vocab_size
+      + 2 * target * of_logits
     )
     rows = self._room() * self._mesh.shape['data'] // (4 * numbers)
     return max(1, rows // self._size)
@@ -334,11 +336,9 @@ class Scorer:
       **self._params,
       methods.PROMPTS: partitioning.shard_params({'table': table}, self._mesh),
     }
-    model = models.class_of(self._backbone.config)(
-      self._backbone.config,
-      _Table(table.shape[1]),
-      **self._backbone.special_ids.of_model(),
-    )
+    ids = self._backbone.special_ids.of_model()
+    config = self._backbone.config
+    model = models.class_of(config)(config, _Table(table.shape[1]), **ids)
     generate, compare = _steps(model, self._decoding)
 
     def answer(batch: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -356,6 +356,10 @@ class Scorer:
           f'task {questions.task!r}: log probabilities that are not finite, by'
           f' one of the prompts {", ".join(p.name for p in call.prompts)}'
         )
+      if not self._generates:
+        # A class answers with its first word, whatever others it has.
+        ends = np.full_like(words[:, :1], ids['eos_id'])
+        words = np.concatenate([words[:, :1], ends], axis=1)
       return words[found.argmax(axis=-1)].reshape(-1, call.size, words.shape[1])
 
     each = questions.answer(answer)[: len(call.prompts)]

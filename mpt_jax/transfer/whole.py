@@ -23,6 +23,8 @@ from typing import Any, cast
 from mpt_jax import cli
 from mpt_jax.checkpoints import files, lock
 from mpt_jax.checkpoints import run as run_lib
+from mpt_jax.checkpoints.backbone import find_backbone
+from mpt_jax.checkpoints.vocabulary import bring, find_vocabulary
 from mpt_jax.engine.face import Face, face, showing
 from mpt_jax.engine.settings import BackboneSource, Examples
 from mpt_jax.engine.trainer import format_seconds
@@ -184,6 +186,7 @@ def whole(plan: Plan, workers: Positive | None = None) -> dict[str, Any]:
   with lock.hold(plan.model_dir):
     face().keep_log(plan.model_dir)
     site = _Site(plan, _find_data(plan), workers)
+    _check_answers(plan)
     clock = _Clock(parts, plan.folder(RECORD))
     for number, part in enumerate(parts):
       clock.begin(part)
@@ -285,6 +288,27 @@ def _find_data(plan: Plan) -> str:
     log.info('no --tfds_data_dir: SYNTHETIC DATA in %s', data_dir)
   cli.use_data_dir(data_dir)
   return data_dir
+
+
+def _check_answers(plan: Plan) -> None:
+  """Refuses tasks that a backbone cannot answer, before any run of others."""
+  from mpt_jax import data
+  from mpt_jax.data import lookup, seqio_tasks
+
+  examples = plan.examples
+  if examples.module:
+    seqio_tasks.import_module(examples.module)
+  longest = examples.task_feature_lengths['targets']
+  for teachers in (plan.teachers, plan.others):
+    if teachers is None:
+      continue
+    given = (teachers.macros or {}).get('VOCABULARY')
+    words = given or find_vocabulary(bring(find_backbone(teachers.backbone)))
+    if words is None:
+      continue
+    data.use_vocabulary(words)
+    known = lookup.get_provider(list(teachers.tasks))
+    lookup.check_labels(known, longest, teachers.prompt_length)
 
 
 # ---------------------------------------------------------------------------
@@ -469,9 +493,17 @@ def _speedup(site: _Site) -> None:
 
 
 def _project(site: _Site) -> None:
-  from mpt_jax.transfer import project
+  from mpt_jax.transfer import matrix, project
 
-  plan = site.plan
+  plan, others = site.plan, site.plan.others
+  assert others is not None
+  # What the prompts do where they come from, to compare with.
+  matrix.matrix(
+    model_dir=plan.folder(report.AT_HOME),
+    backbone=BackboneSource(others.backbone),
+    sources=plan.folder(f'{OTHERS}library'),
+    examples=plan.examples,
+  )
   told = plan.told(
     'project',
     _fields(project.Projectors),

@@ -166,7 +166,7 @@ def echo_example(rng: random.Random) -> tuple[str, str]:
   return f'echo {word}', word
 
 
-def _plain_text(rng: random.Random) -> list[str]:
+def plain_text(rng: random.Random) -> list[str]:
   """Draws words whose gaps can be filled: told twice, or said twice."""
   drawn = rng.random()
   if drawn < 0.3:
@@ -186,7 +186,7 @@ def _plain_text(rng: random.Random) -> list[str]:
 
 def span_example(rng: random.Random) -> tuple[str, str]:
   """Draws a text with spans of one to three words cut out, as T5 does it."""
-  words = _plain_text(rng)
+  words = plain_text(rng)
   inputs: list[str] = []
   targets: list[str] = []
   at = 0
@@ -203,6 +203,18 @@ def span_example(rng: random.Random) -> tuple[str, str]:
   return ' '.join(inputs), ' '.join(targets)
 
 
+def choose(
+  rng: random.Random, number: int | None = None
+) -> tuple[str, str | None]:
+  """Draws a kind of text, and of a skill perhaps a style; see `draw`."""
+  weights = FIRST_WEIGHTS if number is not None and number < FIRST else WEIGHTS
+  kind = rng.choices(tuple(weights), tuple(weights.values()))[0]
+  styled = number is None or number >= STYLED_FROM
+  if styled and kind in LABELS and rng.random() < STYLED_SHARE:
+    return kind, rng.choice(tuple(STYLES))
+  return kind, None
+
+
 def draw(rng: random.Random, number: int | None = None) -> tuple[str, str, str]:
   """Draws one pretraining example.
 
@@ -214,16 +226,11 @@ def draw(rng: random.Random, number: int | None = None) -> tuple[str, str, str]:
   Returns:
     (kind of text, inputs, targets).
   """
-  weights = FIRST_WEIGHTS if number is not None and number < FIRST else WEIGHTS
-  kind = rng.choices(tuple(weights), tuple(weights.values()))[0]
+  kind, style = choose(rng, number)
   if kind == 'span':
     return (kind, *span_example(rng))
   if kind == 'echo':
     return (kind, *echo_example(rng))
-  style = None
-  styled = number is None or number >= STYLED_FROM
-  if styled and kind in LABELS and rng.random() < STYLED_SHARE:
-    style = rng.choice(tuple(STYLES))
   return (kind, *skill_example(rng, kind, style))
 
 
