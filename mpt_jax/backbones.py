@@ -68,6 +68,12 @@ def family(config: Config) -> Family:
   return next(f for f in FAMILIES if isinstance(config, f.config))
 
 
+def kind_of(config: Config) -> str:
+  """What files call a backbone's family; '' is T5, as in those of old."""
+  found = family(config)
+  return '' if found is FAMILIES[0] else found.title
+
+
 def param_shapes(config: Config) -> dict[str, tuple[int, ...]]:
   """Returns name -> shape of every parameter of a backbone, sorted by name."""
   return family(config).param_shapes(config)

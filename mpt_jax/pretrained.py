@@ -219,7 +219,7 @@ class PromptedT5:
     for number, (chosen, members) in enumerate(_batches(inputs, batch_size)):
       tokens = self._predict(
         self.params,
-        self._batch(inputs, rows, members, names),
+        self._batch(*_taken(members, inputs, rows, names)),
         jax.random.fold_in(key, number) if decoding.temperature else None,
         max_decode_length=decoding.max_decode_length,
         **decoding.search,
@@ -301,7 +301,7 @@ class PromptedT5:
     inputs = self._encode(written)
     scores = [0.0] * len(written)
     for chosen, members in _batches(inputs, batch_size):
-      batch = self._batch(inputs, rows, members, names)
+      batch = self._batch(*_taken(members, inputs, rows, names))
       batch |= self._targets([(targets[i], names[i]) for i in members])
       found = np.asarray(self._score(self.params, batch))
       for i, value in zip(chosen, found, strict=False):
@@ -355,7 +355,7 @@ class PromptedT5:
     inputs = self._encode(self._write(texts, task))
     found: list[dict[str, float]] = [{}] * len(texts)
     for chosen, members in _batches(inputs, batch_size):
-      batch = self._batch(inputs, rows, members, names)
+      batch = self._batch(*_taken(members, inputs, rows, names))
       weights = np.asarray(self._weigh(self.params, batch))
       for i, row in zip(chosen, weights, strict=False):
         found[i] = dict(zip(method.weighed, row.tolist(), strict=True))
@@ -520,24 +520,22 @@ class PromptedT5:
     self,
     inputs: Sequence[Sequence[int]],
     rows: Sequence[int],
-    members: Sequence[int],
-    names: Sequence[str | None],
+    names: Sequence[str | None] = (),
   ) -> dict[str, Array | np.ndarray]:
-    """Returns the model features of some inputs, unpacked.
+    """Returns the model features of unpacked examples.
 
     Args:
-      inputs: ids of all inputs.
+      inputs: the ids of each.
       rows: each one's row of the prompt table.
-      members: which of them.
       names: each one's task, as far as it was given.
     """
     del names
     length = self.model.prompt_length
-    text = _padded([inputs[i] for i in members], _SHORTEST)
+    text = _padded(inputs, _SHORTEST)
     tokens = np.pad(text, ((0, 0), (length, 0)), constant_values=_SLOT_ID)
     slots = np.zeros_like(tokens)
     slots[:, :length] = np.arange(1, length + 1)
-    task_rows = np.asarray([rows[i] for i in members], np.int32)[:, None]
+    task_rows = np.asarray(rows, np.int32)[:, None]
     return {
       'encoder_input_tokens': tokens,
       'encoder_prompt_slots': slots,
@@ -592,12 +590,11 @@ class PromptedMaskedModel(PromptedT5):
     self,
     inputs: Sequence[Sequence[int]],
     rows: Sequence[int],
-    members: Sequence[int],
-    names: Sequence[str | None],
+    names: Sequence[str | None] = (),
   ) -> dict[str, Array | np.ndarray]:
     """As of T5, with the words that are offered."""
-    batch = super()._batch(inputs, rows, members, names)
-    offered = [self._offered(names[i]).features(None) for i in members]
+    batch = super()._batch(inputs, rows, names)
+    offered = [self._offered(name).features(None) for name in names]
     return batch | _candidates(offered)
 
   def _targets(
@@ -756,6 +753,11 @@ def _names(
   task: str | Sequence[str | None] | None, count: int
 ) -> Sequence[str | None]:
   return [task] * count if task is None or isinstance(task, str) else task
+
+
+def _taken(members: Sequence[int], *lists: Sequence[Any]) -> list[list[Any]]:
+  """Some members of each of several lists."""
+  return [[each[i] for i in members] for each in lists]
 
 
 def _batches(

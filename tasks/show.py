@@ -357,8 +357,8 @@ def _task(task: 'seqio.Task', args: argparse.Namespace) -> Iterator[str]:
     yield f'  inputs       {row.inputs}'
     answer = ' | '.join(row.labels) if row.labels else row.targets
     yield f'  targets      {answer}'
-    if row.fillers is not None:
-      words = (f'{label} ={word}' for label, word in row.fillers.items())
+    if row.labels is not None and row.fillers is not None:
+      words = (f'{label} ={row.fillers[label]}' for label in row.labels)
       yield f'  encoders     {row.masked} -> {" | ".join(words)}'
     if row.note:
       yield f'  note         {row.note}'

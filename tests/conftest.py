@@ -5,6 +5,7 @@ MPT_JAX_TEST_DEVICES sets another number of devices (see test_one_device.py).
 
 import atexit
 import collections
+import ctypes
 import gc
 import os
 import pathlib
@@ -31,7 +32,8 @@ if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
   os.environ['JAX_COMPILATION_CACHE_DIR'] = _cache
   atexit.register(shutil.rmtree, _cache, ignore_errors=True)
   # JAX's own limit is a second, which hardly a step takes with these flags.
-  os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.1')
+  # Small programs count, too: a random backbone is a hundred of them.
+  os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 
 import socket
 
@@ -44,15 +46,30 @@ TESTDATA = pathlib.Path(__file__).parent / 'testdata'
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 
+def _keep_freed_memory():
+  """Where glibc can: it maps the same pages again and again otherwise.
+
+  That is a third of the CPU time that demo-large takes to decode.
+  """
+  mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)
+  if mallopt is not None:
+    mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD of glibc's malloc.h,
+    mallopt(-2, 64 << 20)  # M_TOP_PAD
+    mallopt(-3, 1 << 30)  # and M_MMAP_THRESHOLD.
+
+
 def pytest_configure(config):
+  _keep_freed_memory()
   # A warning that our own lines cause is an error; libraries may warn.
   for package in ('mpt_jax', 'tasks'):
     config.addinivalue_line('filterwarnings', rf'error:::{package}(\..*)?$')
 
 
 def pytest_collection_finish():
-  # What was imported stays: garbage is looked for among the rest.
+  # What was imported stays: garbage is looked for among the rest, and not
+  # every 700 objects, of which a trace makes hundreds of thousands.
   gc.freeze()
+  gc.set_threshold(50_000, 20, 100)
 
 
 def pytest_collection_modifyitems(items):

@@ -9,8 +9,6 @@ gradient by 5 % (the worst seen are 0.2 % and 2.6 %).
 
 import json
 import os
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +19,7 @@ from mpt_jax import models, t5
 from mpt_jax.engine import job, partitioning
 from mpt_jax.engine import params as params_lib
 from mpt_jax.types import InputError
-from tests.helpers import every_method, mesh_check, tiny
+from tests.helpers import children, every_method, mesh_check, tiny
 
 _USUAL = ('', 'attempt', 'lora')
 FLOAT32 = [
@@ -46,12 +44,9 @@ def results(folder, request):
       name = item.callspec.params['name']
       wanted |= {name, _reference_of(name)}
   flags = os.environ['XLA_FLAGS'].replace('device_count=2', 'device_count=8')
-  done = subprocess.run(
-    [sys.executable, '-m', 'tests.helpers.mesh_check', folder, *wanted],
+  done = children.run(
+    ['-m', 'tests.helpers.mesh_check', folder, *wanted],
     env={**os.environ, 'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu'},
-    cwd=request.config.rootpath,
-    capture_output=True,
-    text=True,
     timeout=1200,
   )
   assert done.returncode == 0, done.stderr

@@ -6,7 +6,6 @@ import os
 import pathlib
 import signal
 import subprocess
-import sys
 
 import gin
 import jax
@@ -37,7 +36,7 @@ from mpt_jax.study import (
 )
 from mpt_jax.study import run as run_lib
 from mpt_jax.types import InputError
-from tests.helpers import every_method, fake_study, quick
+from tests.helpers import children, every_method, fake_study, quick
 
 ROOT = pathlib.Path(__file__).parent.parent
 VOCABULARY = ROOT / 'tasks/offline/demo_backbone/spiece.model'
@@ -980,18 +979,9 @@ def call(folder, *more, program=('-m', 'mpt_jax.pipeline')):
   bindings = [
     f'--gin.{k}={v if "@" in str(v) else repr(v)}' for k, v in macros.items()
   ]
-  return subprocess.run(
-    [
-      sys.executable,
-      *program,
-      '--gin_file=gin_configs/runs/demo.gin',
-      *bindings,
-      *more,
-    ],
-    cwd=ROOT,
+  return children.run(
+    [*program, '--gin_file=gin_configs/runs/demo.gin', *bindings, *more],
     env={**os.environ, 'XLA_FLAGS': quick.FLAGS},
-    capture_output=True,
-    text=True,
     timeout=900,
   )
 

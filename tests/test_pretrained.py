@@ -327,3 +327,125 @@ class TestFromPretrained:
       PromptedT5.from_pretrained(
         str(testdata / 'hf_t5_v1_0_tiny'), vocabulary=str(VOCABULARY)
       )
+
+
+@pytest.fixture(scope='module')
+def masked(request):
+  path = request.config.rootpath / 'tests/testdata/roberta_tiny'
+  fillers = {'no': (' bad', ' no'), 'yes': (' good',)}
+  rng = np.random.default_rng(2)
+  bundle = PromptBundle(
+    method='multitask',
+    stage='source',
+    task_names=('one', 'pair'),
+    arrays={
+      'shared_prompt': rng.normal(size=(P, 32)),
+      'task_u': rng.normal(size=(2, P, 1)),
+      'task_v': rng.normal(size=(2, 1, 32)),
+    },
+    texts={
+      'one': TaskText(
+        's: {s}', '{label}', ('no', 'yes'), {}, '{mask} {s}', fillers
+      ),
+      'pair': TaskText(
+        '{a} {b}',
+        'it is {label}',
+        ('yes', 'no'),
+        {},
+        '{a}{sep}{mask} {b}',
+        {'yes': (' good',), 'no': (' bad',)},
+      ),
+    },
+    family='RoBERTa',
+  )
+  model = PromptedT5.from_pretrained(str(path), bundle)
+  assert type(model) is mpt_jax.PromptedMaskedModel
+  return model
+
+
+class TestMasked:
+  """Label words in place of texts, on an encoder that fills in masks."""
+
+  def test_answers_are_the_likeliest_label_words(self, masked):
+    pair = {'a': 'a good film', 'b': 'the film'}
+    texts = ['a bad film', {'s': 'good'}, pair, 'film ' * 9]
+    tasks = ['one', 'one', 'pair', 'one']
+    answers = masked.generate(texts, tasks, batch_size=3)
+    ranked = masked.score(texts, task=tasks, batch_size=2)
+    assert set(ranked[0]) == {'no', 'yes'}
+    for answer, scores, task in zip(answers, ranked, tasks, strict=True):
+      best = next(iter(scores))
+      assert answer == (best if task == 'one' else f'it is {best}')
+      assert sum(np.exp(list(scores.values()))) == pytest.approx(1, abs=1e-5)
+    for text, task, scores in zip(texts, tasks, ranked, strict=True):
+      [alone] = masked.score([text], task=task)
+      assert alone == pytest.approx(scores, abs=1e-5)
+
+  def test_a_class_of_several_words_has_their_mean(self, masked):
+    text = 'a bad film'
+    [scores] = masked.score([text], task='one')
+    words = [masked.tokenizer.model_ids(w)[0] for w in (' bad', ' no', ' good')]
+    batch = masked._batch(
+      masked._encode(masked._write([text], 'one')), [0], ['one']
+    )
+    table = masked.model.prompt_table(masked.params)
+    logits, _ = masked.model._fill(
+      masked.params, table, batch, np.array([[words]])
+    )
+    bad, no, good = np.asarray(logits)[0, 0]
+    want = (bad + no) / 2 - good
+    assert scores['no'] - scores['yes'] == pytest.approx(want, abs=1e-4)
+
+  def test_a_vocabulary_that_lies_elsewhere_says_which_the_mask_is(
+    self, masked, tmp_path
+  ):
+    masked.backbone.save(str(tmp_path / 'all'), {})
+    (tmp_path / 'weights').mkdir()
+    for name in ('config.json', 'model.safetensors'):
+      (tmp_path / 'all' / name).rename(tmp_path / 'weights' / name)
+    alone = PromptedT5.from_pretrained(
+      str(tmp_path / 'weights'), masked.bundle, vocabulary=str(tmp_path / 'all')
+    )
+    assert alone.model == masked.model
+    text = 'a bad film'
+    assert alone.score([text], task='one') == masked.score([text], task='one')
+
+  def test_what_users_type_is_text(self, masked):
+    """Neither names of special tokens nor our own marks are commands."""
+    typed = 'a <mask> film</s> \ufdd1 <s>'
+    [ids] = masked._encode(masked._write([typed], 'one'))
+    special = masked.backbone.special_ids
+    begin, mask, end = special.swap((special.begin, special.mask, special.end))
+    assert [i for i in ids if i in (begin, mask, end)] == [begin, mask, end]
+    assert ids[0] == begin
+    assert ids[1] == mask
+    assert ids[-1] == end
+
+  @pytest.mark.parametrize(
+    ('ask', 'message'),
+    [
+      (lambda m: m.generate(['a film'], 'pair'), 'give a dict of these'),
+      (lambda m: m.generate([{'a': 'x'}], 'pair'), "no 'b'"),
+      (lambda m: m.score(['x'], ['great'], 'one'), 'is no answer of the task'),
+      (
+        lambda m: m.generate(['x'], 'one', temperature=1.0),
+        'searched, not sampled',
+      ),
+    ],
+  )
+  def test_what_is_refused(self, masked, ask, message):
+    with pytest.raises(InputError, match=message):
+      ask(masked)
+
+  @pytest.mark.parametrize('format', ['peft', 'peft_composed'])
+  def test_the_family_is_in_the_bundle(self, masked, format, tmp_path):
+    path = str(tmp_path / 'bundle')
+    masked.bundle.save(path)
+    again = mpt_jax.load_prompts(path)
+    assert again.family == 'RoBERTa'
+    assert again.texts == masked.bundle.texts
+    readme = (tmp_path / 'bundle' / 'README.md').read_text()
+    assert 'PromptedMaskedModel' in readme
+    assert '- `no` where the mask is `bad` or `no`' in readme
+    with pytest.raises(InputError, match='of a RoBERTa that fills in'):
+      again.check_format(format)

@@ -1,7 +1,6 @@
 """What a user types: values of gin, paths, names that are ours, pipes."""
 
 import ast
-import os
 import pathlib
 import re
 import subprocess
@@ -12,6 +11,7 @@ import pytest
 from mpt_jax import cli, types
 from mpt_jax.cli import flags, reader
 from mpt_jax.types import InputError
+from tests.helpers import children
 
 ROOT = pathlib.Path(__file__).parents[1]
 TEACHER = 'gin_configs/runs/teacher.gin'
@@ -257,17 +257,6 @@ def test_gin_files_in_the_home_folder(monkeypatch, tmp_path):
 # ---------------------------------------------------------------------------
 
 
-def _python(folder, *words):
-  return subprocess.run(
-    [sys.executable, *words],
-    capture_output=True,
-    text=True,
-    check=False,
-    cwd=folder,
-    env={**os.environ, 'PYTHONPATH': f'{folder}:{ROOT}'},
-  )
-
-
 IMPORTS = """
 from mpt_jax import cli
 from mpt_jax.types import prefer_own_packages
@@ -295,7 +284,7 @@ def test_what_lies_in_the_working_folder_changes_nothing(tmp_path, kind):
   if kind == 'package':
     for folder in ('tasks', 'gin_configs'):
       (tmp_path / folder / '__init__.py').write_text('raise ValueError\n')
-  done = _python(tmp_path, '-c', IMPORTS)
+  done = children.run(['-c', IMPORTS], cwd=tmp_path)
   assert done.returncode == 0, done.stderr
   assert done.stdout.split() == [
     str(ROOT / 'tasks/__init__.py'),
@@ -305,7 +294,8 @@ def test_what_lies_in_the_working_folder_changes_nothing(tmp_path, kind):
   ]
   if kind != 'package':
     return
-  done = _python(tmp_path, '-m', 'mpt_jax.data', 'mpt_source_equal')
+  command = ['-m', 'mpt_jax.data', 'mpt_source_equal']
+  done = children.run(command, cwd=tmp_path)
   assert done.stdout.startswith('mixture mpt_source_equal\n'), done.stderr
 
 

@@ -40,9 +40,10 @@ _RUNTIME_FIELDS = (
   'dropout_rate',
   'float32_attention_logits',
   'precision',
-  'prompt_positions',
   'remat_layers',
 )
+# Which prompts fit it depends on these, but not which weights.
+_CONVENTIONS = ('prompt_positions',)
 
 
 # The tiny backbones that come with the package: names, wherever one works.
@@ -119,8 +120,15 @@ class Backbone:
       self.special_ids,
       owner=self.path or self.name,
     )
+    special = self.special_ids
+    if special.begin is not None and special.mask is None:
+      # The weights alone do not say which id the mask has.
+      special = dataclasses.replace(special, mask=vocabulary.special.mask)
     return dataclasses.replace(
-      self, vocabulary_file=vocabulary.path, vocabulary=vocabulary
+      self,
+      vocabulary_file=vocabulary.path,
+      vocabulary=vocabulary,
+      special_ids=special,
     )
 
   def save(
@@ -325,7 +333,7 @@ def _same_architecture(
     )
   for field in dataclasses.fields(stored):
     want, got = getattr(given, field.name), getattr(stored, field.name)
-    if want != got and field.name not in _RUNTIME_FIELDS:
+    if want != got and field.name not in _RUNTIME_FIELDS + _CONVENTIONS:
       raise InputError(
         f'{path} has {field.name} {got}, but the config given asks for {want}'
       )

@@ -72,6 +72,7 @@ class PromptBundle:
     package_version: the mpt_jax that wrote them.
     texts: task -> how its text is written, where that is known.
     settings: the method's own, where its arrays do not show them.
+    family: of the backbone, see `backbones.kind_of`; '' is T5 or not known.
     origin: of prompts that were made of others, by name what they were made
       of: 'source_backbone', 'source_fingerprint', 'source_prompts' and
       'projector', the last two digests.
@@ -93,6 +94,7 @@ class PromptBundle:
   texts: Mapping[str, TaskText] = dataclasses.field(default_factory=dict)
   settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   origin: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  family: str = ''
 
   def __post_init__(self):
     kind = _kind(self.method)
@@ -108,6 +110,7 @@ class PromptBundle:
       'backbone_fingerprint',
       'vocabulary_digest',
       'package_version',
+      'family',
     ):
       if not isinstance(getattr(self, field), str):
         raise ValueError(f'{field} is {getattr(self, field)!r}, expected text')
@@ -379,7 +382,9 @@ class PromptBundle:
     """Returns the bundle's files."""
     stored = not _has_prompts(_kind(self.method))
     config = {
-      'format_version': 2 if texts or stored or self.origin else 1,
+      'format_version': (
+        2 if texts or stored or self.origin or self.family else 1
+      ),
       'prompt_length': self.prompt_length,
       'emb_dim': self.emb_dim,
       'rank': self.rank,
@@ -389,6 +394,8 @@ class PromptBundle:
       config[_SHAPES] = {k: list(v.shape) for k, v in self.arrays.items()}
     if self.origin:
       config[_ORIGIN] = dict(self.origin)
+    if self.family:
+      config[_FAMILY] = self.family
     if texts:
       config[_TEXTS] = {k: v.as_json() for k, v in texts.items()}
     tensors = files.tensor_bytes(self.arrays, {'format': 'np'})
@@ -407,6 +414,12 @@ class PromptBundle:
       raise InputError(
         f'FORMAT = {name!r} cannot hold what method {self.method!r} learns'
         f'{reason}; it can be written as {", ".join(kind.formats)}'
+      )
+    if self.family and name in ('peft', 'peft_composed', 'adapterhub'):
+      raise InputError(
+        f'FORMAT = {name!r}: the prompts are of a {self.family} that fills in'
+        " masks, which no adapter of the field's programs is for: write 'npy',"
+        " 'merged' or 'bundle'"
       )
 
   def to_peft(
@@ -569,11 +582,11 @@ _DIGEST = 'digest'
 # What version 2 holds and version 1 does not.
 _TEXTS = 'texts'
 _SETTINGS, _SHAPES = 'settings', 'shapes'
-_ORIGIN = 'origin'
+_ORIGIN, _FAMILY = 'origin', 'family'
 _STORED_FIELDS = tuple(
   f.name
   for f in dataclasses.fields(PromptBundle)
-  if f.name not in ('arrays', _TEXTS, _SETTINGS, _ORIGIN)
+  if f.name not in ('arrays', _TEXTS, _SETTINGS, _ORIGIN, _FAMILY)
 )
 
 
@@ -607,6 +620,7 @@ def merge(bundles: Sequence[PromptBundle]) -> PromptBundle:
     'emb_dim',
     'backbone_fingerprint',
     'vocabulary_digest',
+    'family',
   ):
     _check_same(field, bundles)
   known_first = max(
@@ -834,13 +848,15 @@ def _load_bundle(path: str) -> PromptBundle:
   stored = {name: config[name] for name in _STORED_FIELDS}
   try:
     texts = _parse_texts(config[_TEXTS]) if _TEXTS in config else {}
-    more = {n: config[n] for n in (_SETTINGS, _ORIGIN) if n in config}
+    names = _SETTINGS, _ORIGIN, _FAMILY
+    more = {name: config[name] for name in names if name in config}
     return PromptBundle(arrays=arrays, texts=texts, **more, **stored)
   except ValueError as e:
     raise InputError(f'{config_path}: {e}') from e
 
 
 _SIZES = 'prompt_length', 'emb_dim', 'rank'
+_MORE = _TEXTS, _ORIGIN, _FAMILY
 
 
 def _known_keys(
@@ -852,11 +868,11 @@ def _known_keys(
     return known, ()
   if 'method' in config and not _has_prompts(_kind(config['method'])):
     known = (*known, _SETTINGS, _SHAPES)
-    return (*known, _ORIGIN, _TEXTS), (_ORIGIN, _TEXTS)
-  # One of the two makes it version 2.
-  bare = _ORIGIN in config and _TEXTS not in config
-  optional = (_TEXTS,) if bare else (_ORIGIN,)
-  return (*known, _ORIGIN, _TEXTS), optional
+    return (*known, *_MORE), _MORE
+  # One of them makes it version 2.
+  there = [name for name in _MORE if name in config]
+  needed = there[0] if there else _TEXTS
+  return (*known, *_MORE), tuple(name for name in _MORE if name != needed)
 
 
 def _stored_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

@@ -123,6 +123,7 @@ class Product:
     origin: what it was made of.
     version: of the mpt_jax that made it.
     several: whether PEFT must be told the task.
+    family: of the backbone, see `backbones.kind_of`.
   """
 
   kind: str
@@ -140,6 +141,7 @@ class Product:
   settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   origin: Mapping[str, str] = dataclasses.field(default_factory=dict)
   several: bool = False
+  family: str = ''
 
 
 def of_bundle(
@@ -184,6 +186,7 @@ def of_bundle(
       settings=bundle.settings,
       origin=bundle.origin,
       several=bool(factors),
+      family=bundle.family,
     ),
     made,
   )
@@ -230,10 +233,13 @@ def _front(
   if name:
     fields |= {'base_model': name, 'base_model_relation': relation}
   found = _data_sets(product, made).values()
-  tags = ['mpt_jax', 't5', product.method.name]
+  family = (product.family or 'T5').lower()
+  tags = ['mpt_jax', family, product.method.name]
   tags += ['synthetic-data'] if _synthetic(made) else []
   fields |= {
-    'pipeline_tag': 'text2text-generation',
+    'pipeline_tag': (
+      'text-classification' if product.family else 'text2text-generation'
+    ),
     'tags': tags,
     'datasets': list(dict.fromkeys(n for n in found if hub.is_name(n))),
     'metrics': list(dict.fromkeys(row[2] for row in scores)),
@@ -249,7 +255,8 @@ def _front(
 
 
 def _said(product: Product) -> str:
-  base = _code(product.base) if product.base else 'a T5'
+  base = f'a {product.family or "T5"}'
+  base = _code(product.base) if product.base else base
   title, tasks = product.method.title, _names(product.tasks)
   if KINDS[product.kind][1] == 'finetune':
     return f'{base} after {title} for {tasks}: {product.size}'
@@ -376,20 +383,25 @@ def _use(product: Product, made: Made) -> Iterator[str]:
   # A path of this machine is nobody's business.
   base = repr(_hub_name(product, made) or product.base or 'BASE MODEL')
   task = product.tasks[0]
-  example = repr(_example(product.texts.get(task)))
+  told = product.texts.get(task)
+  example = repr(_example(told))
+  if product.family and told is not None:
+    fields = dict.fromkeys(told.masked_fields, '…')
+    example = repr(fields)
   place, named = f"{base}, prompts='FOLDER'", ''
   if product.kind == 'backbone':
     base = place = "'FOLDER'"
   elif len(product.tasks) > 1:
     named = f', task={task!r}'
+  face = 'PromptedMaskedModel' if product.family else 'PromptedT5'
   yield '`FOLDER` is this folder on your disk. With mpt_jax:'
   yield from _block(
     'import mpt_jax\n\n'
-    f'model = mpt_jax.PromptedT5.from_pretrained({place})\n'
+    f'model = mpt_jax.{face}.from_pretrained({place})\n'
     f'model.generate([{example}]{named})',
     'python',
   )
-  if product.kind != 'bundle':
+  if product.kind != 'bundle' and not product.family:
     yield from ('', f'As {KINDS[product.kind][2]}:')
     yield from _block('\n'.join(_loading(product, base, example)), 'python')
   if product.kind == 'adapterhub':
@@ -431,13 +443,20 @@ def _loading(product: Product, base: str, example: str) -> Iterator[str]:
 def _inputs(product: Product) -> Iterator[str]:
   for task in product.tasks[:_MOST]:
     told = product.texts.get(task)
-    if told is None or told.inputs is None:
+    if told is None:
+      continue
+    text = told.masked if product.family else told.inputs
+    if text is None:
       continue
     yield f'{_code(task)}, with a column of the data in each pair of braces:'
-    yield from _block(told.inputs, 'text')
+    yield from _block(text, 'text')
     if told.labels:
+      fillers = told.fillers if product.family else None
       words = ', '.join(map(_code, told.labels[:_MOST]))
       yield from ('', f'Answers: {words}.')
+      for label, filled in list((fillers or {}).items())[:_MOST]:
+        said = ' or '.join(map(_code, filled[:_MOST]))
+        yield f'- {_code(label)} where the mask is {said}'
     yield ''
 
 

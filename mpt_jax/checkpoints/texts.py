@@ -340,6 +340,13 @@ class TaskText:
     return tuple(dict.fromkeys(Template(self.inputs).fields))
 
   @property
+  def masked_fields(self) -> tuple[str, ...]:
+    """The names that an encoder's input is made of; none if nobody says."""
+    if self.masked is None:
+      return ()
+    return tuple(dict.fromkeys(masked_template(self.masked).fields))
+
+  @property
   def masked_field(self) -> str:
     """The one name that an encoder's input is made of.
 
@@ -348,12 +355,12 @@ class TaskText:
     """
     if self.masked is None:
       raise InputError(_SILENT)
-    fields = dict.fromkeys(masked_template(self.masked).fields)
+    fields = self.masked_fields
     if len(fields) != 1:
       raise InputError(
         f'the text is written of {", ".join(fields)}: give a dict of these'
       )
-    return next(iter(fields))
+    return fields[0]
 
   def has_any(self, row: Mapping[str, Any]) -> bool:
     """Whether a row has any of the fields, by the one name or the other."""

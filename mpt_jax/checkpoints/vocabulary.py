@@ -1016,7 +1016,13 @@ class _Texts(_Json):
       for entry in whole['added_tokens']
     )
     cut = [_plain(whole[key]) for key in ('normalizer', 'pre_tokenizer')]
-    self._facts = json.dumps([whole['model'], *cut, added], sort_keys=True)
+    # What is left out and what is empty means the same.
+    model = {k: v for k, v in whole['model'].items() if v not in (None, '')}
+    if isinstance(model['vocab'], dict):
+      # Some list special tokens among the pieces, too.
+      pieces = model['vocab'].items()
+      model['vocab'] = {t: i for t, i in pieces if t not in special}
+    self._facts = json.dumps([model, *cut, added], sort_keys=True)
     self.writes_all |= '"ByteLevel"' in json.dumps(whole['pre_tokenizer'])
     # A tokenizer that knows none of them, neither as tokens nor as pieces.
     whole['added_tokens'] = [
@@ -1027,12 +1033,25 @@ class _Texts(_Json):
     hidden = {t: f'{_HIDDEN}{i}' for t, i in special.items()}
     vocab = model['vocab']
     if isinstance(vocab, dict):
-      model['vocab'] = {hidden.get(t, t): i for t, i in vocab.items()}
+      # All of them, so that a token added on top of them keeps its id.
+      model['vocab'] = {t: i for t, i in vocab.items() if t not in hidden}
+      model['vocab'] |= {hidden[t]: i for t, i in special.items()}
     else:
       model['vocab'] = [[hidden.get(t, t), score] for t, score in vocab]
     if model.get('unk_token') in hidden:
       model['unk_token'] = hidden[model['unk_token']]
-    self._texts = type(self._tokenizer).from_str(json.dumps(whole))
+    try:
+      self._texts = type(self._tokenizer).from_str(json.dumps(whole))
+    except Exception as e:  # As above.
+      raise InputError(
+        f'{path}: its pieces are made of special tokens: {files.first_line(e)}'
+      ) from e
+    for entry in whole['added_tokens']:
+      if self._texts.token_to_id(entry['content']) != entry['id']:
+        raise InputError(
+          f'{path}: the added token {entry["content"]!r} has the id'
+          f' {entry["id"]}, which is not the next one behind the pieces'
+        )
 
   def digest(self, special: SpecialIds) -> str:
     """Of what the ids of a text depend on, however it is stored."""

@@ -416,6 +416,7 @@ def use_data_dir(path: str, missing: bool = False) -> None:
       else 'tasks.offline --data_dir=…` writes synthetic data'
     )
     raise InputError(f'{data_flag(path)} does not exist; `python -m {writes}')
+  importlib.import_module('mpt_jax.data.quiet').announce()
   importlib.import_module('mpt_jax.data').set_data_dir(path)
   _data_dir = path
 

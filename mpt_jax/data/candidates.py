@@ -197,6 +197,11 @@ def read(
   if found is None:
     yield from examples
     return
+  if use_cached:
+    raise InputError(
+      f'USE_CACHED_TASKS=True, but the cache of task {task.name!r} may hold the'
+      ' text that T5 reads, not that of an encoder: leave it out'
+    )
   assert task.wording is not None
   answers = task.wording.answers.values()
   features = {

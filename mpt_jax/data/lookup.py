@@ -5,16 +5,12 @@ it TensorFlow, is imported when a name asks for it.
 """
 
 from collections.abc import Sequence
-import logging
-import sys
 
 from mpt_jax.checkpoints.texts import TaskText
-from mpt_jax.data import candidates, labels, memory, rows
+from mpt_jax.data import candidates, labels, memory, quiet, rows
 from mpt_jax.data.providers import Provider, TaskReader
 from mpt_jax.data.vocabulary import CHOSEN
 from mpt_jax.types import InputError
-
-log = logging.getLogger(__name__)
 
 
 def get_provider(mixture_or_task_name: str | Sequence[str]) -> Provider:
@@ -57,11 +53,11 @@ def get_provider(mixture_or_task_name: str | Sequence[str]) -> Provider:
 def _one(name: str) -> Provider:
   task = memory.find(name)
   if task is None:
-    _announce()
+    quiet.announce()
     from mpt_jax.data import seqio_tasks
 
     return seqio_tasks.get_provider(name, memory.names())
-  if _has_seqio():
+  if quiet.has_seqio():
     from mpt_jax.data import seqio_tasks
 
     if name in seqio_tasks.known():
@@ -70,16 +66,6 @@ def _one(name: str) -> Provider:
         ' call yours otherwise'
       )
   return Provider(name, (task,))
-
-
-def _has_seqio() -> bool:
-  """Whether SeqIO is loaded; if not, none of its tasks is registered."""
-  return sys.modules.get('seqio') is not None
-
-
-def _announce() -> None:
-  if not _has_seqio():
-    log.info('reading the tasks (TensorFlow takes a few seconds) …')
 
 
 def _all_in_memory(names: str | Sequence[str]) -> bool:
@@ -110,7 +96,7 @@ def check_data(
       and what to do.
   """
   if module and not _all_in_memory(mixture_or_task_name):
-    _announce()
+    quiet.announce()
     from mpt_jax.data import seqio_tasks
 
     seqio_tasks.import_module(module)
@@ -199,7 +185,7 @@ def task_texts(task_names: Sequence[str], split: str) -> dict[str, TaskText]:
   found = {}
   for name in task_names:
     task: TaskReader | None = memory.find(name)
-    if task is None and _has_seqio():
+    if task is None and quiet.has_seqio():
       from mpt_jax.data import seqio_tasks
 
       task = seqio_tasks.find(name)

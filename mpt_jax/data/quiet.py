@@ -1,4 +1,4 @@
-"""Keeps TensorFlow's start-up chatter off the user's terminal."""
+"""What a user sees of TensorFlow while it starts: one line, and no chatter."""
 
 from collections.abc import Iterator
 import contextlib
@@ -6,6 +6,19 @@ import logging
 import os
 import sys
 import tempfile
+
+log = logging.getLogger(__name__)
+
+
+def has_seqio() -> bool:
+  """Whether SeqIO is loaded; if not, none of its tasks is registered."""
+  return sys.modules.get('seqio') is not None
+
+
+def announce() -> None:
+  """Says what takes so long, before it does."""
+  if not has_seqio():
+    log.info('reading the tasks (TensorFlow takes a few seconds) …')
 
 
 @contextlib.contextmanager

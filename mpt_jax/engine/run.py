@@ -19,6 +19,7 @@ import jax
 
 import mpt_jax
 from mpt_jax import methods, models
+from mpt_jax.backbones import kind_of
 from mpt_jax.checkpoints import bundle as bundle_lib
 from mpt_jax.checkpoints import card, files, lock, stores
 from mpt_jax.checkpoints import run as run_lib
@@ -451,6 +452,7 @@ def _make_bundle(
     package_version=mpt_jax.__version__,
     texts=job.texts,
     settings=method.settings,
+    family=kind_of(job.model.config),
   )
 
 
@@ -708,6 +710,7 @@ def _backbone_product(job: Job, product: PyTree, step: int) -> card.Product:
     step=step,
     version=mpt_jax.__version__,
     texts=data.task_texts(tasks, split),
+    family=kind_of(loaded.config),
   )
 
 

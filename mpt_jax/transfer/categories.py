@@ -11,6 +11,7 @@ import re
 _BY_CATEGORY: Mapping[str, Sequence[str]] = {
   'sentiment': (
     *('imdb', 'sst2', 'laptop', 'restaurant', 'movie', 'tweet'),
+    'tweet_sentiment',
     *('yelp_polarity', 'rotten_tomatoes', 'movie_rationales'),
   ),
   'nli': (

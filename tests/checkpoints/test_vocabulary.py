@@ -416,6 +416,26 @@ class TestEncoders:
     # The mask swallows the blanks before it.
     assert found.encode(f' no \n{texts.MASK}') == [no, special.mask]
 
+  def test_tokens_that_are_added(self, folder):
+    before = Vocabulary(str(folder))
+    size = before.size
+    (folder / 'added_tokens.json').write_text(json.dumps({'<e1>': size}))
+    _edit(folder / 'config.json', vocab_size=size + 1)
+    found = Vocabulary(str(folder))
+    assert found.encode('<e1> yes<mask>')[0] == size
+    assert found.special == before.special
+    assert found.special.mask not in found.encode('<e1> yes<mask>')
+    assert (found.size, found.digest == before.digest) == (size + 1, False)
+    # As a tokenizer that holds its mask as an added token alone has it.
+    library = pytest.importorskip('tokenizers')
+    whole = json.loads(before._core._tokenizer.to_str())
+    del whole['model']['vocab']['<mask>']
+    tokenizer = library.Tokenizer.from_str(json.dumps(whole))
+    tokenizer.add_tokens(['<e1>'])
+    tokenizer.save(str(folder / 'tokenizer.json'))
+    again = Vocabulary(str(folder))
+    assert again.encode('<e1> yes<mask>') == found.encode('<e1> yes<mask>')
+
   def test_the_mask_has_any_name(self, folder):
     vocab = json.loads((folder / 'vocab.json').read_text())
     vocab['[M]'] = vocab.pop('<mask>')

@@ -5,7 +5,7 @@ import pytest
 
 from mpt_jax import data
 from mpt_jax.checkpoints import texts
-from mpt_jax.data import evaluation, memory
+from mpt_jax.data import candidates, evaluation, lookup, memory
 from mpt_jax.data.vocabulary import CHOSEN
 from mpt_jax.engine import batching
 from mpt_jax.types import InputError
@@ -215,6 +215,13 @@ def test_what_an_encoder_cannot_answer(kwargs, message):
     _iterator(**kwargs)
   with pytest.raises(InputError, match=f"^task 'mine'.*{message}"):
     data.examine(toys.examples('mine', 'validation', LENGTHS), P, ())
+
+
+def test_a_cache_is_of_t5():
+  _iterator()
+  [reader] = lookup.get_provider('mine').tasks
+  with pytest.raises(InputError, match='may hold the text that T5 reads'):
+    next(candidates.read(reader, 'train', LENGTHS, use_cached=True))
 
 
 def test_tasks_of_others(make_task):

@@ -21,7 +21,7 @@ from mpt_jax.pretrained import Tokenizer
 from mpt_jax.t5 import param_shapes
 from mpt_jax.transfer import library
 from mpt_jax.types import InputError
-from tests.helpers import found, tiny
+from tests.helpers import encoder, found, tiny
 
 ROOT = pathlib.Path(__file__).parents[2]
 CORPUS = pathlib.Path(__file__).parent / 'corpus'
@@ -404,6 +404,25 @@ def _read_vocabulary(folder: str, seed: int) -> None:
     _check(isinstance(tokenizer.decode(ids), str), 'no text')
 
 
+def _encoder_seeds() -> list[dict[str, bytes]]:
+  beside = ('config.json', 'tokenizer_config.json')
+  return [
+    {name: (encoder.FOLDER / name).read_bytes() for name in (*beside, *own)}
+    for own in (('tokenizer.json',), ('vocab.json', 'merges.txt'))
+  ]
+
+
+def _read_encoder(folder: str, seed: int) -> None:
+  tokenizer = Tokenizer(folder)
+  for text in (*TEXTS, 'the <mask> \ufdd1 is\ufdd2<s> good'):
+    ids = tokenizer.input_ids(text)
+    _check(
+      all(isinstance(i, int) and 0 <= i < tokenizer.size for i in ids),
+      'ids outside the vocabulary',
+    )
+    _check(isinstance(tokenizer.decode_model(ids), str), 'no text')
+
+
 def _record_seeds() -> list[dict[str, bytes]]:
   rows = [
     {
@@ -572,6 +591,7 @@ READERS = {
       lambda: [{'spiece.model': VOCABULARY.read_bytes()}],
       _read_vocabulary,
     ),
+    Reader('encoder_vocabulary', _encoder_seeds, _read_encoder),
     Reader('records', _record_seeds, _read_records),
     Reader('infer', _infer_seeds, _read_infer),
     Reader('found', _found_seeds, _read_found, ('json',)),

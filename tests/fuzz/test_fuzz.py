@@ -26,6 +26,7 @@ CASES = {
   'adapterhub': 300,
   'npy': 400,
   'vocabulary': 300,
+  'encoder_vocabulary': 300,
   'infer': 400,
   'found': 300,
   'gin': 200,

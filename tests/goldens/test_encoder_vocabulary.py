@@ -44,11 +44,18 @@ def read(tmp_path):
 
 def _names(golden):
   """What the tokenizer's special tokens are called, by their use."""
-  said = (golden.folder / vocabulary.TOKENIZER_CONFIG).read_text()
+  usual = {
+    'bos_token': '<s>',
+    'eos_token': '</s>',
+    'pad_token': '<pad>',
+    'mask_token': '<mask>',
+  }
+  file = golden.folder / vocabulary.TOKENIZER_CONFIG
+  said = json.loads(file.read_text()) if file.exists() else {}
+  names = {use: said.get(use, token) for use, token in usual.items()}
   return {
     use: token if isinstance(token, str) else token['content']
-    for use, token in json.loads(said).items()
-    if use in ('bos_token', 'eos_token', 'pad_token', 'mask_token')
+    for use, token in names.items()
   }
 
 

@@ -12,7 +12,7 @@ import builtins
 import contextlib
 import functools
 import gc
-import importlib
+import importlib.util
 import json
 import os
 import pathlib
@@ -33,11 +33,12 @@ ROOT = pathlib.Path(__file__).parents[2]
 _IMPORTED = (
   'mpt_jax.cli',
   'mpt_jax.data.evaluation',
-  'mpt_jax.data.seqio_tasks',
   'mpt_jax.engine.predictor',
   'mpt_jax.engine.run',
   'orbax.checkpoint',
 )
+if importlib.util.find_spec('seqio') is not None:
+  _IMPORTED += ('mpt_jax.data.seqio_tasks',)
 
 
 class Child:
@@ -115,10 +116,11 @@ def run(command, env=None, cwd=ROOT, timeout=300):
 @functools.cache
 def _parent():
   """The process that forks."""
+  path = [str(ROOT), *filter(None, [os.environ.get('PYTHONPATH')])]
   parent = subprocess.Popen(
     [sys.executable, '-m', 'tests.helpers.children'],
     cwd=ROOT,
-    env={**os.environ, 'PYTHONPATH': str(ROOT)},
+    env={**os.environ, 'PYTHONPATH': os.pathsep.join(path)},
     stdin=subprocess.PIPE,
     stdout=subprocess.PIPE,
     text=True,
@@ -198,7 +200,8 @@ def _become(request: dict[str, Any]) -> tuple[str, str]:
 def _main() -> None:
   for name in _IMPORTED:
     importlib.import_module(name)
-  gc.freeze()
+  gc.freeze()  # As the tests themselves; see conftest.py.
+  gc.set_threshold(50_000, 20, 100)
   kind, what = _become(_next_child())
   if kind == '-m':
     runpy.run_module(what, run_name='__main__', alter_sys=True)

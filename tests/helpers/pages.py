@@ -20,7 +20,8 @@ ROOT = pathlib.Path(__file__).parents[2]
 _NUMBER = re.compile(r'-?\d+(?:\.\d+)?(?:e-?\d+)?')
 # Runs cells and, as a notebook does, shows what the last line of each is.
 _RUNNER = """
-import ast, base64, contextlib, io, json, sys
+import ast, base64, contextlib, gc, io, json, sys
+gc.set_threshold(50_000, 20, 100)
 cells, names = json.load(sys.stdin), {'__name__': '__main__'}
 outputs = []
 for cell in cells:

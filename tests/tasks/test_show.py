@@ -9,6 +9,7 @@ from mpt_jax import data
 from tasks import mixtures, show
 from tasks.table import TABLE
 from tests.data import toys
+from tests.helpers import encoder
 
 pytestmark = pytest.mark.data
 
@@ -55,6 +56,26 @@ def test_a_task_from_raw_to_tokens(capsys):
   # Most are longer than 15 tokens.
   cut = float(re.search(r'inputs .* 15 +([\d.]+)%', out)[1])
   assert 50 < cut <= 100
+
+
+def test_what_an_encoder_reads(capsys, tmp_path):
+  pytest.importorskip('tokenizers', reason='tokenizers is not installed')
+  row = TABLE['cb']
+  encoder.write(tmp_path, row.fillers.values())
+  flags = ('--examples=1', '--inputs=300', '--targets=3')
+  out = _show(capsys, 'cb', f'--vocabulary={tmp_path}', *flags)
+  words = [row.fillers[label] for label in row.labels]
+  both = zip(row.labels, words, strict=True)
+  said = ' | '.join(f'{label} ={word}' for label, word in both)
+  assert f'encoders     {row.masked} -> {said}\n' in out
+  premise = re.search(r'raw premise: (.*)', out)[1]
+  hypothesis = re.search(r'raw hypothesis: (.*)', out)[1]
+  assert f'inputs: <mask> {premise}</s></s>{hypothesis}\n' in out
+  assert re.search(r' tokens: <s> <mask> .* </s> </s> .* </s>\n', out)
+  assert f'fillers, class by class: {" |".join(words)}\n' in out
+  assert re.search(r'targets +3.0 +3 +3 +3 +0.0%', out)
+  assert show.main(['stsb', f'--vocabulary={tmp_path}']) == 2
+  assert "'stsb' is answered in words or numbers" in capsys.readouterr().err
 
 
 def test_the_prompt_row_is_that_of_the_models_list(capsys):
