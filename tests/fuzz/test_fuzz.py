@@ -5,8 +5,10 @@ every file of a bundle and a backbone is damaged in turn.
 """
 
 import dataclasses
+import mmap
 import os
 import random
+import resource
 
 import numpy as np
 import pytest
@@ -87,7 +89,7 @@ class TestTheFuzzerItself:
       (lambda f, _: _unseen(f'{f}/new'), 'wrote or removed a file'),
       (lambda f, _: _refuse('two\nlines' * 999), None),
       (lambda f, _: _forever(), 'TooSlow'),
-      (lambda f, _: bytearray(400 << 20), 'took'),
+      (lambda f, _: _grow(400 << 20), 'took'),
     ],
   )
   def test_unclean(self, read, seen, tmp_path, monkeypatch):
@@ -110,6 +112,17 @@ def _unseen(path):
 
 def _refuse(text):
   raise InputError(text)
+
+
+def _grow(size):
+  """Takes memory beyond the most that this process has ever had."""
+  most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+  with open('/proc/self/statm') as f:
+    now = int(f.read().split()[1]) * mmap.PAGESIZE
+  # Not of the heap, which may have room left.
+  taken = mmap.mmap(-1, size + most - now)
+  for place in range(0, len(taken), mmap.PAGESIZE):
+    taken[place] = 1
 
 
 def _forever():
