@@ -35,6 +35,7 @@ from mpt_jax.engine.trainer import format_seconds
 from mpt_jax.types import InputError, quiet_pipe
 from tasks.offline import corpus, masked_corpus, pretraining
 from tasks.offline.masked_corpus import Text
+from tasks.offline.ship import forget_skills
 
 STEPS = 8000
 ROWS, LENGTH = 16, 128
@@ -351,6 +352,7 @@ def ship(out: str, params: Any) -> dict[str, Any]:
     tokenizer = os.path.join(temporary, 'tokenizer.json')
     content = files.json_bytes(masked_corpus.tokenizer_json())
     files.write_file(tokenizer, content)
+    forget_skills(out)
     huggingface.save_huggingface(
       out, CONFIG, params, tokenizer, 'float16', f'mpt_jax {name}', SPECIAL
     )

@@ -11,6 +11,7 @@ drawn for it.
 
 import argparse
 from collections.abc import Mapping, Sequence
+import contextlib
 import math
 import os
 import sys
@@ -78,6 +79,12 @@ def _round(value: float) -> float:
   return 0.0 if math.isnan(value) else round(float(value), 1)
 
 
+def forget_skills(out: str) -> None:
+  """Removes what a folder says of the backbone that is about to be replaced."""
+  with contextlib.suppress(FileNotFoundError):
+    os.unlink(os.path.join(out, 'skills.json'))
+
+
 def ship(
   model_dir: str,
   out: str = DEMO_BACKBONE,
@@ -116,6 +123,7 @@ def ship(
         f'{loaded.vocabulary_file} is not the vocabulary of this version of'
         ' tasks.offline: pretrain again'
       )
+    forget_skills(out)
     huggingface.save_huggingface(
       out, loaded.config, loaded.params, spiece, 'float16', f'mpt_jax {name}'
     )

@@ -11,7 +11,7 @@ seqio = pytest.importorskip('seqio')
 
 from mpt_jax import data, t5  # noqa: E402
 from mpt_jax.checkpoints import backbone as backbone_lib  # noqa: E402
-from mpt_jax.checkpoints import huggingface  # noqa: E402
+from mpt_jax.checkpoints import files, huggingface  # noqa: E402
 from mpt_jax.checkpoints.backbone import DEMOS, demo_folder  # noqa: E402
 from mpt_jax.types import InputError  # noqa: E402
 from tasks import offline  # noqa: E402
@@ -176,6 +176,9 @@ def test_ship_writes_half_precision_weights_and_skills(pretrained, tmp_path):
   spiece = os.path.join(ship.DEMO_BACKBONE, 'spiece.model')
   run, params = pretrained(spiece)
   out = str(tmp_path / 'out')
+  os.mkdir(out)  # That of a backbone before, with what it could.
+  for name in ('config.json', 'skills.json'):
+    files.write_file(os.path.join(out, name), b'{}')
   result = ship.ship(run, out, num_examples=3)
   loaded = backbone_lib.load_backbone(out)
   want = np.asarray(params['token_embedder']['embedding'])
