@@ -323,8 +323,8 @@ def measure(params: Any) -> dict[str, Any]:
     params: the parameter tree.
 
   Returns:
-    {'skills': {skill: {'accuracy', 'examples'}}, 'tasks': {task: skill}},
-    accuracies in percent of the skills whose answer is a class.
+    {'skills': {skill: {'score', 'accuracy', 'examples'}}, 'tasks': {task:
+    skill}}, accuracies in percent of the skills whose answer is a class.
   """
   skills = {}
   for skill in corpus.LABELS:
@@ -337,8 +337,11 @@ def measure(params: Any) -> dict[str, Any]:
     logits = np.asarray(_at(params, tokens, np.array(places)))
     scores = logits[:, [_IDS[word] for word in classes(skill)]]
     right = scores.argmax(-1) == np.array(labels)
+    accuracy = round(100 * float(right.mean()), 1)
+    # Named as what the T5s are measured by.
     skills[skill] = {
-      'accuracy': round(100 * float(right.mean()), 1),
+      'score': accuracy,
+      'accuracy': accuracy,
       'examples': TEST_TEXTS,
     }
   tasks = {t: s for t, s in pretraining.SKILL_OF.items() if s in skills}

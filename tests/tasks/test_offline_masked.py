@@ -16,6 +16,7 @@ from mpt_jax.checkpoints import backbone as backbone_lib  # noqa: E402
 from mpt_jax.checkpoints.texts import masked_template  # noqa: E402
 from mpt_jax.checkpoints.vocabulary import Vocabulary  # noqa: E402
 from mpt_jax.data import candidates, seqio_tasks  # noqa: E402
+from mpt_jax.study import results  # noqa: E402
 from tasks.offline import (  # noqa: E402
   corpus,
   datasets,
@@ -180,6 +181,9 @@ def test_the_shipped_encoder_is_small_and_says_its_skills():
   assert set(told['tasks']) == {
     task for task, s in pretraining.SKILL_OF.items() if s in corpus.LABELS
   }
+  # What a study writes beside its teachers.
+  skills = results._skills('demo-roberta')
+  assert skills['sst2'] == told['skills']['mood']['accuracy']
   for skill in ('mood', 'grammar'):
     assert told['skills'][skill]['accuracy'] >= 90, skill
 
