@@ -8,7 +8,6 @@ Random weights never say the end, so all rows decode `--target_len` tokens.
 of JSON.
 """
 
-import json
 import os
 from typing import Any
 
@@ -96,16 +95,7 @@ def main() -> None:
   rows = measure.Meter().time(decode, [(batch,) for batch in batches[1:]])
   found = measure.summary(rows)
   keys = 'system model batch input_len prompt_len target_len precision threads'
-  print(
-    json.dumps(
-      {
-        **{key: getattr(flags, key) for key in keys.split()},
-        **found,
-        'examples_per_s': round(flags.batch / found['step_s_median'], 2),
-        'peak_rss_mb': measure.peak_rss_mb(),
-      }
-    )
-  )
+  measure.report(flags, keys, found)
 
 
 if __name__ == '__main__':

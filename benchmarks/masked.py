@@ -9,7 +9,6 @@ ways: a classifier at the first token, where its masked language model would
 score all 50,265 words at every position. Prints one line of JSON.
 """
 
-import json
 import os
 from typing import Any
 
@@ -136,16 +135,7 @@ def main() -> None:
     train(*batch)
   found = measure.summary(measure.Meter().time(train, batches[flags.warmup :]))
   keys = 'system batch input_len prompt_len precision threads'
-  print(
-    json.dumps(
-      {
-        **{key: getattr(flags, key) for key in keys.split()},
-        **found,
-        'examples_per_s': round(flags.batch / found['step_s_median'], 2),
-        'peak_rss_mb': measure.peak_rss_mb(),
-      }
-    )
-  )
+  measure.report(flags, keys, found)
 
 
 if __name__ == '__main__':

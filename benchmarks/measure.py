@@ -100,6 +100,20 @@ def keep_heap() -> bool:
   return all([libc.mallopt(name, value) for name, value in options])
 
 
+def report(flags: Any, keys: str, found: Mapping[str, Any]) -> None:
+  """Prints what was measured as a line of JSON.
+
+  Args:
+    flags: of the command; those that `keys` names are told, too.
+    keys: names, with blanks between.
+    found: `summary` of the batches.
+  """
+  told = {key: getattr(flags, key) for key in keys.split()}
+  speed = round(flags.batch / found['step_s_median'], 2)
+  more = {'examples_per_s': speed, 'peak_rss_mb': peak_rss_mb()}
+  print(json.dumps({**told, **found, **more}))
+
+
 def timed(
   command: Sequence[str],
   parts: Sequence[tuple[str, str]],

@@ -33,7 +33,7 @@ class Family:
   """
 
   title: str
-  config: type
+  config: Any
   network: Callable[[Any], nn.Module]
   param_shapes: Callable[[Any], dict[str, tuple[int, ...]]]
   branches: tuple[str, ...]
@@ -105,5 +105,8 @@ def config_of(fields: Mapping[str, Any]) -> Config:
   Raises:
     InputError: if no family has such fields.
   """
-  masked = 'max_positions' in fields
-  return (roberta.RobertaConfig if masked else t5.T5Config).from_dict(fields)
+  for each in FAMILIES:
+    if set(fields) <= {field.name for field in dataclasses.fields(each.config)}:
+      return each.config.from_dict(fields)
+  # Its message says which field is unknown.
+  return FAMILIES[0].config.from_dict(fields)

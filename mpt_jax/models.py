@@ -491,7 +491,7 @@ class PromptedT5(PromptedModel):
   @property
   def special_ids(self) -> dict[str, int]:
     """The settings that are ids."""
-    return {'eos_id': self.eos_id, 'start_id': self.start_id}
+    return {**super().special_ids, 'start_id': self.start_id}
 
   def decode_batch(  # type: ignore[override]
     self,
@@ -742,7 +742,7 @@ class PromptedMaskedModel(PromptedModel):
   def special_ids(self) -> dict[str, int]:
     """The settings that are ids."""
     assert self.mask_id is not None
-    return {'eos_id': self.eos_id, 'mask_id': self.mask_id}
+    return {**super().special_ids, 'mask_id': self.mask_id}
 
   def check_length(self, length: int) -> None:
     """See `PromptedModel.check_length`."""

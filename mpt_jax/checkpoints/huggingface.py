@@ -67,7 +67,7 @@ _ACTIVATIONS = {
 }
 # Each block of it has a position bias of its own; so Pile-T5 is stored as one.
 _PER_LAYER = 'umt5'
-_MODEL_TYPES = ('t5', 'mt5', _PER_LAYER, *roberta_format.MODEL_TYPES)
+_MODEL_TYPES = ('t5', 'mt5', _PER_LAYER, *vocabulary.ENCODERS)
 # Other models with T5 in their names, and what this network has not.
 _OTHERS = {
   'longt5': (
@@ -124,7 +124,7 @@ def open_folder(path: str) -> tuple[TensorSource, Config, str]:
   model_type = _read_model_type(file, stored_config)
   stored = _open_weights(path)
   config: Config
-  if model_type in roberta_format.MODEL_TYPES:
+  if model_type in vocabulary.ENCODERS:
     config, renamed = _open_roberta(file, stored_config, stored)
   else:
     config, renamed = _open_t5(file, stored_config, stored)

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 import os
 from typing import Any
 
+from mpt_jax.checkpoints.vocabulary import ENCODERS
 from mpt_jax.roberta import RobertaConfig
 from mpt_jax.types import InputError
 
-MODEL_TYPES = ('roberta', 'xlm-roberta')
 EMBEDDING = 'roberta.embeddings.word_embeddings.weight'
 # The head's own copy of it, in files of old.
 HEAD = 'lm_head.decoder.weight'
@@ -131,7 +131,7 @@ def config_json(config: RobertaConfig) -> dict[str, Any]:
     **{theirs: getattr(config, ours) for theirs, ours in _FIELDS.items()},
     **_WANTED,
     # XLM-R is the same network; which texts it reads its vocabulary says.
-    'model_type': MODEL_TYPES[0],
+    'model_type': ENCODERS[0],
     'architectures': ['RobertaForMaskedLM'],
     'attention_probs_dropout_prob': rate,
     'tie_word_embeddings': True,

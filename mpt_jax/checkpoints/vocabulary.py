@@ -7,7 +7,7 @@ which ids pad, begin and end a sequence. All that is read here, by whoever
 turns text into ids.
 
 What an encoder's input begins with, what it fills in and what stands between
-two texts are marks of a template (`texts.Mark`), which become special ids. A
+two texts are marks of a template (`texts.MARKS`), which become special ids. A
 text that a user typed never does, whatever it says.
 
 Inside, 0 is padding everywhere. A checkpoint whose padding is another id p has

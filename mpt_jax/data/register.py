@@ -133,7 +133,9 @@ def register_task(
     if classes is not None:
       postprocess_fn = functools.partial(class_id, labels=classes)
     postprocess_fn = candidates.postprocess(postprocess_fn, wording, name)
-  elif any((targets, labels, columns, masked, fillers)):
+  elif columns or any(
+    given is not None for given in (targets, labels, masked, fillers)
+  ):
     raise InputError(
       f'task {name!r}: targets, labels, columns, masked and fillers go with an'
       ' inputs template'

@@ -4,12 +4,11 @@ Fields that T5 has, too, are called as in `t5.T5Config`: whoever asks a config
 for its width or its layers need not know whose it is.
 """
 
-from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
-from mpt_jax.t5.config import DTYPES, PRECISIONS
-from mpt_jax.types import InputError, nearest
+from mpt_jax.t5.config import Sizes
+from mpt_jax.types import InputError
 
 ABSOLUTE, NONE = 'absolute', 'none'
 # The first position is that behind the padding's, whose id is 1.
@@ -17,7 +16,7 @@ FIRST_POSITION = 2
 
 
 @dataclasses.dataclass(frozen=True)
-class RobertaConfig:
+class RobertaConfig(Sizes):
   """Architecture of a RoBERTa with its masked language model's head.
 
   Attributes:
@@ -61,32 +60,7 @@ class RobertaConfig:
   relpos_per_layer = False
 
   def __post_init__(self):
-    for name, known in (
-      ('dtype', DTYPES),
-      ('precision', PRECISIONS),
-      ('prompt_positions', (ABSOLUTE, NONE)),
-    ):
-      value = getattr(self, name)
-      if value not in known:
-        raise InputError(
-          f'{name} is {value!r}, expected one of {", ".join(known)}'
-          f'{nearest(str(value), known)}'
-        )
-    rate = self.dropout_rate
-    if type(rate) not in (int, float) or not 0 <= rate < 1:
-      raise InputError(f'dropout_rate is {rate!r}, expected 0 up to 1')
-    epsilon = self.layer_norm_epsilon
-    if type(epsilon) not in (int, float) or not 0 < epsilon < 1:
-      raise InputError(
-        f'layer_norm_epsilon is {epsilon!r}, expected a number between 0 and 1'
-      )
-    for field in dataclasses.fields(self):
-      value = getattr(self, field.name)
-      if field.type is int and (type(value) is not int or value < 1):
-        raise InputError(
-          f'RobertaConfig.{field.name} is {value!r}, expected a positive'
-          ' integer'
-        )
+    self._check(prompt_positions=(ABSOLUTE, NONE))
     if self.emb_dim % self.num_heads:
       raise InputError(
         f'emb_dim is {self.emb_dim}, which {self.num_heads} heads cannot share'
@@ -107,36 +81,9 @@ class RobertaConfig:
     """The longest input, prompt slots included."""
     return self.max_positions - FIRST_POSITION
 
-  @property
-  def matrix_dtype(self) -> str:
-    """The type that frozen matrices are held in."""
-    return self.dtype if self.precision == 'float32' else self.precision
-
   def to_dict(self) -> dict[str, Any]:
     """Returns the fields as JSON types."""
     return dataclasses.asdict(self)
-
-  @classmethod
-  def from_dict(cls, fields: Mapping[str, Any]) -> 'RobertaConfig':
-    """Builds a config from `to_dict`'s output.
-
-    Raises:
-      InputError: if a field is unknown or vocab_size is missing.
-    """
-    known = [field.name for field in dataclasses.fields(cls)]
-    for name in fields:
-      if name not in known:
-        raise InputError(
-          f'unknown field {name!r} of RobertaConfig, known are'
-          f' {", ".join(known)}{nearest(name, known)}'
-        )
-    if 'vocab_size' not in fields:
-      raise InputError('RobertaConfig without vocab_size')
-    return cls(**fields)
-
-  def replace(self, **changes: Any) -> 'RobertaConfig':
-    """Returns a copy with some fields changed."""
-    return dataclasses.replace(self, **changes)
 
 
 _LARGE: dict[str, Any] = {

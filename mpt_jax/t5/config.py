@@ -4,9 +4,9 @@ Field names are those of T5X's `T5Config` (t5x/examples/t5/network.py), so that
 a config travels between the two unchanged.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
-from typing import Any
+from typing import Any, Self
 
 from mpt_jax.types import InputError, nearest
 
@@ -19,8 +19,84 @@ DTYPES = ('float32', 'bfloat16', 'float16')
 PRECISIONS = ('float32', 'bfloat16')
 
 
+class Sizes:
+  """What the configs of all families do alike; each is a frozen dataclass."""
+
+  dtype: str
+  precision: str
+  dropout_rate: float
+  layer_norm_epsilon: float
+
+  def _check(self, **choices: Sequence[str]) -> None:
+    """Refuses values that no backbone can have.
+
+    Args:
+      **choices: field -> the words that it may be.
+
+    Raises:
+      InputError: names the field, its value and what is expected.
+    """
+    choices = {'dtype': DTYPES, 'precision': PRECISIONS, **choices}
+    for name, known in choices.items():
+      value = getattr(self, name)
+      if value not in known:
+        raise InputError(
+          f'{name} is {value!r}, expected one of {", ".join(known)}'
+          f'{nearest(str(value), known)}'
+        )
+    rate = self.dropout_rate
+    number = isinstance(rate, int | float) and not isinstance(rate, bool)
+    if not number or not 0 <= rate < 1:
+      raise InputError(f'dropout_rate is {rate!r}, expected 0 up to 1')
+    epsilon = self.layer_norm_epsilon
+    if type(epsilon) not in (int, float) or not 0 < epsilon < 1:
+      raise InputError(
+        f'layer_norm_epsilon is {epsilon!r}, expected a number between 0 and 1'
+      )
+    name = type(self).__name__
+    for field in dataclasses.fields(self):  # type: ignore[arg-type]
+      value = getattr(self, field.name)
+      if field.type is int and (type(value) is not int or value < 1):
+        raise InputError(
+          f'{name}.{field.name} is {value!r}, expected a positive integer'
+        )
+      if field.type is int and value > _LARGEST:
+        raise InputError(
+          f'{name}.{field.name} is {value!r}, expected {_LARGEST} at most'
+        )
+
+  @property
+  def matrix_dtype(self) -> str:
+    """The type that frozen matrices are held in."""
+    return self.dtype if self.precision == 'float32' else self.precision
+
+  @classmethod
+  def from_dict(cls, fields: Mapping[str, Any]) -> Self:
+    """Builds a config from `to_dict`'s output; T5's also from one of T5X.
+
+    Raises:
+      InputError: if a field is unknown or vocab_size is missing.
+    """
+    known = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    for name in fields:
+      if name not in known:
+        raise InputError(
+          f'unknown field {name!r} of {cls.__name__}, known are '
+          f'{", ".join(known)}{nearest(name, known)}'
+        )
+    if 'vocab_size' not in fields:
+      raise InputError(
+        f'{cls.__name__} without vocab_size, which every model needs'
+      )
+    return cls(**fields)
+
+  def replace(self, **changes: Any) -> Self:
+    """Returns a copy with some fields changed."""
+    return dataclasses.replace(self, **changes)  # type: ignore[type-var]
+
+
 @dataclasses.dataclass(frozen=True)
-class T5Config:
+class T5Config(Sizes):
   """Architecture of an encoder-decoder T5.
 
   Attributes:
@@ -80,34 +156,7 @@ class T5Config:
           f'mlp_activations holds {name!r}, expected names from '
           f'{", ".join(ACTIVATIONS)}{nearest(name, ACTIVATIONS)}'
         )
-    if self.dtype not in DTYPES:
-      raise InputError(
-        f'dtype is {self.dtype!r}, expected one of {", ".join(DTYPES)}'
-        f'{nearest(str(self.dtype), DTYPES)}'
-      )
-    if self.precision not in PRECISIONS:
-      raise InputError(
-        f'precision is {self.precision!r}, expected one of'
-        f' {", ".join(PRECISIONS)}{nearest(str(self.precision), PRECISIONS)}'
-      )
-    rate = self.dropout_rate
-    if not isinstance(rate, (int, float)) or not 0 <= rate < 1:
-      raise InputError(f'dropout_rate is {rate!r}, expected 0 up to 1')
-    epsilon = self.layer_norm_epsilon
-    if type(epsilon) not in (int, float) or not 0 < epsilon < 1:
-      raise InputError(
-        f'layer_norm_epsilon is {epsilon!r}, expected a number between 0 and 1'
-      )
-    for field in dataclasses.fields(self):
-      value = getattr(self, field.name)
-      if field.type is int and (type(value) is not int or value < 1):
-        raise InputError(
-          f'T5Config.{field.name} is {value!r}, expected a positive integer'
-        )
-      if field.type is int and value > _LARGEST:
-        raise InputError(
-          f'T5Config.{field.name} is {value!r}, expected {_LARGEST} at most'
-        )
+    self._check()
     if type(self.relpos_per_layer) is not bool:
       raise InputError(
         f'relpos_per_layer is {self.relpos_per_layer!r}, expected True or False'
@@ -123,11 +172,6 @@ class T5Config:
         f' {_LARGEST_DISTANCE} with {self.relpos_num_buckets} buckets'
       )
 
-  @property
-  def matrix_dtype(self) -> str:
-    """The type that frozen matrices are held in."""
-    return self.dtype if self.precision == 'float32' else self.precision
-
   def to_dict(self) -> dict[str, Any]:
     """Returns the fields as JSON types."""
     fields = dataclasses.asdict(self)
@@ -136,28 +180,6 @@ class T5Config:
       # Digests of T5s, and configs of T5X, have no such word.
       del fields['relpos_per_layer']
     return fields
-
-  @classmethod
-  def from_dict(cls, fields: Mapping[str, Any]) -> 'T5Config':
-    """Builds a config from `to_dict`'s output or a T5X config.
-
-    Raises:
-      InputError: if a field is unknown or vocab_size is missing.
-    """
-    known = [field.name for field in dataclasses.fields(cls)]
-    for name in fields:
-      if name not in known:
-        raise InputError(
-          f'unknown field {name!r} of T5Config, known are '
-          f'{", ".join(known)}{nearest(name, known)}'
-        )
-    if 'vocab_size' not in fields:
-      raise InputError('T5Config without vocab_size, which every model needs')
-    return cls(**fields)
-
-  def replace(self, **changes: Any) -> 'T5Config':
-    """Returns a copy with some fields changed."""
-    return dataclasses.replace(self, **changes)
 
 
 # Columns: emb_dim, num_heads, layers (of each stack), head_dim, mlp_dim.
