@@ -18,8 +18,12 @@ themselves.
 
 from collections.abc import Callable, Mapping
 import dataclasses
+import glob
 import itertools
+import os
 from typing import TYPE_CHECKING, Any
+
+from mpt_jax.types import InputError
 
 if TYPE_CHECKING:
   import pyarrow as pa
@@ -84,6 +88,39 @@ class HubData:
   def folder(self) -> str:
     """What the paths of these files begin with."""
     return f'{self.config}/' if self.config else ''
+
+  @property
+  def cached(self) -> str:
+    """What the library `datasets` calls its Arrow files, before the split."""
+    return self.repo.rpartition('/')[2]
+
+  def place(self, root: str) -> str | None:
+    """Returns where a folder of data sets has this one; None if nowhere.
+
+    Args:
+      root: holds OWNER/NAME as fetched, or is the hub's cache, which has
+        datasets--OWNER--NAME/snapshots/REVISION, or that of the library
+        `datasets`, which has OWNER___NAME/CONFIG/VERSION/HASH.
+
+    Raises:
+      InputError: if it is there more than once.
+    """
+    snapshots = f'datasets--{self.repo.replace("/", "--")}/snapshots/*'
+    arrow = f'{self.repo.replace("/", "___")}/{self.config or "default"}/*/*'
+    patterns = f'{self.repo}/{self.config}', f'{snapshots}/{self.config}', arrow
+    found = [
+      path.rstrip('/')
+      for pattern in patterns
+      for path in sorted(glob.glob(os.path.join(glob.escape(root), pattern)))
+      # `datasets` fills HASH.incomplete, and leaves locks beside its folders.
+      if os.path.isdir(path) and not path.endswith('.incomplete')
+    ]
+    if len(found) > 1:
+      raise InputError(
+        f'{self.repo} is {len(found)} times in --hf_data_dir={root}: leave one'
+        f' of {found}'
+      )
+    return found[0] if found else None
 
 
 def command(data: HubData, root: str) -> str:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _BLOCK = 1024
 # 'train-00000-of-00002.parquet'
-_SHARD = re.compile(r'-\d+-of-(\d+)\.parquet$')
+_SHARD = re.compile(r'-\d+-of-(\d+)\.(?:parquet|arrow)$')
 # (path, time and size) of each file.
 Files = tuple[tuple[str, int, int], ...]
 
@@ -64,21 +64,10 @@ class HubSplits:
     Raises:
       InputError: if there is none, or more than one snapshot of it.
     """
+    found = self._data.place(self._root)
+    if found is not None:
+      return found
     repo, config = self._data.repo, self._data.config
-    cache = os.path.join('datasets--' + repo.replace('/', '--'), 'snapshots')
-    root = glob.escape(self._root)
-    found = [
-      path
-      for pattern in (repo, os.path.join(cache, '*'))
-      for path in sorted(glob.glob(os.path.join(root, pattern, config)))
-    ]
-    if len(found) == 1:
-      return found[0]
-    if found:
-      raise InputError(
-        f'{repo} is {len(found)} times in --hf_data_dir={self._root}: leave'
-        f' one of {found}'
-      )
     raise InputError(
       f'no data for {self._tfds_name!r}: {os.path.join(self._root, repo)} has'
       f' no folder {config!r}; give the right --hf_data_dir, or fetch it'
@@ -88,11 +77,17 @@ class HubSplits:
   def _files(self, split: str) -> Files:
     """The files of a TFDS split."""
     name, folder = self._data.splits.get(split, split), self.folder
-    paths = sorted(glob.glob(os.path.join(glob.escape(folder), name + '-*')))
-    # As the hub's own conversion has it: train/0000.parquet.
-    inner = glob.escape(os.path.join(folder, name))
-    paths += sorted(glob.glob(os.path.join(inner, '*')))
-    paths = [path for path in paths if path.endswith('.parquet')]
+    # As owners have it, the hub's own conversion, and the library `datasets`.
+    paths = [
+      path
+      for pattern in (
+        f'{name}-*.parquet',
+        f'{name}/*.parquet',
+        f'{self._data.cached}-{name}.arrow',
+        f'{self._data.cached}-{name}-*.arrow',
+      )
+      for path in sorted(glob.glob(os.path.join(glob.escape(folder), pattern)))
+    ]
     if not paths:
       there = sorted(
         {n.partition('-')[0].partition('.')[0] for n in os.listdir(folder)}
@@ -145,8 +140,8 @@ def _count(tfds_name: str, split: str, files: Files) -> int:
   count = 0
   for path, *_ in files:
     with arrow.opened(path) as file:
-      _check_schema(data, path, file.schema_arrow)
-      count += file.metadata.num_rows
+      _check_schema(data, path, arrow.columns(file))
+      count += arrow.count(file)
   return count
 
 

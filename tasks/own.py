@@ -68,10 +68,11 @@ class Own:
 
   def file(self, root: str, split: str) -> str:
     """The file of a split; where none is there, the one to be written."""
-    folder = os.path.join(root, self.repo, self.config)
     paths = [os.path.join(root, self.name, f.format(split)) for f in _OF_USER]
-    if self.repo:
-      paths += [os.path.join(folder, f.format(split)) for f in _OF_HUB]
+    known = self.hub_data
+    if known and (folder := known.place(root)):
+      names = [*_OF_HUB, known.cached + '-{}.arrow']
+      paths += [os.path.join(folder, name.format(split)) for name in names]
     return next(filter(os.path.isfile, paths), paths[0])
 
 

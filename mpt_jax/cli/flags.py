@@ -102,7 +102,8 @@ def parser(module: str, spoken: str = '') -> argparse.ArgumentParser:
     '--hf_data_dir',
     metavar='FOLDER',
     help="folder of the hub's data sets, FOLDER/OWNER/NAME or the hub's own"
-    ' cache, for the built-in tasks; instead of --tfds_data_dir'
+    ' cache or that of `datasets`, for the built-in tasks; instead of'
+    ' --tfds_data_dir'
     if module in READ_DATA
     else argparse.SUPPRESS,
   )

@@ -52,17 +52,25 @@ def opened(path: str) -> Iterator[Any]:
         )
       if path.endswith('.parquet'):
         yield pq.ParquetFile(file)
-      elif magic.startswith(b'ARROW1'):
-        yield pa.ipc.open_file(file)
-      else:
-        yield pa.ipc.open_stream(file)
+        return
+    with pa.memory_map(path) as mapped:
+      is_file = magic.startswith(b'ARROW1')
+      yield (pa.ipc.open_file if is_file else pa.ipc.open_stream)(mapped)
   except (OSError, pa.ArrowException) as e:
     said = getattr(e, 'strerror', None) or str(e).partition('\n')[0]
     raise InputError(f'{path} cannot be read: {said}') from e
 
 
-def _schema(reader: Any) -> 'pa.Schema':
+def columns(reader: Any) -> 'pa.Schema':
+  """Returns the schema of what `opened` yields."""
   return getattr(reader, 'schema_arrow', None) or reader.schema
+
+
+def count(reader: Any) -> int:
+  """Returns how many rows what `opened` yields has."""
+  if hasattr(reader, 'iter_batches'):
+    return reader.metadata.num_rows
+  return sum(batch.num_rows for batch in _batches(reader))
 
 
 def schema(path: str) -> 'pa.Schema':
@@ -72,7 +80,7 @@ def schema(path: str) -> 'pa.Schema':
     InputError: as `opened`.
   """
   with opened(path) as reader:
-    return _schema(reader)
+    return columns(reader)
 
 
 def about(schema: 'pa.Schema') -> dict[str, Any]:
@@ -117,19 +125,19 @@ def rows(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
     InputError: as `opened`, and if two columns have one name.
   """
   with opened(path) as reader:
-    names = _schema(reader).names
+    names = columns(reader).names
     for name in names:
       if names.count(name) > 1:
         raise InputError(f'{path}: column {name!r} occurs twice')
     number = 0
-    for batch in _batches(path, reader):
+    for batch in _batches(reader):
       for row in batch.to_pylist():
         number += 1
         yield number, row
 
 
-def _batches(path: str, reader: Any) -> Iterator[Any]:
-  if path.endswith('.parquet'):
+def _batches(reader: Any) -> Iterator[Any]:
+  if hasattr(reader, 'iter_batches'):
     yield from reader.iter_batches(_BLOCK)
   elif hasattr(reader, 'num_record_batches'):
     for index in range(reader.num_record_batches):

@@ -248,6 +248,53 @@ def test_the_hubs_own_cache(write_hub, tmp_path):
     data.check_data('mrpc', 'train')
 
 
+def to_arrow(root, tfds_name, splits, shards=1):
+  """Moves a data set to where `datasets` 5.2 was seen to cache it."""
+  import pyarrow as pa
+  import pyarrow.parquet as pq
+
+  repo, config, *_ = hub_data.HUB[tfds_name]
+  folder = root / repo.replace('/', '___') / config / '0.0.0' / 'bcdcba79'
+  folder.mkdir(parents=True)
+  for split in splits:
+    for shard in range(shards):
+      path = hub_data.path_of(root, tfds_name, split, shard, shards)
+      table = pq.read_table(path)
+      os.remove(path)
+      end = f'-{shard:05d}-of-{shards:05d}' if shards > 1 else ''
+      name = f'{repo.rpartition("/")[2]}-{split}{end}.arrow'
+      with pa.ipc.new_stream(folder / name, table.schema) as writer:
+        writer.write_table(table, max_chunksize=4)
+  os.rmdir(os.path.dirname(path))
+  # What it leaves there, too.
+  (folder / 'cache-0123456789abcdef.arrow').write_bytes(b'a map of the rows')
+  (folder.parent / 'bcdcba79_builder.lock').touch()
+  (folder.parent / 'f00d.incomplete').mkdir()
+  return folder
+
+
+@pytest.mark.parametrize('shards', [1, 3])
+def test_the_cache_of_datasets(write_hub, tmp_path, shards):
+  splits = {'train': glue_rows(19), 'validation': glue_rows(6)}
+  write_hub(MRPC, splits, SYNTHETIC, shards=shards)
+  found = hub_source.HubSplits(str(tmp_path), MRPC)
+  expected = {split: found.read(split) for split in splits}
+  folder = to_arrow(tmp_path, MRPC, splits, shards)
+  assert found.folder == str(folder)
+  for split, rows in splits.items():
+    assert found.count(split) == len(rows)
+    assert found.read(split).equals(expected[split])
+  data.check_data('mrpc', 'train')
+  assert data.is_synthetic('mrpc')
+  if shards > 1:
+    os.remove(folder / f'glue-train-00001-of-0000{shards}.arrow')
+    with pytest.raises(InputError, match='is incomplete: .* has 2 of 3 files'):
+      data.check_data('mrpc', 'train')
+  (folder.parent / 'cafe').mkdir()
+  with pytest.raises(InputError, match='nyu-mll/glue is 2 times in --hf_data'):
+    data.check_data('mrpc', 'train')
+
+
 def test_rows_of_others_are_left_out(write_hub):
   # MRQA's sets lie in the same files.
   name = 'mrqa/hotpot_qa:1.0.0'

@@ -54,18 +54,27 @@ def test_files_of_a_user(name, folder):
   assert set(found.fillers) == set(task.labels)
 
 
+@pytest.mark.parametrize('cached', [False, True], ids=['', 'datasets'])
 @pytest.mark.parametrize('name', [n for n, t in own.OWN.items() if t.repo])
-def test_files_of_the_hub(name, folder):
+def test_files_of_the_hub(name, cached, folder):
   pa = pytest.importorskip('pyarrow')
   import pyarrow.parquet
 
   task = own.OWN[name]
   table = pa.Table.from_pylist(_rows(task, 1100))
   for i, split in enumerate(('train', 'validation', 'test')):
-    form = own._OF_HUB[i].format(split)
-    path = folder / task.repo / task.config / form
+    if cached:
+      repo, config = task.repo.replace('/', '___'), task.config or 'default'
+      form = f'{task.repo.rpartition("/")[2]}-{split}.arrow'
+      path = folder / repo / config / '0.0.0' / 'bcdcba79' / form
+    else:
+      path = folder / task.repo / task.config / own._OF_HUB[i].format(split)
     path.parent.mkdir(parents=True, exist_ok=True)
-    pyarrow.parquet.write_table(table, path)
+    if cached:
+      with pa.ipc.new_stream(path, table.schema) as writer:
+        writer.write_table(table)
+    else:
+      pyarrow.parquet.write_table(table, path)
   data.set_data_dir(f'hf:{folder}')
   for split in ('train', 'validation', 'test'):
     assert data.check_data(name, split).num_input_examples(split)
