@@ -255,14 +255,13 @@ def _front(
 
 
 def _said(product: Product) -> str:
-  base = f'a {product.family or "T5"}'
-  base = _code(product.base) if product.base else base
+  family, base = product.family or 'T5', _code(product.base or '')
   title, tasks = product.method.title, _names(product.tasks)
   if KINDS[product.kind][1] == 'finetune':
+    base = base if product.base else f'A {family}'
     return f'{base} after {title} for {tasks}: {product.size}'
-  return (
-    f'What {title} has learned for {tasks} on the frozen {base}: {product.size}'
-  )
+  base = f'the frozen {base}' if product.base else f'a frozen {family}'
+  return f'What {title} has learned for {tasks} on {base}: {product.size}'
 
 
 def _warnings(made: Made) -> Iterator[str]:

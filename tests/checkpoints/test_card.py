@@ -164,6 +164,8 @@ class TestText:
     for word in ('The base model.', 'no digest', 'no scores', 'How long'):
       assert word in unknown
     assert '## Scores' not in bare
+    assert ' on a frozen T5: ' in bare
+    assert ' on the frozen `tiny`: ' in text
 
   def test_what_its_reader_must_not_miss(self):
     record = {**RECORD, 'synthetic_data': True}
