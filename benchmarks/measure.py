@@ -8,8 +8,9 @@ machine is never quiet.
 """
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import ctypes
+import itertools
 import json
 import os
 import re
@@ -100,18 +101,35 @@ def keep_heap() -> bool:
   return all([libc.mallopt(name, value) for name, value in options])
 
 
+def examples(flags: Any) -> Iterator[tuple[int, int]]:
+  """Yields (length of the inputs, task) of one example after the other.
+
+  Args:
+    flags: of `parser`: whole inputs and each task in turn, or as `--lengths`.
+  """
+  import numpy as np
+
+  tasks = list(range(flags.num_tasks))
+  lengths = [flags.input_len] * len(tasks)
+  if flags.lengths:
+    lengths, tasks = load_lengths(flags.lengths)
+  order = np.random.default_rng(flags.seed).permutation(len(lengths))
+  for place in itertools.cycle(order):
+    yield min(lengths[place], flags.input_len), tasks[place] % flags.num_tasks
+
+
 def report(flags: Any, keys: str, found: Mapping[str, Any]) -> None:
   """Prints what was measured as a line of JSON.
 
   Args:
     flags: of the command; those that `keys` names are told, too.
     keys: names, with blanks between.
-    found: `summary` of the batches.
+    found: `summary` of the batches, and what else there is to tell.
   """
   told = {key: getattr(flags, key) for key in keys.split()}
   speed = round(flags.batch / found['step_s_median'], 2)
   more = {'examples_per_s': speed, 'peak_rss_mb': peak_rss_mb()}
-  print(json.dumps({**told, **found, **more}))
+  print(json.dumps({**told, **more, **found}))
 
 
 def timed(
@@ -282,4 +300,33 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     'step_s_all': [round(row['wall'], 4) for row in rows],
     'clean_steps': sum(row['clean'] for row in rows),
     'others': round(statistics.median(row['other'] for row in rows), 3),
+  }
+
+
+def of_training(
+  meter: Meter,
+  rows: Sequence[dict[str, Any]],
+  forwards: Sequence[dict[str, Any]],
+  counts: Sequence[tuple[int, int]],
+) -> dict[str, Any]:
+  """What is told of training steps, and of steps without gradients.
+
+  Args:
+    meter: what timed them.
+    rows: of the steps.
+    forwards: of the steps without gradients.
+    counts: (examples, their tokens without prompts and padding) of each step.
+  """
+  seconds = sum(row['wall'] for row in rows)
+  examples, tokens = (sum(some) for some in zip(*counts, strict=True))
+  forward = summary(forwards)
+  return {
+    **summary(rows),
+    'examples_per_s': round(examples / seconds, 3),
+    'tokens_per_s': round(tokens / seconds, 1),
+    'cpu_s_total': round(sum(row['cpu'] for row in rows), 3),
+    'fwd_s': forward['step_s_median'],
+    'fwd_cpu_s': forward['cpu_s_median'],
+    'dirty': meter.dirty,
+    'waited_s': round(meter.waited, 1),
   }

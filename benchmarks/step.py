@@ -12,12 +12,31 @@ scratch memory and its own count of floating-point operations. Needs the core's
 packages only: no TensorFlow.
 """
 
-import json
 import os
 import time
 from typing import Any
 
-from benchmarks import measure
+import jax
+import numpy as np
+
+from benchmarks import backbone, measure
+from mpt_jax import methods, models
+from mpt_jax.engine import (
+  batching,
+  hostmemory,
+  optimizers,
+  partitioning,
+  trainer,
+)
+from mpt_jax.engine import buckets as buckets_lib
+from mpt_jax.engine import params as params_lib
+
+_TOLD = (
+  'model method batch input_len prompt_len target_len precision padding'
+  ' distill threads steps keep_heap'
+)
+# Batches of which the shapes of parts are chosen.
+_SEEN = 100
 
 
 def arguments() -> Any:
@@ -39,221 +58,230 @@ def arguments() -> Any:
   return parser.parse_args()
 
 
-def main() -> None:
-  flags = arguments()
-  if flags.platform:
-    os.environ['JAX_PLATFORMS'] = flags.platform
-  measure.use_cores(flags.threads)
-  os.environ['MPT_JAX_KEEP_HEAP'] = str(flags.keep_heap)
-  import jax
-
-  # Compilation is measured, so it must not come from a cache.
-  jax.config.update('jax_enable_compilation_cache', False)
-  import numpy as np
-
-  from benchmarks import backbone
-  from mpt_jax import methods, models
-  from mpt_jax.engine import (
-    batching,
-    hostmemory,
-    optimizers,
-    partitioning,
-    trainer,
-  )
-  from mpt_jax.engine import buckets as buckets_lib
-  from mpt_jax.engine import params as params_lib
-
-  hostmemory.prepare()
-  rss_after_import = measure.rss_mb()
-  config = backbone.make_config(flags.model, flags.precision)
-  method: methods.Method = {
+def learner(flags: Any) -> methods.Method:
+  """The method that --method names."""
+  made: dict[str, methods.Method] = {
     'multitask': methods.MultitaskPrompts(flags.prompt_len),
     'lora': methods.LoRA(),
     'prefix': methods.Prefix(flags.prompt_len, places=('decoder',)),
     'attempt': methods.Attempt(
       flags.prompt_len, sources=tuple((f'source {i}', '') for i in range(6))
     ),
-  }[flags.method]
-  length = method.prompt_length
-  kind = models.DistilledPromptedT5 if flags.distill else models.PromptedT5
-  model = kind(config, method, flags.num_tasks)
-  task_rate = 0.1 if flags.method in ('multitask', 'attempt') else None
-  optimizer = optimizers.Optimizer(
-    optimizers.method_groups(method, 0.3, task_rate), schedule='constant'
-  )
-  mesh = partitioning.make_mesh()
+  }
+  return made[flags.method]
 
-  rng = np.random.default_rng(flags.seed)
-  frozen = backbone.place(config, mesh, flags.seed)
-  if flags.distill:
-    size = flags.num_tasks, flags.prompt_len, config.emb_dim
-    table = {'prompt_table': rng.standard_normal(size, np.float32)}
-    frozen['teacher_prompts'] = partitioning.shard_params(table, mesh)
-  start = method.fresh(config, flags.num_tasks, jax.random.PRNGKey(flags.seed))
-  trained, kept = params_lib.split(
-    {str(method.branch): params_lib.unflatten(start)}, method.trainable
-  )
-  frozen = params_lib.merge(frozen, partitioning.shard_params(kept, mesh))
-  state = trainer.make_state(model, optimizer, trained, 0, mesh)
-  rss_after_init = measure.rss_mb()
 
-  tasks = list(range(flags.num_tasks))
-  lengths = [flags.input_len] * len(tasks)
-  if flags.lengths:
-    lengths, tasks = measure.load_lengths(flags.lengths)
-  order = rng.permutation(len(lengths))
-  drawn = 0
+class Batches:
+  """Random tokens in batches, as a run lays them out.
 
-  def examples() -> Any:
-    nonlocal drawn
-    while True:
-      place = order[drawn % len(order)]
-      length = min(lengths[place], flags.input_len)
-      yield batching.Example(
-        rng.integers(3, measure.VOCABULARY, length).astype(np.int32),
-        rng.integers(3, measure.VOCABULARY, flags.target_len).astype(np.int32),
-        tasks[place % len(tasks)] % flags.num_tasks,
-      )
-      drawn += 1
+  Attributes:
+    cutting: the shapes of parts; None without --padding=bucket.
+    some: [B, 2] int each, S and T of batches by which they were chosen.
+    sizes: how many examples a part may have.
+  """
 
-  whole = length + flags.input_len, flags.target_len
-  if flags.padding == 'bucket':
-    sizes = partitioning.part_sizes(flags.batch, mesh, None)
-    if flags.part_rows:
-      sizes = (flags.part_rows,)
-    every = np.array(
-      [[length + min(n, flags.input_len), flags.target_len] for n in lengths]
-    )
-    some = [
-      every[rng.permutation(len(every))[: flags.batch]]
-      if len(every) >= flags.batch
-      else np.repeat(every[:1], flags.batch, axis=0)
-      for _ in range(100)
-    ]
-    cutting = buckets_lib.choose(some, sizes, whole)
+  def __init__(self, flags: Any, prompt_length: int, mesh: jax.sharding.Mesh):
+    """Chooses the shapes.
 
-  def make_batch() -> tuple[Any, int, int]:
-    """A batch, how many examples, and how many of their tokens are real."""
-    stream = examples()
-    packer: Any
+    Args:
+      flags: of the command.
+      prompt_length: what the prompt adds to S.
+      mesh: what the batches are for.
+    """
+    self._flags, self._prompt_length = flags, prompt_length
+    self._rng = np.random.default_rng(flags.seed)
+    self._drawn = measure.examples(flags)
+    self._whole = prompt_length + flags.input_len, flags.target_len
+    self.cutting: buckets_lib.Buckets | None = None
     if flags.padding == 'bucket':
-      packer = batching.Bucketer(flags.batch, length, cutting)
+      self.sizes = partitioning.part_sizes(flags.batch, mesh, None)
+      if flags.part_rows:
+        self.sizes = (flags.part_rows,)
+      drawn = measure.examples(flags)
+      self.some = [
+        np.array(
+          [
+            [prompt_length + next(drawn)[0], flags.target_len]
+            for _ in range(flags.batch)
+          ]
+        )
+        for _ in range(_SEEN)
+      ]
+      self.cutting = buckets_lib.choose(self.some, self.sizes, self._whole)
+
+  def _example(self) -> batching.Example:
+    length, task = next(self._drawn)
+    inputs, targets = (
+      self._rng.integers(3, measure.VOCABULARY, n).astype(np.int32)
+      for n in (length, self._flags.target_len)
+    )
+    return batching.Example(inputs, targets, task)
+
+  def next(self) -> tuple[Any, tuple[int, int]]:
+    """Returns a batch, and how many examples and real tokens it has."""
+    flags = self._flags
+    packer: Any
+    if self.cutting is not None:
+      packer = batching.Bucketer(flags.batch, self._prompt_length, self.cutting)
     else:
       packed = flags.padding == 'pack'
-      size = (flags.pack_len, 8 * flags.target_len) if packed else whole
-      packer = batching.Packer(flags.batch, *size, length, packed)
+      size = (flags.pack_len, 8 * flags.target_len) if packed else self._whole
+      packer = batching.Packer(flags.batch, *size, self._prompt_length, packed)
     count = tokens = 0
-    for example in stream:
-      if not packer.add(example):
-        break
+    while packer.add(example := self._example()):
       count += 1
       tokens += len(example.inputs) + len(example.targets)
-    return packer.finish(), count, tokens
+    return packer.finish(), (count, tokens)
 
-  plain: Any = trainer.make_train_step(model, optimizer)
-  bucketed = trainer.BucketedStep(model, optimizer, flags.target_len)
-  everywhere = partitioning.replicated(mesh)
-  held = [
-    state,
-    jax.tree.map(
+
+class System:
+  """A backbone, what is trained, and its steps."""
+
+  def __init__(self, flags: Any, mesh: jax.sharding.Mesh):
+    """Draws the weights and puts them in place."""
+    config = backbone.make_config(flags.model, flags.precision)
+    method = learner(flags)
+    kind = models.DistilledPromptedT5 if flags.distill else models.PromptedT5
+    model = kind(config, method, flags.num_tasks)
+    task_rate = 0.1 if flags.method in ('multitask', 'attempt') else None
+    optimizer = optimizers.Optimizer(
+      optimizers.method_groups(method, 0.3, task_rate), schedule='constant'
+    )
+    frozen = backbone.place(config, mesh, flags.seed)
+    if flags.distill:
+      size = flags.num_tasks, flags.prompt_len, config.emb_dim
+      rng = np.random.default_rng(flags.seed)
+      table = {'prompt_table': rng.standard_normal(size, np.float32)}
+      frozen['teacher_prompts'] = partitioning.shard_params(table, mesh)
+    key = jax.random.PRNGKey(flags.seed)
+    start = method.fresh(config, flags.num_tasks, key)
+    trained, kept = params_lib.split(
+      {str(method.branch): params_lib.unflatten(start)}, method.trainable
+    )
+    state = trainer.make_state(model, optimizer, trained, 0, mesh)
+    everywhere = partitioning.replicated(mesh)
+    totals = jax.tree.map(
       lambda zero: partitioning.put(np.asarray(zero), everywhere),
       trainer.zero_metrics(model),
-    ),
-  ]
+    )
+    self._mesh = mesh
+    self._frozen = params_lib.merge(
+      frozen, partitioning.shard_params(kept, mesh)
+    )
+    self._held = [state, totals]
+    self._plain: Any = trainer.make_train_step(model, optimizer)
+    self._bucketed = trainer.BucketedStep(model, optimizer, flags.target_len)
+    self._evaluate = trainer.make_eval_step(model)
+    self.trainable = method.num_parameters(config, flags.num_tasks)
 
-  def step(batch: Any) -> None:
+  @property
+  def shapes(self) -> list[list[int]]:
+    """The shapes of parts that have been seen."""
+    return sorted(map(list, self._bucketed.shapes))
+
+  def compile(self, batch: Any) -> Any:
+    """Compiles the step for a batch that is not cut."""
+    placed = trainer.put_batch(batch, self._mesh)
+    state, totals = self._held
+    return self._plain.lower(state, self._frozen, placed, totals).compile()
+
+  def step(self, batch: Any) -> None:
+    """Trains on a batch."""
+    parts = batch if isinstance(batch, list) else [batch]
+    placed = [trainer.put_batch(part, self._mesh) for part in parts]
+    state, totals = self._held
     if isinstance(batch, list):
-      parts = [trainer.put_batch(part, mesh) for part in batch]
-      held[:] = bucketed(held[0], frozen, parts, held[1])
+      self._held[:] = self._bucketed(state, self._frozen, placed, totals)
     else:
-      held[:] = plain(held[0], frozen, trainer.put_batch(batch, mesh), held[1])
-    jax.block_until_ready(held)
+      self._held[:] = self._plain(state, self._frozen, placed[0], totals)
+    jax.block_until_ready(self._held)
 
-  begin = time.perf_counter()
-  first = make_batch()[0]
-  if not isinstance(first, list):
-    placed = trainer.put_batch(first, mesh)
-    plain.lower(held[0], frozen, placed, held[1]).compile()
-    hostmemory.release()
-  step(first)
-  compile_s = time.perf_counter() - begin
-  warmup = max(0, flags.warmup - 1)
-  if flags.padding == 'bucket':
-    # Until every shape has been compiled, or nearly so.
-    warmup = max(warmup, 40 // (flags.batch // cutting.rows))
-  for _ in range(warmup):
-    step(make_batch()[0])
-  warm_s = time.perf_counter() - begin - compile_s
-
-  batches = [make_batch() for _ in range(flags.steps)]
-  meter = measure.Meter()
-  rows = meter.time(step, [(batch,) for batch, _, _ in batches])
-  peak = measure.peak_rss_mb()
-  seconds = sum(row['wall'] for row in rows)
-
-  evaluate = trainer.make_eval_step(model)
-
-  def forward(batch: Any) -> None:
-    params = params_lib.merge(held[0].params, frozen)
+  def forward(self, batch: Any) -> None:
+    """Takes the loss of a batch."""
+    params = params_lib.merge(self._held[0].params, self._frozen)
     parts = batch if isinstance(batch, list) else [batch]
     jax.block_until_ready(
-      [evaluate(params, trainer.put_batch(part, mesh)) for part in parts]
+      [
+        self._evaluate(params, trainer.put_batch(part, self._mesh))
+        for part in parts
+      ]
     )
 
-  forward(batches[0][0])
-  forwards = measure.summary(
-    meter.time(forward, [(batches[0][0],)] * max(3, flags.steps // 2))
-  )
 
-  compiled: dict[str, Any] = {}
-  if flags.padding != 'bucket':
-    lowered = plain.lower(
-      held[0], frozen, trainer.put_batch(batches[0][0], mesh), held[1]
-    ).compile()
-    cost = measure.cost(lowered)
-    memory = lowered.memory_analysis()
-    compiled = {
-      'scratch_mb': round(memory.temp_size_in_bytes / 2**20, 1),
-      'xla_gflop': round(cost.get('flops', 0.0) / 1e9, 2),
+def warm_up(system: System, batches: Batches, flags: Any) -> dict[str, float]:
+  """Compiles; returns the seconds of that, and of more steps."""
+  begin = time.perf_counter()
+  first, _ = batches.next()
+  warmup = max(0, flags.warmup - 1)
+  if batches.cutting is None:
+    system.compile(first)
+    hostmemory.release()
+  else:
+    # Until every shape has been compiled, or nearly so.
+    warmup = max(warmup, 40 // (flags.batch // batches.cutting.rows))
+  system.step(first)
+  compiled = time.perf_counter()
+  for _ in range(warmup):
+    system.step(batches.next()[0])
+  return {
+    'compile_s': round(compiled - begin, 2),
+    'warmup_s': round(time.perf_counter() - compiled, 2),
+  }
+
+
+def by_xla(system: System, batches: Batches, batch: Any) -> dict[str, Any]:
+  """What XLA says of the step, or the shapes that a batch is cut into."""
+  found: dict[str, Any]
+  if batches.cutting is None:
+    compiled = system.compile(batch)
+    scratch = compiled.memory_analysis().temp_size_in_bytes
+    operations = measure.cost(compiled).get('flops', 0.0)
+    found = {
+      'scratch_mb': round(scratch / 2**20, 1),
+      'xla_gflop': round(operations / 1e9, 2),
     }
   else:
-    compiled = {
-      'part_sizes': sizes,
-      'shapes': sorted(map(list, bucketed.shapes)),
-      'fill': round(cutting.fill(some), 3),
+    found = {
+      'part_sizes': batches.sizes,
+      'shapes': system.shapes,
+      'fill': round(batches.cutting.fill(batches.some), 3),
     }
   stats = jax.devices()[0].memory_stats() or {}
   if 'peak_bytes_in_use' in stats:
-    compiled['peak_device_mb'] = round(stats['peak_bytes_in_use'] / 2**20, 1)
-  keys = (
-    'model method batch input_len prompt_len target_len precision padding'
-    ' distill threads steps keep_heap'
-  )
-  print(
-    json.dumps(
-      {
-        'system': 'mpt_jax',
-        'device': jax.devices()[0].device_kind,
-        **{key: getattr(flags, key) for key in keys.split()},
-        'lengths': bool(flags.lengths),
-        **measure.summary(rows),
-        'examples_per_s': round(sum(n for _, n, _ in batches) / seconds, 3),
-        'tokens_per_s': round(sum(t for _, _, t in batches) / seconds, 1),
-        'cpu_s_total': round(sum(row['cpu'] for row in rows), 3),
-        'fwd_s': forwards['step_s_median'],
-        'fwd_cpu_s': forwards['cpu_s_median'],
-        'compile_s': round(compile_s, 2),
-        'warmup_s': round(warm_s, 2),
-        'peak_rss_mb': peak,
-        'rss_after_import_mb': rss_after_import,
-        'rss_after_init_mb': rss_after_init,
-        'trainable': method.num_parameters(config, flags.num_tasks),
-        'dirty': meter.dirty,
-        'waited_s': round(meter.waited, 1),
-        **compiled,
-      }
-    )
-  )
+    found['peak_device_mb'] = round(stats['peak_bytes_in_use'] / 2**20, 1)
+  return found
+
+
+def main() -> None:
+  flags = arguments()
+  if flags.platform:
+    jax.config.update('jax_platforms', flags.platform)
+  # Compilation is measured, so it must not come from a cache.
+  jax.config.update('jax_enable_compilation_cache', False)
+  measure.use_cores(flags.threads)
+  os.environ[hostmemory.SWITCH] = str(flags.keep_heap)
+  hostmemory.prepare()
+  found: dict[str, Any] = {'system': 'mpt_jax', 'lengths': bool(flags.lengths)}
+  found['rss_after_import_mb'] = measure.rss_mb()
+  mesh = partitioning.make_mesh()
+  found['device'] = jax.devices()[0].device_kind
+  system = System(flags, mesh)
+  found |= {
+    'rss_after_init_mb': measure.rss_mb(),
+    'trainable': system.trainable,
+  }
+  batches = Batches(flags, learner(flags).prompt_length, mesh)
+  found |= warm_up(system, batches, flags)
+  drawn = [batches.next() for _ in range(flags.steps)]
+  chosen, counts = zip(*drawn, strict=True)
+  meter = measure.Meter()
+  rows = meter.time(system.step, [(batch,) for batch in chosen])
+  found['peak_rss_mb'] = measure.peak_rss_mb()
+  system.forward(chosen[0])
+  again = [(chosen[0],)] * max(3, flags.steps // 2)
+  forwards = meter.time(system.forward, again)
+  found |= measure.of_training(meter, rows, forwards, counts)
+  measure.report(flags, _TOLD, found | by_xla(system, batches, chosen[0]))
 
 
 if __name__ == '__main__':

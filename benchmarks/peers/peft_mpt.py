@@ -8,11 +8,16 @@ losses, the way a PEFT user has to write MPT's distillation by hand (PEFT has
 none). ATTEMPT, which PEFT lacks too, is written by hand likewise.
 """
 
-import json
+import itertools
 import time
 import warnings
 
 from benchmarks import measure
+
+_TOLD = (
+  'model method batch input_len prompt_len target_len dtype threads distill'
+  ' padding steps dropout keep_heap matmul_precision compile'
+)
 
 warnings.filterwarnings('ignore')
 
@@ -58,7 +63,7 @@ def attempt(base, args, width):
   return Attempt()
 
 
-def main():
+def arguments():
   p = measure.parser(__doc__)
   p.add_argument(
     '--hidden',
@@ -79,29 +84,16 @@ def main():
   )
   p.add_argument('--compile', action='store_true', help='torch.compile')
   p.add_argument('--dtype', choices=['float32', 'bfloat16'], default='float32')
-  args = p.parse_args()
-  if args.keep_heap:
-    measure.keep_heap()
+  return p.parse_args()
 
-  import numpy as np
+
+def prompted(base, args):
+  """The model that learns: PEFT's, or ATTEMPT."""
   import peft
-  import torch
-  import torch.nn.functional as F
-  import transformers
-  from transformers import T5ForConditionalGeneration
 
-  transformers.logging.set_verbosity_error()
-  rss_import = measure.rss_mb()
-
-  device = measure.torch_device()
-  torch.manual_seed(args.seed)
-  torch.set_num_threads(args.threads)
-  torch.set_float32_matmul_precision(args.matmul_precision)
   s = measure.SHAPES[args.model]
-  dtype = getattr(torch, args.dtype)
-  cfg = measure.hf_config(args.model, dropout_rate=args.dropout)
-  extra = {} if args.attn is None else dict(attn_implementation=args.attn)
-  base = T5ForConditionalGeneration._from_config(cfg, **extra).to(dtype)
+  if args.method == 'attempt':
+    return attempt(base, args, s['d_model'])
   if args.method == 'multitask':
     wanted = peft.MultitaskPromptTuningConfig(
       task_type='SEQ_2_SEQ_LM',
@@ -110,8 +102,6 @@ def main():
       num_transformer_submodules=1,
       prompt_tuning_init='RANDOM',
     )
-  elif args.method == 'attempt':
-    wanted = None
   elif args.method == 'lora':
     wanted = peft.LoraConfig(task_type='SEQ_2_SEQ_LM', r=8, lora_alpha=8)
   else:
@@ -120,166 +110,155 @@ def main():
       num_virtual_tokens=args.prompt_len,
       token_dim=s['heads'] * s['d_kv'],
     )
-  if wanted is None:
-    model = attempt(base, args, s['d_model'])
-  else:
-    model = peft.get_peft_model(base, wanted)
-  model = model.to(device)
-  model.train()
-  trainable = [q for q in model.parameters() if q.requires_grad]
-  opt = torch.optim.AdamW(trainable, lr=0.3)
-  teacher_prompts = torch.randn(
-    args.num_tasks, args.prompt_len, s['d_model'], dtype=dtype, device=device
-  )
-  student, teacher = model, base
-  if args.compile:
-    student, teacher = torch.compile(model), torch.compile(base)
+  return peft.get_peft_model(base, wanted)
+
+
+def batches(args):
+  """Yields (batch, (examples, tokens)) the way a data collator builds them."""
+  import numpy as np
+  import torch
 
   rng = np.random.default_rng(args.seed)
-  if args.lengths:
-    pool, pool_tasks = measure.load_lengths(args.lengths)
-    order = rng.permutation(len(pool))
-
-  def batch(i):
-    """Builds batch i the way a data collator would."""
-    if args.lengths:
-      idx = [order[(i * args.batch + j) % len(pool)] for j in range(args.batch)]
-      lens = [min(pool[k], args.input_len) for k in idx]
-      tids = [pool_tasks[k] % args.num_tasks for k in idx]
-      width = args.input_len if args.padding == 'max' else max(lens)
-    else:
-      lens, width = [args.input_len] * args.batch, args.input_len
-      tids = rng.integers(0, args.num_tasks, args.batch).tolist()
-    ids = np.full((args.batch, width), 0, np.int64)
-    for r, n in enumerate(lens):
-      ids[r, :n] = rng.integers(1, measure.VOCABULARY, n)
+  drawn = measure.examples(args)
+  while True:
+    lengths, tasks = zip(*itertools.islice(drawn, args.batch), strict=True)
+    width = args.input_len if args.padding == 'max' else max(lengths)
+    ids = np.zeros((args.batch, width), np.int64)
+    for row, length in enumerate(lengths):
+      ids[row, :length] = rng.integers(1, measure.VOCABULARY, length)
     ids = torch.from_numpy(ids)
-    labels = torch.from_numpy(
-      rng.integers(1, measure.VOCABULARY, (args.batch, args.target_len))
-    )
-    one = dict(input_ids=ids, attention_mask=(ids != 0).long(), labels=labels)
+    labels = rng.integers(1, measure.VOCABULARY, (args.batch, args.target_len))
+    one = {
+      'input_ids': ids,
+      'attention_mask': (ids != 0).long(),
+      'labels': torch.from_numpy(labels),
+    }
     if args.method in ('multitask', 'attempt'):
-      one['task_ids'] = torch.tensor(tids)
-    return one, sum(lens)
+      one['task_ids'] = torch.tensor(tasks)
+    yield one, (args.batch, sum(lengths) + args.batch * args.target_len)
 
-  kw = dict(output_hidden_states=True) if args.distill else {}
 
-  def teacher_forward(b):
+def distillation(out, taught, mask, hidden):
+  """KL divergence of the answers and squared distance of hidden states."""
+  import torch.nn.functional as F
+
+  theirs, ours = (F.log_softmax(o.logits.float(), -1) for o in (taught, out))
+  kl = F.kl_div(ours, theirs, log_target=True, reduction='none').sum(-1).mean()
+  states = [
+    list(zip(out[name], taught[name], strict=True))
+    for name in ('encoder_hidden_states', 'decoder_hidden_states')
+  ]
+  encoder, decoder = (
+    some[-1:] if hidden == 'last' else some for some in states
+  )
+  mask = mask[..., None].to(out.encoder_hidden_states[-1].dtype)
+  mse = sum(
+    (((a - b) ** 2) * mask).sum() / (mask.sum() * a.shape[-1])
+    for a, b in encoder
+  )
+  return kl + mse + sum(F.mse_loss(a, b) for a, b in decoder)
+
+
+class System:
+  """A model, what is trained, and its steps."""
+
+  def __init__(self, args):
+    import torch
+    from transformers import T5ForConditionalGeneration
+
+    self.args, self.device = args, measure.torch_device()
+    dtype = getattr(torch, args.dtype)
+    config = measure.hf_config(args.model, dropout_rate=args.dropout)
+    extra = {} if args.attn is None else {'attn_implementation': args.attn}
+    base = T5ForConditionalGeneration._from_config(config, **extra).to(dtype)
+    model = prompted(base, args).to(self.device)
+    model.train()
+    self.base, self.attn = base, base.config._attn_implementation
+    self.trained = [q for q in model.parameters() if q.requires_grad]
+    self.optimizer = torch.optim.AdamW(self.trained, lr=0.3)
+    size = args.num_tasks, args.prompt_len, config.d_model
+    self.prompts = torch.randn(size, dtype=dtype, device=self.device)
+    wrap = torch.compile if args.compile else lambda model: model
+    self.student, self.teacher = wrap(model), wrap(base)
+
+  def teach(self, batch):
+    """The teachers' output, and the mask of its encoder's positions."""
+    import torch
+
     with torch.no_grad():
-      emb = base.get_input_embeddings()(b['input_ids'])
-      emb = torch.cat([teacher_prompts[b['task_ids']], emb], 1)
-      mask = torch.cat(
-        [
-          torch.ones_like(b['attention_mask'][:, :1]).expand(
-            -1, args.prompt_len
-          ),
-          b['attention_mask'],
-        ],
-        1,
-      )
-      return teacher(
-        inputs_embeds=emb, attention_mask=mask, labels=b['labels'], **kw
+      embedded = self.base.get_input_embeddings()(batch['input_ids'])
+      prompts = self.prompts[batch['task_ids']]
+      mask = batch['attention_mask']
+      mask = torch.cat([mask.new_ones(prompts.shape[:2]), mask], 1)
+      return self.teacher(
+        inputs_embeds=torch.cat([prompts, embedded], 1),
+        attention_mask=mask,
+        labels=batch['labels'],
+        output_hidden_states=True,
       ), mask
 
-  def loss_of(b):
-    b = {name: array.to(device) for name, array in b.items()}
-    out = student(**b, **kw)
-    loss = out.loss
-    if args.distill:
-      t, mask = teacher_forward(b)
-      kl = (
-        F.kl_div(
-          F.log_softmax(out.logits.float(), -1),
-          F.log_softmax(t.logits.float(), -1),
-          log_target=True,
-          reduction='none',
-        )
-        .sum(-1)
-        .mean()
-      )
-      m = mask[..., None].to(dtype)
-      enc = list(
-        zip(out.encoder_hidden_states, t.encoder_hidden_states, strict=False)
-      )
-      dec = list(
-        zip(out.decoder_hidden_states, t.decoder_hidden_states, strict=False)
-      )
-      if args.hidden == 'last':
-        enc, dec = enc[-1:], dec[-1:]
-      mse = sum(
-        (((a - c) ** 2) * m).sum() / (m.sum() * a.shape[-1]) for a, c in enc
-      )
-      mse = mse + sum(F.mse_loss(a, c) for a, c in dec)
-      loss = loss + kl + mse
-    return loss
+  def loss(self, batch):
+    """The loss of a batch, with the teachers' part if that is asked for."""
+    batch = {name: array.to(self.device) for name, array in batch.items()}
+    if not self.args.distill:
+      return self.student(**batch).loss
+    out = self.student(**batch, output_hidden_states=True)
+    taught, mask = self.teach(batch)
+    return out.loss + distillation(out, taught, mask, self.args.hidden)
 
-  def step(b):
-    loss = loss_of(b)
+  def step(self, batch):
+    """Trains on a batch."""
+    loss = self.loss(batch)
     loss.backward()
-    opt.step()
-    opt.zero_grad()
+    self.optimizer.step()
+    self.optimizer.zero_grad()
     return loss.item()
 
-  t0 = time.perf_counter()
-  for i in range(args.warmup):
-    step(batch(i)[0])
-  warm = time.perf_counter() - t0
+  def forward(self, batch):
+    """Takes the loss of a batch without gradients."""
+    import torch
+
+    with torch.no_grad():
+      return self.loss(batch).item()  # Waits for the device.
+
+
+def main():
+  args = arguments()
+  if args.keep_heap:
+    measure.keep_heap()
+  import peft  # noqa: F401
+  import torch
+  import transformers
+
+  transformers.logging.set_verbosity_error()
+  found = {'system': 'peft', 'rss_after_import_mb': measure.rss_mb()}
+  torch.manual_seed(args.seed)
+  torch.set_num_threads(args.threads)
+  torch.set_float32_matmul_precision(args.matmul_precision)
+  system, drawn = System(args), batches(args)
+  begin = time.perf_counter()
+  for batch, _ in itertools.islice(drawn, args.warmup):
+    system.step(batch)
+  found['warmup_s'] = round(time.perf_counter() - begin, 2)
   meter = measure.Meter()
-  batches = [batch(args.warmup + i) for i in range(args.steps)]
-  rows = meter.time(step, [(b,) for b, _ in batches])
-  tokens = sum(n + args.batch * args.target_len for _, n in batches)
-  peak_train = measure.peak_rss_mb()
-  nf = max(3, args.steps // 2)
-  with torch.no_grad():
-    loss_of(batches[0][0])
-    # item() waits for the device.
-    fwd = meter.time(
-      lambda b: loss_of(b).item(), [(b,) for b, _ in batches[:nf]]
-    )
-  out = dict(
-    system='peft',
-    **{
-      k: getattr(args, k)
-      for k in (
-        'model',
-        'method',
-        'batch',
-        'input_len',
-        'prompt_len',
-        'target_len',
-        'dtype',
-        'threads',
-        'distill',
-        'padding',
-        'steps',
-        'dropout',
-        'keep_heap',
-        'matmul_precision',
-        'compile',
-      )
-    },
-  )
-  out['device'] = device
-  if device == 'cuda':
-    out['device'] = torch.cuda.get_device_name()
-    out['peak_device_mb'] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
-  out.update(attn=base.config._attn_implementation, lengths=bool(args.lengths))
-  out.update(measure.summary(rows))
-  total = sum(m['wall'] for m in rows)
-  out.update(
-    examples_per_s=round(args.batch * args.steps / total, 3),
-    tokens_per_s=round(tokens / total, 1),
-    cpu_s_total=round(sum(m['cpu'] for m in rows), 3),
-    fwd_s=measure.summary(fwd)['step_s_median'],
-    fwd_cpu_s=measure.summary(fwd)['cpu_s_median'],
-    warmup_s=round(warm, 2),
-    peak_rss_mb=peak_train,
-    rss_after_import_mb=rss_import,
-    dirty=meter.dirty,
-    waited_s=round(meter.waited, 1),
-    trainable=sum(q.numel() for q in trainable),
-  )
-  print(json.dumps(out))
+  chosen, counts = zip(*itertools.islice(drawn, args.steps), strict=True)
+  rows = meter.time(system.step, [(batch,) for batch in chosen])
+  found['peak_rss_mb'] = measure.peak_rss_mb()
+  system.forward(chosen[0])
+  some = chosen[: max(3, args.steps // 2)]
+  forwards = meter.time(system.forward, [(batch,) for batch in some])
+  found |= {
+    'device': system.device,
+    'attn': system.attn,
+    'lengths': bool(args.lengths),
+    'trainable': sum(q.numel() for q in system.trained),
+    **measure.of_training(meter, rows, forwards, counts),
+  }
+  if system.device == 'cuda':
+    peak = torch.cuda.max_memory_allocated()
+    found['device'] = torch.cuda.get_device_name()
+    found['peak_device_mb'] = round(peak / 2**20, 1)
+  measure.report(args, _TOLD, found)
 
 
 if __name__ == '__main__':
