@@ -246,10 +246,6 @@ class _BeamState(NamedTuple):
   cache: PyTree
 
 
-def _brevity_penalty(alpha: float, length: Array | int) -> Array:
-  return jnp.power((5.0 + length) / 6.0, alpha)
-
-
 def _take_beams(tree: PyTree, beams: Array) -> PyTree:
   """Picks beams [B, K] int32 of every [B, K', ...] leaf."""
 
@@ -258,6 +254,100 @@ def _take_beams(tree: PyTree, beams: Array) -> PyTree:
     return jnp.take_along_axis(x, beams.reshape(shape), axis=1)
 
   return jax.tree.map(take, tree)
+
+
+class _Beam(NamedTuple):
+  """What a search is for; see `beam_search`."""
+
+  batch_size: int
+  width: int
+  length: int
+  alpha: float
+  eos_id: int
+  start_id: int
+
+  def first(self, cache: PyTree) -> _BeamState:
+    """All beams start equal: only one may be extended at the first step."""
+    shape = (self.batch_size, self.width)
+    log_probs = jnp.where(jnp.arange(self.width) == 0, 0.0, _WORST)
+    empty = jnp.zeros((*shape, self.length), jnp.int32)
+    return _BeamState(
+      position=jnp.zeros((), jnp.int32),
+      live_log_probs=jnp.broadcast_to(log_probs, shape).astype(jnp.float32),
+      live_tokens=empty,
+      live_last=jnp.full(shape, self.start_id, jnp.int32),
+      done_scores=jnp.full(shape, _WORST, jnp.float32),
+      done_tokens=empty,
+      done=jnp.zeros(shape, bool),
+      cache=self._of_rows(lambda x: jnp.repeat(x, self.width, axis=0), cache),
+    )
+
+  def goes_on(self, state: _BeamState) -> Array:
+    """Whether a live hypothesis may still beat a finished one."""
+    reachable = jnp.max(state.live_log_probs, axis=1) / self._penalty(
+      self.length
+    )
+    settled = jnp.min(state.done_scores, axis=1) > reachable
+    return (state.position < self.length) & ~jnp.all(settled)
+
+  def extend(
+    self, state: _BeamState, logits: Array, cache: PyTree
+  ) -> _BeamState:
+    """Takes the next step, from logits [B * K, V] and the cache behind them."""
+    shape, vocab_size = (self.batch_size, self.width), logits.shape[-1]
+    log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
+    log_probs = log_probs.reshape(*shape, vocab_size)
+    log_probs += state.live_log_probs[:, :, None]
+    # With twice the beam, K live candidates remain even if K of them end.
+    top_log_probs, flat = jax.lax.top_k(
+      log_probs.reshape(self.batch_size, -1), 2 * self.width
+    )  # [B, 2K]
+    parent, token = flat // vocab_size, flat % vocab_size
+    tokens = _take_beams(state.live_tokens, parent)
+    tokens = jax.lax.dynamic_update_slice(
+      tokens, token[:, :, None], (0, 0, state.position)
+    )
+    ends = token == self.eos_id
+
+    live_log_probs, best = jax.lax.top_k(
+      jnp.where(ends, top_log_probs + _WORST, top_log_probs), self.width
+    )
+    live_tokens, live_last, parent = _take_beams((tokens, token, parent), best)
+
+    def follow(x: Array) -> Array:
+      by_beam = x.reshape(*shape, *x.shape[1:])
+      return _take_beams(by_beam, parent).reshape(x.shape)
+
+    scores = top_log_probs / self._penalty(state.position + 1)
+    scores = jnp.where(ends, scores, scores + _WORST)
+    done_scores, best = jax.lax.top_k(
+      jnp.concatenate([state.done_scores, scores], axis=1), self.width
+    )
+    done_tokens, done = _take_beams(
+      (
+        jnp.concatenate([state.done_tokens, tokens], axis=1),
+        jnp.concatenate([state.done, ends], axis=1),
+      ),
+      best,
+    )
+    return _BeamState(
+      position=state.position + 1,
+      live_log_probs=live_log_probs,
+      live_tokens=live_tokens,
+      live_last=live_last,
+      done_scores=done_scores,
+      done_tokens=done_tokens,
+      done=done,
+      cache=self._of_rows(follow, cache),
+    )
+
+  def _penalty(self, length: Array | int) -> Array:
+    """Brevity's."""
+    return jnp.power((5.0 + length) / 6.0, self.alpha)
+
+  def _of_rows(self, f: Callable[[Array], Array], cache: PyTree) -> PyTree:
+    """Maps what the cache has for each row; the position is one for all."""
+    return jax.tree.map(lambda x: x if x.ndim == 0 else f(x), cache)
 
 
 def beam_search(
@@ -296,93 +386,15 @@ def beam_search(
   """
   if num_beams < 1:
     raise InputError(f'num_beams is {num_beams}, expected 1 or more')
-  beam_shape = (batch_size, num_beams)
-  rows = batch_size * num_beams
-
-  def goes_on(state: _BeamState) -> Array:
-    reachable = jnp.max(state.live_log_probs, axis=1) / _brevity_penalty(
-      alpha, max_decode_length
-    )
-    settled = jnp.min(state.done_scores, axis=1) > reachable
-    return (state.position < max_decode_length) & ~jnp.all(settled)
+  beam = _Beam(
+    batch_size, num_beams, max_decode_length, alpha, eos_id, start_id
+  )
 
   def step(state: _BeamState) -> _BeamState:
-    logits, cache = tokens_to_logits(
-      state.live_last.reshape(rows, 1), state.cache
-    )
-    vocab_size = logits.shape[-1]
-    log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
-    log_probs = log_probs.reshape(*beam_shape, vocab_size)
-    log_probs += state.live_log_probs[:, :, None]
-    # With twice the beam, K live candidates remain even if K of them end.
-    top_log_probs, flat = jax.lax.top_k(
-      log_probs.reshape(batch_size, -1), 2 * num_beams
-    )  # [B, 2K]
-    parent, token = flat // vocab_size, flat % vocab_size
-    tokens = _take_beams(state.live_tokens, parent)
-    tokens = jax.lax.dynamic_update_slice(
-      tokens, token[:, :, None], (0, 0, state.position)
-    )
-    ends = token == eos_id
+    last = state.live_last.reshape(-1, 1)
+    return beam.extend(state, *tokens_to_logits(last, state.cache))
 
-    live_log_probs, best = jax.lax.top_k(
-      jnp.where(ends, top_log_probs + _WORST, top_log_probs), num_beams
-    )
-    live_tokens, live_last, parent = _take_beams((tokens, token, parent), best)
-    cache = jax.tree.map(
-      lambda x: (
-        x
-        if x.ndim == 0
-        else _take_beams(x.reshape(*beam_shape, *x.shape[1:]), parent).reshape(
-          x.shape
-        )
-      ),
-      cache,
-    )
-
-    scores = top_log_probs / _brevity_penalty(alpha, state.position + 1)
-    scores = jnp.where(ends, scores, scores + _WORST)
-    done_scores, best = jax.lax.top_k(
-      jnp.concatenate([state.done_scores, scores], axis=1), num_beams
-    )
-    done_tokens, done = _take_beams(
-      (
-        jnp.concatenate([state.done_tokens, tokens], axis=1),
-        jnp.concatenate([state.done, ends], axis=1),
-      ),
-      best,
-    )
-    return _BeamState(
-      position=state.position + 1,
-      live_log_probs=live_log_probs,
-      live_tokens=live_tokens,
-      live_last=live_last,
-      done_scores=done_scores,
-      done_tokens=done_tokens,
-      done=done,
-      cache=cache,
-    )
-
-  cache = jax.tree.map(
-    lambda x: x if x.ndim == 0 else jnp.repeat(x, num_beams, axis=0), cache
-  )
-  # All beams start equal: only the first may be extended at the first step.
-  first = jnp.where(jnp.arange(num_beams) == 0, 0.0, _WORST)
-  empty = jnp.zeros((*beam_shape, max_decode_length), jnp.int32)
-  final = jax.lax.while_loop(
-    goes_on,
-    step,
-    _BeamState(
-      position=jnp.zeros((), jnp.int32),
-      live_log_probs=jnp.broadcast_to(first, beam_shape).astype(jnp.float32),
-      live_tokens=empty,
-      live_last=jnp.full(beam_shape, start_id, jnp.int32),
-      done_scores=jnp.full(beam_shape, _WORST, jnp.float32),
-      done_tokens=empty,
-      done=jnp.zeros(beam_shape, bool),
-      cache=cache,
-    ),
-  )
+  final = jax.lax.while_loop(beam.goes_on, step, beam.first(cache))
   any_done = jnp.any(final.done, axis=1, keepdims=True)
   tokens = jnp.where(any_done[:, :, None], final.done_tokens, final.live_tokens)
   scores = jnp.where(any_done, final.done_scores, final.live_log_probs)
