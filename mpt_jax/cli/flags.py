@@ -68,6 +68,34 @@ def data_dir(tfds: str | None, hub: str | None) -> str | None:
   return tfds if hub is None else f'{HUB}{hub}'
 
 
+def _add_processes(parser: argparse.ArgumentParser, among: bool) -> None:
+  """Adds the flags of one among several processes."""
+  # Elsewhere they are known, so that it can be said that they are not for it.
+  group = parser.add_argument_group(
+    'several processes' if among else None,
+    description='the same command in each, but for --process_index; see'
+    ' docs/gpu.md and docs/tpu.md'
+    if among
+    else None,
+  )
+  group.add_argument(
+    '--multiprocess_gpu',
+    '--multiprocess',
+    action='store_true',
+    help='run as one of several processes, on GPUs, TPUs or CPUs; without the'
+    ' flags below JAX finds the others (TPU pods, Slurm, Open MPI)'
+    if among
+    else argparse.SUPPRESS,
+  )
+  for name, (kind, metavar, help) in PROCESS_FLAGS.items():
+    group.add_argument(
+      f'--{name}',
+      type=kind,
+      metavar=metavar,
+      help=help if among else argparse.SUPPRESS,
+    )
+
+
 def parser(module: str, spoken: str = '') -> argparse.ArgumentParser:
   """Returns the flags that a command takes; those of others are hidden."""
   parser = argparse.ArgumentParser(
@@ -130,31 +158,7 @@ def parser(module: str, spoken: str = '') -> argparse.ArgumentParser:
   parser.add_argument(
     '--debug', action='store_true', help='show the traceback of wrong input'
   )
-  # Elsewhere they are known, so that it can be said that they are not for it.
-  among = module in MULTIPROCESS
-  group = parser.add_argument_group(
-    'several processes' if among else None,
-    description='the same command in each, but for --process_index; see'
-    ' docs/gpu.md and docs/tpu.md'
-    if among
-    else None,
-  )
-  group.add_argument(
-    '--multiprocess_gpu',
-    '--multiprocess',
-    action='store_true',
-    help='run as one of several processes, on GPUs, TPUs or CPUs; without the'
-    ' flags below JAX finds the others (TPU pods, Slurm, Open MPI)'
-    if among
-    else argparse.SUPPRESS,
-  )
-  for name, (kind, metavar, help) in PROCESS_FLAGS.items():
-    group.add_argument(
-      f'--{name}',
-      type=kind,
-      metavar=metavar,
-      help=help if among else argparse.SUPPRESS,
-    )
+  _add_processes(parser, module in MULTIPROCESS)
   return parser
 
 

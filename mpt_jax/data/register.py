@@ -37,6 +37,37 @@ def _add_task_id(dataset: tf.data.Dataset, identity: int) -> tf.data.Dataset:
   return dataset.map(finish, num_parallel_calls=tf.data.AUTOTUNE)
 
 
+def _new_identity(name: str) -> int:
+  """Returns the identity of a task that is not registered yet."""
+  rows.check_name(name)
+  if name in seqio.TaskRegistry.names():
+    raise InputError(
+      f'a task named {name!r} is registered already: call this one otherwise'
+    )
+  identity = rows.task_identity(name)
+  for other in seqio.TaskRegistry.names():
+    if rows.task_identity(other) == identity:
+      raise InputError(
+        f'the tasks {name!r} and {other!r} would share the identity '
+        f'{identity}: choose another name'
+      )
+  return identity
+
+
+def _of_rows(
+  source: Any,
+  splits: Mapping[str, str] | Sequence[str] | None,
+  wording: Wording | None,
+  keep: Sequence[str],
+  columns: Mapping[str, str],
+) -> seqio.DataSource:
+  """The data source of files or of a function; see `register_task`."""
+  fields = wording.fields if wording is not None else ()
+  wanted = [*fields, *(k for k in keep if k not in ('idx', 'id'))]
+  words = wording.labels if wording is not None else None
+  return make_source(source, splits, wanted, columns, words)
+
+
 def register_task(
   name: str,
   source: seqio.DataSource
@@ -110,18 +141,7 @@ def register_task(
       same identity, if a label word is empty or occurs twice, or if a
       template or the source is not understood.
   """
-  rows.check_name(name)
-  if name in seqio.TaskRegistry.names():
-    raise InputError(
-      f'a task named {name!r} is registered already: call this one otherwise'
-    )
-  identity = rows.task_identity(name)
-  for other in seqio.TaskRegistry.names():
-    if rows.task_identity(other) == identity:
-      raise InputError(
-        f'the tasks {name!r} and {other!r} would share the identity '
-        f'{identity}: choose another name'
-      )
+  identity = _new_identity(name)
   steps = list(preprocessors)
   wording: Wording | None = None
   if inputs is not None:
@@ -146,10 +166,7 @@ def register_task(
     if isinstance(source, str) and _TFDS_NAME.fullmatch(source):
       source = TfdsSource(source, splits)
     else:
-      fields = wording.fields if wording is not None else ()
-      wanted = [*fields, *(k for k in keep if k not in ('idx', 'id'))]
-      words = wording.labels if wording is not None else None
-      source = make_source(source, splits, wanted, renamed, words)
+      source = _of_rows(source, splits, wording, keep, renamed)
       renamed = {}
   if wording is not None:
     steps.append(
