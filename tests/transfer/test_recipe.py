@@ -1,8 +1,6 @@
 """The recipe of an encoder and a T5, both ways, by its one command."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -27,6 +25,7 @@ from mpt_jax.transfer import (  # noqa: E402
   whole,
 )
 from mpt_jax.types import InputError  # noqa: E402
+from tests.helpers import children  # noqa: E402
 
 ENCODER, T5 = 'demo-roberta', 'demo-small'
 SHORT = {
@@ -35,7 +34,7 @@ SHORT = {
   'KEY_STEP': 2,
   'EVAL_EXAMPLES': 12,
   'SOURCE_TASKS': ['sst2', 'imdb', 'rte'],
-  'WORKERS': 2,
+  'WORKERS': 1,
 }
 OPTIONS = {
   'project': {
@@ -51,15 +50,13 @@ OPTIONS = {
 
 def _run(folder, **macros):
   given = {**SHORT, 'MODEL_DIR': str(folder), **macros}
-  return subprocess.run(
+  return children.run(
     [
-      *(sys.executable, '-m', 'mpt_jax.transfer', 'all'),
+      *('-m', 'mpt_jax.transfer', 'all'),
       '--gin_file=gin_configs/runs/demo_roberta.gin',
       *(f'--gin.{name}={value!r}' for name, value in given.items()),
     ],
-    capture_output=True,
-    text=True,
-    check=False,
+    timeout=900,
   )
 
 
