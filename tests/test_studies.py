@@ -6,7 +6,7 @@ import pathlib
 import gin
 import pytest
 
-from mpt_jax import cli, methods, t5
+from mpt_jax import backbones, cli, methods, t5
 from mpt_jax.cli import reader
 from mpt_jax.study import arms, forecast, rates, steps
 from mpt_jax.study.workers import STEP
@@ -157,15 +157,19 @@ def test_no_worker_waits_less_than_the_longest_chain():
     assert forecast._hours(seconds, left, several) == want
 
 
-def test_flops_of_a_step_are_as_measured():
-  """XLA's count of a step of T5-base: 8 x (128 + 100) inputs, 8 targets."""
-  lengths = {'inputs': 228, 'targets': 8}
+@pytest.mark.parametrize(
+  ('name', 'targets', 'measured'),
+  [('t5_base', 8, 674.59e9), ('roberta_base', 2, 672.78e9)],
+)
+def test_flops_of_a_step_are_as_measured(name, targets, measured):
+  """XLA's count of a step: 8 x (128 + 100) inputs, and targets or words."""
+  lengths = {'inputs': 228, 'targets': targets}
   step = steps.Step(
     *('a', 'train', (), {'TASK_FEATURE_LENGTHS': lengths}),
     labels={'stage': 'teacher'},
   )
-  flops = 8 * forecast._flops(t5.get_config('t5_base'), step)
-  assert flops == pytest.approx(674.59e9, rel=0.2)
+  flops = 8 * forecast._flops(backbones.get_config(name), step)
+  assert flops == pytest.approx(measured, rel=0.2)
 
 
 @pytest.mark.parametrize(

@@ -249,10 +249,13 @@ def _flops(config: backbones.Config, step: Step) -> float:
     attention + mlp + 2 * width * inner + 2 * (targets + inputs) * inner
   )
   decoder += inputs * 2 * width * inner  # Keys and values of the inputs.
+  # Else a layer at the mask, and a few words.
+  generates = backbones.family(config).generates
+  scores = targets * config.vocab_size if generates else width
   forward = 2 * (
     config.num_encoder_layers * encoder
     + config.num_decoder_layers * decoder
-    + targets * width * config.vocab_size
+    + width * scores
   )
   whole = step.entry == 'train' and _arm(step).product == BACKBONE
   return forward * (3 if whole else 2)
