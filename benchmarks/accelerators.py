@@ -29,19 +29,39 @@ from mpt_jax.engine import partitioning
 
 
 class Chip(NamedTuple):
-  """A chip: a topology of four, and its peaks by Google Cloud's pages."""
+  """A chip, and its peaks by the pages of who makes it."""
 
-  topology: str
-  teraflops: float  # bfloat16
+  kind: str  # What JAX calls it.
+  teraflops: float  # bfloat16, dense
   gigabytes_a_second: float
   gigabytes: float
+  topology: str = ''  # Of four, to compile for.
+
+  def bound(self, flops: float, moved: float) -> tuple[float, str]:
+    """The least seconds for operations and bytes, and which bounds them."""
+    operations = flops / (self.teraflops * 1e12)
+    transfers = moved / (self.gigabytes_a_second * 1e9)
+    by = 'operations' if operations > transfers else 'bytes'
+    return max(operations, transfers), by
 
 
 CHIPS = {
-  'v5e': Chip('v5e:2x2', 197, 819, 16),
-  'v5p': Chip('v5p:2x2x1', 459, 2765, 95),
-  'v6e': Chip('v6e:2x2', 918, 1640, 32),
+  'v5e': Chip('TPU v5 lite', 197, 819, 16, 'v5e:2x2'),
+  'v5p': Chip('TPU v5', 459, 2765, 95, 'v5p:2x2x1'),
+  'v6e': Chip('TPU v6 lite', 918, 1640, 32, 'v6e:2x2'),
+  'a100': Chip('NVIDIA A100-SXM4-80GB', 312, 2039, 80),
+  'h100': Chip('NVIDIA H100 80GB HBM3', 989, 3350, 80),
+  'h200': Chip('NVIDIA H200', 989, 4800, 141),
+  'l4': Chip('NVIDIA L4', 121, 300, 24),
 }
+TPUS = tuple(name for name, chip in CHIPS.items() if chip.topology)
+
+
+def chip_of(device: jax.Device) -> Chip | None:
+  """The chip that a device is; None if it is not in the table."""
+  return next((c for c in CHIPS.values() if device.device_kind == c.kind), None)
+
+
 MODELS = (
   't5_1_1_small',
   't5_1_1_base',
@@ -91,9 +111,7 @@ def measure(setting: memory.Setting, chip: Chip) -> dict[str, Any]:
 
 def row(model: str, method: str, name: str, found: dict[str, Any]) -> str:
   """A line of the table."""
-  chip = CHIPS[name]
-  operations = found['flops'] / (chip.teraflops * 1e12)
-  moved = found['bytes'] / (chip.gigabytes_a_second * 1e9)
+  seconds, by = CHIPS[name].bound(found['flops'], found['bytes'])
   cells = (
     model,
     method,
@@ -101,9 +119,9 @@ def row(model: str, method: str, name: str, found: dict[str, Any]) -> str:
     f'{found["needs"] / 1e9:.1f}',
     f'{found["flops"] / 1e12:.2f}',
     f'{found["bytes"] / 1e9:.0f}',
-    'operations' if operations > moved else 'bytes',
-    f'{1e3 * max(operations, moved):.0f}',
-    f'{found["batch"] / max(operations, moved):,.0f}',
+    by,
+    f'{1e3 * seconds:.0f}',
+    f'{found["batch"] / seconds:,.0f}',
   )
   return f'| {" | ".join(cells)} |'
 
@@ -128,7 +146,7 @@ def main() -> None:
   )
   parser.add_argument('--models', default=','.join(MODELS))
   parser.add_argument('--methods', default='all', help='of them on T5-base')
-  parser.add_argument('--chips', default=','.join(CHIPS))
+  parser.add_argument('--chips', default=','.join(TPUS))
   parser.add_argument('--batch', type=int, default=32)
   parser.add_argument('--output', help='JSON file that keeps what was found')
   flags = parser.parse_args()

@@ -8,8 +8,9 @@ r"""One training step of mpt_jax on random weights, as the trainer runs it.
 
 Prints one line of JSON: seconds and CPU seconds a step, examples and tokens
 (without prompts and padding) a second, seconds to compile, peak memory, XLA's
-scratch memory and its own count of floating-point operations. Needs the core's
-packages only: no TensorFlow.
+scratch memory and its own count of floating-point operations and of bytes; in
+bfloat16 on a known accelerator the least seconds that these allow, and which
+of them does. Needs the core's packages only: no TensorFlow.
 """
 
 import os
@@ -19,7 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks import backbone, measure
+from benchmarks import accelerators, backbone, measure
 from mpt_jax import methods, models
 from mpt_jax.engine import (
   batching,
@@ -229,17 +230,25 @@ def warm_up(system: System, batches: Batches, flags: Any) -> dict[str, float]:
   }
 
 
-def by_xla(system: System, batches: Batches, batch: Any) -> dict[str, Any]:
+def by_xla(
+  system: System, batches: Batches, batch: Any, precision: str
+) -> dict[str, Any]:
   """What XLA says of the step, or the shapes that a batch is cut into."""
   found: dict[str, Any]
   if batches.cutting is None:
     compiled = system.compile(batch)
     scratch = compiled.memory_analysis().temp_size_in_bytes
-    operations = measure.cost(compiled).get('flops', 0.0)
+    cost = measure.cost(compiled)
+    flops, moved = cost.get('flops', 0.0), cost.get('bytes accessed', 0.0)
     found = {
       'scratch_mb': round(scratch / 2**20, 1),
-      'xla_gflop': round(operations / 1e9, 2),
+      'xla_gflop': round(flops / 1e9, 2),
+      'xla_gb': round(moved / 1e9, 2),
     }
+    chip = accelerators.chip_of(jax.devices()[0])
+    if chip and precision == 'bfloat16':
+      seconds, by = chip.bound(flops, moved)
+      found |= {'least_s': round(seconds, 4), 'bound_by': by}
   else:
     found = {
       'part_sizes': batches.sizes,
@@ -281,7 +290,9 @@ def main() -> None:
   again = [(chosen[0],)] * max(3, flags.steps // 2)
   forwards = meter.time(system.forward, again)
   found |= measure.of_training(meter, rows, forwards, counts)
-  measure.report(flags, _TOLD, found | by_xla(system, batches, chosen[0]))
+  measure.report(
+    flags, _TOLD, found | by_xla(system, batches, chosen[0], flags.precision)
+  )
 
 
 if __name__ == '__main__':

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from benchmarks import compare, floor, measure, tables
+from benchmarks import accelerators, compare, floor, measure, tables
 from tests.helpers import quick
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -58,6 +58,7 @@ def test_step(arguments):
   else:
     assert line['scratch_mb'] > 0
     assert line['xla_gflop'] > 0
+    assert line['xla_gb'] > 0
   # Nothing needs TensorFlow: it would take half a gigabyte.
   assert line['rss_after_import_mb'] < 400
 
@@ -69,6 +70,16 @@ def test_decode_and_checkpoint():
   # Prompts and two moments, float32, and what orbax writes beside them.
   assert line['bytes'] > 3 * 4 * (4 * 64 + 6 * (4 + 64))
   assert line['files'] > 0
+
+
+def test_the_least_time_of_a_chip():
+  chip = accelerators.CHIPS['v5e']
+  assert chip.bound(394e12, 819e9) == (2.0, 'operations')
+  assert chip.bound(197e12, 2457e9) == (3.0, 'bytes')
+  found = {'chips': 4, 'needs': 8e9, 'flops': 394e12, 'bytes': 1e9, 'batch': 32}
+  assert accelerators.row('t5_1_1_xl', 'lora', 'v5e', found) == (
+    '| t5_1_1_xl | lora | 4 v5e | 8.0 | 394.00 | 1 | operations | 2000 | 16 |'
+  )
 
 
 def test_operations_of_a_step():
