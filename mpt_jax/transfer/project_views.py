@@ -208,12 +208,17 @@ def _over(rows: Sequence[Found], what: str) -> dict[str, Any] | None:
   if not by_task:
     return None
   values = [statistics.fmean(some) for some in by_task.values()]
-  seeds = [statistics.fmean(some) for some in by_seed.values()]
+  # A prompt of one task alone is no seed of all of them.
+  seeds = [
+    statistics.fmean(some)
+    for some in by_seed.values()
+    if len(some) == len(by_task)
+  ]
   return {
     'mean': statistics.fmean(values),
     'se': stats.standard_error(values),
     'tasks': len(values),
-    'seeds': len(seeds),
+    'seeds': max(len(seeds), 1),
     'seeds_std': statistics.stdev(seeds) if len(seeds) > 1 else None,
   }
 

@@ -201,6 +201,11 @@ def test_three_groups_and_what_is_free(made, backbone, tmp_path, monkeypatch):
     assert group['score']['tasks'] == len(means)
   by = {(g['projector'], g['group']): g for g in told['groups']}
   assert by['moods: task, flat', same]['score']['seeds'] == 2
+  # Each prompt of a way that trains nothing is for one task: no seed of all.
+  assert by['linear', other]['score']['tasks'] == 2
+  assert by['linear', other]['score']['seeds'] == 1
+  assert by['linear', other]['score']['seeds_std'] is None
+  assert by['random', other]['score']['seeds'] == 3
   assert ('linear', trained) in by
   always = [
     g['trained_on'] for g in told['groups'] if 'moods' in g['projector']
