@@ -138,13 +138,17 @@ def test_a_class_of_several_words_answers_with_its_first():
     fillers={'good': [' great', ' superb'], 'bad': [' terrible', ' awful']},
   )
   memory.register({'words': task})
-  prompt = sources.random_prompt((4, 64), 0, 'random')
+  backbone = predictor.load_backbone(ENCODER)
+  # What its pretraining calls the sentiment of a text.
+  [mood] = Vocabulary(demo_folder(ENCODER)).model_ids('mood')
+  table = np.asarray(backbone.params['token_embedder']['embedding'])
+  prompt = sources.SourcePrompt('mood', np.repeat(table[mood][None], 4, 0))
   examples = settings.Examples(
     '', 'test', {'inputs': 24, 'targets': 4}, module=None
   )
   found = {
     readout: scoring.Scorer(
-      predictor.load_backbone(ENCODER), examples, batch_size=4, readout=readout
+      backbone, examples, batch_size=4, readout=readout
     ).score([prompt], ['words'])[0]
     for readout in scoring.READOUTS
   }
