@@ -82,6 +82,28 @@ def test_the_least_time_of_a_chip():
   )
 
 
+def test_the_page_on_tpus_says_what_was_compiled():
+  page = (ROOT / 'docs/tpu.md').read_text()
+  kept = json.loads((ROOT / 'benchmarks/tpu.json').read_text())
+  for key, found in kept.items():
+    size, method, name, _ = key.split()
+    seconds, _ = accelerators.CHIPS[name].bound(found['flops'], found['bytes'])
+    needs, least = f'{found["needs"] / 1e9:.1f}', f'{1e3 * seconds:.0f}'
+    if method == 'multitask':
+      several = f' on each of {found["chips"]}' if found['chips'] > 1 else ''
+      first, cell = size.removeprefix('t5_1_1_'), f'{needs}{several}, {least}'
+    else:
+      first, cell = f'`{method}`', f'{needs} |'
+    [row] = [
+      row
+      for row in page.splitlines()
+      if row.startswith('|')
+      and first in row.split('|')[1].replace(',', ' ').split()
+    ]
+    assert cell in row, key
+    assert least in row, key
+
+
 def test_operations_of_a_step():
   """T5-small, one row of three positions."""
   flags = measure.parser('').parse_args(
