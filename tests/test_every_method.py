@@ -123,6 +123,7 @@ def _plain(name, family=T5):
   return arrays, batch, *_loss_and_gradient(method, arrays, batch, family)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('name', 'family'), EVERYWHERE)
 def test_every_array_acts_and_each_task_has_its_own(name, family):
   """Those of a task alone, on its examples alone, are the same numbers."""
@@ -197,6 +198,7 @@ def test_parts_of_other_lengths_add_up(name, family):
   _close(params_lib.flatten(total), grads, 1e-4, method)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('family', CONFIGS)
 @pytest.mark.parametrize(
   'name', [n for n, m in METHODS.items() if 'merged' in m.formats]
@@ -214,6 +216,7 @@ def test_merged_into_the_backbone_it_is_the_same(name, family):
   np.testing.assert_allclose(found, plain, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('family', CONFIGS)
 @pytest.mark.parametrize('lesson', [models.PromptedModel, models.Distilled])
 def test_packed_equals_one_in_a_row(family, lesson):

@@ -67,6 +67,7 @@ def _with(params, arrays):
   return {**params, 'delta': params_lib.unflatten(arrays)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('way', WAYS)
 def test_a_run_starts_at_the_backbone_bit_by_bit(way):
   method, config = WAYS[way]

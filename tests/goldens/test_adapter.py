@@ -38,6 +38,7 @@ def _theirs(name, adapter):
   return f'{place}.adapters.{adapter}.{_LEAVES[leaf]}'
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('norms', [False, True])
 @pytest.mark.parametrize('golden', ADAPTERS)
 def test_logits_loss_gradients_and_answers(golden, norms):

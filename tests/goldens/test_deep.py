@@ -17,6 +17,7 @@ def _arrays(io, case, start=''):
   return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ('golden', 'case'), goldens.of('deep', goldens.prefixes('logits'))
 )

@@ -121,6 +121,7 @@ def _task_model(golden, case):
   return model, batch, arrays, params, io
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('case', FULL)
 @pytest.mark.parametrize('golden', GOLDENS)
 def test_task_tuning(golden, case):

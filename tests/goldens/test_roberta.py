@@ -117,6 +117,7 @@ def test_prompted_equals(golden, convention):
   close(logits[:, 0], io[f'{convention}_mask_logits'])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('golden', 'convention'), EACH)
 def test_loss_gradient_and_answers_equal(golden, convention):
   data, model, params, batch = _case(golden, convention)

@@ -65,6 +65,7 @@ def test_a_card_calls_the_data_as_the_hub_does():
     assert is_name(task.data_set)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', sorted(datasets.DATASETS))
 def test_texts_are_those_of_tfds(name, write_tfds, write_hub):
   tfds_name = datasets.DATASETS[name].tfds_name

@@ -405,6 +405,7 @@ def _plain(value):
   return value.decode() if isinstance(value, bytes) else value
 
 
+@pytest.mark.slow
 @pytest.mark.data
 @pytest.mark.parametrize('name', MORE)
 def test_official_builders_read_the_data(data_dir, name):

@@ -144,6 +144,7 @@ def made(backbone, tmp_path, monkeypatch):
   return run
 
 
+@pytest.mark.slow
 def test_three_groups_and_what_is_free(made, backbone, tmp_path, monkeypatch):
   rng = np.random.default_rng(0)
   embedding = backbone.params['token_embedder']['embedding']
@@ -242,6 +243,7 @@ def test_three_groups_and_what_is_free(made, backbone, tmp_path, monkeypatch):
   assert cell.score == score
 
 
+@pytest.mark.slow
 def test_stopped_and_repeated(made, tmp_path, monkeypatch):
   whole = made('whole').record
   score = Scorer.score
