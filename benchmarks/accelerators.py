@@ -52,7 +52,6 @@ CHIPS = {
   'a100': Chip('NVIDIA A100-SXM4-80GB', 312, 2039, 80),
   'h100': Chip('NVIDIA H100 80GB HBM3', 989, 3350, 80),
   'h200': Chip('NVIDIA H200', 989, 4800, 141),
-  'l4': Chip('NVIDIA L4', 121, 300, 24),
 }
 TPUS = tuple(name for name, chip in CHIPS.items() if chip.topology)
 

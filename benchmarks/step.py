@@ -77,7 +77,8 @@ class Batches:
 
   Attributes:
     cutting: the shapes of parts; None without --padding=bucket.
-    some: [B, 2] int each, S and T of batches by which they were chosen.
+    some: [B, 2] int each, S and T of batches before those of `next`, by which
+      they were chosen.
     sizes: how many examples a part may have.
   """
 
@@ -98,11 +99,10 @@ class Batches:
       self.sizes = partitioning.part_sizes(flags.batch, mesh, None)
       if flags.part_rows:
         self.sizes = (flags.part_rows,)
-      drawn = measure.examples(flags)
       self.some = [
         np.array(
           [
-            [prompt_length + next(drawn)[0], flags.target_len]
+            [prompt_length + next(self._drawn)[0], flags.target_len]
             for _ in range(flags.batch)
           ]
         )
@@ -173,6 +173,7 @@ class System:
     self._plain: Any = trainer.make_train_step(model, optimizer)
     self._bucketed = trainer.BucketedStep(model, optimizer, flags.target_len)
     self._evaluate = trainer.make_eval_step(model)
+    self.prompt_length = method.prompt_length
     self.trainable = method.num_parameters(config, flags.num_tasks)
 
   @property
@@ -279,7 +280,7 @@ def main() -> None:
     'rss_after_init_mb': measure.rss_mb(),
     'trainable': system.trainable,
   }
-  batches = Batches(flags, learner(flags).prompt_length, mesh)
+  batches = Batches(flags, system.prompt_length, mesh)
   found |= warm_up(system, batches, flags)
   drawn = [batches.next() for _ in range(flags.steps)]
   chosen, counts = zip(*drawn, strict=True)

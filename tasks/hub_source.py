@@ -89,9 +89,10 @@ class HubSplits:
       for path in sorted(glob.glob(os.path.join(glob.escape(folder), pattern)))
     ]
     if not paths:
-      there = sorted(
-        {n.partition('-')[0].partition('.')[0] for n in os.listdir(folder)}
+      files = (
+        n.removeprefix(f'{self._data.cached}-') for n in os.listdir(folder)
       )
+      there = sorted({n.partition('-')[0].partition('.')[0] for n in files})
       raise InputError(
         f'split {split!r} of {self._tfds_name!r} is missing: {folder} has no'
         f' {name}-*.parquet; there is {there}'

@@ -258,9 +258,8 @@ def _said(product: Product) -> str:
   family, base = product.family or 'T5', _code(product.base or '')
   title, tasks = product.method.title, _names(product.tasks)
   if KINDS[product.kind][1] == 'finetune':
-    base = base if product.base else f'A {family}'
-    return f'{base} after {title} for {tasks}: {product.size}'
-  base = f'the frozen {base}' if product.base else f'a frozen {family}'
+    return f'{base or f"A {family}"} after {title} for {tasks}: {product.size}'
+  base = f'the frozen {base}' if base else f'a frozen {family}'
   return f'What {title} has learned for {tasks} on {base}: {product.size}'
 
 

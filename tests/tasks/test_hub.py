@@ -291,6 +291,8 @@ def test_the_cache_of_datasets(write_hub, tmp_path, shards):
     os.remove(folder / f'glue-train-00001-of-0000{shards}.arrow')
     with pytest.raises(InputError, match='is incomplete: .* has 2 of 3 files'):
       data.check_data('mrpc', 'train')
+  with pytest.raises(InputError, match=r"there is \[.*'train', 'validation'\]"):
+    found.count('test')
   (folder.parent / 'cafe').mkdir()
   with pytest.raises(InputError, match='nyu-mll/glue is 2 times in --hf_data'):
     data.check_data('mrpc', 'train')
